@@ -1,0 +1,40 @@
+# Everything below makes its own .venv from pinned versions when it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null || echo py311)
+CONSTRAINTS := constraints/$(TAG).txt
+WORKDIR ?= runs/quickstart
+WORKERS ?= $(shell nproc)
+
+.PHONY: quickstart test slow lint format bench
+
+quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
+	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
+
+test: $(VENV)/test  ## the fast tests
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/test  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev  ## formatter, linter, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/bench  ## timings, as ratios to a peer in the same run
+	$(BIN)/python -m pytest -m bench -s tests/benchmarks
+
+$(VENV)/installed: setup.cfg $(CONSTRAINTS)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/test $(VENV)/dev $(VENV)/bench: $(VENV)/%: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$*]'
+	touch $@

@@ -1,0 +1,226 @@
+"""The law of familial models L(N, D, G): strict IsoFLOP sweeps with exits.
+
+Variants:
+  test   seconds on two cores: does every part work
+  cpu    two hours on two cores: 1.5 decades of compute
+  gpu    twenty minutes on one modern GPU: three decades
+  paper  C4, 1e19 to 1e21 FLOPs, on pods
+  rates  base rates over width, depth and horizon: does one serve them all?
+"""
+
+import ml_collections
+
+_ALL_G = (1, 2, 4, 8)
+
+
+def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
+  """Returns a variant's study."""
+  variants = {
+    'test': _test,
+    'cpu': _cpu,
+    'gpu': _gpu,
+    'paper': _paper,
+    'rates': _rates,
+  }
+  if arg not in variants:
+    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  config = _base()
+  variants[arg](config)
+  return config
+
+
+def _base() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(
+    {
+      'title': 'The law of familial models',
+      'data': {'corpus': 'python_source', 'seq_len': 128},
+      'model': {'exit_kind': 'head', 'base_width': 32},
+      'train': {
+        'base_lr': 1.3e-2,
+        'schedule': 'cosine',
+        'weight_decay': 0.1,
+        'weighting': 'uniform',
+        'evaluations': 4,
+        'eval_tokens': 65_536,
+        'keep': 1,
+      },
+      'rules': {
+        'batch_tokens': 512,
+        'at_budget': 1e11,
+        'batch_exponent': 1 / 3,
+        'beta2': 0.99,
+        'warmup': 0.05,
+      },
+      'grid': {
+        'budgets': (),
+        'shapes': (),
+        'granularities': _ALL_G,
+        'shapes_of': (),
+      },
+      'arms': {},
+      'fit': {'delta': 1e-3, 'starts': 512, 'resamples': 2000},
+      # From a first pass of `cpu`; only the plan's power rests on it.
+      'assumed': {
+        'E': 0.6,
+        'A': 30.0,
+        'B': 300.0,
+        'alpha': 0.3,
+        'beta': 0.45,
+        'gamma': 0.033,
+        'noise': 0.005,
+      },
+    }
+  )
+
+
+def _test(config: ml_collections.ConfigDict) -> None:
+  config.title += ' (test)'
+  config.grid.budgets = (1e8, 2e8, 4e8)
+  config.grid.shapes = ((8, 2, 1), (16, 2, 1))
+  config.grid.granularities = (1, 2)
+  config.data.seq_len = 32
+  config.rules.batch_tokens = 128
+  config.rules.at_budget = 1e8
+  config.rules.batch_exponent = 0.0
+  config.train.eval_tokens = 2048
+  config.train.evaluations = 2
+  one = {'budgets': (1e8,), 'shapes': (1,), 'granularities': (2,)}
+  config.arms = {
+    'seed': {**one, 'granularities': (1, 2), 'values': (1,)},
+    'twin': one,
+    'weighting': {**one, 'values': ('final_one', 'linear')},
+    'frozen': {**one, 'values': ('separate',)},
+    'branch': {**one, 'values': ((1, 2),)},
+  }
+  config.fit.starts, config.fit.resamples = 64, 100
+
+
+def _cpu(config: ml_collections.ConfigDict) -> None:
+  config.title += ', 1e11 to 3.2e12 FLOPs on two cores'
+  config.grid.budgets = (1e11, 3.2e11, 1e12, 3.2e12)
+  # Deep enough for eight exits; at each budget the sizes around its optimum.
+  config.grid.shapes = (
+    (8, 8, 1),
+    (12, 8, 1),
+    (16, 8, 1),
+    (24, 8, 2),
+    (32, 8, 2),
+    (48, 8, 3),
+  )
+  config.grid.shapes_of = (
+    (0, 1, 2, 3),
+    (0, 1, 2, 3, 4),
+    (1, 2, 3, 4, 5),
+    (2, 3, 4, 5),
+  )
+  every, middle = (3.2e11,), {'budgets': (3.2e11,), 'shapes': (3,)}
+  config.arms = {
+    'seed': {
+      'budgets': every,
+      'shapes': (2, 4),
+      'granularities': (1, 4),
+      'values': (1, 2),
+    },
+    'twin': {'budgets': every, 'shapes': (2, 4), 'granularities': (2, 4, 8)},
+    'weighting': {
+      **middle,
+      'granularities': (2, 4, 8),
+      'values': ('final_one', 'linear'),
+    },
+    'frozen': {
+      **middle,
+      'granularities': (4,),
+      'values': ('separate', 'branch'),
+    },
+    # Exit 4 with none, one or three exits below it and one to three above.
+    'branch': {
+      **middle,
+      'values': (
+        (2, 4, 8),
+        (1, 2, 4, 8),
+        (1, 2, 3, 4, 8),
+        (4, 6, 8),
+        (4, 6, 7, 8),
+        (4, 5, 6, 7, 8),
+      ),
+    },
+  }
+
+
+def _gpu(config: ml_collections.ConfigDict) -> None:
+  config.title += ', 1e13 to 1e16 FLOPs on one GPU'
+  config.data.corpus = 'python_packages'
+  config.data.seq_len = 512
+  config.model.update(
+    dtype='bfloat16', attention='fused', unroll=False, loss_chunk=0
+  )
+  config.grid.budgets = (1e13, 1e14, 1e15, 1e16)
+  config.grid.shapes = ((128, 8, 2), (256, 8, 4), (384, 12, 6), (512, 16, 8))
+  config.rules.update(
+    batch_tokens=8192, at_budget=1e13, batch_exponent=0.25, beta2=0.97
+  )
+  config.train.eval_tokens = 262_144
+  config.arms = {
+    'seed': {
+      'budgets': (1e14,),
+      'shapes': (0, 1),
+      'granularities': (1, 4),
+      'values': (1, 2),
+    },
+    'twin': {'budgets': (1e14,), 'shapes': (0, 1), 'granularities': (4,)},
+  }
+
+
+def _paper(config: ml_collections.ConfigDict) -> None:
+  config.title += ', 1e19 to 1e21 FLOPs on C4'
+  config.data.update(
+    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
+  )
+  config.model.update(
+    dtype='bfloat16',
+    attention='fused',
+    unroll=False,
+    remat=True,
+    loss_chunk=256,
+    tied=False,
+    base_width=1024,
+  )
+  config.grid.budgets = (1e19, 1e20, 1e21)
+  config.grid.shapes = (
+    (768, 16, 12),
+    (1024, 16, 16),
+    (1536, 24, 12),
+    (2048, 24, 16),
+    (3072, 32, 24),
+    (4096, 32, 32),
+  )
+  config.rules.update(
+    batch_tokens=524_288, at_budget=1e19, beta2=0.95, warmup=0.01
+  )
+  config.train.update(
+    eval_tokens=8_388_608, eval_batch_size=256, checkpoint_seconds=900.0, keep=2
+  )
+  config.arms = {
+    'seed': {
+      'budgets': (1e19,),
+      'shapes': (0, 2),
+      'granularities': (1, 4),
+      'values': (1, 2),
+    },
+    'twin': {'budgets': (1e19, 1e20), 'shapes': (0, 2), 'granularities': (4,)},
+  }
+
+
+def _rates(config: ml_collections.ConfigDict) -> None:
+  config.title = 'Base rates over width, depth and horizon'
+  config.train.evaluations = 1
+  config.grid.budgets, config.grid.granularities = (1e11,), (2,)
+  config.grid.shapes = ((16, 8, 1), (48, 8, 3), (32, 4, 2), (32, 12, 2))
+  config.arms = {
+    'rate': {
+      'budgets': (1e11, 5e11),
+      'shapes': (0, 1, 2, 3),
+      'granularities': (2,),
+      'values': (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+    }
+  }

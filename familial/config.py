@@ -1,0 +1,116 @@
+"""From a config file's ConfigDict to the rooms' frozen dataclasses.
+
+Done once, at the edge: behind it no code sees a ConfigDict. An unknown key, a
+missing one and a value of the wrong type are refused in one line.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import typing
+from typing import Any
+
+from familial import errors
+from familial.data import config as data_config
+from familial.model import config as model_config
+from familial.studies import config as study_config
+from familial.training import config as train_config
+
+
+def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
+  """Returns an IsoFLOP study's config."""
+  values = _plain(config)
+  arms = values.pop('arms', {})
+  sections = {
+    'data': data_config.DataConfig,
+    'rules': study_config.Rules,
+    'grid': study_config.Grid,
+    'fit': study_config.Fit,
+    'assumed': study_config.AssumedLaw,
+  }
+  built = {
+    name: section(cls, values.pop(name, {}), name)
+    for name, cls in sections.items()
+  }
+  built['arms'] = {
+    name: section(study_config.Arm, arm, f'arms.{name}')
+    for name, arm in arms.items()
+  }
+  return section(study_config.StudyConfig, {**values, **built}, '')
+
+
+def run(config: Mapping[str, Any]) -> train_config.RunConfig:
+  """Returns the config of a single run."""
+  values = _plain(config)
+  sections = {
+    'data': data_config.DataConfig,
+    'model': model_config.ModelConfig,
+    'train': train_config.TrainConfig,
+  }
+  built = {
+    name: section(cls, values.pop(name, {}), name)
+    for name, cls in sections.items()
+  }
+  return section(
+    train_config.RunConfig,
+    {'cell': 'run', 'arm': 'single', 'budget': 0.0, **values, **built},
+    '',
+  )
+
+
+def section(cls: Any, values: Mapping[str, Any], name: str) -> Any:
+  """Returns a dataclass built from a section of a config.
+
+  Args:
+    cls: the dataclass; its annotations are checked.
+    values: of its fields; those with a default may be missing.
+    name: of the section, for the errors.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  hints = typing.get_type_hints(cls)
+  prefix = f'{name}.' if name else ''
+  checked = {}
+  for key, value in values.items():
+    if key not in fields:
+      raise errors.UserError(
+        f'{prefix}{key}: unknown key{errors.nearest(key, fields)}'
+      )
+    checked[key] = _check(value, hints[key], prefix + key)
+  for key, field in fields.items():
+    if (
+      key not in checked
+      and field.default is dataclasses.MISSING
+      and field.default_factory is dataclasses.MISSING
+    ):
+      raise errors.UserError(f'{prefix}{key}: is missing')
+  return cls(**checked)
+
+
+def _plain(value: Any) -> Any:
+  """Returns dicts and tuples for ConfigDicts and lists, all the way down."""
+  if hasattr(value, 'items'):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return tuple(_plain(item) for item in value)
+  return value
+
+
+def _check(value: Any, hint: Any, key: str) -> Any:
+  """Returns a value as its annotation has it; ints serve as floats."""
+  origin = typing.get_origin(hint)
+  if origin is tuple:
+    if not isinstance(value, tuple):
+      raise errors.UserError(f'{key}: {value!r} is not a tuple')
+    item = typing.get_args(hint)[0]
+    return tuple(_check(v, item, f'{key}[{i}]') for i, v in enumerate(value))
+  kind = origin or hint
+  if kind is Any or not isinstance(kind, type):
+    return value
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if kind is int and isinstance(value, float) and value.is_integer():
+    return int(value)
+  if not isinstance(value, kind) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    raise errors.UserError(f'{key}: {value!r} is not of type {kind.__name__}')
+  return value

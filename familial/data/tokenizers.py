@@ -1,0 +1,147 @@
+"""Text to tokens and back: bytes, or a byte-level BPE.
+
+Both have a separator, a token that no text contains; it ends every document.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from familial import errors
+
+_SEPARATOR = '<|separator|>'
+# Merges hardly change after this much text, and the trainer counts in memory.
+_TRAINING_BYTES = 2**28
+
+
+class Tokenizer(Protocol):
+  """What the rest of the code asks of a tokenizer."""
+
+  vocab_size: int
+  separator: int
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the tokens of each text, without separators."""
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """Returns the text; separators vanish, broken UTF-8 becomes U+FFFD."""
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [V], the bytes of text that each token stands for."""
+
+
+class Bytes:
+  """One token a byte; 0xFF, which UTF-8 never uses, is the separator."""
+
+  vocab_size = 256
+  separator = 0xFF
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the UTF-8 bytes of each text."""
+    return [np.frombuffer(t.encode('utf-8'), np.uint8) for t in texts]
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """Returns the text; separators vanish, broken UTF-8 becomes U+FFFD."""
+    kept = bytes(int(t) for t in tokens if t != self.separator)
+    return kept.decode('utf-8', errors='replace')
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [V], the bytes of text that each token stands for."""
+    lengths_V = np.ones(self.vocab_size, np.int64)
+    lengths_V[self.separator] = 0
+    return lengths_V
+
+
+class BPE:
+  """A byte-level BPE from a file of the `tokenizers` library."""
+
+  def __init__(self, path: pathlib.Path):
+    import tokenizers
+
+    self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    # A text that spells the separator out is still only text.
+    self._tokenizer.encode_special_tokens = True
+    self.vocab_size: int = self._tokenizer.get_vocab_size()
+    separator = self._tokenizer.token_to_id(_SEPARATOR)
+    if separator is None:
+      raise ValueError(f'it has no token {_SEPARATOR!r}')
+    self.separator: int = separator
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the tokens of each text, without separators."""
+    encodings = self._tokenizer.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+    return [np.asarray(e.ids, np.uint32) for e in encodings]
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """Returns the text; separators vanish, broken UTF-8 becomes U+FFFD."""
+    kept = [int(t) for t in tokens if t != self.separator]
+    return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [V], the bytes of text that each token stands for."""
+    lengths_V = np.zeros(self.vocab_size, np.int64)
+    # In this vocabulary a character of a token stands for one byte.
+    for token, number in self._tokenizer.get_vocab().items():
+      lengths_V[number] = len(token)
+    lengths_V[self.separator] = 0
+    return lengths_V
+
+
+def load(path: str) -> Tokenizer:
+  """Returns the tokenizer of a file, or bytes where the path is ''.
+
+  Raises:
+    UserError: if the file is missing or no byte-level BPE of this library.
+  """
+  if not path:
+    return Bytes()
+  try:
+    return BPE(pathlib.Path(path))
+  except Exception as error:  # The library raises bare Exceptions.
+    line = str(error).splitlines()[0]
+    raise errors.UserError(f'tokenizer_path={path!r}: {line}') from error
+
+
+def train(texts: Iterator[str], vocab_size: int, path: pathlib.Path) -> None:
+  """Trains a byte-level BPE on `texts` and writes it to `path`.
+
+  The vocabulary is the separator, the 256 bytes, and merges by frequency.
+
+  Raises:
+    UserError: if the texts do not give that many merges.
+  """
+  import tokenizers
+
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  level = tokenizers.pre_tokenizers.ByteLevel
+  tokenizer.pre_tokenizer = level(add_prefix_space=False)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  tokenizer.train_from_iterator(
+    _first_bytes(texts),
+    tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[_SEPARATOR],
+      initial_alphabet=level.alphabet(),
+      show_progress=False,
+    ),
+  )
+  if tokenizer.get_vocab_size() != vocab_size:
+    raise errors.UserError(
+      f'vocab_size={vocab_size}: this corpus gives at most '
+      f'{tokenizer.get_vocab_size()} tokens'
+    )
+  tokenizer.save(str(path))
+
+
+def _first_bytes(texts: Iterator[str]) -> Iterator[str]:
+  total = 0
+  for text in texts:
+    total += len(text)
+    if total > _TRAINING_BYTES:
+      return
+    yield text

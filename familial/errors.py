@@ -1,0 +1,18 @@
+"""The one exception that a user should see, and how its texts are made."""
+
+from collections.abc import Iterable
+import difflib
+
+
+class UserError(ValueError):
+  """A mistake in what the user asked: one line naming key, value, allowed."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+  """Returns " (did you mean 'x'?)" for the closest allowed name, or ''."""
+  close = difflib.get_close_matches(name, list(allowed), n=1)
+  return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+class Interrupted(Exception):
+  """A signal asked for a stop; what was under way is saved."""

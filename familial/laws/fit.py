@@ -1,0 +1,322 @@
+"""Fits a law to a table: many starts, one optimum, and how far to trust it.
+
+The objective is the *sum* over rows of Huber(log prediction - log loss; delta)
+in float64. Everything a caller needs to doubt the result is in it: the share of
+starts that found it, the gradient, the conditioning, and which constants the
+data do not pin down.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import itertools
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from familial import errors
+from familial.laws import asymptotics
+from familial.laws import forms
+from familial.laws import solver
+from familial.laws import table as tables
+
+STARTS = 256
+DELTA = 1e-3
+SAME_BASIN = 1e-4  # relative difference of objectives
+_LOW_HIT_RATE = 0.05
+_ILL_CONDITIONED = 1e10
+_IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
+_OTHER_BASINS = 2
+_DISTINCT = 1.05  # ratio of two basins' objectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A fitted law.
+
+  Attributes:
+    form: the law.
+    params: its constants by name.
+    theta: the same as coordinates, [parameters].
+    free: which of them were fitted, bool [parameters].
+    objective: sum of Huber's function of the log residuals.
+    delta: Huber's threshold.
+    starts: how many were run.
+    basin_hit_rate: share of all starts that end within 1e-4 relative of the
+      best objective (or where the residuals are rounding).
+    converged: the polished gradient, as a cosine (solver.Solution.gradient), is
+      below 1e-6.
+    condition_number: of the Gauss-Newton matrix J'J at the optimum, scaled to
+      a unit diagonal, over the coordinates (log A, log B, log E, exponents).
+    identified: False where the asymptotic standard deviation of a coordinate
+      exceeds 1 (a factor e), or no change of the prediction answers to it.
+    flags: what to know before the numbers are believed.
+    rows: how many were fitted.
+    scale: robust standard deviation of the log residuals (scaled MAD).
+    sd: asymptotic standard deviation of each coordinate, clustered by run.
+    inflation: factor of each coordinate's variance over the inverse curvature
+      of the objective: what turns a rise of the objective into a deviance.
+    degrees: runs less fitted parameters, at least 1.
+    aic: 2 k - 2 l, l the likelihood of the density exp(-Huber/tau)/Z(tau) at
+      its best tau, which k counts. Rows count as independent.
+    bic: k log(rows) - 2 l.
+    others: coordinates of the next best basins, [.., parameters].
+    seed: of the choice of starts.
+    seconds: compile, starts.
+  """
+
+  form: forms.Form
+  params: dict[str, float]
+  theta: np.ndarray
+  free: np.ndarray
+  objective: float
+  delta: float
+  starts: int
+  basin_hit_rate: float
+  converged: bool
+  condition_number: float
+  identified: dict[str, bool]
+  flags: tuple[str, ...]
+  rows: int
+  scale: float
+  sd: dict[str, float]
+  inflation: np.ndarray
+  degrees: int
+  aic: float
+  bic: float
+  others: np.ndarray
+  seed: int
+  seconds: dict[str, float]
+
+  def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    """The loss at these columns, one a row."""
+    return self.form.predict(self.params, columns)
+
+
+def fit(
+  form: forms.Form,
+  table: tables.Table,
+  *,
+  delta: float = DELTA,
+  starts: int | np.ndarray = STARTS,
+  seed: int = 0,
+  fixed: Mapping[str, float] | None = None,
+  advance: Callable[[int], Any] = lambda done: None,
+) -> Fit:
+  """The best of many starts, polished.
+
+  Args:
+    form: the law.
+    table: what to fit it to.
+    delta: Huber's threshold on the log residual.
+    starts: how many points of the form's grid to start from, chosen at random
+      (all of them if it has fewer), or their coordinates [n, parameters].
+    seed: of that choice.
+    fixed: parameters that keep a given value.
+    advance: called with the number of starts that have just ended.
+
+  Raises:
+    UserError: on a missing column, too few rows, or a form without any finite
+      prediction.
+  """
+  fixed = dict(fixed or {})
+  free = _free(form, fixed)
+  _check(form, table, int(free.sum()), delta)
+  theta = draw_starts(form, starts, seed)
+  for i, parameter in enumerate(form.parameters):
+    if parameter.name in fixed:
+      value = fixed[parameter.name]
+      theta[:, i] = parameter.transform.to_coordinate(value)
+  # In one order, so that the result does not depend on the order given.
+  theta = theta[np.lexsort(theta.T)]
+  targets, weights = _problem(table)
+  tick = time.monotonic()
+  ends = solver.solve(
+    form, table.columns, theta, targets, weights,
+    delta=delta, free=free, least=1e-5, stall=1e-10, iterations=240,
+    advance=advance,
+  )  # fmt: skip
+  best = int(np.argmin(ends.objective))
+  if not np.isfinite(ends.objective[best]):
+    raise errors.UserError(
+      f'form {form.name!r} gave no finite prediction from any of'
+      f' {len(theta)} starts'
+    )
+  polished = solver.solve(
+    form, table.columns, ends.theta[best : best + 1], targets, weights,
+    delta=delta, free=free, damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
+  )  # fmt: skip
+  objective = float(polished.objective[0])
+  rounding = 1e-20 * table.rows
+  hit = ends.objective <= objective * (1 + SAME_BASIN) + rounding
+  seconds = {
+    'compile': ends.compile_seconds,
+    'starts': time.monotonic() - tick - ends.compile_seconds,
+  }
+  return _describe(
+    form, table, polished, hit, _others(ends, hit), free, delta, seed, seconds
+  )
+
+
+def draw_starts(
+  form: forms.Form, starts: int | np.ndarray, seed: int
+) -> np.ndarray:
+  """Coordinates of points of the form's grid without repeats, [n, parameters]."""
+  if isinstance(starts, np.ndarray):
+    return np.array(starts, np.float64)
+  if starts < 1:
+    raise errors.UserError(f'starts={starts}: at least 1 is needed')
+  sizes = [len(p.grid) for p in form.parameters]
+  total = math.prod(sizes)
+  rng = np.random.default_rng(seed)
+  index = rng.choice(total, min(starts, total), replace=False)
+  places = np.unravel_index(index, sizes)
+  return np.stack(
+    [
+      np.array(p.grid)[place]
+      for p, place in zip(form.parameters, places, strict=True)
+    ],
+    axis=1,
+  )
+
+
+def _free(form: forms.Form, fixed: Mapping[str, float]) -> np.ndarray:
+  for name in fixed:
+    if name not in form.names:
+      raise errors.UserError(
+        f'form {form.name!r} has no parameter {name!r}'
+        f'{errors.nearest(name, form.names)}; it has {", ".join(form.names)}'
+      )
+  return np.array([name not in fixed for name in form.names])
+
+
+def _check(
+  form: forms.Form, table: tables.Table, parameters: int, delta: float
+) -> None:
+  for name in form.columns:
+    if name not in table.columns:
+      near = errors.nearest(name, table.columns)
+      raise errors.UserError(
+        f'form {form.name!r} needs column {name!r}{near}; the table has'
+        f' {", ".join(table.columns)}'
+      )
+  if table.rows <= parameters:
+    raise errors.UserError(
+      f'form {form.name!r} has {parameters} parameters and needs more rows than'
+      f' that; the table has {table.rows}'
+    )
+  if not delta > 0:
+    raise errors.UserError(f'delta={delta}: a number above 0 is needed')
+
+
+def _problem(table: tables.Table) -> tuple[np.ndarray, np.ndarray]:
+  return np.log(table.columns['loss'])[None], np.ones((1, table.rows))
+
+
+def _others(ends: solver.Solution, hit: np.ndarray) -> np.ndarray:
+  """The best points of other basins: where a resample might rather go."""
+  order = np.argsort(ends.objective, kind='stable')
+  order = order[~hit[order] & np.isfinite(ends.objective[order])]
+  chosen: list[int] = []
+  for i in order:
+    last = ends.objective[chosen[-1]] if chosen else ends.objective.min()
+    if ends.objective[i] > last * _DISTINCT:
+      chosen.append(int(i))
+    if len(chosen) == _OTHER_BASINS:
+      break
+  return ends.theta[chosen]
+
+
+def _describe(
+  form: forms.Form,
+  table: tables.Table,
+  polished: solver.Solution,
+  hit: np.ndarray,
+  others: np.ndarray,
+  free: np.ndarray,
+  delta: float,
+  seed: int,
+  seconds: dict[str, float],
+) -> Fit:
+  """Everything about the optimum that does not need another fit."""
+  theta = polished.theta[0]
+  objective = float(polished.objective[0])
+  value, jacobian = solver.evaluate(form, table.columns, polished.theta)
+  residual = value[0] - np.log(table.columns['loss'])
+  jacobian = jacobian[0][:, free]
+  variance, ratio = asymptotics.covariance(
+    jacobian, residual, table.clusters, delta
+  )
+  sd = np.zeros(len(theta))
+  sd[free] = np.sqrt(variance)
+  inflation = np.zeros(len(theta))
+  inflation[free] = ratio
+  names = np.array(form.names)
+  condition, inverse_diagonal = asymptotics.conditioning(jacobian)
+  known = np.ones(len(theta), bool)
+  known[free] = (sd[free] <= _IDENTIFIED_SD) & (inverse_diagonal < 1e12)
+  identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
+  params = {n: float(v) for n, v in form.values(theta).items()}
+  rate = float(hit.mean())
+  parameters = int(free.sum())
+  aic, bic = asymptotics.criteria(objective, table.rows, parameters, delta)
+  return Fit(
+    form=form,
+    params=params,
+    theta=theta,
+    free=free,
+    objective=objective,
+    delta=delta,
+    starts=len(hit),
+    basin_hit_rate=rate,
+    converged=bool(polished.converged[0]),
+    condition_number=condition,
+    identified=identified,
+    flags=(
+      *_flags(form, params, identified, table),
+      *(() if polished.converged[0] else ('not converged',)),
+      *([f'basin hit rate {rate:.1%}'] if rate < _LOW_HIT_RATE else []),
+      *(
+        [f'condition number {condition:.1e}']
+        if not condition < _ILL_CONDITIONED
+        else []
+      ),
+    ),
+    rows=table.rows,
+    scale=asymptotics.robust_scale(residual, parameters),
+    sd=dict(zip(form.names, sd.tolist(), strict=True)),
+    inflation=inflation,
+    degrees=max(len(np.unique(table.run)) - parameters, 1),
+    aic=float(aic),
+    bic=float(bic),
+    others=others,
+    seed=seed,
+    seconds=seconds,
+  )
+
+
+def _flags(
+  form: forms.Form,
+  params: Mapping[str, float],
+  identified: Mapping[str, bool],
+  table: tables.Table,
+) -> list[str]:
+  flags = [
+    f'{n} not identified' for n, known in identified.items() if not known
+  ]
+  for parameter in form.parameters:
+    if parameter.is_decay and params[parameter.name] <= 0:
+      flags.append(f'{parameter.name} is not positive')
+  logs = {}
+  for name in form.columns:
+    values = table.columns[name]
+    if np.ptp(values) == 0:
+      flags.append(f'column {name} takes one value')
+    elif (values > 0).all():
+      logs[name] = np.log(values)
+  for first, second in itertools.combinations(logs, 2):
+    if abs(np.corrcoef(logs[first], logs[second])[0, 1]) > 1 - 1e-6:
+      flags.append(f'columns {first} and {second} are collinear')
+  return flags

@@ -1,0 +1,312 @@
+"""Tables of runs: what a law is fitted to.
+
+Columns are float64 under the literature's symbols: N parameters, D tokens, G
+exits, C FLOPs, loss in nats per token; the rest keep their names. Rows that
+share a `run` are not independent, and are resampled together.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from familial import errors
+from familial.laws import definitions
+
+SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}
+
+_POSITIVE = ('N', 'D', 'G', 'C', 'loss', 'budget', 'flops_per_token')
+_KNOWN = (
+  *SYMBOLS,
+  'loss',
+  'run',
+  'budget',
+  'width',
+  'depth',
+  'layer',
+  'upstream',
+  'downstream',
+  'flops_per_token',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of runs. `filters` says how they were chosen, in words for fit.json."""
+
+  columns: dict[str, np.ndarray]  # each [rows], float64
+  run: np.ndarray  # [rows] str: which rows belong together
+  source: str = ''
+  sha256: str = ''
+  mapping: dict[str, str] = dataclasses.field(default_factory=dict)
+  filters: dict[str, Any] = dataclasses.field(default_factory=dict)
+  dropped: int = 0
+
+  def __post_init__(self) -> None:
+    if 'loss' not in self.columns:
+      raise errors.UserError(
+        f'a table needs a column loss; it has {", ".join(self.columns)}'
+      )
+    for name, values in self.columns.items():
+      _check_column(name, values, self.source)
+    if not self.rows:
+      raise errors.UserError(
+        f'no row is left to fit in {self.source or "the table"}'
+        f' ({self.dropped} dropped)'
+      )
+
+  @property
+  def rows(self) -> int:
+    """How many."""
+    return len(self.run)
+
+  @property
+  def unit(self) -> str:
+    """What the bootstrap resamples: run, or row where every run has one."""
+    return 'run' if len(np.unique(self.run)) < self.rows else 'row'
+
+  @property
+  def clusters(self) -> np.ndarray:
+    """The number of each row's run, 0 .. runs - 1, [rows]."""
+    return np.unique(self.run, return_inverse=True)[1]
+
+  def take(self, keep: np.ndarray, **filters: Any) -> 'Table':
+    """The rows where `keep` (bool or indices), with a note of why."""
+    run = self.run[keep]
+    return dataclasses.replace(
+      self,
+      columns={name: values[keep] for name, values in self.columns.items()},
+      run=run,
+      filters={**self.filters, **filters},
+      dropped=self.dropped + max(0, self.rows - len(run)),
+    )
+
+  def drop_highest(self, count: int) -> 'Table':
+    """Without the rows whose loss is not below the count-th highest."""
+    if not 0 <= count < self.rows:
+      raise errors.UserError(
+        f'drop_highest={count}: allowed is 0 to {self.rows - 1}'
+      )
+    if not count:
+      return self
+    loss = self.columns['loss']
+    return self.take(loss < np.sort(loss)[-count], drop_highest=count)
+
+
+def from_rows(
+  rows: Iterable[Mapping[str, Any]],
+  loss: str = 'final',
+  rows_used: str = 'last',
+  arms: Sequence[str] = definitions.ARMS,
+  mix_corpora: bool = False,
+  source: str = '',
+  sha256: str = '',
+) -> Table:
+  """The table of one loss definition, from the rows that training writes.
+
+  mean: a run's loss is the mean over its exits, N the whole backbone's params;
+  final: the last exit's loss, N likewise; exit: one row an exit, N the exit's
+  own params and D = tokens_dense, what a dense model of the exit's shape would
+  get for the run's FLOPs. N is without embeddings throughout.
+
+  Args:
+    rows: evaluation rows, one an exit.
+    loss: mean, final or exit.
+    rows_used: last, the last evaluation of each finished run; all, every one.
+    arms: the arms of a study that count; rows without an arm always do.
+    mix_corpora: allows rows of several corpora in one table.
+    source: where they are from, for errors and fit.json.
+    sha256: hash of what was read.
+
+  Raises:
+    UserError: on an unknown option, a missing field, corpora that mix, or
+      nothing left.
+  """
+  records, dropped = definitions.records(
+    rows, loss, rows_used, arms, mix_corpora
+  )
+  names = [
+    name
+    for name in (records[0] if records else ('loss',))
+    if name != 'run' and all(r.get(name) is not None for r in records)
+  ]
+  filters: dict[str, Any] = {'rows': rows_used, 'arms': list(arms)}
+  return Table(
+    {n: np.array([r[n] for r in records], np.float64) for n in names},
+    np.array([str(r['run']) for r in records]),
+    source=source,
+    sha256=sha256,
+    filters=filters,
+    dropped=dropped,
+  )
+
+
+def read(
+  path: str | pathlib.Path,
+  columns: Mapping[str, str] | None = None,
+  *,
+  loss: str = 'final',
+  rows_used: str = 'last',
+  arms: Sequence[str] = definitions.ARMS,
+  mix_corpora: bool = False,
+  drop_highest: int = 0,
+) -> Table:
+  """A table from a CSV or JSONL file, or from a folder of this project's runs.
+
+  Args:
+    path: the file, or a folder with metrics.jsonl files anywhere below it.
+    columns: for a file, our name -> the file's; ours are params (or N), tokens
+      (D), exits (G), flops (C), loss, run, budget, width, depth, layer,
+      upstream, downstream, flops_per_token. What is not mapped is looked for
+      under its own name. Where there are FLOPs and no tokens, D = C / (6 N).
+    loss: as in from_rows; for runs of this project only.
+    rows_used: likewise.
+    arms: likewise.
+    mix_corpora: likewise.
+    drop_highest: leaves out this many rows of the highest loss.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise errors.UserError(f'table {str(path)!r} does not exist')
+  files = sorted(path.rglob('metrics.jsonl')) if path.is_dir() else [path]
+  if not files:
+    raise errors.UserError(f'no metrics.jsonl lies below {str(path)!r}')
+  contents = [file.read_bytes() for file in files]
+  sha256 = hashlib.sha256(b''.join(contents)).hexdigest()
+  if path.suffix == '.csv':
+    records: list[dict[str, Any]] = list(
+      csv.DictReader(contents[0].decode('utf-8-sig').splitlines())
+    )
+  elif path.is_dir() or path.suffix in ('.jsonl', '.json'):
+    records = [
+      record
+      for file, content in zip(files, contents, strict=True)
+      for record in _json_lines(content, file)
+    ]
+  else:
+    raise errors.UserError(
+      f'table {str(path)!r}: allowed are .csv, .jsonl and folders of runs'
+    )
+  if not records:
+    raise errors.UserError(f'table {str(path)!r} has no rows')
+  if not columns and {'run', 'exit', 'params_full'} <= set(records[0]):
+    table = from_rows(
+      records, loss, rows_used, arms, mix_corpora, str(path), sha256
+    )
+  else:
+    table = _from_records(records, columns or {}, str(path), sha256)
+  return table.drop_highest(drop_highest)
+
+
+def _check_column(name: str, values: np.ndarray, source: str) -> None:
+  bad = ~np.isfinite(values)
+  wanted = 'a finite number'
+  if name in _POSITIVE:
+    bad |= values <= 0
+    wanted = 'a finite number above 0'
+  if bad.any():
+    row = int(np.flatnonzero(bad)[0])
+    raise errors.UserError(
+      f'column {name!r} of {source or "the table"} is {values[row]} in row'
+      f' {row + 1}; {wanted} is needed'
+    )
+
+
+def _json_lines(content: bytes, file: pathlib.Path) -> list[dict[str, Any]]:
+  """Parses JSON lines; a last line that was cut off while written is skipped."""
+  lines = content.decode('utf-8', errors='replace').split('\n')
+  records = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as error:
+      if number == len(lines):
+        break
+      raise errors.UserError(
+        f'{file} line {number} is not JSON: {error.msg}'
+      ) from error
+    if not isinstance(record, dict):
+      raise errors.UserError(f'{file} line {number} is not a JSON object')
+    records.append(record)
+  return records
+
+
+def _from_records(
+  records: Sequence[Mapping[str, Any]],
+  columns: Mapping[str, str],
+  source: str,
+  sha256: str,
+) -> Table:
+  header = list(records[0])
+  mapping = _mapping(columns, header, source)
+  arrays = {
+    SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
+    for ours, theirs in mapping.items()
+    if ours != 'run'
+  }
+  filters: dict[str, Any] = {}
+  if 'D' not in arrays and {'N', 'C'} <= set(arrays):
+    for name in ('N', 'C'):
+      _check_column(name, arrays[name], source)
+    arrays['D'] = arrays['C'] / (6 * arrays['N'])
+    filters['tokens'] = 'flops / (6 params)'
+  if 'run' in mapping:
+    run = np.array([str(record.get(mapping['run'])) for record in records])
+  else:
+    run = np.array([str(i) for i in range(len(records))])
+  return Table(arrays, run, source, sha256, dict(mapping), filters)
+
+
+def _mapping(
+  columns: Mapping[str, str], header: Sequence[str], source: str
+) -> dict[str, str]:
+  """Our name -> theirs: what was asked, then what goes by its own name."""
+  long_names = {symbol: name for name, symbol in SYMBOLS.items()}
+  mapping = {}
+  for ours, theirs in columns.items():
+    name = long_names.get(ours, ours)
+    if name not in _KNOWN:
+      raise errors.UserError(
+        f'column {ours!r} is unknown{errors.nearest(ours, _KNOWN)}; allowed'
+        f' are {", ".join(_KNOWN)}'
+      )
+    if theirs not in header:
+      raise errors.UserError(
+        f'{source} has no column {theirs!r} for {ours}'
+        f'{errors.nearest(theirs, header)}; it has {", ".join(header)}'
+      )
+    mapping[name] = theirs
+  for name in _KNOWN:
+    for theirs in (name, SYMBOLS.get(name, name)):
+      if name not in mapping and theirs in header:
+        mapping[name] = theirs
+  if 'loss' not in mapping:
+    raise errors.UserError(
+      f'{source} has no column loss{errors.nearest("loss", header)}; map one of'
+      f' {", ".join(header)}'
+    )
+  return mapping
+
+
+def _numbers(
+  records: Sequence[Mapping[str, Any]], name: str, source: str
+) -> np.ndarray:
+  values = np.empty(len(records))
+  for i, record in enumerate(records):
+    try:
+      values[i] = float(record[name])
+    except (KeyError, TypeError, ValueError):
+      raise errors.UserError(
+        f'column {name!r} of {source} is {record.get(name)!r} in row {i + 1};'
+        ' a number is needed'
+      ) from None
+  return values

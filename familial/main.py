@@ -1,0 +1,257 @@
+"""The `familial` command: subcommands and flags, no logic."""
+
+from collections.abc import Callable
+import dataclasses
+import sys
+
+from absl import flags
+
+from familial import errors
+
+_CONFIG = (
+  'config',
+  'experiments/quickstart.py',
+  'Python file with a '
+  'get_config(arg), as FILE.py or FILE.py:VARIANT; single values are '
+  'overridden by --config.key=value.',
+)
+_WORKDIR = ('workdir', None, 'Folder of the study or run; made if missing.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A subcommand.
+
+  Attributes:
+    help: one line.
+    define: declares its flags.
+    run: takes the parsed flags, returns the summary line.
+  """
+
+  help: str
+  define: Callable[[flags.FlagValues], None]
+  run: Callable[[flags.FlagValues], str]
+
+
+def main() -> None:
+  """Runs the command of `sys.argv` and exits with its status."""
+  sys.exit(_main(sys.argv))
+
+
+def _main(argv: list[str]) -> int:
+  name = argv[1] if len(argv) > 1 else '--help'
+  if name in ('--help', '-h', 'help', '--helpshort', '--helpfull'):
+    print(_usage())
+    return 0
+  try:
+    if name not in COMMANDS:
+      raise errors.UserError(
+        f'{name}: not a command; one of '
+        f'{", ".join(COMMANDS)}'
+        f'{errors.nearest(name, COMMANDS)}'
+      )
+    command = COMMANDS[name]
+    values = flags.FlagValues()
+    command.define(values)
+    flags.DEFINE_bool(
+      'help', False, 'Show this text.', short_name='h', flag_values=values
+    )
+    rest = _parse(values, argv[:1] + argv[2:])
+    if values.help:
+      print(f'familial {name}: {command.help}\n{values.get_help()}')
+      return 0
+    if rest:
+      raise errors.UserError(f'{rest[0]}: familial {name} takes flags only')
+    print(command.run(values))
+    return 0
+  except errors.UserError as error:
+    print(f'familial: {error}', file=sys.stderr)
+    return 2
+  except errors.Interrupted as error:
+    print(f'familial: {error}', file=sys.stderr)
+    return 130
+  except OSError as error:
+    print(
+      f'familial: {error.filename or ""}: {error.strerror or error}',
+      file=sys.stderr,
+    )
+    return 2
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+  """Parses flags; whatever goes wrong in them or in the config is one line."""
+  try:
+    return values(argv, known_only=False)[1:]
+  except errors.UserError:
+    raise
+  except flags.Error as error:
+    raise errors.UserError(str(error)) from None
+  except Exception as error:  # A config file is anyone's code.
+    text = ' '.join(str(error).split())
+    raise errors.UserError(
+      f'--config: {type(error).__name__}: {text}'
+    ) from None
+
+
+def _usage() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [
+    f'  {name:<{width}}  {command.help}' for name, command in COMMANDS.items()
+  ]
+  return (
+    'usage: familial COMMAND [--flags]\n\n'
+    + '\n'.join(lines)
+    + '\n\nfamilial COMMAND --help lists its flags.'
+  )
+
+
+def _define_config(values: flags.FlagValues) -> None:
+  from ml_collections import config_flags
+
+  config_flags.DEFINE_config_file(
+    *_CONFIG, lock_config=True, flag_values=values
+  )
+
+
+def _define_workdir(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(*_WORKDIR, required=True, flag_values=values)
+
+
+def _define_run(values: flags.FlagValues) -> None:
+  _define_config(values)
+  _define_workdir(values)
+  flags.DEFINE_integer(
+    'workers',
+    1,
+    'Processes that train cells side by side on this host, '
+    'each on its share of the cores.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'plan_only', False, 'Stop after the plan.', flag_values=values
+  )
+  _define_tensorboard(values)
+
+
+def _define_train(values: flags.FlagValues) -> None:
+  _define_config(values)
+  _define_workdir(values)
+  _define_tensorboard(values)
+
+
+def _define_tensorboard(values: flags.FlagValues) -> None:
+  flags.DEFINE_bool(
+    'tensorboard',
+    False,
+    "Write TensorBoard events too; needs the extra 'tensorboard'.",
+    flag_values=values,
+  )
+
+
+def _define_fit(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    'table',
+    None,
+    "CSV or JSONL of runs, or a folder of this project's runs.",
+    required=True,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'columns',
+    '',
+    'Column mapping of a foreign table, '
+    "'params=Model Size,flops=Training FLOP,loss=loss'.",
+    flag_values=values,
+  )
+  flags.DEFINE_multi_string(
+    'form',
+    ['familial_total'],
+    'Law to fit; may be repeated.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'loss',
+    'final',
+    ['mean', 'final', 'exit'],
+    'Which loss of a familial run.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'rows', 'last', ['last', 'all'], 'Evaluations used.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'drop_highest',
+    0,
+    'Rows of highest loss left out.',
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'delta', 1e-3, 'Of the Huber loss on log loss.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'starts', 256, 'Of the multi-start.', lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'resamples',
+    1000,
+    'Of the bootstrap; 0 for none.',
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'cluster',
+    'run',
+    'Column whose equal values the bootstrap keeps together.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer('seed', 0, 'Of the bootstrap.', flag_values=values)
+  flags.DEFINE_string(
+    'out', None, 'Folder of the result.', required=True, flag_values=values
+  )
+
+
+def _run(values: flags.FlagValues) -> str:
+  from familial import config
+  from familial.studies import isoflop
+
+  return isoflop.run(
+    config.study(values.config),
+    values.workdir,
+    workers=values.workers,
+    plan_only=values.plan_only,
+    tensorboard=values.tensorboard,
+  )
+
+
+def _train(values: flags.FlagValues) -> str:
+  from familial import config
+  from familial.training import loop
+
+  run = config.run(values.config)
+  return f'{loop.run(run, values.workdir, tensorboard=values.tensorboard)}'
+
+
+def _fit(values: flags.FlagValues) -> str:
+  raise NotImplementedError
+
+
+def _report(values: flags.FlagValues) -> str:
+  from familial.report import page
+
+  return f'wrote {page.write(values.workdir)}'
+
+
+COMMANDS: dict[str, Command] = {
+  'run': Command(
+    'a whole study: plan, train, fit, report; resumable', _define_run, _run
+  ),
+  'train': Command('one run', _define_train, _train),
+  'fit': Command(
+    'a law from a table of runs, with intervals', _define_fit, _fit
+  ),
+  'report': Command(
+    'figures and one HTML page of a study', _define_workdir, _report
+  ),
+}

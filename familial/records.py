@@ -1,0 +1,218 @@
+"""Run folders and their rows: the contract between training and the rest.
+
+A run folder holds `config.json` (what was asked), `lineage.json` (what it
+started from), `metrics.jsonl` (one row per exit and evaluation) and
+`progress.jsonl` (training loss and speed, which no result depends on). Rows
+hold no clock, so an undisturbed run and a resumed one write the same bytes.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from familial import errors
+from familial import flops as flops_lib
+
+SCHEMA = 1
+ROWS = 'metrics.jsonl'
+PROGRESS = 'progress.jsonl'
+Row = dict[str, Any]
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes JSON at once: a reader sees the old file or the new one."""
+  write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes a text file at once."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    with open(temporary, 'w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Returns a JSON file's value; a damaged one is a UserError."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except ValueError as error:
+    raise errors.UserError(f'{path}: not valid JSON ({error})') from None
+
+
+def open_run(
+  folder: str | os.PathLike[str], config: Any, lineage: Row | None = None
+) -> pathlib.Path:
+  """Makes a run folder, or opens the one of this very config.
+
+  Args:
+    folder: of the run.
+    config: a dataclass; compared with what the folder was made for.
+    lineage: parent run and inherited FLOPs; None for a run from scratch.
+  """
+  folder = pathlib.Path(folder)
+  asked = json.loads(
+    json.dumps({'schema': SCHEMA, **dataclasses.asdict(config)})
+  )
+  path = folder / 'config.json'
+  if path.exists():
+    known = read_json(path)
+    if known.get('schema') != SCHEMA:
+      raise errors.UserError(
+        f'{path}: schema {known.get("schema")} is not '
+        f'{SCHEMA}, the one this version writes'
+      )
+    for key, was, now in _differences(known, asked):
+      raise errors.UserError(
+        f'{folder} was made with {key} = {was!r}, not {now!r}; use another '
+        'workdir, or that value'
+      )
+    return folder
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json(
+    folder / 'lineage.json',
+    lineage or {'parent': None, 'expansion': None, 'inherited_flops': 0},
+  )
+  write_json(path, asked)
+  return folder
+
+
+def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
+  """Appends rows to a JSONL file in one write."""
+  lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
+  with open(path, 'a', encoding='utf-8') as file:
+    file.write(lines)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read(path: str | os.PathLike[str]) -> list[Row]:
+  """Returns a JSONL file's whole rows; a half-written last one is left out."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      if line:
+        rows.append(json.loads(line))
+    except ValueError:
+      if number < len(lines):  # The last line has no newline behind it.
+        raise errors.UserError(f'{path}:{number}: not valid JSON') from None
+  return rows
+
+
+def truncate(path: str | os.PathLike[str], step: int) -> None:
+  """Drops rows after a step: a run resumes there and writes them again."""
+  kept = [row for row in read(path) if row['step'] <= step]
+  write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
+
+
+def status(folder: str | os.PathLike[str]) -> str:
+  """Returns `finished`, `diverged`, `running`, or `new` for a run folder."""
+  rows = read(pathlib.Path(folder) / ROWS)
+  return rows[-1]['status'] if rows else 'new'
+
+
+def rows_of(workdir: str | os.PathLike[str]) -> Iterator[Row]:
+  """Yields the rows of every run below a folder, by path."""
+  for path in sorted(pathlib.Path(workdir).rglob(ROWS)):
+    yield from read(path)
+
+
+def evaluation_rows(
+  config: Any,
+  run: str,
+  fingerprint: str,
+  step: int,
+  inherited: float,
+  epochs: float,
+  losses: Iterable[float] | None,
+  bytes_per_token: float,
+  status: str,
+) -> list[Row]:  # pylint: disable=redefined-outer-name
+  """Returns the rows of one evaluation, one per exit.
+
+  Args:
+    config: the RunConfig.
+    run: the run folder's name.
+    fingerprint: of the corpus.
+    step: steps done.
+    inherited: FLOPs of the runs that this one started from.
+    epochs: passes over the training tokens so far.
+    losses: held-out nats per token by exit; None where the run diverged.
+    bytes_per_token: of the held-out tokens.
+    status: `running`, `finished` or `diverged`.
+  """
+  model, train, seq_len = config.model, config.train, config.data.seq_len
+  batch_tokens = train.batch_size * seq_len
+  tokens = step * batch_tokens
+  flops = inherited + tokens * flops_lib.train(model, seq_len, train.trained)
+  weights = train.exit_weights(model.exits)
+  count = model.granularity
+  values = [None] * count if losses is None else list(losses)
+  return [
+    {
+      'schema': SCHEMA,
+      'run': run,
+      'cell': config.cell,
+      'arm': config.arm,
+      'budget': config.budget,
+      'step': step,
+      'tokens': tokens,
+      'epochs': epochs,
+      'flops': flops,
+      'flops_6nd': flops_lib.six_nd(model, tokens),
+      'exit': exit_,
+      'exits': count,
+      'exit_layers': list(model.exits),
+      'layer': model.exits[exit_ - 1],
+      'exit_kind': model.kind_of(exit_),
+      'params': flops_lib.params(model, exit_),
+      'params_embedding': flops_lib.params_embedding(model, exit_),
+      'params_full': flops_lib.params_full(model),
+      'width': model.width,
+      'depth': model.depth,
+      'heads': model.heads,
+      'kv_heads': model.kv_heads,
+      'vocab': model.vocab_size,
+      'batch_tokens': batch_tokens,
+      'tokens_dense': flops_lib.tokens_dense(model, exit_, seq_len, flops),
+      'loss': None if loss is None else float(loss),
+      'loss_per_byte': (
+        None if loss is None else float(loss) / bytes_per_token
+      ),
+      'weighting': train.weighting,
+      'weight': weights[exit_ - 1],
+      'base_lr': train.base_lr,
+      'seed': train.seed,
+      'corpus': fingerprint,
+      'status': status,
+    }
+    for exit_, loss in enumerate(values, start=1)
+  ]
+
+
+def _differences(
+  known: Any, asked: Any, key: str = ''
+) -> Iterator[tuple[str, Any, Any]]:
+  """Yields (key, was, now) where two JSON values differ."""
+  if isinstance(known, dict) and isinstance(asked, dict):
+    for name in sorted(known.keys() | asked.keys()):
+      yield from _differences(
+        known.get(name), asked.get(name), f'{key}.{name}' if key else name
+      )
+  elif known != asked:
+    yield key, known, asked

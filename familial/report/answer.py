@@ -1,0 +1,287 @@
+"""What the page says first: gamma, what it costs, and what to doubt."""
+
+from collections.abc import Iterator
+import math
+from typing import Any
+
+from familial.report import html
+from familial.report import results as results_lib
+from familial.report import words
+
+Gamma = results_lib.Gamma
+Results = results_lib.Results
+SHOWN = (2, 4, 8)  # the granularities that G^gamma is spelled out for
+MAX_EPOCHS = 4.0
+SAME_AIC = 2.0  # a smaller difference says nothing
+LOSS_NAMES = {
+  'final': 'the last exit',
+  'mean': 'the mean over exits',
+  'exit': 'each exit against a dense model of its own size at equal FLOPs',
+}
+LOSS_TITLES = {
+  'final': 'Last exit',
+  'mean': 'Mean over exits',
+  'exit': 'Each exit',
+}
+
+
+def section(results: Results) -> html.Section:
+  """Returns the answer, the key numbers and the warnings."""
+  found = {
+    loss: gamma
+    for loss in results_lib.LOSSES
+    if (gamma := results.headline(loss)) is not None
+  }
+  body = html.paragraph(headline(results, found), 'lede')
+  if len(found) > 1:
+    body += html.paragraph(_other_losses(found))
+  preferences = [text for loss in found if (text := preferred(results, loss))]
+  if preferences:
+    body += html.paragraph('Which form the data prefer:', 'tight')
+    body += html.bullets(preferences)
+  body += _tiles(results, found)
+  warnings = list(_doubts(results))
+  if warnings:
+    body += (
+      f'<aside><h3>Before believing it</h3>{html.bullets(warnings)}</aside>'
+    )
+  return html.Section('answer', 'The answer', body)
+
+
+def headline(results: Results, found: dict[str, Gamma]) -> str:
+  """Returns the finding under the first definition, in a few sentences."""
+  if not found:
+    done = words.count(len(results.arm('grid')), 'run')
+    return (
+      f'No exponent of G was fitted: {done} of the grid finished. What there is'
+      ' follows.'
+    )
+  gamma = next(iter(found.values()))
+  parts = [
+    f'γ = {estimate(gamma)} for {LOSS_NAMES[gamma.loss]} ({name_of(gamma.form)}'
+    f' form, {percent(level(results))} interval by bootstrap over runs).',
+    _includes_zero(gamma),
+    _costs(results, gamma),
+  ]
+  beyond = [str(g) for g in SHOWN if g > max(results.granularities, default=0)]
+  if beyond:
+    verb = 'was' if len(beyond) == 1 else 'were'
+    parts.append(
+      f'G = {words.listing(beyond)} {verb} not trained: that is extrapolated.'
+    )
+  return ' '.join(part for part in parts if part)
+
+
+def preferred(results: Results, loss: str) -> str:
+  """Returns which form the data prefer for one loss and by how much, or ''."""
+  ranked = sorted(results.scores(loss).items(), key=lambda item: item[1])
+  if len(ranked) < 2:
+    return ''
+  (best, lowest), (second, next_), *_ = ranked
+  behind = [
+    f'{name_of(form)} +{words.number(aic - lowest, 2)}'
+    for form, aic in ranked[1:]
+  ]
+  verdict = f'{name_of(best)} is preferred'
+  if next_ - lowest < SAME_AIC:
+    verdict = f'{name_of(best)} and {name_of(second)} cannot be told apart'
+  text = f'{LOSS_TITLES[loss]}: {verdict} (AIC: {", ".join(behind)}).'
+  selection = results.selections.get(loss) or {}
+  unseen = [
+    f'{name_of(row["form"])} {percent(row["hold_out"]["rms"])}'
+    for row in selection.get('candidates') or []
+    if (row.get('hold_out') or {}).get('rms') is not None
+  ]
+  if unseen:
+    text += (
+      ' Error in predicting the largest budget from the others:'
+      f' {", ".join(unseen)}.'
+    )
+  return text
+
+
+def level(results: Results) -> float:
+  """Returns the level of the fits' intervals."""
+  return next(
+    (
+      law.record['level']
+      for law in results.fits.values()
+      if law.record.get('level')
+    ),
+    0.95,
+  )
+
+
+def penalty(
+  results: Results, gamma: Gamma, exits: int
+) -> tuple[float, float | None, float | None] | None:
+  """Returns what G exits add to the observed dense loss, in nats.
+
+  The estimate, then what it is at both ends of gamma's interval, the other
+  constants held; None where no dense run finished.
+  """
+  dense = results.dense_loss()
+  if dense is None:
+    return None
+  scaled = dense - _floor(results, gamma)
+
+  def added(exponent: float) -> float:
+    return scaled * math.expm1(exponent * math.log(exits))
+
+  return (
+    added(gamma.gamma),
+    None if gamma.lo is None else added(gamma.lo),
+    None if gamma.hi is None else added(gamma.hi),
+  )
+
+
+def estimate(gamma: Gamma) -> str:
+  """Returns gamma with its interval."""
+  return words.estimate(gamma.gamma, gamma.lo, gamma.hi)
+
+
+def name_of(form: str) -> str:
+  """Returns how the page calls a form."""
+  return {'dense_null': 'null (γ = 0)'}.get(
+    form, form.removeprefix('familial_').replace('_', ' ')
+  )
+
+
+def percent(fraction: float) -> str:
+  """Returns a fraction as a percentage without a sign."""
+  return f'{float(f"{100 * fraction:.2g}"):g} %'
+
+
+def _includes_zero(gamma: Gamma) -> str:
+  if gamma.lo is None or gamma.hi is None:
+    return ''
+  if gamma.lo <= 0 <= gamma.hi:
+    return 'The interval includes 0: this study cannot tell it from no penalty.'
+  return 'The interval excludes 0.'
+
+
+def _costs(results: Results, gamma: Gamma) -> str:
+  """Returns what G^gamma means for the observed loss."""
+  part = 'loss above E' if gamma.form == 'familial_reducible' else 'loss'
+  factors = {g: words.percent(g**gamma.gamma - 1) for g in SHOWN}
+  costs = {g: penalty(results, gamma, g) for g in SHOWN}
+  text = f'G exits on one backbone multiply its {part} by G^γ: '
+  parts = []
+  for g, cost in costs.items():
+    if cost is None:
+      parts.append(f'{factors[g]} at G = {g}')
+    else:
+      nats = words.estimate(*cost)
+      parts.append(f'{nats} nats at G = {g} ({factors[g]})')
+  dense = results.dense_loss()
+  if dense is not None:
+    text += (
+      f'on the observed dense loss of {words.number(dense)} nats this adds '
+    )
+  return f'{text}{words.listing(parts)}.'
+
+
+def _other_losses(found: dict[str, Gamma]) -> str:
+  others = list(found)[1:]
+  text = words.listing(
+    [f'for {LOSS_NAMES[loss]} γ = {estimate(found[loss])}' for loss in others]
+  )
+  text = f'{text[0].upper()}{text[1:]}.'
+  if 'mean' in found:
+    text += (
+      ' The mean rises with G also because shallow exits are smaller models; the'
+      " last exit's γ and each exit's say what sharing costs."
+    )
+  return text
+
+
+def _doubts(results: Results) -> Iterator[str]:
+  """Yields what a reader must know before believing the numbers."""
+  for status in ('diverged', 'running', 'not run'):
+    cells = [run.cell for run in results.runs if run.status == status]
+    if cells:
+      yield (
+        f'{words.count(len(cells), "cell")} {status}, in no figure and no fit:'
+        f' {_some(cells)}.'
+      )
+  repeated = [run.cell for run in results.runs if run.epochs > MAX_EPOCHS]
+  if repeated:
+    yield (
+      f'{words.count(len(repeated), "cell")} beyond {MAX_EPOCHS:.0f} epochs,'
+      f' where a repeated token is worth less than a new one:'
+      f' {_some(repeated)}.'
+    )
+  edges: dict[tuple[str, ...], list[str]] = {}
+  for loss in ('final', 'mean'):
+    edge = [
+      f'C = {words.scientific(budget)} with G = {g}'
+      for (budget, g), low in results.minima(loss).items()
+      if not low.interior
+    ]
+    if edge:
+      edges.setdefault(tuple(edge), []).append(LOSS_TITLES[loss].lower())
+  for edge_cells, losses in edges.items():
+    yield (
+      f'{words.count(len(edge_cells), "IsoFLOP minimum", "IsoFLOP minima")} of'
+      f' the {words.listing(losses)} not inside the sampled sizes, and not'
+      f' fitted: {_some(list(edge_cells), most=4)}.'
+    )
+  flags: dict[str, list[str]] = {}
+  for (loss, form), law in results.fits.items():
+    for flag in law.record['flags']:
+      flags.setdefault(str(flag), []).append(f'{loss} loss, {name_of(form)}')
+  for flag, fits in flags.items():
+    yield f'{flag} (fit of {words.listing(fits)}).'
+  yield from map(str, results.plan.get('warnings') or [])
+
+
+def _floor(results: Results, gamma: Gamma) -> float:
+  """Returns the part of the loss that the exponent leaves alone."""
+  law = results.fits.get((gamma.loss, gamma.form))
+  if gamma.form != 'familial_reducible' or law is None:
+    return 0.0
+  return law.params['E']
+
+
+def _tiles(results: Results, found: dict[str, Gamma]) -> str:
+  """Returns the key numbers as cards."""
+  summary: dict[str, Any] = results.summary
+  tiles = []
+  for loss, gamma in found.items():
+    value, _, spread = estimate(gamma).partition(' ')
+    tiles.append((value, spread, f'γ, {LOSS_TITLES[loss].lower()}'))
+  finished = sum(run.finished for run in results.runs)
+  name = 'runs finished'
+  budgets = results.budgets
+  if budgets:
+    name += (
+      f', {words.count(len(budgets), "budget")} up to'
+      f' {words.scientific(budgets[-1], 2)} FLOPs'
+    )
+  tiles.append((str(finished), f'of {len(results.runs)}', name))
+  noise = (summary.get('noise') or {}).get('sd_log_loss')
+  if noise is not None:
+    tiles.append((percent(noise), '', 'sd of log loss between seeds'))
+  cost = summary.get('cost') or {}
+  if cost.get('seconds') is not None:
+    tiles.append(
+      (
+        words.duration(cost['seconds']),
+        '',
+        f'of training, {words.scientific(cost.get("flops"))} FLOPs',
+      )
+    )
+  return '<ul class="tiles">{}</ul>'.format(
+    ''.join(
+      f'<li><b>{html.escape(value)}</b> <i>{html.escape(aside)}</i>'
+      f'<span>{html.escape(name)}</span></li>'
+      for value, aside, name in tiles
+    )
+  )
+
+
+def _some(names: list[str], most: int = 6) -> str:
+  """Returns the first names, and how many more there are."""
+  more = len(names) - most
+  shown = ', '.join(names[:most])
+  return f'{shown} and {more} more' if more > 0 else shown

@@ -1,0 +1,219 @@
+"""Figures of what lies beside the law: twins, leverage and the controls."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+import numpy as np
+
+from familial.report import style
+from familial.report import words
+
+Figure = mpl_figure.Figure
+Rows = Sequence[Mapping[str, Any]]
+_MANY_LINES = 6  # beyond which lines go without a name
+
+
+@style.drawn
+def twins(rows: Rows) -> Figure:
+  """Draws each exit's loss over its dense twin's, along the relative depth."""
+  figure, (ax,) = style.panels(
+    1,
+    'Each exit against a dense model of its exact shape, at equal FLOPs',
+    height=2.9,
+  )
+  for g in sorted({row['exits'] for row in rows}):
+    here = [row for row in rows if row['exits'] == g]
+    ax.scatter(
+      [row['layer'] / row['depth'] for row in here],
+      [100 * np.expm1(row['log_ratio']) for row in here],
+      color=style.colour(g),
+      marker=style.marker(g),
+      s=34,
+      alpha=0.85,
+      linewidths=0,
+      label=style.name_of(g),
+    )
+  ax.axhline(0, color='black', lw=1)
+  ax.set_xlim(0, 1.05)
+  ax.set_xlabel('layer of the exit / depth of the backbone')
+  ax.set_ylabel("loss over the twin's, %")
+  style.legend(figure, [ax])
+  return figure
+
+
+@style.drawn
+def leverage(rows: Rows) -> Figure:
+  """Draws Efficiency Leverage against budget by G; infinite ones as arrows.
+
+  Args:
+    rows: with `budget`, `exits`, and `leverage` (None where `infinite`).
+  """
+  figure, (ax,) = style.panels(
+    1,
+    'Efficiency Leverage: what separate dense models would cost / C',
+    height=3.0,
+  )
+  finite = [r['leverage'] for r in rows if r['leverage'] is not None] or [1.0]
+  low, high = min(*finite, 1.0), max(*finite, 1.0)
+  has_infinite = any(row['infinite'] for row in rows)
+  top = high * (high / low) ** 0.2 * 1.25
+  granularities = sorted({row['exits'] for row in rows})
+  for place, g in enumerate(granularities):
+    shift = 1.05 ** (place - (len(granularities) - 1) / 2)
+    here = [r for r in rows if r['exits'] == g and r['leverage'] is not None]
+    budgets = sorted({row['budget'] for row in here})
+    medians = [
+      np.median([r['leverage'] for r in here if r['budget'] == budget])
+      for budget in budgets
+    ]
+    ax.plot(np.array(budgets) * shift, medians, color=style.colour(g), lw=1.2)
+    ax.scatter(
+      [row['budget'] * shift for row in here],
+      [row['leverage'] for row in here],
+      color=style.colour(g),
+      marker=style.marker(g),
+      s=30,
+      alpha=0.85,
+      linewidths=0,
+      label=style.name_of(g),
+    )
+    endless = sorted(
+      {r['budget'] for r in rows if r['exits'] == g and r['infinite']}
+    )
+    for budget in endless:
+      count = sum(
+        r['infinite'] for r in rows if r['exits'] == g and r['budget'] == budget
+      )
+      ax.text(
+        budget * shift,
+        top,
+        f'↑ {count}',
+        color=style.colour(g),
+        ha='center',
+        va='center',
+        fontweight='bold',
+      )
+  ax.axhline(1, color='black', lw=1)
+  style.log_axis(
+    ax.yaxis, [low, top] if has_infinite else [low, high], words.number
+  )
+  style.log_axis(ax.xaxis, [row['budget'] for row in rows], words.scientific)
+  ax.set_xlabel('compute C, FLOPs')
+  ax.set_ylabel('leverage')
+  if has_infinite:
+    ax.set_xlabel('compute C, FLOPs (↑ n: n cells that no dense model reaches)')
+  style.legend(figure, [ax])
+  return figure
+
+
+@style.drawn
+def weighting(rows: Rows) -> Figure:
+  """Draws loss by layer for each weighting of the exits, a panel a shape."""
+  shapes = _by_shape(rows)
+  figure, axes = style.panels(
+    len(shapes), "Weights of the exits' losses", height=3.0
+  )
+  names = sorted({row['weighting'] for row in rows})
+  shades = dict(zip(names, style.CYCLE * 2, strict=False))
+  for ax, (shape, here) in zip(axes, shapes.items(), strict=True):
+    for name in dict.fromkeys(row['weighting'] for row in here):
+      of_name = [row for row in here if row['weighting'] == name]
+      ax.plot(
+        [row['layer'] for row in of_name],
+        [row['loss'] for row in of_name],
+        color=shades[name],
+        marker='o',
+        label=name.replace('_', ' '),
+      )
+    _shape_axes(ax, shape)
+  style.label_y(axes, 'loss, nats per token')
+  style.legend(figure, axes)
+  return figure
+
+
+@style.drawn
+def frozen(rows: Rows) -> Figure:
+  """Draws exits trained on a frozen dense trunk against joint training."""
+  shapes = _by_shape(rows)
+  figure, axes = style.panels(
+    len(shapes),
+    'Exits on a frozen dense trunk, and trained jointly',
+    height=3.0,
+  )
+  for ax, (shape, here) in zip(axes, shapes.items(), strict=True):
+    joint = [row for row in here if row.get('loss_joint') is not None]
+    ax.plot(
+      [row['layer'] for row in joint],
+      [row['loss_joint'] for row in joint],
+      color=style.CYCLE[0],
+      marker='o',
+      label='trained jointly',
+    )
+    ax.plot(
+      [row['layer'] for row in here],
+      [row['loss'] for row in here],
+      color=style.CYCLE[1],
+      marker='o',
+      markerfacecolor='white',
+      ls='--',
+      label='on a frozen trunk',
+    )
+    _shape_axes(ax, shape)
+  style.label_y(axes, 'loss, nats per token')
+  style.legend(figure, axes)
+  return figure
+
+
+@style.drawn
+def gradients(rows: Rows) -> Figure:
+  """Draws the cosine between two exits' gradients over training.
+
+  Averaged over the shared layers that were measured; a line a pair of exits.
+  """
+  figure, (ax,) = style.panels(
+    1,
+    "Cosine between the exits' gradients in the layers they share",
+    height=2.9,
+  )
+  pairs = sorted({(row['exit_a'], row['exit_b']) for row in rows})
+  for place, pair in enumerate(pairs):
+    here = [row for row in rows if (row['exit_a'], row['exit_b']) == pair]
+    steps = sorted({row['step'] for row in here})
+    means = [
+      np.mean([row['cosine'] for row in here if row['step'] == step])
+      for step in steps
+    ]
+    few = len(pairs) <= _MANY_LINES
+    ax.plot(
+      steps,
+      means,
+      marker='o',
+      ms=3.5,
+      color=style.CYCLE[place % len(style.CYCLE)] if few else style.MUTED,
+      label=f'exits {pair[0]} and {pair[1]}' if few else None,
+    )
+  ax.axhline(0, color='black', lw=1)
+  ax.set_xlabel('step')
+  ax.set_ylabel('cosine')
+  style.legend(figure, [ax])
+  return figure
+
+
+def _by_shape(rows: Rows) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+  """Returns rows by (budget, width, depth, exits), each by layer."""
+  shapes: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+  for row in sorted(rows, key=lambda row: row['layer']):
+    shape = (row['budget'], row['width'], row['depth'], row['exits'])
+    shapes.setdefault(shape, []).append(row)
+  return dict(sorted(shapes.items()))
+
+
+def _shape_axes(ax: mpl_axes.Axes, shape: tuple[Any, ...]) -> None:
+  budget, width, depth, exits = shape
+  ax.set_title(
+    f'C = {words.scientific(budget)}\n{width} wide, {depth} deep, G = {exits}'
+  )
+  style.layer_axis(ax, depth)

@@ -1,0 +1,136 @@
+"""The page's sections on the exponent of G."""
+
+import math
+
+from familial.report import answer
+from familial.report import gamma_figures
+from familial.report import html
+from familial.report import results as results_lib
+from familial.report import words
+
+Results = results_lib.Results
+
+
+def gamma(results: Results, gallery: html.Gallery) -> html.Section | None:
+  """Returns gamma under every definition of the loss and every form."""
+  found = results.gammas()
+  if not found:
+    return None
+  level = answer.level(results)
+  shown = [*found, *_twin_gamma(results)]
+  clear = [
+    g
+    for g in shown
+    if g.lo is not None and g.hi is not None and not g.lo <= 0 <= g.hi
+  ]
+  published = [
+    g
+    for g in shown
+    if g.lo is not None
+    and g.hi is not None
+    and g.lo <= gamma_figures.PUBLISHED <= g.hi
+  ]
+  seen = (
+    f'Intervals that exclude 0: {len(clear)} of {len(shown)}. That contain'
+    f' {gamma_figures.PUBLISHED}, which one summary of the paper gives for the'
+    f' mean over exits at far larger compute: {len(published)} of {len(shown)}.'
+  )
+  body = gallery.show(
+    'gamma',
+    gamma_figures.forest(
+      shown,
+      [
+        f'{answer.LOSS_TITLES.get(g.loss, g.loss)} · {answer.name_of(g.form)}'
+        for g in shown
+      ],
+      answer.percent(level),
+    ),
+    'Estimates of gamma with intervals: '
+    + '; '.join(
+      f'{g.loss} {answer.name_of(g.form)} {words.estimate(g.gamma, g.lo, g.hi)}'
+      for g in shown
+    ),
+    seen,
+  )
+  body += html.table(
+    [
+      'Loss',
+      'Form',
+      'ΔAIC',
+      'γ [interval]',
+      'by profile',
+      *(f'nats at G = {g}' for g in answer.SHOWN),
+      'Flags',
+    ],
+    [_gamma_row(results, g) for g in found],
+    f'γ with its {answer.percent(level)} intervals by bootstrap and by profile,'
+    ' and what G exits add to the observed dense loss.',
+    align='ll' + 'r' * (len(answer.SHOWN) + 3) + 'l',
+  )
+  return html.Section('gamma', 'γ under every definition', body)
+
+
+def profile(results: Results, gallery: html.Gallery) -> html.Section | None:
+  """Returns the profiles of gamma under the preferred forms."""
+  curves, said = {}, []
+  for loss in results_lib.LOSSES:
+    form = results.preferred(loss)
+    found = form and (results.fits[loss, form].record.get('profile') or {}).get(
+      'gamma'
+    )
+    if not found or not found.get('values'):
+      continue
+    name = f'{answer.LOSS_TITLES[loss]}, {answer.name_of(str(form))}'
+    curves[name] = (
+      found['values'],
+      [math.nan if x is None else x for x in found['deviance']],
+    )
+    text = f'{name}: {words.interval(found["lo"], found["hi"])}'
+    if found.get('p_value') is not None:
+      p = found['p_value']
+      small = 'p < 0.0001' if p < 1e-4 else f'p = {words.number(p, 2)}'
+      text += f', {small} for γ = 0'
+    said.append((text, found['cutoff']))
+  if not curves:
+    return None
+  cutoff = max(cut for _, cut in said)
+  return html.Section(
+    'profile',
+    'Profile of γ',
+    gallery.show(
+      'profile',
+      gamma_figures.profiles(curves, cutoff),
+      'Deviance of the refitted law against the value that gamma is held at',
+      'The interval is where the deviance stays below the dashed line. '
+      + '; '.join(text for text, _ in said)
+      + '.',
+    ),
+  )
+
+
+def _twin_gamma(results: Results) -> list[results_lib.Gamma]:
+  found = results.summary.get('twins') or {}
+  if found.get('gamma') is None:
+    return []
+  return [
+    results_lib.Gamma(
+      'exit', 'dense twins', found['gamma'], found.get('lo'), found.get('hi')
+    )
+  ]
+
+
+def _gamma_row(results: Results, g: results_lib.Gamma) -> list[str]:
+  costs = [answer.penalty(results, g, exits_) for exits_ in answer.SHOWN]
+  scores = results.scores(g.loss)
+  gap = scores.get(g.form)
+  return [
+    answer.LOSS_TITLES.get(g.loss, g.loss),
+    answer.name_of(g.form),
+    '–' if gap is None else words.number(gap - min(scores.values()), 2),
+    answer.estimate(g),
+    '–'
+    if g.profile_lo is None and g.profile_hi is None
+    else words.interval(g.profile_lo, g.profile_hi),
+    *('–' if cost is None else words.estimate(*cost) for cost in costs),
+    '; '.join(g.flags) or 'none',
+  ]

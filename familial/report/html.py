@@ -1,0 +1,132 @@
+"""The few pieces of HTML that the page is made of; all text is escaped here."""
+
+import base64
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import html
+import io
+import pathlib
+import re
+
+from matplotlib import figure as mpl_figure
+
+GREEK = {'alpha': 'α', 'beta': 'β', 'gamma': 'γ'}
+_NUMERIC = ' class="n"'
+_DPI = 160
+_CSS_DPI = 100  # pixels of the page for an inch of a figure
+_TIES = (
+  ' = ',
+  ' %',
+  ' nats',
+  ' FLOPs',
+)  # that no line may end in or begin with
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A titled part of the page; `body` is HTML."""
+
+  key: str
+  title: str
+  body: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+  """Writes figures as PNG files and returns them as parts of the page."""
+
+  folder: pathlib.Path
+
+  def show(
+    self, name: str, figure: mpl_figure.Figure, alt: str, seen: str
+  ) -> str:
+    """Saves `name`.png and returns the figure with what is seen below it."""
+    buffer = io.BytesIO()
+    figure.savefig(
+      buffer,
+      format='png',
+      dpi=_DPI,
+      metadata={'Software': None},
+      pil_kwargs={'optimize': True},
+    )
+    (self.folder / f'{name}.png').write_bytes(buffer.getvalue())
+    data = base64.b64encode(buffer.getvalue()).decode('ascii')
+    width, height = (round(_CSS_DPI * x) for x in figure.get_size_inches())
+    return (
+      '<figure><div class="card scroll" tabindex="0">'
+      f'<img src="data:image/png;base64,{data}" width="{width}"'
+      f' height="{height}" alt="{html.escape(alt)}"></div>'
+      f'<figcaption>{escape(seen)}</figcaption></figure>'
+    )
+
+
+def escape(text: str) -> str:
+  """Returns plain text as HTML; equations and units are kept on one line."""
+  for tie in _TIES:
+    text = text.replace(tie, tie.replace(' ', '\u00a0'))
+  return re.sub(r'(?<=[NDG)])\^([αβγ]\w*)', r'<sup>\1</sup>', html.escape(text))
+
+
+def formula(equation: str) -> str:
+  """Returns a law's equation with its Greek letters."""
+  return re.sub('|'.join(GREEK), lambda match: GREEK[match.group()], equation)
+
+
+def paragraph(text: str, style: str = '') -> str:
+  """Returns a paragraph of plain text."""
+  attribute = f' class="{style}"' if style else ''
+  return f'<p{attribute}>{escape(text)}</p>'
+
+
+def bullets(items: Iterable[str]) -> str:
+  """Returns a list of plain texts."""
+  return f'<ul>{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>'
+
+
+def terms(items: Mapping[str, str]) -> str:
+  """Returns a list of terms and what they mean."""
+  return '<dl>{}</dl>'.format(
+    ''.join(
+      f'<div><dt>{escape(term)}</dt><dd>{escape(meaning)}</dd></div>'
+      for term, meaning in items.items()
+    )
+  )
+
+
+def table(
+  head: Sequence[str],
+  rows: Iterable[Sequence[str]],
+  caption: str,
+  align: str,
+) -> str:
+  """Returns a table that scrolls within its own box.
+
+  Args:
+    head: names of the columns.
+    rows: cells, plain text.
+    caption: what it says.
+    align: of each column, `l` for words or `r` for numbers.
+  """
+
+  def line(cells: Sequence[str], tag: str) -> str:
+    return '<tr>{}</tr>'.format(
+      ''.join(
+        f'<{tag}{_NUMERIC if side == "r" else ""}>{escape(cell)}</{tag}>'
+        for cell, side in zip(cells, align, strict=True)
+      )
+    )
+
+  body = ''.join(line(row, 'td') for row in rows)
+  return (
+    f'<p class="caption">{escape(caption)}</p>'
+    f'<div class="scroll tall" tabindex="0" role="region"'
+    f' aria-label="{html.escape(caption)}"><table>'
+    f'<thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
+  )
+
+
+def folded(summary: str, body: str) -> str:
+  """Returns HTML that unfolds when its summary is chosen."""
+  return f'<details><summary>{escape(summary)}</summary>{body}</details>'

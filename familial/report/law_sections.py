@@ -1,0 +1,276 @@
+"""The page's sections on the law: IsoFLOP, exits, slices, residuals."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from familial.laws import frontier
+from familial.laws import result as laws
+from familial.report import answer
+from familial.report import figures
+from familial.report import html
+from familial.report import results as results_lib
+from familial.report import words
+
+Results = results_lib.Results
+_MOST_SHAPES = 3  # panels of the exits' figure
+
+
+def isoflop(results: Results, gallery: html.Gallery) -> html.Section | None:
+  """Returns the IsoFLOP curves of the last exit's and the mean loss."""
+  if not results.budgets:
+    return None
+  runs = results.arm('grid', 'seed')
+  body = ''
+  for loss in ('final', 'mean'):
+    minima = results.minima(loss)
+    body += gallery.show(
+      f'isoflop_{loss}',
+      figures.isoflop(runs, minima, loss),
+      f'IsoFLOP curves of {figures.LOSS_NAMES[loss]} against parameters, a'
+      ' panel for each budget, a colour for each G',
+      _isoflop_seen(minima),
+    )
+  minima = results.minima('final')
+  body += html.folded(
+    'Table of the minima (last exit)',
+    html.table(
+      ['C, FLOPs', 'G', 'best N', 'loss', 'fitted'],
+      [
+        [
+          words.scientific(budget),
+          str(g),
+          words.amount(low.n_opt),
+          words.number(low.loss),
+          'yes' if low.interior else low.flag,
+        ]
+        for (budget, g), low in minima.items()
+      ],
+      'Minimum of a parabola in log N of log loss; where none is fitted, the'
+      ' best size that was run.',
+      align='rrrrl',
+    ),
+  )
+  return html.Section('isoflop', 'IsoFLOP curves', body)
+
+
+def law(results: Results, gallery: html.Gallery) -> html.Section | None:
+  """Returns loss against N, D and G with the law through, and residuals."""
+  parts = []
+  for loss in results_lib.LOSSES:
+    form = results.preferred(loss)
+    if form is None:
+      continue
+    part = _constants(results, loss, form)
+    part += _slices(results, gallery, loss, form)
+    part += _residuals(results, gallery, loss, form)
+    parts.append((loss, part))
+  if not parts:
+    return None
+  body = html.paragraph(
+    'Each point is a run, moved along the law to the values of the other two'
+    " variables that the panel's title gives, so that its distance from the"
+    ' line is its own residual.'
+  )
+  body += parts[0][1] + ''.join(
+    html.folded(f'The same for {answer.LOSS_NAMES[loss]}', part)
+    for loss, part in parts[1:]
+  )
+  return html.Section('law', 'The law through the data', body)
+
+
+def exits(results: Results, gallery: html.Gallery) -> html.Section | None:
+  """Returns the loss at every exit of one shape a budget."""
+  curves = exit_curves(results)
+  if not curves:
+    return None
+  curve = curves[-1]
+  top = max(curve.by_g)
+  layers, losses = curve.by_g[top]
+  seen = (
+    f'At the largest budget shown, G = {top}: the first exit (layer'
+    f' {layers[0]} of {curve.depth}) is at {words.number(losses[0])} nats, the'
+    f' last at {words.number(losses[-1])}'
+  )
+  if 1 in curve.by_g and top > 1:
+    dense = curve.by_g[1][1][-1]
+    seen += (
+      f', {words.percent(losses[-1] / dense - 1)} from the dense model of the'
+      f' same shape ({words.number(dense)})'
+    )
+  seen += '.'
+  if not any(c.twins for c in curves):
+    seen += ' No dense twins of the exits were trained for these shapes.'
+  return html.Section(
+    'exits',
+    'Loss at every exit',
+    gallery.show(
+      'exits',
+      figures.exits(curves),
+      'Loss of each exit against its layer, a panel for each shape, a colour'
+      ' for each G',
+      seen,
+    ),
+  )
+
+
+def exit_curves(results: Results) -> list[figures.ExitCurves]:
+  """Returns the exits' losses of one shape for each of up to three budgets.
+
+  Of a budget's shapes, one with dense twins; then one with every G; then the
+  one of the lowest last loss.
+  """
+  twins: dict[tuple[float, int, int], list[tuple[int, float]]] = {}
+  for row in (results.summary.get('twins') or {}).get('rows') or []:
+    key = (row['budget'], row['width'], row['depth'])
+    twins.setdefault(key, []).append((row['layer'], row['loss_twin']))
+  chosen = []
+  for budget in results.budgets:
+    shapes: dict[tuple[int, int], dict[int, results_lib.Run]] = {}
+    for run in results.arm('grid'):
+      if run.budget == budget:
+        shapes.setdefault((run.width, run.depth), {})[run.exits] = run
+    (width, depth), by_g = min(
+      shapes.items(),
+      key=lambda item: (
+        (budget, *item[0]) not in twins,
+        -len(item[1]),
+        min(run.final for run in item[1].values()),
+      ),
+    )
+    chosen.append(
+      figures.ExitCurves(
+        budget,
+        width,
+        depth,
+        {
+          g: (
+            [row['layer'] for row in run.rows],
+            [row['loss'] for row in run.rows],
+          )
+          for g, run in by_g.items()
+        },
+        twins.get((budget, width, depth), ()),
+      )
+    )
+  picks = np.linspace(0, len(chosen) - 1, min(len(chosen), _MOST_SHAPES))
+  return [chosen[round(pick)] for pick in picks]
+
+
+def _isoflop_seen(
+  minima: Mapping[tuple[float, int], frontier.Minimum],
+) -> str:
+  interior = {key: low for key, low in minima.items() if low.interior}
+  text = (
+    f'{len(interior)} of {words.count(len(minima), "minimum", "minima")} lie'
+    ' inside the sampled sizes (★).'
+  )
+  if len(interior) < len(minima):
+    text += (
+      ' Elsewhere the best size that was run is circled, and no curve is fitted'
+      ' through it.'
+    )
+  budgets = sorted({budget for budget, _ in interior})
+  if not budgets:
+    return text
+  top = budgets[-1]
+  here = {g: low for (budget, g), low in interior.items() if budget == top}
+  sizes = [f'{words.amount(low.n_opt)} at G = {g}' for g, low in here.items()]
+  text += (
+    f' At C = {words.scientific(top)} the best size is {words.listing(sizes)}'
+  )
+  if 1 in here and len(here) > 1:
+    ratios = [
+      f'{words.percent(low.loss / here[1].loss - 1)} at G = {g}'
+      for g, low in here.items()
+      if g > 1
+    ]
+    text += (
+      ', and the loss there is, against the dense minimum,'
+      f' {words.listing(ratios)}'
+    )
+  return f'{text}.'
+
+
+def _constants(results: Results, loss: str, form: str) -> str:
+  """Returns the law and its constants as a table of one row."""
+  law = results.fits[loss, form]
+  known = law.record.get('identified') or {}
+  return html.table(
+    [
+      f'{html.GREEK.get(name, name)}'
+      f'{"" if known.get(name, True) else " (not identified)"}'
+      for name in law.params
+    ],
+    [
+      [
+        words.estimate(value, *results_lib.interval(law, name))
+        for name, value in law.params.items()
+      ]
+    ],
+    f'{answer.LOSS_TITLES[loss]}: {html.formula(law.form.equation)}',
+    align='l' * len(law.params),
+  )
+
+
+def _slices(
+  results: Results, gallery: html.Gallery, loss: str, form: str
+) -> str:
+  law, table = results.fits[loss, form], results.table(loss)
+  low, high = results_lib.interval(law, 'gamma')
+  band = None
+  if low is not None and high is not None:
+    band = (_at_gamma(law, low), _at_gamma(law, high))
+  left = np.log(table.columns['loss'] / law.predict(table.columns))
+  return gallery.show(
+    f'law_{loss}',
+    figures.slices(
+      table,
+      law.predict,
+      band,
+      f'{answer.LOSS_TITLES[loss]}: loss against N, D and G'
+      f' ({answer.name_of(form)} form)',
+    ),
+    f'Loss against N, D and G with the {answer.name_of(form)} law through it',
+    f'{words.count(table.rows, "point")}; half of them lie within'
+    f' {words.number(100 * float(np.median(np.abs(left))), 2)} % of the law,'
+    f' the farthest {words.number(100 * float(np.abs(left).max()), 2)} % off.',
+  )
+
+
+def _at_gamma(law: laws.Law, gamma_: float) -> figures.Predict:
+  changed = {**law.params, 'gamma': gamma_}
+  return lambda columns: law.form.predict(changed, columns)
+
+
+def _residuals(
+  results: Results, gallery: html.Gallery, loss: str, form: str
+) -> str:
+  law, table = results.fits[loss, form], results.table(loss)
+  left = 100 * np.log(table.columns['loss'] / law.predict(table.columns))
+  noise = (results.summary.get('noise') or {}).get('sd_log_loss')
+  by_g = [
+    f'{words.signed(float(left[table.columns["G"] == g].mean()), 2)} % at'
+    f' G = {g:.0f}'
+    for g in np.unique(table.columns['G'])
+  ]
+  seen = (
+    f'Their standard deviation is {words.number(float(left.std()), 2)} %'
+    + (
+      ''
+      if noise is None
+      else f', against {words.number(100 * noise, 2)} % between seeds'
+    )
+    + f'; their mean is {words.listing(by_g)}.'
+  )
+  return gallery.show(
+    f'residuals_{loss}',
+    figures.residuals(
+      table,
+      law.predict,
+      noise,
+      f'{answer.LOSS_TITLES[loss]}: residuals ({answer.name_of(form)} form)',
+    ),
+    'Residuals of log loss against N, D and G, a colour for each budget',
+    seen,
+  )

@@ -1,0 +1,125 @@
+"""The report: one page without scripts that needs nothing else to be read."""
+
+from importlib import resources
+import os
+import pathlib
+import string
+
+from familial import errors
+from familial import records
+from familial.report import answer
+from familial.report import control_sections
+from familial.report import gamma_sections
+from familial.report import html
+from familial.report import law_sections
+from familial.report import record_sections
+from familial.report import results as results_lib
+
+_PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+$style</style>
+</head>
+<body>
+<header><h1>$title</h1>$subtitle</header>
+<nav aria-label="Sections">$links</nav>
+<main>
+$sections
+</main>
+</body>
+</html>
+""")
+
+
+def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes `report/index.html` and `report/figures/*.png`; returns the page.
+
+  Args:
+    workdir: a study's folder with plan.json or rows; fits and summary.json may
+      be missing, and the page then says what was not measured.
+
+  Raises:
+    UserError: if the folder holds neither a plan nor a row.
+  """
+  workdir = pathlib.Path(workdir)
+  results = results_lib.read(workdir)
+  if not results.runs:
+    raise errors.UserError(
+      f'workdir={str(workdir)!r} holds neither a plan.json with cells nor rows'
+      ' below cells/; it must be a folder that `familial run` made'
+    )
+  folder = workdir / 'report' / 'figures'
+  folder.mkdir(parents=True, exist_ok=True)
+  for stale in folder.glob('*.png'):
+    stale.unlink()
+  sections = _sections(results, html.Gallery(folder))
+  title = str(results.plan.get('title') or 'A familial study')
+  path = workdir / 'report' / 'index.html'
+  records.write_text(
+    path,
+    _PAGE.substitute(
+      title=html.escape(title),
+      style=resources.files('familial.report')
+      .joinpath('style.css')
+      .read_text('utf-8'),
+      subtitle=html.paragraph(_subtitle(results)),
+      links=''.join(
+        f'<a href="#{section.key}">{html.escape(section.title)}</a>'
+        for section in sections
+      ),
+      sections='\n'.join(
+        f'<section id="{section.key}"><h2>{html.escape(section.title)}</h2>'
+        f'{section.body}</section>'
+        for section in sections
+      ),
+    ),
+  )
+  return path
+
+
+def _sections(
+  results: results_lib.Results, gallery: html.Gallery
+) -> list[html.Section]:
+  """Returns the page's sections in order, those with nothing to say left out."""
+  found = [answer.section(results)]
+  unmeasured = []
+  for make in (
+    gamma_sections.gamma,
+    law_sections.isoflop,
+    law_sections.exits,
+    control_sections.twins,
+    law_sections.law,
+    gamma_sections.profile,
+    control_sections.leverage,
+    control_sections.branch,
+    control_sections.weighting,
+    control_sections.frozen,
+    control_sections.gradients,
+  ):
+    part = make(results, gallery)
+    if isinstance(part, str):
+      unmeasured.append(part)
+    elif part is not None:
+      found.append(part)
+  if unmeasured:
+    found.append(
+      html.Section('unmeasured', 'Not measured here', html.bullets(unmeasured))
+    )
+  return [
+    *found,
+    record_sections.runs(results),
+    record_sections.provenance(results),
+    record_sections.definitions(results),
+  ]
+
+
+def _subtitle(results: results_lib.Results) -> str:
+  return (
+    'A familial model is one backbone with G exits, each a model of its own.'
+    ' L(N, D, G) says what its members lose for sharing it.'
+  )

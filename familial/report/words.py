@@ -1,0 +1,120 @@
+"""Numbers as a person writes them: three digits, units, intervals."""
+
+from collections.abc import Sequence
+import math
+
+_SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+MINUS = '−'
+SPACE = '\u00a0'  # a number and its unit stay on one line
+
+
+def number(value: float | None, digits: int = 3) -> str:
+  """Returns a value in `digits` significant digits, or a dash for none."""
+  if value is None or math.isnan(value):
+    return '–'
+  if math.isinf(value):
+    return '∞' if value > 0 else f'{MINUS}∞'
+  if value == 0:
+    return '0'
+  if not 1e-4 <= abs(value) < 1e5:
+    return scientific(value, digits)
+  places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+  return f'{value:.{places}f}'.replace('-', MINUS)
+
+
+def scientific(value: float | None, digits: int = 3) -> str:
+  """Returns a value as 1.23×10⁴."""
+  if value is None or not math.isfinite(value) or value == 0:
+    return number(value)
+  mantissa, exponent = f'{value:.{digits - 1}e}'.split('e')
+  if '.' in mantissa:
+    mantissa = mantissa.rstrip('0').rstrip('.')
+  power = str(int(exponent)).translate(_SUPERSCRIPTS)
+  return f'{mantissa}×10{power}'.replace('-', MINUS)
+
+
+def amount(value: float | None, digits: int = 3) -> str:
+  """Returns a count with k, M or B, as parameters and tokens are written."""
+  if value is None or not math.isfinite(value):
+    return number(value)
+  for size, unit in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
+    if abs(value) >= size * (1 - 0.5 * 10.0**-digits):
+      return f'{trimmed(value / size, digits)}{SPACE}{unit}'
+  return trimmed(value, digits)
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+  """Returns a value with its sign."""
+  text = number(value, digits)
+  return f'+{text}' if value is not None and value > 0 else text
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+  """Returns a fraction as a signed percentage."""
+  if fraction is None:
+    return '–'
+  return f'{signed(100 * fraction, digits)}{SPACE}%'
+
+
+def estimate(value: float | None, low: float | None, high: float | None) -> str:
+  """Returns a value and its interval, with as many places as it deserves."""
+  if value is None:
+    return '–'
+  if low is None or high is None:
+    return f'{number(value)} (no interval)'
+  return f'{_placed(value, low, high)} {interval(low, high)}'
+
+
+def interval(low: float | None, high: float | None) -> str:
+  """Returns [low, high]; an end that is not known is infinite."""
+  if low is None or high is None:
+    ends = [
+      f'{MINUS}∞' if low is None else number(low),
+      '∞' if high is None else number(high),
+    ]
+  else:
+    ends = [_placed(end, low, high) for end in (low, high)]
+  return f'[{ends[0]},{SPACE}{ends[1]}]'
+
+
+def duration(seconds: float | None) -> str:
+  """Returns a time in its two largest units."""
+  if seconds is None or not math.isfinite(seconds):
+    return '–'
+  if seconds < 60:
+    return f'{number(seconds, 2)} s'
+  minutes = round(seconds / 60)
+  if minutes < 60:
+    return f'{minutes} min'
+  hours, minutes = divmod(minutes, 60)
+  if hours < 48:
+    return f'{hours} h {minutes} min'
+  return f'{hours // 24} d {hours % 24} h'
+
+
+def count(number_of: int, noun: str, plural: str = '') -> str:
+  """Returns `1 run`, `2 runs`."""
+  return f'{number_of} {noun if number_of == 1 else plural or noun + "s"}'
+
+
+def listing(parts: Sequence[str]) -> str:
+  """Returns `a`, `a and b`, `a, b and c`."""
+  parts = list(parts)
+  if len(parts) < 2:
+    return ''.join(parts)
+  return f'{", ".join(parts[:-1])} and {parts[-1]}'
+
+
+def trimmed(value: float, digits: int = 3) -> str:
+  """Returns a number without zeros at its end."""
+  text = number(value, digits)
+  return text.rstrip('0').rstrip('.') if '.' in text else text
+
+
+def _placed(value: float, low: float, high: float) -> str:
+  """Returns a value to two digits of its interval's width."""
+  width = high - low
+  if not 0 < width < math.inf or max(abs(low), abs(high)) >= 1e5:
+    return number(value)
+  places = min(max(1 - math.floor(math.log10(width)), 0), 8)
+  return f'{value:.{places}f}'.replace('-', MINUS)

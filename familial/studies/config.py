@@ -1,0 +1,181 @@
+"""What an IsoFLOP study asks for."""
+
+import dataclasses
+from typing import Any
+
+from familial import errors
+from familial.data import config as data_config
+
+ARMS = ('seed', 'twin', 'weighting', 'frozen', 'branch', 'rate')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """What follows the budget C.
+
+  Attributes:
+    batch_tokens: tokens per step at `at_budget`.
+    at_budget: FLOPs.
+    batch_exponent: tokens per step grow as C to this power, rounded to a power
+      of two of sequences.
+    beta2: AdamW's at `batch_tokens`; elsewhere such that the average spans as
+      many tokens: beta2 ** (batch / batch_tokens).
+    warmup: share of a run's steps.
+  """
+
+  batch_tokens: int = 1024
+  at_budget: float = 1e11
+  batch_exponent: float = 1 / 3
+  beta2: float = 0.99
+  warmup: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """The IsoFLOP grid: every budget x shape x granularity is a cell.
+
+  Attributes:
+    budgets: C, in FLOPs.
+    shapes: (width, depth, heads) each.
+    granularities: G, exits evenly spaced.
+    shapes_of: for each budget the indices of the shapes sampled there, around
+      its optimum; () for all of them.
+    seed: of every cell.
+  """
+
+  budgets: tuple[float, ...]
+  shapes: tuple[tuple[int, int, int], ...]
+  granularities: tuple[int, ...]
+  shapes_of: tuple[tuple[int, ...], ...] = ()
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for key in ('budgets', 'shapes', 'granularities'):
+      if not getattr(self, key):
+        raise errors.UserError(f'grid.{key}: is empty; it needs at least one')
+    for shape in self.shapes:
+      if len(shape) != 3:
+        raise errors.UserError(
+          f'grid.shapes: {shape} is not (width, depth, heads)'
+        )
+    if self.shapes_of and len(self.shapes_of) != len(self.budgets):
+      raise errors.UserError(
+        f'grid.shapes_of: has {len(self.shapes_of)} entries; it needs one '
+        f'for each of the {len(self.budgets)} budgets, or none'
+      )
+    for index in (i for indices in self.shapes_of for i in indices):
+      if not 0 <= index < len(self.shapes):
+        raise errors.UserError(
+          f'grid.shapes_of: {index} is not an index 0..'
+          f'{len(self.shapes) - 1} of grid.shapes'
+        )
+    for budget in self.budgets:
+      if not budget > 0:
+        raise errors.UserError(f'grid.budgets: {budget} must be positive FLOPs')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """Cells beside the grid, at some of its budgets, shapes and granularities.
+
+  Attributes:
+    budgets: where; not necessarily of the grid.
+    shapes: where, by index in the grid's shapes.
+    granularities: where.
+    values: what varies: `seed`: seeds; `twin`: nothing (a dense model of the
+      exact shape of each exit); `weighting`: loss weightings; `frozen`: exit
+      kinds trained on the trunk of the dense cell; `branch`: tuples of exit
+      layers; `rate`: base rates.
+    share: `frozen`: FLOPs for the exits as a share of the budget.
+  """
+
+  budgets: tuple[float, ...]
+  shapes: tuple[int, ...]
+  granularities: tuple[int, ...] = (1,)
+  values: tuple[Any, ...] = ()
+  share: float = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """How the law is fitted.
+
+  Attributes:
+    delta: of the Huber loss on log loss.
+    starts: of the multi-start.
+    resamples: of the bootstrap by run.
+  """
+
+  delta: float = 1e-3
+  starts: int = 256
+  resamples: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class AssumedLaw:
+  """The law and noise under which the plan predicts gamma's interval.
+
+  Attributes:
+    E: irreducible loss, nats per token.
+    A: of A / N^alpha.
+    B: of B / D^beta.
+    alpha: exponent of N.
+    beta: exponent of D.
+    gamma: exponent of G.
+    noise: standard deviation of log loss between seeds.
+  """
+
+  E: float
+  A: float
+  B: float
+  alpha: float
+  beta: float
+  gamma: float = 0.033
+  noise: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+  """An IsoFLOP study.
+
+  Attributes:
+    title: heads the report.
+    data: the corpus.
+    model: keyword arguments of ModelConfig that all cells share, and
+      `mlp_ratio`, `kv_ratio`: F / D and K / H.
+    train: keyword arguments of TrainConfig that all cells share.
+    rules: what follows the budget.
+    grid: the cells.
+    arms: cells beside the grid, by what they vary.
+    fit: of the law.
+    assumed: law for the plan.
+  """
+
+  title: str
+  data: data_config.DataConfig
+  model: dict[str, Any]
+  train: dict[str, Any]
+  rules: Rules
+  grid: Grid
+  arms: dict[str, Arm]
+  fit: Fit
+  assumed: AssumedLaw
+
+  def __post_init__(self) -> None:
+    for name in self.arms:
+      if name not in ARMS:
+        raise errors.UserError(
+          f'arms.{name}: not one of {", ".join(ARMS)}'
+          f'{errors.nearest(name, ARMS)}'
+        )
+
+
+def sampled(grid: Grid) -> dict[float, tuple[tuple[int, int, int], ...]]:
+  """Returns the shapes sampled at each budget."""
+  every = tuple(range(len(grid.shapes)))
+  return {
+    budget: tuple(grid.shapes[i] for i in indices)
+    for budget, indices in zip(
+      grid.budgets, grid.shapes_of or (every,) * len(grid.budgets), strict=True
+    )
+  }

@@ -1,0 +1,249 @@
+"""What a study will train, at what cost, and what it can hope to learn."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import multiprocessing
+import os
+from typing import Any
+
+import numpy as np
+
+from familial import flops as flops_lib
+from familial.studies import cells as cells_lib
+from familial.studies import config as study_config
+from familial.training import config as train_config
+
+Cells = Sequence[train_config.RunConfig]
+_MAX_EPOCHS = 4.0
+_MAX_ERROR = 0.005
+_CALIBRATION_STEPS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+  """Speed of this machine on a study's narrowest and widest models.
+
+  Attributes:
+    widths: of the two.
+    flops_per_second: of one worker, for each.
+    compile_seconds: of one program.
+  """
+
+  widths: tuple[int, int]
+  flops_per_second: tuple[float, float]
+  compile_seconds: float
+
+  def at(self, width: int) -> float:
+    """Returns FLOP/s at a width, linear in the logarithms."""
+    return float(
+      np.exp(
+        np.interp(
+          math.log(width), np.log(self.widths), np.log(self.flops_per_second)
+        )
+      )
+    )
+
+
+def make(
+  study: study_config.StudyConfig,
+  cells: Cells,
+  corpus: Any,
+  speed: Speed,
+  workers: int,
+) -> dict[str, Any]:
+  """Returns the plan as `plan.json` holds it.
+
+  Args:
+    study: the study.
+    cells: all its runs.
+    corpus: the packed corpus.
+    speed: of one worker.
+    workers: how many.
+  """
+  rows = [_row(cell, corpus, speed) for cell in cells]
+  programs = len(
+    {(cell.model, cell.train.batch_size, cell.train.trained) for cell in cells}
+  )
+  seconds = (
+    sum(row['seconds'] for row in rows) + 2 * programs * speed.compile_seconds
+  ) / workers
+  return {
+    'study': 'isoflop',
+    'title': study.title,
+    'corpus': {
+      'name': corpus.name,
+      'fingerprint': corpus.fingerprint,
+      'train_tokens': len(corpus.train.tokens),
+      'heldout_tokens': len(corpus.heldout.tokens),
+      'train_bytes': corpus.train.bytes,
+      'vocab_size': corpus.vocab_size,
+      'tokenizer': study.data.tokenizer,
+      'seq_len': study.data.seq_len,
+    },
+    'cells': rows,
+    'flops': sum(row['flops'] for row in rows),
+    'seconds': seconds,
+    'workers': workers,
+    'speed': dataclasses.asdict(speed),
+    'programs': programs,
+    'power': _power(study, cells),
+    'warnings': _warnings(rows),
+  }
+
+
+def text(plan: dict[str, Any]) -> str:
+  """Returns the plan as a person reads it."""
+  header = (
+    f'{"cell":<28}{"arm":<10}{"exits":<12}{"N":>9}{"D":>9}'
+    f'{"steps":>7}{"batch":>7}{"C":>10}{"epochs":>7}{"time":>7}'
+  )
+  lines = [plan['title'], '', header]
+  for row in plan['cells']:
+    exits = ','.join(map(str, row['exit_layers']))
+    lines.append(
+      f'{row["cell"]:<28}{row["arm"]:<10}{exits:<12}'
+      f'{_human(row["params_full"]):>9}{_human(row["tokens"]):>9}'
+      f'{row["steps"]:>7}{row["batch_tokens"]:>7}{row["flops"]:>10.2e}'
+      f'{row["epochs"]:>7.2f}{_time(row["seconds"]):>7}'
+    )
+  corpus, power = plan['corpus'], plan['power']
+  lines += [
+    '',
+    f'corpus {corpus["name"]} ({corpus["fingerprint"]}): '
+    f'{_human(corpus["train_tokens"])} tokens to train on, '
+    f'{_human(corpus["heldout_tokens"])} held out',
+    f'{len(plan["cells"])} runs, {plan["flops"]:.3g} FLOPs, '
+    f'{plan["programs"]} programs to compile; about '
+    f'{_time(plan["seconds"])} with {plan["workers"]} worker(s) at '
+    f'{plan["speed"]["flops_per_second"][0] / 1e9:.0f} to '
+    f'{plan["speed"]["flops_per_second"][1] / 1e9:.0f} GFLOP/s each',
+  ]
+  if power:
+    lines.append(
+      f'gamma, if it is {power["law"]["gamma"]:g} and seeds differ by '
+      f'{power["noise"]:.1%} in loss: +- {power["gamma_half_width"]:.4f} '
+      f'(95 %), apart from 0 in {power["share_excluding_zero"]:.0%} of '
+      'simulated studies'
+    )
+  lines += [f'warning: {warning}' for warning in plan['warnings']]
+  return '\n'.join(lines)
+
+
+def calibrate(cells: Cells, workers: int) -> Speed:
+  """Returns the speed of one worker, timing a few steps of two models.
+
+  The programs it compiles are kept: the sweep does not compile them again.
+  """
+  by_size = sorted(
+    cells,
+    key=lambda cell: (cell.model.width, flops_lib.params_full(cell.model)),
+  )
+  cores = sorted(os.sched_getaffinity(0))
+  share = cores[: max(1, len(cores) // workers)]
+  with multiprocessing.get_context('spawn').Pool(1) as pool:
+    timed = pool.apply(_time_steps, ([by_size[0], by_size[-1]], share))
+  return Speed(
+    (by_size[0].model.width, by_size[-1].model.width),
+    (timed[0][0], timed[1][0]),
+    (timed[0][1] + timed[1][1]) / 2,
+  )
+
+
+def _time_steps(
+  cells: list[train_config.RunConfig], cores: list[int]
+) -> list[tuple[float, float]]:
+  os.sched_setaffinity(0, cores)
+  from familial.training import timing
+
+  return [timing.measure(cell, _CALIBRATION_STEPS) for cell in cells]
+
+
+def _row(
+  cell: train_config.RunConfig, corpus: Any, speed: Speed
+) -> dict[str, Any]:
+  model, train = cell.model, cell.train
+  tokens = train.steps * train.batch_size * cell.data.seq_len
+  cost = cells_lib.cost(cell)
+  evaluation = (
+    train.evaluations
+    * train.eval_tokens
+    * flops_lib.forward(model, cell.data.seq_len)
+  )
+  return {
+    'cell': cell.cell,
+    'arm': cell.arm,
+    'budget': cell.budget,
+    'width': model.width,
+    'depth': model.depth,
+    'exits': model.granularity,
+    'exit_layers': list(model.exits),
+    'exit_kind': model.exit_kind,
+    'params_full': flops_lib.params_full(model),
+    'tokens': tokens,
+    'steps': train.steps,
+    'batch_tokens': train.batch_size * cell.data.seq_len,
+    'flops': cost,
+    'flops_6nd': flops_lib.six_nd(model, tokens),
+    'epochs': tokens / len(corpus.train.tokens),
+    'base_lr': train.base_lr,
+    'seed': train.seed,
+    'seconds': (cost + evaluation) / speed.at(model.width),
+  }
+
+
+def _power(
+  study: study_config.StudyConfig, cells: Cells
+) -> dict[str, Any] | None:
+  """Returns the interval that gamma would get, or None without two Gs."""
+  from familial.laws import power
+
+  planned = [cell for cell in cells if cell.arm in ('grid', 'seed')]
+  if len({cell.model.granularity for cell in planned}) < 2:
+    return None
+  law = dataclasses.asdict(study.assumed)
+  noise = law.pop('noise')
+  return power.gamma(
+    N=np.array([flops_lib.params_full(cell.model) for cell in planned]),
+    D=np.array(
+      [
+        cell.train.steps * cell.train.batch_size * cell.data.seq_len
+        for cell in planned
+      ]
+    ),
+    G=np.array([cell.model.granularity for cell in planned]),
+    law=law,
+    noise=noise,
+  )
+
+
+def _warnings(rows: list[dict[str, Any]]) -> list[str]:
+  found = []
+  for row in rows:
+    if row['epochs'] > _MAX_EPOCHS:
+      found.append(
+        f'{row["cell"]}: {row["epochs"]:.1f} epochs; beyond '
+        f'{_MAX_EPOCHS:g} repeated text no longer counts as new'
+      )
+    error = row['flops'] / row['budget'] - 1
+    if abs(error) > _MAX_ERROR:
+      found.append(
+        f'{row["cell"]}: {row["steps"]} steps cost {error:+.1%} of '
+        'its budget; below 200 steps rounding shows'
+      )
+  return found
+
+
+def _human(number: float) -> str:
+  for unit, size in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
+    if number >= size:
+      return f'{number / size:.3g}{unit}'
+  return f'{number:.0f}'
+
+
+def _time(seconds: float) -> str:
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  return (
+    f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+  )

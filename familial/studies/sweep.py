@@ -1,0 +1,239 @@
+"""Runs a sweep's cells, in one process or in several that share the folder.
+
+Who runs a cell holds a lock on its folder; the system lets go of it when the
+process dies, so a cell is never trained twice at once and never lost. What is
+finished or diverged is never trained again; what was cut off goes on from its
+checkpoint.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import time
+import traceback
+
+import tqdm
+
+from familial import errors
+from familial import records
+from familial.studies import cells as cells_lib
+from familial.training import config as train_config
+
+Cells = Sequence[train_config.RunConfig]
+DONE = ('finished', 'diverged')
+_ATTEMPTS = 2
+_RESTARTS = 3
+
+
+def folder(workdir: str | os.PathLike[str], cell: str) -> pathlib.Path:
+  """Returns a cell's run folder."""
+  return pathlib.Path(workdir) / 'cells' / cell
+
+
+def execute(
+  cells: Cells,
+  workdir: str | os.PathLike[str],
+  *,
+  workers: int = 1,
+  tensorboard: bool = False,
+) -> list[str]:
+  """Trains the cells that are not done yet; returns those that failed.
+
+  Args:
+    cells: of the study.
+    workdir: of the study.
+    workers: processes on this host; each gets its share of the cores.
+    tensorboard: write event files too.
+
+  Raises:
+    errors.Interrupted: on SIGTERM or SIGINT, once every cell under way is
+      saved.
+  """
+  left = [
+    cell
+    for cell in cells
+    if records.status(folder(workdir, cell.cell)) not in DONE
+  ]
+  if not left:
+    return []
+  if workers == 1:
+    work(cells, workdir, tensorboard=tensorboard)
+  else:
+    _supervise(cells, workdir, workers, tensorboard)
+  return [
+    cell.cell
+    for cell in cells
+    if records.status(folder(workdir, cell.cell)) not in DONE
+  ]
+
+
+def work(
+  cells: Cells,
+  workdir: str | os.PathLike[str],
+  *,
+  quiet: bool = False,
+  tensorboard: bool = False,
+) -> None:
+  """Takes cells one after another until none is left to take.
+
+  A cell that raises is tried once more at the end, then left to the next call;
+  its traceback is in `error.log` of its folder.
+  """
+  from familial.data import packing  # Brings JAX: workers set cores first.
+  from familial.training import compilation
+  from familial.training import loop
+
+  compilation.enable_cache()
+  corpora: dict[object, packing.Corpus] = {}
+  attempts = dict.fromkeys((cell.cell for cell in cells), 0)
+  while True:
+    waiting = False
+    progressed = False
+    for cell in cells:
+      run = folder(workdir, cell.cell)
+      if attempts[cell.cell] >= _ATTEMPTS or records.status(run) in DONE:
+        continue
+      # By name: the run's own folder may not be there yet for '..' to leave.
+      parent = pathlib.Path(os.path.normpath(run / cell.train.init_from))
+      if cell.train.init_from and records.status(parent) not in DONE:
+        waiting = waiting or attempts.get(parent.name, 0) < _ATTEMPTS
+        continue
+      with _lock(run) as mine:
+        if not mine:
+          waiting = True
+          continue
+        progressed = True
+        attempts[cell.cell] += 1
+        try:
+          if cell.data not in corpora:
+            corpora[cell.data] = packing.load(cell.data)
+          loop.run(
+            cell, run, corpora[cell.data], quiet=quiet, tensorboard=tensorboard
+          )
+          (run / 'error.log').unlink(missing_ok=True)
+        except errors.UserError:
+          raise
+        except Exception as error:  # Whatever it was, the sweep goes on.
+          records.write_text(run / 'error.log', traceback.format_exc())
+          print(
+            f'{cell.cell}: {type(error).__name__}: {error} '
+            f'(attempt {attempts[cell.cell]} of {_ATTEMPTS})',
+            file=sys.stderr,
+          )
+    if not progressed and not waiting:
+      return
+    if not progressed:
+      time.sleep(0.5)
+
+
+def _supervise(
+  cells: Cells, workdir: str | os.PathLike[str], workers: int, tensorboard: bool
+) -> None:
+  """Starts workers, shows the sweep's progress, replaces those that die."""
+  context = multiprocessing.get_context('spawn')
+  cores = sorted(os.sched_getaffinity(0))
+
+  def start(index: int) -> multiprocessing.process.BaseProcess:
+    share = cores[index::workers] or cores
+    process = context.Process(
+      target=_worker, args=(list(cells), str(workdir), share, tensorboard)
+    )
+    process.start()
+    return process
+
+  processes = [start(index) for index in range(workers)]
+  restarts = _RESTARTS
+  received: list[int] = []
+  old = {
+    number: signal.signal(number, lambda n, _: received.append(n))
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  try:
+    with tqdm.tqdm(
+      total=_total(cells) / 1e9,
+      unit='GFLOP',
+      file=sys.stderr,
+      desc='sweep',
+      bar_format='{desc}: {percentage:3.0f}% |{bar}|'
+      ' {elapsed} < {remaining}{postfix}',
+    ) as bar:
+      while any(process.is_alive() for process in processes):
+        bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
+        done = sum(
+          records.status(folder(workdir, cell.cell)) in DONE for cell in cells
+        )
+        bar.set_postfix_str(f'{done} of {len(cells)} cells')
+        for index, process in enumerate(processes):
+          if received and process.is_alive():
+            process.terminate()
+          elif process.exitcode and not received and restarts:
+            restarts -= 1
+            print(
+              f'a worker ended with status {process.exitcode}; another '
+              'takes its place',
+              file=sys.stderr,
+            )
+            processes[index] = start(index)
+        time.sleep(1.0)
+  finally:
+    for process in processes:
+      if process.is_alive():
+        process.terminate()
+      process.join()
+    for number, handler in old.items():
+      signal.signal(number, handler)
+  if received:
+    raise errors.Interrupted(
+      'stopped; every cell under way is saved, and the '
+      'same command goes on from there'
+    )
+
+
+def _worker(
+  cells: Cells, workdir: str, cores: list[int], tensorboard: bool
+) -> None:
+  # Before JAX makes its thread pool, whose size follows from this.
+  os.sched_setaffinity(0, cores)
+  try:
+    work(cells, workdir, quiet=True, tensorboard=tensorboard)
+  except errors.Interrupted:
+    sys.exit(0)
+  except errors.UserError as error:
+    print(f'familial: {error}', file=sys.stderr)
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def _lock(run: pathlib.Path) -> Iterator[bool]:
+  """Holds a cell for this process; yields whether it could be had."""
+  run.mkdir(parents=True, exist_ok=True)
+  with open(run / 'lock', 'w', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      yield False
+      return
+    yield True
+
+
+def _total(cells: Cells) -> float:
+  return sum(map(cells_lib.cost, cells))
+
+
+def _spent(
+  cell: train_config.RunConfig, workdir: str | os.PathLike[str]
+) -> float:
+  """Returns a cell's FLOPs so far, as its progress file says."""
+  run = folder(workdir, cell.cell)
+  if records.status(run) in DONE:
+    return cells_lib.cost(cell)
+  rows = records.read(run / records.PROGRESS)
+  return (
+    rows[-1]['step'] / cell.train.steps * cells_lib.cost(cell) if rows else 0.0
+  )

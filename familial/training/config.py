@@ -1,0 +1,166 @@
+"""How a run trains."""
+
+import dataclasses
+
+from familial import errors
+from familial.data import config as data_config
+from familial.model import config as model_config
+
+WEIGHTINGS = ('uniform', 'final_one', 'linear')
+SCHEDULES = ('constant', 'cosine', 'wsd')
+TRAINED = ('all', 'exits')
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Everything that fixes a run's trajectory besides its model and data.
+
+  Attributes:
+    steps: optimizer steps of the whole run.
+    batch_size: sequences per step, over all processes.
+    base_lr: maximum rate of embeddings and gains; matrices take it times
+      base_width / width (see `optimizer`).
+    schedule: after the warm-up `constant`, `cosine` down to `final_lr`, or
+      `wsd`: constant, then linear down to `final_lr` over `decay_fraction`.
+    warmup_steps: linear from 0.
+    decay_fraction: last share of the steps in which `wsd` decays.
+    final_lr: last rate as a share of the maximum.
+    beta1: of AdamW's mean of gradients.
+    beta2: of AdamW's mean of squared gradients.
+    eps: of AdamW.
+    weight_decay: decoupled; a matrix shrinks by base_lr x schedule x this a
+      step, whatever its own rate.
+    clip: maximum global norm of the gradient; 0 for none.
+    weighting: of the exits' losses: `uniform` (1/G each), `final_one` (last
+      exit 1, others `other_weight`), `linear` (in proportion to the layer).
+    weighting_end: weighting that the run moves to, linearly in steps; '' stays.
+    other_weight: of the exits before the last in `final_one`.
+    trained: `all`, or `exits`: all exits but the last, on the frozen trunk of
+      `init_from`.
+    init_from: run folder to take the initial parameters from, relative to
+      this run's; '' for fresh.
+    seed: of initialisation and of the order of the data.
+    evaluations: evaluations spaced evenly over the run, the last at its end.
+    eval_tokens: held-out tokens of each, always the same ones.
+    eval_batch_size: rows of a held-out batch; one for all runs of a study, so
+      that they share a program.
+    checkpoint_seconds: least time between two checkpoints.
+    keep: how many of the last checkpoints stay, besides the best.
+  """
+
+  steps: int
+  batch_size: int
+  base_lr: float
+  schedule: str = 'cosine'
+  warmup_steps: int = 0
+  decay_fraction: float = 0.2
+  final_lr: float = 0.0
+  beta1: float = 0.9
+  beta2: float = 0.95
+  eps: float = 1e-10
+  weight_decay: float = 0.1
+  clip: float = 1.0
+  weighting: str = 'uniform'
+  weighting_end: str = ''
+  other_weight: float = 0.3
+  trained: str = 'all'
+  init_from: str = ''
+  seed: int = 0
+  evaluations: int = 1
+  eval_tokens: int = 65_536
+  eval_batch_size: int = 32
+  checkpoint_seconds: float = 60.0
+  keep: int = 2
+
+  def __post_init__(self) -> None:
+    for key in (
+      'steps',
+      'batch_size',
+      'evaluations',
+      'eval_tokens',
+      'eval_batch_size',
+      'keep',
+    ):
+      if getattr(self, key) < 1:
+        raise errors.UserError(
+          f'train.{key}: {getattr(self, key)} is not '
+          'allowed; it must be at least 1'
+        )
+    for key, allowed in (
+      ('schedule', SCHEDULES),
+      ('weighting', WEIGHTINGS),
+      ('weighting_end', WEIGHTINGS + ('',)),
+      ('trained', TRAINED),
+    ):
+      value = getattr(self, key)
+      if value not in allowed:
+        raise errors.UserError(
+          f'train.{key}: {value!r} is not one of {", ".join(allowed)}'
+          f'{errors.nearest(str(value), allowed)}'
+        )
+    if not 0 <= self.warmup_steps <= self.steps:
+      raise errors.UserError(
+        f'train.warmup_steps: {self.warmup_steps} is not '
+        f'in 0..{self.steps}, the steps of the run'
+      )
+    if self.base_lr <= 0:
+      raise errors.UserError(f'train.base_lr: {self.base_lr} must be positive')
+    if self.trained == 'exits' and not self.init_from:
+      raise errors.UserError(
+        'train.init_from: needed where train.trained is '
+        "'exits': the run that holds the trunk"
+      )
+
+  def exit_weights(
+    self, exits: tuple[int, ...], end: bool = False
+  ) -> tuple[float, ...]:
+    """Returns the weight of each exit's loss at the start or end of the run.
+
+    Args:
+      exits: the layer of each exit.
+      end: the weights moved to, instead of those started from.
+    """
+    weighting = (end and self.weighting_end) or self.weighting
+    count = len(exits)
+    if self.trained == 'exits':
+      return (1.0,) * (count - 1) + (0.0,)
+    if weighting == 'uniform':
+      return (1.0 / count,) * count
+    if weighting == 'final_one':
+      return (self.other_weight,) * (count - 1) + (1.0,)
+    return tuple(layer / sum(exits) for layer in exits)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """One run: what it trains, on what, how, and its place in a study.
+
+  Attributes:
+    cell: name within the study.
+    arm: why the study wants it: `grid`, `seed`, `twin`, `weighting`,
+      `frozen`, `branch` or, alone, `single`.
+    budget: FLOPs that the study planned for it.
+    model: the model.
+    data: the corpus and its sequences.
+    train: the rest.
+  """
+
+  cell: str
+  arm: str
+  budget: float
+  model: model_config.ModelConfig
+  data: data_config.DataConfig
+  train: TrainConfig
+
+  def __post_init__(self) -> None:
+    if self.model.vocab_size != self.data.vocab_size:
+      raise errors.UserError(
+        f'model.vocab_size: {self.model.vocab_size} differs from '
+        f'data.vocab_size {self.data.vocab_size}'
+      )
+    chunk = self.model.loss_chunk
+    if chunk and self.data.seq_len % chunk:
+      raise errors.UserError(
+        f'model.loss_chunk: {chunk} does not divide '
+        f'data.seq_len {self.data.seq_len}'
+      )

@@ -1,0 +1,52 @@
+"""How fast a run's steps are on this machine."""
+
+import time
+
+import jax
+import numpy as np
+
+from familial import flops as flops_lib
+from familial.training import compilation
+from familial.training import config as train_config
+from familial.training import optimizer
+from familial.training import step as step_lib
+
+
+def measure(config: train_config.RunConfig, steps: int) -> tuple[float, float]:
+  """Returns (model FLOP/s, seconds to compile) of a run's training step.
+
+  Args:
+    config: of the run; its tokens do not matter and are drawn.
+    steps: to take the fastest of.
+  """
+  compilation.enable_cache()
+  shape = (config.train.batch_size, config.data.seq_len)
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, config.model.vocab_size, shape, dtype=np.int32)
+  batch = {
+    'inputs_BxL': tokens,
+    'targets_BxL': tokens,
+    'weights_BxL': np.ones(shape, np.float32),
+  }
+  if config.data.document_mask:
+    batch['segments_BxL'] = np.zeros(shape, np.int32)
+  h = optimizer.hyper(config.train, config.model.exits)
+  start = time.perf_counter()
+  state = step_lib.init(
+    config.model, config.train.trained, jax.random.key(0), h
+  )
+  state, _ = step_lib.train(config.model, config.train.trained, state, batch, h)
+  jax.block_until_ready(state)
+  compiled = time.perf_counter() - start
+  seconds = []
+  for _ in range(steps):
+    start = time.perf_counter()
+    state, _ = step_lib.train(
+      config.model, config.train.trained, state, batch, h
+    )
+    jax.block_until_ready(state)
+    seconds.append(time.perf_counter() - start)
+  flops = tokens.size * flops_lib.train(
+    config.model, config.data.seq_len, config.train.trained
+  )
+  return flops / min(seconds), compiled

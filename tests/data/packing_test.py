@@ -1,0 +1,338 @@
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+from absl import logging
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.data import batches
+from familial.data import config
+from familial.data import files
+from familial.data import packing
+from familial.data import tokenizers
+
+_TEXTS = [f'document {i} of the üsual kind\n' * (i % 7 + 1) for i in range(60)]
+
+
+def _folder(path, texts=tuple(_TEXTS)):
+  path.mkdir()
+  for i, text in enumerate(texts):
+    (path / f'{i}.txt').write_text(text)
+  return path
+
+
+@pytest.fixture
+def settings(tmp_path):
+  return config.DataConfig(
+    corpus='text_files',
+    path=str(_folder(tmp_path / 'text')),
+    cache_dir=str(tmp_path / 'cache'),
+    heldout_percent=20,
+  )
+
+
+@pytest.fixture
+def warned(monkeypatch):
+  lines = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda form, *values: lines.append(form % values)
+  )
+  return lines
+
+
+def _documents(corpus, split):
+  tokenizer = tokenizers.load(corpus.tokenizer_path)
+  bounds = zip(split.documents[:-1], split.documents[1:], strict=True)
+  for start, stop in bounds:
+    assert split.tokens[stop - 1] == corpus.separator
+    yield tokenizer.decode(split.tokens[start : stop - 1])
+
+
+def _bpe(settings):
+  return dataclasses.replace(settings, tokenizer='bpe', vocab_size=270)
+
+
+@pytest.mark.parametrize('change', [lambda c: c, _bpe])
+def test_documents_come_back_each_in_its_split(settings, change):
+  corpus = packing.load(change(settings))
+  found = []
+  for name in ('train', 'heldout'):
+    split = getattr(corpus, name)
+    texts = list(_documents(corpus, split))
+    assert {files.split_of(t, 20) for t in texts} == {name}
+    assert split.bytes == sum(len(t.encode('utf-8')) for t in texts)
+    assert split.documents[0] == 0
+    assert split.documents[-1] == len(split.tokens)
+    assert split.tokens.dtype == np.uint16
+    assert (split.tokens == corpus.separator).sum() == len(texts)
+    found += texts
+  assert sorted(found) == sorted(_TEXTS)
+
+
+def test_no_heldout_document_is_in_the_training_stream(tmp_path, settings):
+  # The same documents again under other names, in other folders.
+  _folder(tmp_path / 'text' / 'copies')
+  corpus = packing.load(settings)
+  stream = bytes([255]) + corpus.train.tokens.astype(np.uint8).tobytes()
+  heldout = list(_documents(corpus, corpus.heldout))
+  assert heldout
+  for text in heldout:
+    assert b'\xff' + text.encode('utf-8') + b'\xff' not in stream
+  # The search finds what is there.
+  for text in _documents(corpus, corpus.train):
+    assert b'\xff' + text.encode('utf-8') + b'\xff' in stream
+
+
+def test_what_is_packed_is_not_made_again(settings, monkeypatch):
+  first = packing.load(settings)
+  monkeypatch.setattr(packing, '_pack', None)
+  second = packing.load(settings)
+  assert first.fingerprint == second.fingerprint
+  np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
+  assert not second.train.tokens.flags.writeable
+
+
+def test_fingerprint_is_of_the_content(settings, tmp_path):
+  def fingerprint(**changes):
+    return packing.load(dataclasses.replace(settings, **changes)).fingerprint
+
+  first = fingerprint()
+  assert int(first, 16)
+  # Another cache, another folder with the same text, other windows.
+  assert fingerprint(cache_dir=str(tmp_path / 'other')) == first
+  again = str(_folder(tmp_path / 'again', _TEXTS[::-1]))
+  assert fingerprint(path=again) == first
+  assert fingerprint(seq_len=64, document_mask=True) == first
+  # Another split, tokenizer or text.
+  assert fingerprint(heldout_percent=30) != first
+  assert fingerprint(tokenizer='bpe', vocab_size=270) != first
+  (tmp_path / 'text' / 'more.txt').write_text('one more document')
+  assert fingerprint() != first
+
+
+def test_bpe_is_trained_on_the_train_split_only(tmp_path, settings):
+  """A word that only held-out documents have does not become a token."""
+  shared = 'abcabc ' * 40
+  texts = [f'{shared}{i}' for i in range(200)]
+  texts = [
+    t + ' qzjqzj' * 400 if files.split_of(t, 20) == 'heldout' else t
+    for t in texts
+  ]
+  kept = [t for t in texts if 'qzj' not in t or _held_out(t)]
+  assert sum('qzj' in t for t in kept) > 3
+  folder = _folder(tmp_path / 'words', kept)
+  corpus = packing.load(
+    dataclasses.replace(_bpe(settings), path=str(folder), vocab_size=262)
+  )
+  vocabulary = json.loads(pathlib.Path(corpus.tokenizer_path).read_text())
+  tokens = list(vocabulary['model']['vocab'])
+  assert any('abc' in t for t in tokens)
+  assert not any('qz' in t for t in tokens)
+
+
+def _held_out(text):
+  return files.split_of(text, 20) == 'heldout'
+
+
+def test_two_at_once_make_one(settings, monkeypatch):
+  """Both find nothing and prepare; one renames first, both read the same."""
+  both_inside = threading.Barrier(2, timeout=60)
+  write = packing._write
+
+  def write_together(*arguments):
+    both_inside.wait()
+    write(*arguments)
+
+  monkeypatch.setattr(packing, '_write', write_together)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first, second = pool.map(packing.load, [settings] * 2)
+  assert first == dataclasses.replace(
+    second, train=first.train, heldout=first.heldout
+  )
+  np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
+  _assert_only_finished_folders(settings)
+
+
+def test_processes_that_race_agree(settings):
+  program = (
+    'from familial.data import config, packing\n'
+    f'corpus = packing.load(config.{settings!r})\n'
+    'print(corpus.fingerprint, corpus.train.tokens.sum())\n'
+  )
+  running = [
+    subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE)
+    for _ in range(3)
+  ]
+  printed = {process.communicate()[0] for process in running}
+  assert [process.returncode for process in running] == [0] * 3
+  assert len(printed) == 1
+  _assert_only_finished_folders(settings)
+
+
+def _assert_only_finished_folders(settings):
+  for room in ('packed', 'tfds'):
+    [folder] = os.listdir(pathlib.Path(settings.cache_dir, room))
+    assert not folder.startswith('.')
+
+
+def test_a_killed_preparation_is_not_taken_for_a_corpus(settings, monkeypatch):
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(packing, '_hash_of_file', killed)
+    with pytest.raises(KeyboardInterrupt):
+      packing.load(settings)
+  assert os.listdir(pathlib.Path(settings.cache_dir, 'packed')) == []
+  assert len(packing.load(settings).train.tokens)
+
+
+def _cut_short(content):
+  return content[: len(content) // 2]
+
+
+def _one_bit(content):
+  middle = len(content) // 2
+  return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [_cut_short, _one_bit, lambda c: b'', lambda c: c + b'\0', None],
+  ids=['cut', 'bit', 'empty', 'longer', 'gone'],
+)
+def test_damaged_packed_files_are_reported_and_made_again(
+  settings, warned, damage
+):
+  settings = _bpe(settings)
+  good = packing.load(settings)
+  tokens = np.array(good.train.tokens)
+  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+  names = sorted(os.listdir(folder))
+  assert len(names) == 6
+  for name in names:
+    _spoil(folder / name, damage)
+    again = packing.load(settings)
+    assert again.fingerprint == good.fingerprint
+    np.testing.assert_array_equal(again.train.tokens, tokens)
+  assert len(warned) == len(names)
+  assert all(str(folder) in line and '\n' not in line for line in warned)
+
+
+@pytest.mark.parametrize('value', ['null', '[]', '{}', '{"fingerprint": 3}'])
+def test_meta_of_another_shape_is_damage(settings, warned, value):
+  packing.load(settings)
+  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+  (folder / 'meta.json').write_text(value)
+  assert len(packing.load(settings).train.tokens)
+  assert len(warned) == 1
+
+
+def test_meta_that_was_altered_is_damage(settings, warned):
+  good = packing.load(settings)
+  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+  meta = json.loads((folder / 'meta.json').read_text())
+  meta['heldout']['bytes'] += 1
+  (folder / 'meta.json').write_text(json.dumps(meta))
+  assert packing.load(settings).heldout.bytes == good.heldout.bytes
+  assert 'fingerprint' in warned[0]
+
+
+def test_files_too_large_to_hash_are_checked_by_size(
+  settings, warned, monkeypatch
+):
+  monkeypatch.setattr(packing, '_HASHED_BYTES', 0)
+  good = packing.load(settings)
+  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+  _spoil(folder / 'heldout.tokens', lambda c: c + c)
+  again = packing.load(settings)
+  np.testing.assert_array_equal(again.heldout.tokens, good.heldout.tokens)
+  assert 'heldout.tokens has' in warned[0]
+
+
+@pytest.mark.parametrize('damage', [_cut_short, _one_bit, None])
+def test_damaged_tfds_files_are_made_again(settings, damage):
+  good = packing.load(settings)
+  stored = pathlib.Path(settings.cache_dir, 'tfds')
+  for name in ('dataset_info.json', 'features.json', '*train.array_record*'):
+    [file] = stored.rglob(name)
+    _spoil(file, damage)
+    [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+    packing._discard(folder)
+    assert packing.load(settings).fingerprint == good.fingerprint
+
+
+def _spoil(file, damage):
+  # Replaced, not written to: what is mapped already stays as it was.
+  content = file.read_bytes()
+  file.unlink()
+  if damage:
+    file.write_bytes(damage(content))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'path': '/nowhere/at/all'}, "path='/nowhere/at/all' is not a folder"),
+    ({'tokenizer': 'bpe', 'vocab_size': 9999}, 'vocab_size=9999'),
+  ],
+)
+def test_what_cannot_be_made_is_said(settings, changes, said):
+  with pytest.raises(errors.UserError, match=said) as raised:
+    packing.load(dataclasses.replace(settings, **changes))
+  assert '\n' not in str(raised.value)
+
+
+def test_a_cache_that_cannot_be_made_is_said(settings, tmp_path):
+  (tmp_path / 'file').write_text('')
+  inside = dataclasses.replace(settings, cache_dir=str(tmp_path / 'file'))
+  with pytest.raises(errors.UserError, match=r"cache_dir='.*/file'"):
+    packing.load(inside)
+
+
+def test_too_small_for_a_window_is_said(settings):
+  wide = dataclasses.replace(settings, seq_len=10**5)
+  corpus = packing.load(wide)
+  with pytest.raises(errors.UserError, match='seq_len=100000'):
+    batches.Batches(corpus, wide, 1, seed=0)
+  with pytest.raises(errors.UserError, match='seq_len=100000'):
+    batches.heldout(corpus, wide, 10, 1)
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path):
+  texts = iter(['ab', 'c'])
+  wide = tokenizers.Bytes()
+  wide.vocab_size = 2**16 + 1
+  sizes = packing._write_split(tmp_path, 'train', texts, wide)
+  assert sizes['tokens'] == 5
+  stored = np.fromfile(tmp_path / 'train.tokens', '<u4')
+  np.testing.assert_array_equal(stored, [97, 98, 255, 99, 255])
+
+
+def test_python_source_in_a_fresh_process(tmp_path):
+  """The default corpus: tens of MB, in seconds, without TensorFlow."""
+  program = (
+    'import sys, time\n'
+    'start = time.perf_counter()\n'
+    'from familial.data import batches, config, packing\n'
+    f'settings = config.DataConfig(cache_dir={str(tmp_path)!r})\n'
+    'corpus = packing.load(settings)\n'
+    'seconds = time.perf_counter() - start\n'
+    'next(batches.iterate(batches.Batches(corpus, settings, 16, 0), 3))\n'
+    'assert "tensorflow" not in sys.modules\n'
+    'print(len(corpus.train.tokens), len(corpus.heldout.tokens), seconds)\n'
+  )
+  printed = subprocess.run(
+    [sys.executable, '-c', program], check=True, capture_output=True, text=True
+  ).stdout
+  train, heldout, seconds = (float(n) for n in printed.split())
+  assert train > 5e6
+  assert 0.01 < heldout / train < 0.12
+  assert seconds < 40

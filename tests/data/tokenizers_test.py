@@ -1,0 +1,86 @@
+import hypothesis
+from hypothesis import strategies
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.data import tokenizers
+
+_TEXTS = ['def f(x):\n  return x + 1\n' * 9, 'the quick brown fox ' * 9]
+
+
+@pytest.fixture(scope='module')
+def bpe_path(tmp_path_factory):
+  path = tmp_path_factory.mktemp('bpe') / 'tokenizer.json'
+  tokenizers.train(iter(_TEXTS), 280, path)
+  return str(path)
+
+
+@pytest.fixture(params=['bytes', 'bpe'])
+def tokenizer(request, bpe_path):
+  return tokenizers.load(bpe_path if request.param == 'bpe' else '')
+
+
+@hypothesis.given(strategies.text())
+@hypothesis.settings(
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.example('<|separator|>')
+@hypothesis.example('\N{PILE OF POO}\r\n\t é')
+def test_any_text_comes_back_and_holds_no_separator(tokenizer, text):
+  [tokens] = tokenizer.encode([text])
+  assert tokenizer.decode(tokens) == text
+  assert tokenizer.separator not in tokens.tolist()
+  assert all(t < tokenizer.vocab_size for t in tokens.tolist())
+  lengths = tokenizer.byte_lengths()
+  assert lengths[tokens].sum() == len(text.encode('utf-8'))
+
+
+def test_separators_vanish_and_broken_text_is_shown(tokenizer):
+  a, b = tokenizer.encode(['one', 'two'])
+  joined = [*a, tokenizer.separator, *b, tokenizer.separator]
+  assert tokenizer.decode(joined) == 'onetwo'
+  assert tokenizer.byte_lengths()[tokenizer.separator] == 0
+  [euro] = tokenizer.encode(['€'])
+  assert '\ufffd' in tokenizer.decode(euro[:1])
+
+
+def test_bpe_is_shorter_and_has_the_size_asked_for(bpe_path):
+  bpe = tokenizers.load(bpe_path)
+  assert bpe.vocab_size == 280
+  assert len(bpe.encode(_TEXTS)[0]) < len(_TEXTS[0]) * 0.6
+
+
+def test_training_is_deterministic(bpe_path, tmp_path):
+  again = tmp_path / 'again.json'
+  tokenizers.train(iter(_TEXTS), 280, again)
+  with open(bpe_path, 'rb') as first:
+    assert again.read_bytes() == first.read()
+
+
+def test_a_vocabulary_larger_than_the_text_gives_is_said(tmp_path):
+  with pytest.raises(errors.UserError, match=r'vocab_size=5000.*at most'):
+    tokenizers.train(iter(['aaa bbb']), 5000, tmp_path / 't.json')
+
+
+@pytest.mark.parametrize('content', [None, 'no json', '{}'])
+def test_a_file_that_is_no_tokenizer_is_said(tmp_path, content):
+  path = tmp_path / 'tokenizer.json'
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(errors.UserError, match='tokenizer_path=') as raised:
+    tokenizers.load(str(path))
+  assert '\n' not in str(raised.value)
+
+
+def test_a_tokenizer_without_our_separator_is_said(tmp_path, bpe_path):
+  path = tmp_path / 'tokenizer.json'
+  with open(bpe_path, encoding='utf-8') as file:
+    path.write_text(file.read().replace('<|separator|>', '<|end|>'))
+  with pytest.raises(errors.UserError, match='separator'):
+    tokenizers.load(str(path))
+
+
+def test_bytes_are_utf8():
+  [tokens] = tokenizers.Bytes().encode(['né'])
+  np.testing.assert_array_equal(tokens, [110, 195, 169])

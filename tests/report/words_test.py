@@ -1,0 +1,71 @@
+import math
+
+import pytest
+
+from familial.report import words
+
+
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [
+    (0.033333, '0.0333'),
+    (2.5, '2.50'),
+    (-12.345, '−12.3'),
+    (99999.4, '99999'),
+    (0, '0'),
+    (3.2e12, '3.2×10¹²'),
+    (1.5e-7, '1.5×10⁻⁷'),
+    (None, '–'),
+    (math.nan, '–'),
+    (math.inf, '∞'),
+  ],
+)
+def test_number(value, text):
+  assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [
+    (53_500, '53.5 k'),
+    (1e6, '1 M'),
+    (999_999, '1 M'),
+    (2.56e9, '2.56 B'),
+    (100, '100'),
+  ],
+)
+def test_amount(value, text):
+  assert words.amount(value).replace(words.SPACE, ' ') == text
+
+
+@pytest.mark.parametrize(
+  ('estimate', 'text'),
+  [
+    ((0.03123, 0.0241, 0.0382), '0.031 [0.024, 0.038]'),
+    ((-0.0012, -0.0104, 0.0082), '−0.001 [−0.010, 0.008]'),
+    ((61.2, 53.3, 66.8), '61 [53, 67]'),
+    ((1.5, 1.5, 1.5), '1.50 [1.50, 1.50]'),
+    ((0.5, None, 0.7), '0.500 (no interval)'),
+    ((None, 0.1, 0.2), '–'),
+  ],
+)
+def test_estimate_has_the_digits_of_its_interval(estimate, text):
+  assert words.estimate(*estimate).replace(words.SPACE, ' ') == text
+
+
+def test_interval_without_an_end_is_infinite():
+  assert words.interval(0.5, None) == f'[0.500,{words.SPACE}∞]'
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [(3.2, '3.2 s'), (600, '10 min'), (7380, '2 h 3 min'), (200_000, '2 d 7 h')],
+)
+def test_duration(seconds, text):
+  assert words.duration(seconds) == text
+
+
+def test_listing():
+  assert words.listing([]) == ''
+  assert words.listing(['a']) == 'a'
+  assert words.listing(['a', 'b', 'c']) == 'a, b and c'
