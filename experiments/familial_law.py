@@ -10,7 +10,7 @@ Variants:
 
 import ml_collections
 
-_ALL_G = (1, 2, 4, 8)
+from familial import config as config_lib
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -30,47 +30,19 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
 
 
 def _base() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(
-    {
-      'title': 'The law of familial models',
-      'data': {'corpus': 'python_source', 'seq_len': 128},
-      'model': {'exit_kind': 'head', 'base_width': 32},
-      'train': {
-        'base_lr': 1.3e-2,
-        'schedule': 'cosine',
-        'weight_decay': 0.1,
-        'weighting': 'uniform',
-        'evaluations': 4,
-        'eval_tokens': 65_536,
-        'keep': 1,
-      },
-      'rules': {
-        'batch_tokens': 512,
-        'at_budget': 1e11,
-        'batch_exponent': 1 / 3,
-        'beta2': 0.99,
-        'warmup': 0.05,
-      },
-      'grid': {
-        'budgets': (),
-        'shapes': (),
-        'granularities': _ALL_G,
-        'shapes_of': (),
-      },
-      'arms': {},
-      'fit': {'delta': 1e-3, 'starts': 512, 'resamples': 2000},
-      # From a first pass of `cpu`; only the plan's power rests on it.
-      'assumed': {
-        'E': 0.6,
-        'A': 30.0,
-        'B': 300.0,
-        'alpha': 0.3,
-        'beta': 0.45,
-        'gamma': 0.033,
-        'noise': 0.005,
-      },
-    }
+  config = config_lib.study_template()
+  config.title = 'The law of familial models'
+  config.data.update(corpus='python_source', seq_len=128)
+  config.model.base_width = 32
+  config.train.update(base_lr=1.3e-2, evaluations=4, keep=1)
+  config.rules.update(batch_tokens=512, at_budget=1e11, beta2=0.99)
+  config.grid.granularities = (1, 2, 4, 8)
+  config.fit.update(starts=512, resamples=2000)
+  # From a first pass of `cpu`; only the plan's power rests on it.
+  config.assumed.update(
+    E=0.6, A=30.0, B=300.0, alpha=0.3, beta=0.45, noise=0.005
   )
+  return config
 
 
 def _test(config: ml_collections.ConfigDict) -> None:
@@ -110,7 +82,7 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
   config.grid.shapes_of = (
     (0, 1, 2, 3),
     (0, 1, 2, 3, 4),
-    (1, 2, 3, 4, 5),
+    (1, 2, 3, 4),
     (2, 3, 4, 5),
   )
   every, middle = (3.2e11,), {'budgets': (3.2e11,), 'shapes': (3,)}
@@ -132,6 +104,13 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
       'granularities': (4,),
       'values': ('separate', 'branch'),
     },
+    # The frozen arm's kinds, trained jointly.
+    'kind': {
+      **middle,
+      'granularities': (4,),
+      'values': ('separate', 'branch'),
+    },
+    'gradients': {**middle, 'granularities': (4,), 'values': (12,)},
     # Exit 4 with none, one or three exits below it and one to three above.
     'branch': {
       **middle,

@@ -6,41 +6,31 @@ page. `familial_law.py` holds the studies that this one is a sketch of.
 
 import ml_collections
 
+from familial import config as config_lib
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the study; there are no variants."""
   if arg:
     raise ValueError(f'variant {arg!r}: quickstart has none')
-  return ml_collections.ConfigDict(
-    {
-      'title': 'Quick start: a familial sweep in minutes',
-      'data': {'corpus': 'python_source', 'seq_len': 64},
-      'model': {'base_width': 32},
-      'train': {'base_lr': 1.3e-2, 'eval_tokens': 32_768, 'keep': 1},
-      # One batch size for all budgets: one program a shape.
-      'rules': {'batch_tokens': 512, 'batch_exponent': 0.0, 'beta2': 0.99},
-      'grid': {
-        'budgets': (1e10, 3e10, 9e10),
-        'shapes': ((8, 4, 1), (12, 4, 1), (16, 4, 1), (32, 4, 2)),
-        'granularities': (1, 2, 4),
-      },
-      'arms': {
-        'seed': {
-          'budgets': (1e10,),
-          'shapes': (1, 2),
-          'granularities': (1, 4),
-          'values': (1, 2),
-        },
-      },
-      'fit': {'starts': 256, 'resamples': 500},
-      'assumed': {
-        'E': 0.6,
-        'A': 30.0,
-        'B': 300.0,
-        'alpha': 0.3,
-        'beta': 0.45,
-        'gamma': 0.033,
-        'noise': 0.01,
-      },
+  config = config_lib.study_template()
+  config.title = 'Quick start: a familial sweep in minutes'
+  config.data.update(corpus='python_source', seq_len=64)
+  config.model.base_width = 32
+  config.train.update(base_lr=1.3e-2, eval_tokens=32_768, keep=1)
+  # One batch size for all budgets: one program a shape.
+  config.rules.update(batch_tokens=512, batch_exponent=0.0, beta2=0.99)
+  config.grid.budgets = (1e10, 3e10, 9e10)
+  config.grid.shapes = ((8, 4, 1), (12, 4, 1), (16, 4, 1), (32, 4, 2))
+  config.grid.granularities = (1, 2, 4)
+  config.arms = {
+    'seed': {
+      'budgets': (1e10,),
+      'shapes': (1, 2),
+      'granularities': (1, 4),
+      'values': (1, 2),
     }
-  )
+  }
+  config.fit.resamples = 500
+  config.assumed.update(E=0.6, A=30.0, B=300.0, alpha=0.3, beta=0.45)
+  return config

@@ -9,11 +9,46 @@ import dataclasses
 import typing
 from typing import Any
 
+import ml_collections
+
 from familial import errors
 from familial.data import config as data_config
 from familial.model import config as model_config
+from familial.studies import cells
 from familial.studies import config as study_config
 from familial.training import config as train_config
+
+
+def study_template() -> ml_collections.ConfigDict:
+  """Returns an IsoFLOP study's config with every default filled in.
+
+  An experiment sets what it wants on it; what has no default and is not set is
+  refused as missing. What the cells decide for themselves is not in it.
+  """
+
+  def defaults(cls: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
+      field.name: field.default
+      for field in dataclasses.fields(cls)
+      if field.name not in without and field.default is not dataclasses.MISSING
+    }
+
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      'data': defaults(data_config.DataConfig),
+      'model': {
+        **defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+        **cells.RATIOS,
+      },
+      'train': defaults(train_config.TrainConfig, cells.BUDGET_KEYS),
+      'rules': defaults(study_config.Rules),
+      'grid': defaults(study_config.Grid),
+      'arms': {},
+      'fit': defaults(study_config.Fit),
+      'assumed': defaults(study_config.AssumedLaw),
+    }
+  )
 
 
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import re
 import sys
 
 from absl import flags
@@ -53,13 +54,10 @@ def _main(argv: list[str]) -> int:
     command = COMMANDS[name]
     values = flags.FlagValues()
     command.define(values)
-    flags.DEFINE_bool(
-      'help', False, 'Show this text.', short_name='h', flag_values=values
-    )
-    rest = _parse(values, argv[:1] + argv[2:])
-    if values.help:
+    if {'--help', '-h'} & set(argv[2:]):
       print(f'familial {name}: {command.help}\n{values.get_help()}')
       return 0
+    rest = _parse(values, argv[:1] + argv[2:])
     if rest:
       raise errors.UserError(f'{rest[0]}: familial {name} takes flags only')
     print(command.run(values))
@@ -79,18 +77,25 @@ def _main(argv: list[str]) -> int:
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
-  """Parses flags; whatever goes wrong in them or in the config is one line."""
+  """Parses flags and loads the config: what goes wrong in either is one line."""
   try:
-    return values(argv, known_only=False)[1:]
-  except errors.UserError:
-    raise
-  except flags.Error as error:
-    raise errors.UserError(str(error)) from None
+    rest = values(argv)[1:]
+    if 'config' in values:
+      values.config.lock()  # Runs the config file, if nothing has yet.
+    return rest
+  except (AttributeError, KeyError) as error:
+    text = re.sub(r'\\n|[\\\'"]', ' ', str(error.args[0]))
+    raise errors.UserError(f'--config: unknown key {text}') from None
   except Exception as error:  # A config file is anyone's code.
-    text = ' '.join(str(error).split())
-    raise errors.UserError(
-      f'--config: {type(error).__name__}: {text}'
-    ) from None
+    raise errors.UserError(_one_line(str(error))) from None
+
+
+def _one_line(text: str) -> str:
+  """Returns an error's text without the traceback that absl puts into it."""
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if any(line.startswith('Traceback') for line in lines):
+    lines = lines[-1:]
+  return ' '.join(lines)
 
 
 def _usage() -> str:
@@ -196,14 +201,8 @@ def _define_fit(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'resamples',
     1000,
-    'Of the bootstrap; 0 for none.',
-    lower_bound=0,
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'cluster',
-    'run',
-    'Column whose equal values the bootstrap keeps together.',
+    'Of the bootstrap.',
+    lower_bound=2,
     flag_values=values,
   )
   flags.DEFINE_integer('seed', 0, 'Of the bootstrap.', flag_values=values)
@@ -234,7 +233,37 @@ def _train(values: flags.FlagValues) -> str:
 
 
 def _fit(values: flags.FlagValues) -> str:
-  raise NotImplementedError
+  from familial.laws import result
+  from familial.laws import table
+
+  rows = table.read(
+    values.table,
+    _mapping(values.columns),
+    loss=values.loss,
+    rows_used=values.rows,
+    drop_highest=values.drop_highest,
+  )
+  return result.run(
+    rows,
+    values.form,
+    values.out,
+    loss_definition=values.loss,
+    delta=values.delta,
+    starts=values.starts,
+    resamples=values.resamples,
+    seed=values.seed,
+  )
+
+
+def _mapping(text: str) -> dict[str, str]:
+  """Returns {'params': 'Model Size'} for 'params=Model Size'."""
+  pairs = [pair.partition('=') for pair in text.split(',') if pair]
+  for ours, equals, theirs in pairs:
+    if not (ours and equals and theirs):
+      raise errors.UserError(
+        f"--columns: {ours + equals + theirs!r} is not of the form 'ours=theirs'"
+      )
+  return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _report(values: flags.FlagValues) -> str:

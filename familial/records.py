@@ -2,7 +2,8 @@
 
 A run folder holds `config.json` (what was asked), `lineage.json` (what it
 started from), `metrics.jsonl` (one row per exit and evaluation) and
-`progress.jsonl` (training loss and speed, which no result depends on). Rows
+`progress.jsonl` (training loss and speed, which no result depends on);
+`gradients.jsonl` where a run measures its exits' gradients. Rows
 hold no clock, so an undisturbed run and a resumed one write the same bytes.
 """
 
@@ -20,6 +21,7 @@ from familial import flops as flops_lib
 SCHEMA = 1
 ROWS = 'metrics.jsonl'
 PROGRESS = 'progress.jsonl'
+GRADIENTS = 'gradients.jsonl'
 Row = dict[str, Any]
 
 
@@ -116,6 +118,8 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
 
 def truncate(path: str | os.PathLike[str], step: int) -> None:
   """Drops rows after a step: a run resumes there and writes them again."""
+  if not pathlib.Path(path).exists():
+    return
   kept = [row for row in read(path) if row['step'] <= step]
   write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
 

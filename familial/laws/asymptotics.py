@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize
 from scipy import special
 
+COLLINEAR = 1e12
 _BANDWIDTH = 0.5  # of the robust scale: on normal noise, V 1.25 times too wide
 
 
@@ -35,7 +36,7 @@ def covariance(
     delta: Huber's threshold.
 
   Returns:
-    Variance of each coordinate [p] (inf where the Jacobian is 0), and the
+    Variance of each coordinate [p] (inf where the rows cannot tell), and the
     inflation [p] of `Fit`.
   """
   rows, p = jacobian.shape
@@ -45,10 +46,10 @@ def covariance(
     (-delta - residual) / width
   )
   length = np.linalg.norm(jacobian, axis=0)
-  alive = length > 1e-12 * np.sqrt(rows)
+  alive = length > 0
   unit = jacobian[:, alive] / length[alive]
   inverse = np.linalg.pinv(
-    (unit * inside[:, None]).T @ unit, rcond=1e-15, hermitian=True
+    (unit * inside[:, None]).T @ unit, rcond=1 / COLLINEAR, hermitian=True
   )
   influence = (psi[:, None] * unit) @ inverse
   runs = int(clusters.max()) + 1
@@ -62,6 +63,8 @@ def covariance(
   ratio = np.full(p, np.inf)
   out[alive] = variance / length[alive] ** 2
   ratio[alive] = variance / np.diag(inverse)
+  lost = conditioning(jacobian)[1] >= COLLINEAR
+  out[lost] = ratio[lost] = np.inf
   return out, ratio
 
 
@@ -94,12 +97,19 @@ def criteria(
 
 
 def conditioning(jacobian: np.ndarray) -> tuple[float, np.ndarray]:
-  """Condition number of scaled J'J and the diagonal of its inverse."""
+  """Condition number of scaled J'J and the diagonal of its inverse.
+
+  The diagonal is inf for a coordinate that no prediction answers to; at
+  COLLINEAR and above, others can imitate the coordinate to within rounding.
+  """
   length = np.linalg.norm(jacobian, axis=0)
-  if not (length > 0).all():
-    return math.inf, np.where(length > 0, 1.0, math.inf)
-  _, singular, right = np.linalg.svd(jacobian / length, full_matrices=False)
-  if singular[-1] == 0:
-    return math.inf, np.full(len(length), math.inf)
-  diagonal = ((right.T / singular) ** 2).sum(1)
+  alive = length > 0
+  diagonal = np.full(len(length), math.inf)
+  _, singular, right = np.linalg.svd(
+    jacobian[:, alive] / length[alive], full_matrices=False
+  )
+  singular = np.maximum(singular, np.finfo(float).tiny ** 0.25)
+  diagonal[alive] = ((right.T / singular) ** 2).sum(1)
+  if not alive.all():
+    return math.inf, diagonal
   return float((singular[0] / singular[-1]) ** 2), diagonal

@@ -16,8 +16,10 @@ from familial.laws import table as tables
 RESAMPLES = 1000
 LEVEL = 0.95
 _MANY_FAILED = 0.05
+_LOOK = 24  # iterations from another basin, before it is known to be near
+_PROMISING = 0.999  # of the objective from the optimum: goes on
 _FIRST_DELTA = 0.3  # of the robust scale
-_NEAR = 1.5  # objective of another basin over the optimum's, before refitting
+_NEAR = 1.2  # objective of another basin over the optimum's, before refitting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,23 +111,40 @@ def _refit(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Coordinates [resamples, parameters] and whether each has converged."""
   target = np.log(table.columns['loss'])
-  points = np.concatenate([fit.theta[None], fit.others])
-  prediction, _ = solver.evaluate(fit.form, table.columns, points)
+  n = len(weights)
+
+  def refit(
+    theta: np.ndarray, resample: np.ndarray, **options: Any
+  ) -> solver.Solution:
+    return solver.solve(
+      fit.form, table.columns, theta, target[None], weights,
+      delta=fit.delta, first_delta=_FIRST_DELTA * fit.scale,
+      weight_of=resample, free=fit.free, damping=1e-3, **options,
+    )  # fmt: skip
+
+  ends = refit(np.tile(fit.theta, (n, 1)), np.arange(n), advance=advance)
+  theta, objective = ends.theta.copy(), ends.objective.copy()
+  converged = ends.converged.copy()
+  points = (fit.theta, *fit.others)
+  prediction = np.concatenate(
+    [
+      solver.evaluate(fit.form, table.columns, point[None])[0]
+      for point in points
+    ]
+  )
   before = weights @ solver.huber(prediction - target, fit.delta).T
-  near = before <= before[:, :1] * _NEAR
-  near[:, 0] = True
-  resample, point = np.nonzero(near)
-  ends = solver.solve(
-    fit.form, table.columns, points[point], target[None], weights,
-    delta=fit.delta, first_delta=_FIRST_DELTA * fit.scale, weight_of=resample, free=fit.free, damping=1e-3,
-    advance=advance,
-  )  # fmt: skip
-  objective = np.full(near.shape, np.inf)
-  objective[near] = ends.objective
-  lane = np.full(near.shape, -1)
-  lane[near] = np.arange(len(resample))
-  best = lane[np.arange(len(near)), objective.argmin(1)]
-  return ends.theta[best], ends.converged[best]
+  resample, other = np.nonzero(before[:, 1:] <= before[:, :1] * _NEAR)
+  if len(resample):
+    # A look from the other basins first: few of them win.
+    looks = refit(fit.others[other], resample, iterations=_LOOK)
+    wins = looks.objective < objective[resample] * _PROMISING
+    resample = resample[wins]
+    ends = refit(looks.theta[wins], resample)
+    for i, lane in enumerate(resample):
+      if ends.objective[i] < objective[lane]:
+        theta[lane], objective[lane] = ends.theta[i], ends.objective[i]
+        converged[lane] = ends.converged[i]
+  return theta, converged
 
 
 def _weights(table: tables.Table, resamples: int, seed: int) -> np.ndarray:

@@ -29,6 +29,7 @@ _LOW_HIT_RATE = 0.05
 _ILL_CONDITIONED = 1e10
 _IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
 _OTHER_BASINS = 2
+_ROUNDING = 1e-20  # objective a row below which the fit is exact
 _DISTINCT = 1.05  # ratio of two basins' objectives
 
 
@@ -149,7 +150,7 @@ def fit(
     delta=delta, free=free, damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
   )  # fmt: skip
   objective = float(polished.objective[0])
-  rounding = 1e-20 * table.rows
+  rounding = _ROUNDING * table.rows
   hit = ends.objective <= objective * (1 + SAME_BASIN) + rounding
   seconds = {
     'compile': ends.compile_seconds,
@@ -243,6 +244,8 @@ def _describe(
   """Everything about the optimum that does not need another fit."""
   theta = polished.theta[0]
   objective = float(polished.objective[0])
+  exact = objective <= _ROUNDING * table.rows
+  converged = bool(polished.converged[0]) or exact
   value, jacobian = solver.evaluate(form, table.columns, polished.theta)
   residual = value[0] - np.log(table.columns['loss'])
   jacobian = jacobian[0][:, free]
@@ -254,9 +257,8 @@ def _describe(
   inflation = np.zeros(len(theta))
   inflation[free] = ratio
   names = np.array(form.names)
-  condition, inverse_diagonal = asymptotics.conditioning(jacobian)
-  known = np.ones(len(theta), bool)
-  known[free] = (sd[free] <= _IDENTIFIED_SD) & (inverse_diagonal < 1e12)
+  condition, _ = asymptotics.conditioning(jacobian)
+  known = sd <= _IDENTIFIED_SD
   identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
   params = {n: float(v) for n, v in form.values(theta).items()}
   rate = float(hit.mean())
@@ -271,12 +273,12 @@ def _describe(
     delta=delta,
     starts=len(hit),
     basin_hit_rate=rate,
-    converged=bool(polished.converged[0]),
+    converged=converged,
     condition_number=condition,
     identified=identified,
     flags=(
       *_flags(form, params, identified, table),
-      *(() if polished.converged[0] else ('not converged',)),
+      *(() if converged else ('not converged',)),
       *([f'basin hit rate {rate:.1%}'] if rate < _LOW_HIT_RATE else []),
       *(
         [f'condition number {condition:.1e}']

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from familial.laws import selection as selections
 from familial.laws import table as tables
 
 _VERSIONED = ('familial', 'jax', 'numpy', 'scipy')
+_SAMPLES = 'bootstrap.npz'
 _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
 
@@ -56,11 +58,16 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """A law read back from fit.json; `record` holds all that the file does."""
+  """A law read back from fit.json; `record` holds all that the file does.
+
+  `samples` holds the constants of the bootstrap's resamples, each [resamples],
+  or is None where bootstrap.npz does not lie beside the file.
+  """
 
   form: forms.Form
   params: dict[str, float]
   record: dict[str, Any]
+  samples: dict[str, np.ndarray] | None = None
 
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
@@ -213,8 +220,13 @@ def to_json(result: Result) -> dict[str, Any]:
 
 
 def save(result: Result, path: str | pathlib.Path) -> None:
-  """Writes fit.json."""
-  write_json(pathlib.Path(path), to_json(result))
+  """Writes fit.json, and the resamples' constants to bootstrap.npz beside it."""
+  path = pathlib.Path(path)
+  samples: dict[str, Any] = result.bootstrap.samples
+  content = io.BytesIO()
+  np.savez(content, **samples)
+  _write(path.with_name(_SAMPLES), content.getvalue())
+  write_json(path, to_json(result))
 
 
 def load(path: str | pathlib.Path) -> Law:
@@ -232,17 +244,24 @@ def load(path: str | pathlib.Path) -> Law:
     raise errors.UserError(
       f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
     )
-  return Law(forms.get(record['form']), record['params'], record)
+  samples = None
+  beside = pathlib.Path(path).with_name(_SAMPLES)
+  if beside.exists():
+    with np.load(beside) as file:
+      samples = {name: file[name] for name in file.files}
+  return Law(forms.get(record['form']), record['params'], record, samples)
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes JSON at once or not at all; NaN and infinity become null."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(_plain(record), indent=2, allow_nan=False) + '\n'
-  with tempfile.NamedTemporaryFile(
-    'w', encoding='utf-8', dir=path.parent, delete=False
-  ) as file:
-    file.write(text)
+  _write(path, text.encode())
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    file.write(content)
   os.chmod(file.name, 0o644)
   os.replace(file.name, path)
 

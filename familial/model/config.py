@@ -69,7 +69,8 @@ class ModelConfig:
       'mlp_width',
       'base_width',
     ):
-      _require(getattr(self, key) >= 1, key, getattr(self, key), 'at least 1')
+      value = getattr(self, key)
+      _require(value >= 1, f'model.{key}', value, 'at least 1')
     _require(
       self.width % self.heads == 0,
       'model.heads',

@@ -17,7 +17,10 @@ from familial.training import config as train_config
 
 RunConfig = train_config.RunConfig
 StudyConfig = study_config.StudyConfig
-_SHAPE_KEYS = (
+# Of a model, beside ModelConfig's own keys: F / D and K / H.
+RATIOS = {'mlp_ratio': 2.75, 'kv_ratio': 1.0}
+# What a cell decides for itself.
+SHAPE_KEYS = (
   'width',
   'depth',
   'heads',
@@ -26,7 +29,7 @@ _SHAPE_KEYS = (
   'kv_heads',
   'mlp_width',
 )
-_BUDGET_KEYS = ('steps', 'batch_size', 'warmup_steps', 'beta2', 'seed')
+BUDGET_KEYS = ('steps', 'batch_size', 'warmup_steps', 'beta2', 'seed')
 
 
 def build(study: StudyConfig) -> list[RunConfig]:
@@ -53,11 +56,11 @@ def model(
   """Returns the model of a (width, depth, heads) and its exits."""
   width, depth, heads = shape
   given = dict(study.model)
-  mlp_ratio, kv_ratio = given.pop('mlp_ratio', 2.75), given.pop('kv_ratio', 1)
+  mlp_ratio, kv_ratio = (given.pop(key, RATIOS[key]) for key in RATIOS)
   return _make(
     model_config.ModelConfig,
     'model',
-    _SHAPE_KEYS,
+    SHAPE_KEYS,
     {
       **given,
       **changes,
@@ -144,7 +147,7 @@ def _cell(
     train = _make(
       train_config.TrainConfig,
       'train',
-      _BUDGET_KEYS,
+      BUDGET_KEYS,
       {
         'seed': study.grid.seed,
         **study.train,
@@ -261,6 +264,45 @@ def _frozen(
     )
 
 
+def _kinds(
+  study: StudyConfig,
+  arm: study_config.Arm,
+  budget: float,
+  shape: tuple[int, int, int],
+  granularity: int,
+) -> Iterator[RunConfig]:
+  for kind in arm.values:
+    yield _cell(
+      study,
+      'kind',
+      budget,
+      shape,
+      granularity,
+      suffix=f'_{kind}',
+      model_changes={'exit_kind': kind},
+    )
+
+
+def _gradients(
+  study: StudyConfig,
+  arm: study_config.Arm,
+  budget: float,
+  shape: tuple[int, int, int],
+  granularity: int,
+) -> Iterator[RunConfig]:
+  for evaluations in arm.values:
+    yield _cell(
+      study,
+      'gradients',
+      budget,
+      shape,
+      granularity,
+      suffix='_gradients',
+      gradients=True,
+      evaluations=evaluations,
+    )
+
+
 def _branches(
   study: StudyConfig,
   arm: study_config.Arm,
@@ -306,8 +348,10 @@ _ARMS = {
   'twin': _twins,
   'weighting': _weightings,
   'frozen': _frozen,
+  'kind': _kinds,
   'branch': _branches,
   'rate': _rates,
+  'gradients': _gradients,
 }
 
 

@@ -6,7 +6,16 @@ from typing import Any
 from familial import errors
 from familial.data import config as data_config
 
-ARMS = ('seed', 'twin', 'weighting', 'frozen', 'branch', 'rate')
+ARMS = (
+  'seed',
+  'twin',
+  'weighting',
+  'frozen',
+  'kind',
+  'branch',
+  'rate',
+  'gradients',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +93,10 @@ class Arm:
     granularities: where.
     values: what varies: `seed`: seeds; `twin`: nothing (a dense model of the
       exact shape of each exit); `weighting`: loss weightings; `frozen`: exit
-      kinds trained on the trunk of the dense cell; `branch`: tuples of exit
-      layers; `rate`: base rates.
+      kinds trained on the trunk of the dense cell; `kind`: exit kinds trained
+      jointly; `branch`: tuples of exit layers; `rate`: base rates;
+      `gradients`: numbers of evaluations, at which the exits' gradients are
+      compared.
     share: `frozen`: FLOPs for the exits as a share of the budget.
   """
 

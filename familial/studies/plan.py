@@ -120,9 +120,11 @@ def text(plan: dict[str, Any]) -> str:
     f'{plan["speed"]["flops_per_second"][1] / 1e9:.0f} GFLOP/s each',
   ]
   if power:
+    width = power['gamma_half_width']
+    half_width = 'anything' if width is None else f'{width:.4f}'
     lines.append(
       f'gamma, if it is {power["law"]["gamma"]:g} and seeds differ by '
-      f'{power["noise"]:.1%} in loss: +- {power["gamma_half_width"]:.4f} '
+      f'{power["noise"]:.1%} in loss: +- {half_width} '
       f'(95 %), apart from 0 in {power["share_excluding_zero"]:.0%} of '
       'simulated studies'
     )
@@ -196,6 +198,7 @@ def _power(
   study: study_config.StudyConfig, cells: Cells
 ) -> dict[str, Any] | None:
   """Returns the interval that gamma would get, or None without two Gs."""
+  from familial.laws import forms
   from familial.laws import power
 
   planned = [cell for cell in cells if cell.arm in ('grid', 'seed')]
@@ -203,18 +206,30 @@ def _power(
     return None
   law = dataclasses.asdict(study.assumed)
   noise = law.pop('noise')
-  return power.gamma(
-    N=np.array([flops_lib.params_full(cell.model) for cell in planned]),
-    D=np.array(
-      [
+  found = power.simulate(
+    forms.get('familial_total'),
+    {
+      'N': [flops_lib.params_full(cell.model) for cell in planned],
+      'D': [
         cell.train.steps * cell.train.batch_size * cell.data.seq_len
         for cell in planned
-      ]
-    ),
-    G=np.array([cell.model.granularity for cell in planned]),
-    law=law,
-    noise=noise,
+      ],
+      'G': [cell.model.granularity for cell in planned],
+    },
+    [cell.cell for cell in planned],
+    law,
+    noise,
+    delta=study.fit.delta,
   )
+  wide = not math.isfinite(found.half_width)
+  return {
+    'gamma_half_width': None if wide else found.half_width,
+    'share_excluding_zero': found.share_excluding_zero,
+    'noise': noise,
+    'law': law,
+    'runs': found.runs,
+    'simulations': found.simulations,
+  }
 
 
 def _warnings(rows: list[dict[str, Any]]) -> list[str]:

@@ -42,6 +42,8 @@ class TrainConfig:
     seed: of initialisation and of the order of the data.
     evaluations: evaluations spaced evenly over the run, the last at its end.
     eval_tokens: held-out tokens of each, always the same ones.
+    gradients: at each evaluation, write the cosines between the exits'
+      gradients on the first held-out batch.
     eval_batch_size: rows of a held-out batch; one for all runs of a study, so
       that they share a program.
     checkpoint_seconds: least time between two checkpoints.
@@ -69,6 +71,7 @@ class TrainConfig:
   evaluations: int = 1
   eval_tokens: int = 65_536
   eval_batch_size: int = 32
+  gradients: bool = False
   checkpoint_seconds: float = 60.0
   keep: int = 2
 
@@ -138,7 +141,7 @@ class RunConfig:
   Attributes:
     cell: name within the study.
     arm: why the study wants it: `grid`, `seed`, `twin`, `weighting`,
-      `frozen`, `branch` or, alone, `single`.
+      `frozen`, `kind`, `branch`, `rate`, `gradients` or, alone, `single`.
     budget: FLOPs that the study planned for it.
     model: the model.
     data: the corpus and its sequences.

@@ -25,6 +25,7 @@ from familial import errors
 from familial import evaluation
 from familial import flops as flops_lib
 from familial import records
+from familial.analysis import gradients
 from familial.data import batches as batches_lib
 from familial.data import packing
 from familial.training import checkpoint
@@ -77,7 +78,8 @@ def run(
       state = checkpoints.restore(state)
     start = int(state.step)
     records.truncate(folder / records.ROWS, start)
-    records.truncate(folder / records.PROGRESS, start)
+    for extra in (records.PROGRESS, records.GRADIENTS):
+      records.truncate(folder / extra, start)
     stopping = stack.enter_context(_stop_signals())
     meter = stack.enter_context(_Meter(job, start, quiet))
     writer = stack.enter_context(events.writer(folder, tensorboard))
@@ -99,6 +101,7 @@ def run(
           return job.diverge(step)
         pending = None
         losses = job.evaluate(state)
+        job.compare_gradients(state, step)
         if not np.isfinite(losses).all():
           return job.diverge(step)
         # Rows before their checkpoint: resuming from it keeps them. The last
@@ -186,6 +189,15 @@ class _Job:
   def evaluate(self, state: step_lib.State) -> np.ndarray:
     """Returns each exit's held-out loss [G]."""
     return evaluation.losses(state.params, self.config.model, self._heldout)
+
+  def compare_gradients(self, state: step_lib.State, step: int) -> None:
+    """Writes the cosines of the exits' gradients, where they were asked for."""
+    if self.config.train.gradients:
+      found = gradients.cosines(
+        state.params, self.config.model, self._heldout[0]
+      )
+      path = self.folder / records.GRADIENTS
+      records.append(path, [{'step': step, **row} for row in found])
 
   def write(self, step: int, losses: np.ndarray | None) -> None:
     """Writes the rows of an evaluation; None for a run that diverged."""

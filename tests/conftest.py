@@ -1,0 +1,76 @@
+"""What all tests share: a cache of their own, a small corpus, a small model."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from familial.data import config as data_config
+from familial.data import packing
+from familial.model import config as model_config
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  # Tests, the processes that they start and the next session share compiled
+  # programs; JAX reads this when it is imported.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(config.cache.mkdir('xla'))
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+  """A cache folder that only this session sees, but for compiled programs."""
+  folder = tmp_path_factory.mktemp('cache')
+  (folder / 'xla').symlink_to(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('FAMILIAL_CACHE', str(folder))
+    yield folder
+
+
+@pytest.fixture(scope='session')
+def text_data(
+  tmp_path_factory: pytest.TempPathFactory, cache: pathlib.Path
+) -> data_config.DataConfig:
+  """A folder of small documents that a model can learn something from."""
+  folder = tmp_path_factory.mktemp('text')
+  rng = np.random.default_rng(0)
+  words = ['the', 'exit', 'of', 'a', 'layer', 'is', 'shallow', 'and', 'deep']
+  for number in range(120):
+    text = ' '.join(rng.choice(words, size=60 + number % 40))
+    (folder / f'{number:03d}.txt').write_text(f'{number}: {text}.\n')
+  return data_config.DataConfig(
+    corpus='text_files',
+    path=str(folder),
+    cache_dir=str(cache),
+    seq_len=32,
+    heldout_percent=20,
+  )
+
+
+@pytest.fixture(scope='session')
+def corpus(text_data: data_config.DataConfig) -> packing.Corpus:
+  """The documents of `text_data`, packed."""
+  return packing.load(text_data)
+
+
+@pytest.fixture(scope='session')
+def shape() -> Callable[..., model_config.ModelConfig]:
+  """Makes small models; rates and logits are scaled, for width is not base."""
+
+  def make(**changes: object) -> model_config.ModelConfig:
+    values = {
+      'vocab_size': 48,
+      'width': 16,
+      'depth': 3,
+      'heads': 4,
+      'kv_heads': 2,
+      'mlp_width': 24,
+      'exits': (1, 3),
+      'base_width': 32,
+    }
+    return model_config.ModelConfig(**{**values, **changes})
+
+  return make

@@ -1,0 +1,105 @@
+"""A small IsoFLOP study made of numbers, for the laws' tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from familial.laws import forms
+from familial.laws import table as tables
+
+TRUTH = {
+  'E': 1.2,
+  'A': 60.0,
+  'B': 900.0,
+  'alpha': 0.33,
+  'beta': 0.37,
+  'gamma': 0.033,
+  'gamma_up': 0.02,
+  'gamma_down': 0.04,
+}
+
+
+@pytest.fixture
+def truth() -> dict[str, float]:
+  return dict(TRUTH)
+
+
+@pytest.fixture
+def columns() -> dict[str, np.ndarray]:
+  """Three budgets, four sizes, three granularities: 36 cells."""
+  budget, n, g = (
+    a.ravel()
+    for a in np.meshgrid(
+      [1e11, 4e11, 1.6e12], [2e4, 5e4, 1.2e5, 3e5], [1.0, 2.0, 4.0]
+    )
+  )
+  return {
+    'N': n,
+    'D': budget / (6 * n * (1 + 0.1 * g)),
+    'G': g,
+    'C': budget,
+    'budget': budget,
+    'upstream': g - 1,
+    'downstream': (3 * g * n / 1e4).astype(int) % 3 * 1.0,
+  }
+
+
+@pytest.fixture
+def make(columns: dict[str, np.ndarray]) -> Callable[..., tables.Table]:
+  """A table drawn from a form, with noise shared by `per_run` rows."""
+
+  def make(
+    form: str = 'familial_total',
+    noise: float = 0.0,
+    seed: int = 0,
+    params: dict[str, float] | None = None,
+    **changes: Any,
+  ) -> tables.Table:
+    cells = {**columns, **changes}
+    law = forms.get(form)
+    loss = law.predict({**TRUTH, **(params or {})}, cells)
+    error = noise * np.random.default_rng(seed).standard_normal(len(loss))
+    return tables.Table(
+      {**cells, 'loss': loss * np.exp(error)},
+      np.array([f'run{i}' for i in range(len(loss))]),
+    )
+
+  return make
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+  """What training writes: two runs, of 2 exits and of 1, two evaluations."""
+
+  def row(run: str, step: int, exit_: int, exits: int, **own: Any) -> dict:
+    return {
+      'run': run,
+      'cell': run,
+      'budget': 600.0,
+      'step': step,
+      'tokens': 10.0 * step,
+      'tokens_dense': 10.0 * step * (1 + exits - exit_),
+      'flops': 100.0 * step,
+      'exit': exit_,
+      'exits': exits,
+      'layer': 2 * exit_,
+      'params': 50.0 * exit_,
+      'params_full': 50.0 * exits,
+      'width': 8,
+      'depth': 2 * exits,
+      'corpus': 'c',
+      'status': 'running' if step < 6 else 'finished',
+      'arm': 'grid',
+      **own,
+    }
+
+  return [
+    row('a', 3, 1, 2, loss=5.0),
+    row('a', 3, 2, 2, loss=4.0),
+    row('a', 6, 1, 2, loss=3.0),
+    row('a', 6, 2, 2, loss=2.0),
+    row('b', 3, 1, 1, loss=4.5),
+    row('b', 6, 1, 1, loss=2.5),
+  ]

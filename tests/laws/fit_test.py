@@ -1,0 +1,240 @@
+import dataclasses
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from familial import errors
+from familial.laws import fit as fits
+from familial.laws import forms
+from familial.laws import solver
+from familial.laws import table as tables
+
+
+def random_law(form, rng, columns):
+  """Constants under which each term is 10 to 60 % of a loss near 3."""
+  shares = rng.dirichlet(np.ones(3)) * 0.7 + 0.1
+  alpha, beta = rng.uniform(0.2, 0.6, 2)
+  law = {
+    'E': 3 * shares[0],
+    'A': 3 * shares[1] * np.exp(alpha * np.log(columns['N']).mean()),
+    'B': 3 * shares[2] * np.exp(beta * np.log(columns['D']).mean()),
+    'alpha': alpha,
+    'beta': beta,
+  }
+  extra = {n: rng.uniform(-0.1, 0.1) for n in form.names if n not in law}
+  return {**law, **extra}
+
+
+def recovers(name, laws, columns):
+  form = forms.get(name)
+  rng = np.random.default_rng(7)
+  for _ in range(laws):
+    law = random_law(form, rng, columns)
+    loss = form.predict(law, columns)
+    table = tables.Table({**columns, 'loss': loss}, np.arange(36).astype(str))
+    fit = fits.fit(form, table, starts=48)
+    for constant, value in law.items():
+      assert fit.params[constant] == pytest.approx(value, rel=1e-6), law
+    assert fit.converged
+    assert all(fit.identified.values())
+
+
+@pytest.mark.parametrize('name', forms.FORMS)
+def test_recovers_constants_without_noise(name, columns):
+  recovers(name, 4, columns)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', forms.FORMS)
+def test_recovers_constants_of_200_laws(name, columns):
+  recovers(name, 200, columns)
+
+
+def objective(form, table, theta, delta):
+  p = {n: theta[i] for i, n in enumerate(form.coordinates)}
+  residual = form.log_loss(p, table.columns) - np.log(table.columns['loss'])
+  return solver.huber(np.asarray(residual), delta).sum()
+
+
+def test_no_local_descent_is_left_by_another_optimiser(make):
+  table, form = make(noise=0.01), forms.get('familial_total')
+  fit = fits.fit(form, table)
+  with jax.enable_x64(True):
+    assert objective(form, table, fit.theta, fit.delta) == pytest.approx(
+      fit.objective, rel=1e-10
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+      found = optimize.minimize(
+        lambda t: objective(form, table, t, fit.delta),
+        fit.theta + 1e-3 * rng.standard_normal(len(fit.theta)),
+        method='Nelder-Mead',
+        options={'maxiter': 2000, 'xatol': 1e-9, 'fatol': 1e-14},
+      )
+      assert found.fun >= fit.objective * (1 - 1e-9)
+
+
+def test_wide_delta_is_least_squares(make):
+  table, form = make(noise=0.02), forms.get('chinchilla')
+  fit = fits.fit(form, table, delta=10.0, starts=64)
+  c, target = table.columns, np.log(table.columns['loss'])
+
+  def residual(t):
+    terms = [t[0] + 0 * target, t[1] - t[3] * np.log(c['N'])]
+    terms.append(t[2] - t[4] * np.log(c['D']))
+    return np.logaddexp.reduce(terms) - target
+
+  oracle = optimize.least_squares(
+    residual, fit.theta + 0.05, xtol=1e-15, ftol=1e-15, gtol=1e-15
+  )
+  assert fit.objective == pytest.approx(oracle.cost, rel=1e-9)
+  np.testing.assert_allclose(fit.theta, oracle.x, rtol=1e-4)
+
+
+def test_order_of_rows_and_starts_does_not_matter(make):
+  table, form = make(noise=0.01), forms.get('familial_total')
+  starts = fits.draw_starts(form, 40, 0)
+  shuffled = np.random.default_rng(1).permutation(36)
+  first = fits.fit(form, table, starts=starts)
+  second = fits.fit(form, table.take(shuffled), starts=starts[::-1])
+  np.testing.assert_allclose(first.theta, second.theta, rtol=1e-6)
+  assert first.objective == pytest.approx(second.objective, rel=1e-11)
+  assert first.basin_hit_rate == second.basin_hit_rate
+
+
+def test_leaves_the_callers_types_alone(make):
+  before = jnp.ones(3)
+  fit = fits.fit(forms.get('chinchilla'), make(), starts=8)
+  fit.predict(make().columns)
+  assert not jax.config.jax_enable_x64
+  assert (before + jnp.ones(3)).dtype == jnp.float32
+  assert jnp.arange(3).dtype == jnp.int32
+  assert fit.theta.dtype == np.float64
+
+
+def test_fixed_parameters_keep_their_value(make):
+  table = make(noise=0.01)
+  null = fits.fit(
+    forms.get('familial_total'), table, starts=64, fixed={'gamma': 0.0}
+  )
+  dense = fits.fit(forms.get('dense_null'), table, starts=64)
+  assert null.params['gamma'] == 0.0
+  assert null.objective == pytest.approx(dense.objective, rel=1e-9)
+  assert null.aic == pytest.approx(dense.aic, rel=1e-9)
+  with pytest.raises(errors.UserError, match="did you mean 'gamma'"):
+    fits.fit(forms.get('familial_total'), table, fixed={'gama': 0})
+
+
+def test_asymptotic_deviation_is_the_spread_over_repeats(make):
+  form = forms.get('familial_total')
+  repeats = [
+    fits.fit(form, make(noise=0.01, seed=seed), starts=16) for seed in range(24)
+  ]
+  spread = np.std([f.params['gamma'] for f in repeats], ddof=1)
+  typical = np.median([f.sd['gamma'] for f in repeats])
+  assert 0.6 < typical / spread < 1.7
+  assert 0.006 < np.median([f.scale for f in repeats]) < 0.014
+
+
+def test_exits_of_one_run_count_as_one(make):
+  """Copies of a row within its run add nothing; as runs they would."""
+  form, table = forms.get('familial_total'), make(noise=0.01)
+  copies = table.take(np.repeat(np.arange(36), 4))
+  apart = dataclasses.replace(copies, run=np.arange(144).astype(str))
+  sd, sd_copies, sd_apart = (
+    fits.fit(form, t, starts=32).sd['gamma'] for t in (table, copies, apart)
+  )
+  assert 0.8 < sd_copies / sd < 1.2
+  assert sd_apart < 0.7 * sd
+
+
+@pytest.mark.parametrize(
+  ('changes', 'params', 'flag'),
+  [
+    ({'G': np.full(36, 2.0)}, {}, 'gamma not identified'),
+    ({'G': np.full(36, 2.0)}, {}, 'column G takes one value'),
+    ({}, {'E': 1e-9}, 'E not identified'),
+    ({'D': 20 * np.geomspace(1e4, 1e6, 36), 'N': np.geomspace(1e4, 1e6, 36)},
+     {}, 'columns N and D are collinear'),
+    ({}, {'alpha': -0.1, 'A': 0.1}, 'alpha is not positive'),
+  ],
+)  # fmt: skip
+def test_what_the_data_cannot_say_is_flagged(make, changes, params, flag):
+  table = make(noise=0.003, params=params, **changes)
+  fit = fits.fit(forms.get('familial_total'), table, starts=64)
+  assert flag in fit.flags
+  if 'not identified' in flag:
+    assert not fit.identified[flag.split()[0]]
+
+
+def test_nothing_is_flagged_where_all_is_well(make):
+  fit = fits.fit(forms.get('familial_total'), make(noise=0.003), starts=64)
+  assert fit.flags == ()
+  assert fit.basin_hit_rate > 0.5
+  assert fit.condition_number < 1e9
+
+
+def test_a_form_of_ones_own(make):
+  table = make(noise=0.01)
+  power = forms.Form(
+    'power',
+    'L = K / C^kappa',
+    (
+      forms.Parameter('K', (0.0, 5.0), forms.LOG),
+      forms.Parameter('kappa', (0.0, 0.1)),
+    ),
+    ('C',),
+    lambda p, c: p['log_K'] - p['kappa'] * jnp.log(c['C']),
+  )
+  fit = fits.fit(power, table, delta=10.0)
+  slope, intercept = np.polyfit(
+    np.log(table.columns['C']), np.log(table.columns['loss']), 1
+  )
+  assert fit.params['kappa'] == pytest.approx(-slope, rel=1e-8)
+  assert fit.params['K'] == pytest.approx(np.exp(intercept), rel=1e-8)
+  assert fit.starts == 4  # the whole grid
+
+
+def test_bad_input_gives_one_clear_line(make):
+  form, table = forms.get('familial_total'), make()
+  with pytest.raises(errors.UserError, match='more rows'):
+    fits.fit(form, table.take(np.arange(6)))
+  with pytest.raises(errors.UserError, match='delta=0'):
+    fits.fit(form, table, delta=0)
+  with pytest.raises(errors.UserError, match='starts=0'):
+    fits.fit(form, table, starts=0)
+  few = {k: v for k, v in table.columns.items() if k != 'G'}
+  with pytest.raises(errors.UserError, match="needs column 'G'"):
+    fits.fit(form, dataclasses.replace(table, columns=few))
+  nan = dataclasses.replace(form, log_loss=lambda p, c: c['N'] * jnp.nan)
+  with pytest.raises(errors.UserError, match='no finite prediction'):
+    fits.fit(nan, table, starts=8)
+
+
+def test_many_rows_take_little_memory():
+  from familial.laws import solver as solvers
+
+  assert solvers._lanes(2**17, 6) * 2**17 * 10 * 8 <= 2**27
+
+
+@pytest.mark.tables
+def test_chinchilla_table_reaches_the_known_optimum():
+  folder = pathlib.Path(os.environ['FAMILIAL_TABLES'])
+  table = tables.read(
+    folder / 'chinchilla' / 'points.csv',
+    {'params': 'Model Size', 'flops': 'Training FLOP', 'loss': 'loss'},
+    drop_highest=5,
+  )
+  assert table.rows == 240
+  fit = fits.fit(forms.get('chinchilla'), table, delta=1e-3)
+  assert fit.objective == pytest.approx(1.01827e-3, rel=1e-5)
+  assert fit.params['E'] == pytest.approx(1.817218, abs=1e-4)
+  assert fit.params['alpha'] == pytest.approx(0.347310, abs=1e-4)
+  assert fit.params['beta'] == pytest.approx(0.367172, abs=1e-4)
+  assert fit.converged
+  assert fit.basin_hit_rate > 0.5

@@ -1,0 +1,169 @@
+import json
+
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.laws import table as tables
+
+
+def by_run(table, column):
+  return dict(zip(table.run.tolist(), table.columns[column], strict=True))
+
+
+def test_final_loss_of_the_last_evaluation(rows):
+  table = tables.from_rows(rows)
+  assert by_run(table, 'loss') == {'a': 2.0, 'b': 2.5}
+  assert by_run(table, 'N') == {'a': 100.0, 'b': 50.0}
+  assert by_run(table, 'D') == {'a': 60.0, 'b': 60.0}
+  assert by_run(table, 'G') == {'a': 2.0, 'b': 1.0}
+  assert by_run(table, 'C') == {'a': 600.0, 'b': 600.0}
+  assert table.unit == 'row'
+  assert table.dropped == 3
+
+
+def test_mean_loss_keeps_the_backbone(rows):
+  table = tables.from_rows(rows, 'mean')
+  assert by_run(table, 'loss') == {'a': 2.5, 'b': 2.5}
+  assert by_run(table, 'N') == {'a': 100.0, 'b': 50.0}
+
+
+def test_exit_loss_takes_the_exits_own_size_and_dense_tokens(rows):
+  table = tables.from_rows(rows, 'exit')
+  assert table.run.tolist() == ['a', 'a', 'b']
+  c = table.columns
+  np.testing.assert_array_equal(c['loss'], [3.0, 2.0, 2.5])
+  np.testing.assert_array_equal(c['N'], [50.0, 100.0, 50.0])
+  np.testing.assert_array_equal(c['D'], [120.0, 60.0, 60.0])
+  np.testing.assert_array_equal(c['upstream'], [0, 1, 0])
+  np.testing.assert_array_equal(c['downstream'], [1, 0, 0])
+  np.testing.assert_array_equal(c['flops_per_token'], [5.0, 10.0, 10.0])
+  assert table.unit == 'run'
+  np.testing.assert_array_equal(table.clusters, [0, 0, 1])
+
+
+def test_all_rows(rows):
+  table = tables.from_rows(rows, rows_used='all')
+  assert sorted(table.columns['loss']) == [2.0, 2.5, 4.0, 4.5]
+
+
+def test_runs_that_say_nothing_are_left_out(rows):
+  unfinished = [r for r in rows if r['run'] == 'b' or r['step'] < 6]
+  assert tables.from_rows(unfinished).run.tolist() == ['b']
+  half = [r for r in rows if (r['run'], r['step'], r['exit']) != ('a', 6, 2)]
+  assert tables.from_rows(half).run.tolist() == ['b']
+  diverged = [*rows, {**rows[3], 'step': 7, 'status': 'diverged', 'loss': None}]
+  assert tables.from_rows(diverged).run.tolist() == ['b']
+  assert tables.from_rows(diverged, rows_used='all').run.tolist() == ['b', 'b']
+
+
+def test_an_evaluation_written_twice_counts_once(rows):
+  twice = [*rows, {**rows[5], 'loss': 2.6}]
+  assert by_run(tables.from_rows(twice), 'loss') == {'a': 2.0, 'b': 2.6}
+
+
+def test_arms(rows):
+  other = [{**r, 'arm': 'weighting'} if r['run'] == 'a' else r for r in rows]
+  assert tables.from_rows(other).run.tolist() == ['b']
+  both = tables.from_rows(other, arms=('grid', 'weighting'))
+  assert both.run.tolist() == ['a', 'b']
+  assert both.filters['arms'] == ['grid', 'weighting']
+
+
+def test_corpora_do_not_mix(rows):
+  mixed = [{**r, 'corpus': r['run']} for r in rows]
+  with pytest.raises(errors.UserError, match=r'2 corpora \(a, b\)'):
+    tables.from_rows(mixed)
+  assert tables.from_rows(mixed, mix_corpora=True).rows == 2
+
+
+def test_row_order_is_kept_out_of_the_result(rows):
+  forward, backward = tables.from_rows(rows), tables.from_rows(rows[::-1])
+  assert by_run(forward, 'loss') == by_run(backward, 'loss')
+
+
+def test_reads_a_folder_of_runs(rows, tmp_path):
+  for run in 'ab':
+    folder = tmp_path / 'cells' / run
+    folder.mkdir(parents=True)
+    lines = [json.dumps(r) for r in rows if r['run'] == run]
+    # The second process is writing its next line just now.
+    (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n{"run": "b"')
+  table = tables.read(tmp_path, loss='mean')
+  assert by_run(table, 'loss') == {'a': 2.5, 'b': 2.5}
+  assert len(table.sha256) == 64
+  one = tables.read(tmp_path / 'cells' / 'a' / 'metrics.jsonl')
+  assert by_run(one, 'loss') == {'a': 2.0}
+
+
+def write_csv(path, *lines):
+  path.write_text('\n'.join(lines) + '\n')
+  return path
+
+
+def test_reads_csv_by_a_mapping(tmp_path):
+  path = write_csv(
+    tmp_path / 'points.csv',
+    'Model Size,Training FLOP,loss,group',
+    '100,6000,3.5,x',
+    '200,6000,3.0,x',
+    '400,6000,9.0,y',
+  )
+  mapping = {'params': 'Model Size', 'flops': 'Training FLOP', 'run': 'group'}
+  table = tables.read(path, mapping)
+  np.testing.assert_allclose(table.columns['D'], [10.0, 5.0, 2.5])
+  assert table.filters == {'tokens': 'flops / (6 params)'}
+  assert table.unit == 'run'
+  kept = tables.read(path, mapping, drop_highest=1)
+  np.testing.assert_array_equal(kept.columns['loss'], [3.5, 3.0])
+  assert (kept.dropped, kept.filters['drop_highest']) == (1, 1)
+
+
+def test_reads_jsonl_by_its_own_names(tmp_path):
+  path = tmp_path / 'points.jsonl'
+  path.write_text('{"N": 1, "D": 2, "loss": 3}\n{"N": 4, "D": 5, "loss": 6}\n')
+  table = tables.read(path)
+  np.testing.assert_array_equal(table.columns['D'], [2, 5])
+  assert table.unit == 'row'
+
+
+@pytest.mark.parametrize(
+  ('lines', 'mapping', 'message'),
+  [
+    (['N,D,loss', '1,2,nan'], {}, "'loss'.*row 1.*above 0"),
+    (['N,D,loss', '1,2,3', '-1,2,3'], {}, "'N'.*row 2.*above 0"),
+    (['N,D,loss', '1,2,0'], {}, "'loss'.*above 0"),
+    (['N,D,loss', '1,2,x'], {}, "'loss'.*'x' in row 1; a number"),
+    (['N,D,loss', '1,2'], {}, "'loss'.*None in row 1"),
+    (['N,D,loss'], {}, 'no rows'),
+    (['N,D,los', '1,2,3'], {}, "did you mean 'los'"),
+    (['N,D,loss', '1,2,3'], {'parms': 'N'}, "did you mean 'params'"),
+    (['size,loss', '1,2'], {'params': 'siz'}, "did you mean 'size'"),
+  ],
+)
+def test_bad_tables_give_one_clear_line(tmp_path, lines, mapping, message):
+  path = write_csv(tmp_path / 'points.csv', *lines)
+  with pytest.raises(errors.UserError, match=message) as error:
+    tables.read(path, mapping)
+  assert '\n' not in str(error.value)
+
+
+def test_bad_paths_and_options(tmp_path, rows):
+  with pytest.raises(errors.UserError, match='does not exist'):
+    tables.read(tmp_path / 'none.csv')
+  with pytest.raises(errors.UserError, match=r'no metrics\.jsonl'):
+    tables.read(tmp_path)
+  with pytest.raises(errors.UserError, match=r'allowed are \.csv'):
+    tables.read(write_csv(tmp_path / 'points.txt', 'N'))
+  (tmp_path / 'points.jsonl').write_text('{"N": 1\n{"N": 2}\n')
+  with pytest.raises(errors.UserError, match='line 1 is not JSON'):
+    tables.read(tmp_path / 'points.jsonl')
+  with pytest.raises(errors.UserError, match="did you mean 'final'"):
+    tables.from_rows(rows, 'finale')
+  with pytest.raises(errors.UserError, match="no 'tokens_dense'"):
+    short = [{k: v for k, v in r.items() if k != 'tokens_dense'} for r in rows]
+    tables.from_rows(short, 'exit')
+  with pytest.raises(errors.UserError, match='needs a column loss'):
+    tables.from_rows([])
+  with pytest.raises(errors.UserError, match='drop_highest=2'):
+    tables.from_rows(rows).drop_highest(2)

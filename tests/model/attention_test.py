@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from familial.model import attention
+
+B, H, K, L, E = 2, 4, 2, 32, 4
+KINDS = ('plain', 'blocked', 'fused')
+causal = jax.jit(attention.causal, static_argnums=4)
+
+
+@pytest.fixture(scope='module')
+def qkv():
+  rng = np.random.default_rng(0)
+  return tuple(
+    jnp.asarray(rng.normal(size=(B, heads, L, E)), jnp.float32)
+    for heads in (H, K, K)
+  )
+
+
+@pytest.fixture(scope='module')
+def segments():
+  ends = np.zeros((B, L), np.int32)
+  ends[0, [5, 17]] = 1
+  ends[1, [15, 16, 30]] = 1
+  return jnp.asarray(ends.cumsum(axis=1))
+
+
+def _by_hand(q, k, v, segments=None):
+  """Attention position by position, in float64."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  out = np.zeros(q.shape)
+  for b, h, t in np.ndindex(*q.shape[:3]):
+    kv = h * k.shape[1] // q.shape[1]
+    seen = np.arange(t + 1)
+    if segments is not None:
+      row = np.asarray(segments[b])
+      seen = seen[row[seen] == row[t]]
+    scores = k[b, kv, seen] @ q[b, h, t] / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max())
+    out[b, h, t] = weights @ v[b, kv, seen] / weights.sum()
+  return out
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('documents', [False, True])
+def test_attention_equals_its_definition(qkv, segments, kind, documents):
+  mask = segments if documents else None
+  out = causal(*qkv, mask, kind)
+  np.testing.assert_allclose(out, _by_hand(*qkv, mask), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_grouped_queries_equal_repeated_heads(qkv, kind):
+  q, k, v = qkv
+  repeated = (jnp.repeat(x, H // K, axis=1) for x in (k, v))
+  np.testing.assert_allclose(
+    causal(q, k, v, None, kind),
+    causal(q, *repeated, None, kind),
+    rtol=0,
+    atol=2e-6,
+  )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_large_scores_stay_finite(qkv, kind):
+  q, k, v = qkv
+  out = causal(300 * q, 300 * k, v, None, kind)
+  assert np.isfinite(out).all()
+  np.testing.assert_allclose(
+    out, _by_hand(300 * q, 300 * k, v), rtol=0, atol=1e-4
+  )
+
+
+def test_rotation_turns_half_split_pairs(qkv):
+  x = np.asarray(qkv[0], np.float64)
+  theta, start = 100.0, 3
+  frequencies = theta ** (-np.arange(E // 2) * 2 / E)
+  turn = np.exp(1j * (start + np.arange(L))[:, None] * frequencies)
+  turned = (x[..., : E // 2] + 1j * x[..., E // 2 :]) * turn
+  expected = np.concatenate([turned.real, turned.imag], axis=-1)
+  for at in (start, jnp.int32(start)):
+    rotated = attention.rotate(qkv[0], theta, at)
+    np.testing.assert_allclose(rotated, expected, rtol=0, atol=3e-6)
+
+
+def test_scores_depend_on_distance_alone(qkv):
+  q, k, v = qkv
+
+  def out(start):
+    rotated = (attention.rotate(x, 1e4, start) for x in (q, k))
+    return causal(*rotated, v, None, 'plain')
+
+  np.testing.assert_allclose(out(0), out(50), rtol=0, atol=1e-5)
+  assert np.abs(out(0) - causal(q, k, v, None, 'plain')).max() > 1e-2
+
+
+def test_bfloat16_keeps_its_type_and_a_float32_softmax(qkv):
+  low = tuple(x.astype(jnp.bfloat16) for x in qkv)
+  for kind in KINDS:
+    out = causal(*low, None, kind)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      out.astype(jnp.float32), _by_hand(*low), rtol=0, atol=3e-2
+    )
+  assert jax.eval_shape(lambda x: attention.rotate(x, 1e4), low[0]).dtype == (
+    jnp.bfloat16
+  )
