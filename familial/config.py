@@ -26,27 +26,31 @@ def study_template() -> ml_collections.ConfigDict:
   refused as missing. What the cells decide for themselves is not in it.
   """
 
-  def defaults(cls: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {
-      field.name: field.default
-      for field in dataclasses.fields(cls)
-      if field.name not in without and field.default is not dataclasses.MISSING
-    }
-
   return ml_collections.ConfigDict(
     {
       'title': '',
-      'data': defaults(data_config.DataConfig),
+      'data': _defaults(data_config.DataConfig),
       'model': {
-        **defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
         **cells.RATIOS,
       },
-      'train': defaults(train_config.TrainConfig, cells.BUDGET_KEYS),
-      'rules': defaults(study_config.Rules),
-      'grid': defaults(study_config.Grid),
+      'train': _defaults(train_config.TrainConfig, cells.BUDGET_KEYS),
+      'rules': _defaults(study_config.Rules),
+      'grid': _defaults(study_config.Grid),
       'arms': {},
-      'fit': defaults(study_config.Fit),
-      'assumed': defaults(study_config.AssumedLaw),
+      'fit': _defaults(study_config.Fit),
+      'assumed': _defaults(study_config.AssumedLaw),
+    }
+  )
+
+
+def run_template() -> ml_collections.ConfigDict:
+  """Returns a single run's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'data': _defaults(data_config.DataConfig),
+      'model': _defaults(model_config.ModelConfig),
+      'train': _defaults(train_config.TrainConfig),
     }
   )
 
@@ -118,6 +122,14 @@ def section(cls: Any, values: Mapping[str, Any], name: str) -> Any:
     ):
       raise errors.UserError(f'{prefix}{key}: is missing')
   return cls(**checked)
+
+
+def _defaults(cls: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+  return {
+    field.name: field.default
+    for field in dataclasses.fields(cls)
+    if field.name not in without and field.default is not dataclasses.MISSING
+  }
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,8 @@ class Grid:
     shapes_of: for each budget the indices of the shapes sampled there, around
       its optimum; () for all of them.
     seed: of every cell.
+    seconds: time that the study may take on the machine at hand; budgets are
+      left out from the top until the calibrated plan fits. 0 for no limit.
   """
 
   budgets: tuple[float, ...]
@@ -57,6 +59,7 @@ class Grid:
   granularities: tuple[int, ...]
   shapes_of: tuple[tuple[int, ...], ...] = ()
   seed: int = 0
+  seconds: float = 0.0
 
   def __post_init__(self) -> None:
     for key in ('budgets', 'shapes', 'granularities'):

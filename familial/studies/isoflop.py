@@ -13,6 +13,7 @@ from familial.studies import config as study_config
 from familial.studies import plan as plan_lib
 from familial.studies import summary
 from familial.studies import sweep
+from familial.training import config as train_config
 
 
 def run(
@@ -41,7 +42,11 @@ def run(
   cells = cells_lib.build(study)
   records.open_run(workdir, study)
   corpus = packing.load(study.data)
-  plan = _plan(study, cells, corpus, workdir, workers)
+  speed = _speed(cells, workdir / 'plan.json', workers)
+  if study.grid.seconds:
+    cells = plan_lib.within(study.grid.seconds, cells, speed, workers)
+  plan = plan_lib.make(study, cells, corpus, speed, workers)
+  records.write_json(workdir / 'plan.json', plan)
   print(plan_lib.text(plan), flush=True)
   if plan_only:
     return f'planned only; wrote {workdir / "plan.json"}'
@@ -60,25 +65,16 @@ def run(
   return f'{line}\n{path} ({minutes:.1f} min)'
 
 
-def _plan(
-  study: study_config.StudyConfig,
-  cells: list,
-  corpus: packing.Corpus,
-  workdir: pathlib.Path,
-  workers: int,
-) -> dict:
-  """Writes the plan; a study that goes on keeps the speed it measured."""
-  path = workdir / 'plan.json'
-  if path.exists():
-    saved = records.read_json(path)['speed']
-    speed = plan_lib.Speed(
-      tuple(saved['widths']),
-      tuple(saved['flops_per_second']),
-      saved['compile_seconds'],
-    )
-  else:
+def _speed(
+  cells: list[train_config.RunConfig], plan: pathlib.Path, workers: int
+) -> plan_lib.Speed:
+  """Measures the speed; a study that goes on keeps what its plan holds."""
+  if not plan.exists():
     print('calibrating on the narrowest and the widest model ...', flush=True)
-    speed = plan_lib.calibrate(cells, workers)
-  plan = plan_lib.make(study, cells, corpus, speed, workers)
-  records.write_json(path, plan)
-  return plan
+    return plan_lib.calibrate(cells, workers)
+  saved = records.read_json(plan)['speed']
+  return plan_lib.Speed(
+    tuple(saved['widths']),
+    tuple(saved['flops_per_second']),
+    saved['compile_seconds'],
+  )

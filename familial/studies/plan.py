@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from familial import errors
 from familial import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import config as study_config
@@ -62,12 +63,6 @@ def make(
     workers: how many.
   """
   rows = [_row(cell, corpus, speed) for cell in cells]
-  programs = len(
-    {(cell.model, cell.train.batch_size, cell.train.trained) for cell in cells}
-  )
-  seconds = (
-    sum(row['seconds'] for row in rows) + 2 * programs * speed.compile_seconds
-  ) / workers
   return {
     'study': 'isoflop',
     'title': study.title,
@@ -83,13 +78,39 @@ def make(
     },
     'cells': rows,
     'flops': sum(row['flops'] for row in rows),
-    'seconds': seconds,
+    'seconds': _total_seconds(rows, _programs(cells), speed, workers),
     'workers': workers,
     'speed': dataclasses.asdict(speed),
-    'programs': programs,
+    'programs': _programs(cells),
     'power': _power(study, cells),
     'warnings': _warnings(rows),
   }
+
+
+def within(
+  seconds: float, cells: Cells, speed: Speed, workers: int
+) -> list[train_config.RunConfig]:
+  """Returns the cells of the largest set of lower budgets that fits a time.
+
+  Args:
+    seconds: the limit.
+    cells: of the study.
+    speed: of one worker.
+    workers: how many.
+
+  Raises:
+    UserError: if not even the lowest budget fits.
+  """
+  for top in sorted({cell.budget for cell in cells}, reverse=True):
+    kept = [cell for cell in cells if cell.budget <= top]
+    spent = [{'seconds': _seconds(cell, speed)} for cell in kept]
+    total = _total_seconds(spent, _programs(kept), speed, workers)
+    if total <= seconds:
+      return kept
+  raise errors.UserError(
+    f'grid.seconds: {seconds:g} is too little for the lowest budget, which '
+    f'takes about {total:.0f} s here'
+  )
 
 
 def text(plan: dict[str, Any]) -> str:
@@ -167,11 +188,6 @@ def _row(
   model, train = cell.model, cell.train
   tokens = train.steps * train.batch_size * cell.data.seq_len
   cost = cells_lib.cost(cell)
-  evaluation = (
-    train.evaluations
-    * train.eval_tokens
-    * flops_lib.forward(model, cell.data.seq_len)
-  )
   return {
     'cell': cell.cell,
     'arm': cell.arm,
@@ -190,8 +206,30 @@ def _row(
     'epochs': tokens / len(corpus.train.tokens),
     'base_lr': train.base_lr,
     'seed': train.seed,
-    'seconds': (cost + evaluation) / speed.at(model.width),
+    'seconds': _seconds(cell, speed),
   }
+
+
+def _seconds(cell: train_config.RunConfig, speed: Speed) -> float:
+  """Returns the time of a run's steps and evaluations."""
+  evaluation = (
+    cell.train.evaluations
+    * cell.train.eval_tokens
+    * flops_lib.forward(cell.model, cell.data.seq_len)
+  )
+  return (cells_lib.cost(cell) + evaluation) / speed.at(cell.model.width)
+
+
+def _programs(cells: Cells) -> int:
+  return len({(c.model, c.train.batch_size, c.train.trained) for c in cells})
+
+
+def _total_seconds(
+  rows: list[dict[str, Any]], programs: int, speed: Speed, workers: int
+) -> float:
+  """Returns the time of a whole study; a shape has two programs."""
+  running = sum(row['seconds'] for row in rows)
+  return (running + 2 * programs * speed.compile_seconds) / workers
 
 
 def _power(
