@@ -226,10 +226,18 @@ def _run(values: flags.FlagValues) -> str:
 
 def _train(values: flags.FlagValues) -> str:
   from familial import config
+  from familial import records
+  from familial.training import compilation
   from familial.training import loop
 
-  run = config.run(values.config)
-  return f'{loop.run(run, values.workdir, tensorboard=values.tensorboard)}'
+  compilation.enable_cache()
+
+  loop.run(
+    config.run(values.config),
+    values.workdir,
+    tensorboard=values.tensorboard,
+  )
+  return f'{values.workdir}: {records.outcome(values.workdir)}'
 
 
 def _fit(values: flags.FlagValues) -> str:

@@ -130,6 +130,15 @@ def status(folder: str | os.PathLike[str]) -> str:
   return rows[-1]['status'] if rows else 'new'
 
 
+def outcome(folder: str | os.PathLike[str]) -> str:
+  """Returns one line on how a run ended and its held-out loss by exit."""
+  rows = read(pathlib.Path(folder) / ROWS)
+  step = rows[-1]['step']
+  losses = [row['loss'] for row in rows if row['step'] == step]
+  text = ', '.join('none' if x is None else f'{x:.4f}' for x in losses)
+  return f'{rows[-1]["status"]} after {step} steps; loss by exit: {text}'
+
+
 def rows_of(workdir: str | os.PathLike[str]) -> Iterator[Row]:
   """Yields the rows of every run below a folder, by path."""
   for path in sorted(pathlib.Path(workdir).rglob(ROWS)):
@@ -164,7 +173,8 @@ def evaluation_rows(
   batch_tokens = train.batch_size * seq_len
   tokens = step * batch_tokens
   flops = inherited + tokens * flops_lib.train(model, seq_len, train.trained)
-  weights = train.exit_weights(model.exits)
+  weights = train.exit_weights_at(step, model.exits)
+  weightings = (train.weighting, train.weighting_end)
   count = model.granularity
   values = [None] * count if losses is None else list(losses)
   return [
@@ -198,7 +208,7 @@ def evaluation_rows(
       'loss_per_byte': (
         None if loss is None else float(loss) / bytes_per_token
       ),
-      'weighting': train.weighting,
+      'weighting': '>'.join(filter(None, weightings)),
       'weight': weights[exit_ - 1],
       'base_lr': train.base_lr,
       'seed': train.seed,

@@ -4,6 +4,7 @@ Tokens follow from the budget: steps = C / (FLOPs of a step), rounded to whole
 steps, so a cell of at least 200 steps is within 0.25 % of its budget.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
 import math
@@ -17,6 +18,7 @@ from familial.training import config as train_config
 
 RunConfig = train_config.RunConfig
 StudyConfig = study_config.StudyConfig
+Shape = tuple[int, int, int]
 # Of a model, beside ModelConfig's own keys: F / D and K / H.
 RATIOS = {'mlp_ratio': 2.75, 'kv_ratio': 1.0}
 # What a cell decides for itself.
@@ -49,7 +51,7 @@ def build(study: StudyConfig) -> list[RunConfig]:
 
 def model(
   study: StudyConfig,
-  shape: tuple[int, int, int],
+  shape: Shape,
   exits: tuple[int, ...],
   **changes: Any,
 ) -> model_config.ModelConfig:
@@ -119,7 +121,7 @@ def _cell(
   study: StudyConfig,
   arm: str,
   budget: float,
-  shape: tuple[int, int, int],
+  shape: Shape,
   granularity: int,
   *,
   suffix: str = '',
@@ -171,75 +173,33 @@ def _cell(
     raise errors.UserError(f'cell {name}: {error}') from None
 
 
-def _seeds(
-  study: StudyConfig,
-  arm: study_config.Arm,
-  budget: float,
-  shape: tuple[int, int, int],
-  granularity: int,
-) -> Iterator[RunConfig]:
-  for seed in arm.values:
-    yield _cell(
-      study,
-      'seed',
-      budget,
-      shape,
-      granularity,
-      suffix=f'_seed{seed}',
-      seed=seed,
-    )
-
-
 def _twins(
   study: StudyConfig,
   arm: study_config.Arm,
   budget: float,
-  shape: tuple[int, int, int],
+  shape: Shape,
   granularity: int,
 ) -> Iterator[RunConfig]:
   """Dense cells of each exit's shape; the last exit's is in the grid."""
   del arm
   width, depth, heads = shape
   family = model(study, shape, model_config.even_exits(depth, granularity))
+  in_grid = study_config.sampled(study.grid).get(budget, ())
   for exit_ in range(1, family.granularity):
-    twin = _cell(
-      study,
-      'twin',
-      budget,
-      (width, family.submodel(exit_).depth, heads),
-      1,
-      suffix='_twin',
-      model_changes={'tied': family.submodel(exit_).tied},
-    )
-    in_grid = study_config.sampled(study.grid).get(budget, ())
-    if (width, twin.model.depth, heads) not in in_grid:
-      yield twin
-
-
-def _weightings(
-  study: StudyConfig,
-  arm: study_config.Arm,
-  budget: float,
-  shape: tuple[int, int, int],
-  granularity: int,
-) -> Iterator[RunConfig]:
-  for weighting in arm.values:
-    yield _cell(
-      study,
-      'weighting',
-      budget,
-      shape,
-      granularity,
-      suffix=f'_{weighting}',
-      weighting=weighting,
-    )
+    dense = family.submodel(exit_)
+    twin = (width, dense.depth, heads)
+    if twin not in in_grid:
+      changes = {'tied': dense.tied}
+      yield _cell(
+        study, 'twin', budget, twin, 1, suffix='_twin', model_changes=changes
+      )
 
 
 def _frozen(
   study: StudyConfig,
   arm: study_config.Arm,
   budget: float,
-  shape: tuple[int, int, int],
+  shape: Shape,
   granularity: int,
 ) -> Iterator[RunConfig]:
   """Exits on the trunk of the dense cell of the same budget and shape."""
@@ -264,50 +224,11 @@ def _frozen(
     )
 
 
-def _kinds(
-  study: StudyConfig,
-  arm: study_config.Arm,
-  budget: float,
-  shape: tuple[int, int, int],
-  granularity: int,
-) -> Iterator[RunConfig]:
-  for kind in arm.values:
-    yield _cell(
-      study,
-      'kind',
-      budget,
-      shape,
-      granularity,
-      suffix=f'_{kind}',
-      model_changes={'exit_kind': kind},
-    )
-
-
-def _gradients(
-  study: StudyConfig,
-  arm: study_config.Arm,
-  budget: float,
-  shape: tuple[int, int, int],
-  granularity: int,
-) -> Iterator[RunConfig]:
-  for evaluations in arm.values:
-    yield _cell(
-      study,
-      'gradients',
-      budget,
-      shape,
-      granularity,
-      suffix='_gradients',
-      gradients=True,
-      evaluations=evaluations,
-    )
-
-
 def _branches(
   study: StudyConfig,
   arm: study_config.Arm,
   budget: float,
-  shape: tuple[int, int, int],
+  shape: Shape,
   granularity: int,
 ) -> Iterator[RunConfig]:
   del granularity
@@ -324,34 +245,41 @@ def _branches(
     )
 
 
-def _rates(
-  study: StudyConfig,
-  arm: study_config.Arm,
-  budget: float,
-  shape: tuple[int, int, int],
-  granularity: int,
-) -> Iterator[RunConfig]:
-  for rate in arm.values:
-    yield _cell(
-      study,
-      'rate',
-      budget,
-      shape,
-      granularity,
-      suffix=f'_lr{rate:g}',
-      base_lr=rate,
-    )
+def _varying(
+  name: str, changes: Callable[[Any], dict[str, Any]]
+) -> Callable[..., Iterator[RunConfig]]:
+  """Returns an arm that makes one cell of each value: a change to it."""
+
+  def arm_cells(
+    study: StudyConfig,
+    arm: study_config.Arm,
+    budget: float,
+    shape: Shape,
+    granularity: int,
+  ) -> Iterator[RunConfig]:
+    for value in arm.values:
+      yield _cell(study, name, budget, shape, granularity, **changes(value))
+
+  return arm_cells
 
 
 _ARMS = {
-  'seed': _seeds,
+  'seed': _varying('seed', lambda v: {'suffix': f'_seed{v}', 'seed': v}),
   'twin': _twins,
-  'weighting': _weightings,
+  'weighting': _varying(
+    'weighting', lambda v: {'suffix': f'_{v}', 'weighting': v}
+  ),
   'frozen': _frozen,
-  'kind': _kinds,
+  'kind': _varying(
+    'kind',
+    lambda v: {'suffix': f'_{v}', 'model_changes': {'exit_kind': v}},
+  ),
   'branch': _branches,
-  'rate': _rates,
-  'gradients': _gradients,
+  'rate': _varying('rate', lambda v: {'suffix': f'_lr{v:g}', 'base_lr': v}),
+  'gradients': _varying(
+    'gradients',
+    lambda v: {'suffix': '_gradients', 'gradients': True, 'evaluations': v},
+  ),
 }
 
 

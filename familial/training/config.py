@@ -133,6 +133,16 @@ class TrainConfig:
       return (self.other_weight,) * (count - 1) + (1.0,)
     return tuple(layer / sum(exits) for layer in exits)
 
+  def exit_weights_at(
+    self, step: int, exits: tuple[int, ...]
+  ) -> tuple[float, ...]:
+    """Returns the weight of each exit's loss at a step."""
+    moved = step / self.steps
+    ends = zip(
+      self.exit_weights(exits), self.exit_weights(exits, end=True), strict=True
+    )
+    return tuple(a + moved * (b - a) for a, b in ends)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -160,6 +170,11 @@ class RunConfig:
       raise errors.UserError(
         f'model.vocab_size: {self.model.vocab_size} differs from '
         f'data.vocab_size {self.data.vocab_size}'
+      )
+    if self.train.trained == 'exits' and self.model.granularity == 1:
+      raise errors.UserError(
+        f'model.exits: {self.model.exits} holds no exit before the last, and '
+        "train.trained is 'exits': there is nothing to train"
       )
     chunk = self.model.loss_chunk
     if chunk and self.data.seq_len % chunk:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -67,6 +68,8 @@ def run(
   if (status := records.status(folder)) in ('finished', 'diverged'):
     return status
   corpus = corpus or packing.load(config.data)
+  if corpus.tokenizer_path:
+    shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
   job = _Job(config, folder, corpus, inherited)
   checkpoints = checkpoint.Checkpoints(
     folder / 'checkpoints', config.train.keep

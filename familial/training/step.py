@@ -78,7 +78,7 @@ def train(
   params = {**frozen, **optax.apply_updates(trainable, updates)}
   return (
     State(params, opt_state, state.step + 1),
-    Metrics(losses_G, optax.global_norm(gradient)),
+    Metrics(losses_G, optax.tree.norm(gradient)),
   )
 
 
