@@ -68,6 +68,9 @@ def _main(argv: list[str]) -> int:
   except errors.Interrupted as error:
     print(f'familial: {error}', file=sys.stderr)
     return 130
+  except KeyboardInterrupt:
+    print('familial: interrupted', file=sys.stderr)
+    return 130
   except OSError as error:
     print(
       f'familial: {error.filename or ""}: {error.strerror or error}',

@@ -61,7 +61,7 @@ def open_run(
   Args:
     folder: of the run.
     config: a dataclass; compared with what the folder was made for.
-    lineage: parent run and inherited FLOPs; None for a run from scratch.
+    lineage: of a run: its parent and the FLOPs inherited from it.
   """
   folder = pathlib.Path(folder)
   asked = json.loads(
@@ -82,10 +82,8 @@ def open_run(
       )
     return folder
   folder.mkdir(parents=True, exist_ok=True)
-  write_json(
-    folder / 'lineage.json',
-    lineage or {'parent': None, 'expansion': None, 'inherited_flops': 0},
-  )
+  if lineage:
+    write_json(folder / 'lineage.json', lineage)
   write_json(path, asked)
   return folder
 
@@ -125,9 +123,15 @@ def truncate(path: str | os.PathLike[str], step: int) -> None:
 
 
 def status(folder: str | os.PathLike[str]) -> str:
-  """Returns `finished`, `diverged`, `running`, or `new` for a run folder."""
+  """Returns `finished`, `diverged`, `running`, or `new` for a run folder.
+
+  Last rows that were cut short, before the last exit's, leave it `running`.
+  """
   rows = read(pathlib.Path(folder) / ROWS)
-  return rows[-1]['status'] if rows else 'new'
+  if not rows:
+    return 'new'
+  last = rows[-1]
+  return last['status'] if last['exit'] == last['exits'] else 'running'
 
 
 def outcome(folder: str | os.PathLike[str]) -> str:

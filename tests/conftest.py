@@ -11,6 +11,7 @@ import pytest
 from familial.data import config as data_config
 from familial.data import packing
 from familial.model import config as model_config
+from familial.training import config as train_config
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,5 +73,36 @@ def shape() -> Callable[..., model_config.ModelConfig]:
       'base_width': 32,
     }
     return model_config.ModelConfig(**{**values, **changes})
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def run_config(
+  shape: Callable[..., model_config.ModelConfig],
+  text_data: data_config.DataConfig,
+) -> Callable[..., train_config.RunConfig]:
+  """Makes configs of short runs on `text_data`; changes are to `train`."""
+
+  def make(
+    model: model_config.ModelConfig | None = None, **changes: object
+  ) -> train_config.RunConfig:
+    values = {
+      'steps': 24,
+      'batch_size': 8,
+      'base_lr': 0.02,
+      'warmup_steps': 4,
+      'evaluations': 3,
+      'eval_tokens': 500,
+      'eval_batch_size': 8,
+    }
+    return train_config.RunConfig(
+      cell='cell',
+      arm='grid',
+      budget=1e9,
+      model=model or shape(vocab_size=256, depth=2, exits=(1, 2)),
+      data=text_data,
+      train=train_config.TrainConfig(**{**values, **changes}),
+    )
 
   return make

@@ -150,6 +150,7 @@ def _supervise(
   processes = [start(index) for index in range(workers)]
   restarts = _RESTARTS
   received: list[int] = []
+  told: set[int] = set()
   old = {
     number: signal.signal(number, lambda n, _: received.append(n))
     for number in (signal.SIGTERM, signal.SIGINT)
@@ -170,7 +171,8 @@ def _supervise(
         )
         bar.set_postfix_str(f'{done} of {len(cells)} cells')
         for index, process in enumerate(processes):
-          if received and process.is_alive():
+          if received and index not in told:
+            told.add(index)
             process.terminate()
           elif process.exitcode and not received and restarts:
             restarts -= 1
@@ -198,6 +200,8 @@ def _supervise(
 def _worker(
   cells: Cells, workdir: str, cores: list[int], tensorboard: bool
 ) -> None:
+  # Ctrl-C reaches the whole group; the supervisor says when to stop.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   # Before JAX makes its thread pool, whose size follows from this.
   os.sched_setaffinity(0, cores)
   try:

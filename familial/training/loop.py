@@ -63,14 +63,14 @@ def run(
     UserError: if the folder or `init_from` is another model's.
   """
   folder = pathlib.Path(folder)
-  parent, inherited = _parent(folder, config.train.init_from)
-  records.open_run(folder, config, parent)
+  lineage = _lineage(folder, config.train.init_from)
+  records.open_run(folder, config, lineage)
   if (status := records.status(folder)) in ('finished', 'diverged'):
     return status
   corpus = corpus or packing.load(config.data)
   if corpus.tokenizer_path:
     shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
-  job = _Job(config, folder, corpus, inherited)
+  job = _Job(config, folder, corpus, lineage['inherited_flops'])
   checkpoints = checkpoint.Checkpoints(
     folder / 'checkpoints', config.train.keep
   )
@@ -80,13 +80,14 @@ def run(
     if checkpoints.latest() is not None:
       state = checkpoints.restore(state)
     start = int(state.step)
-    records.truncate(folder / records.ROWS, start)
+    done = start == config.train.steps  # Killed between the last two writes.
+    records.truncate(folder / records.ROWS, start - done)
     for extra in (records.PROGRESS, records.GRADIENTS):
       records.truncate(folder / extra, start)
     stopping = stack.enter_context(_stop_signals())
     meter = stack.enter_context(_Meter(job, start, quiet))
     writer = stack.enter_context(events.writer(folder, tensorboard))
-    if start == config.train.steps:  # Killed between the last two writes.
+    if done:
       job.write(start, job.evaluate(state))
     saved = time.monotonic()
     pending: step_lib.Metrics | None = None
@@ -99,37 +100,37 @@ def run(
       if pending is not None and not meter.update(step - 1, pending, writer):
         return job.diverge(step - 1)
       pending = metrics
-      if step in job.evaluations:
+      stop, evaluating = stopping(), step in job.evaluations
+      late = time.monotonic() - saved > config.train.checkpoint_seconds
+      if evaluating or stop or late:
+        # Nothing is saved before its loss is seen to be finite.
         if not meter.update(step, metrics, writer):
           return job.diverge(step)
         pending = None
-        losses = job.evaluate(state)
-        job.compare_gradients(state, step)
-        if not np.isfinite(losses).all():
-          return job.diverge(step)
-        # Rows before their checkpoint: resuming from it keeps them. The last
-        # ones say `finished`, so they come when it is safely on disk.
-        if step < config.train.steps:
-          job.write(step, losses)
-          checkpoints.save(state, float(losses[-1]))
+        if evaluating:
+          losses = job.evaluate(state)
+          if not np.isfinite(losses).all():
+            return job.diverge(step)
+          job.compare_gradients(state, step)
+          # Rows before their checkpoint: resuming from it keeps them. The last
+          # ones say `finished`, so they come when it is safely on disk.
+          if step < config.train.steps:
+            job.write(step, losses)
+            checkpoints.save(state, float(losses[-1]))
+          else:
+            checkpoints.save(state, float(losses[-1]))
+            checkpoints.wait()
+            job.write(step, losses)
+          writer.scalars(
+            step,
+            {f'heldout/exit_{i}': loss for i, loss in enumerate(losses, 1)},
+          )
         else:
-          checkpoints.save(state, float(losses[-1]))
-          checkpoints.wait()
-          job.write(step, losses)
-        writer.scalars(
-          step,
-          {f'heldout/exit_{i}': loss for i, loss in enumerate(losses, 1)},
-        )
-        saved = time.monotonic()
-        meter.pause()
-      elif (
-        stopping() or time.monotonic() - saved > config.train.checkpoint_seconds
-      ):
-        checkpoints.save(state)
+          checkpoints.save(state)
         saved = time.monotonic()
         meter.pause()
       on_step(step)
-      if stopping() and step < config.train.steps:
+      if stop and step < config.train.steps:
         checkpoints.close()
         raise errors.Interrupted(
           f'{folder}: stopped after step {step} and saved; '
@@ -178,7 +179,7 @@ class _Job:
     )
     if train.init_from:
       state = state._replace(
-        params=_graft(state.params, self.folder / train.init_from, self.config)
+        params=_graft(state.params, self.folder, self.config)
       )
     return sharding.replicate(state, self.mesh)
 
@@ -281,9 +282,9 @@ class _Meter:
       self._seconds += now - self._since
     self._since = now
     self._bar.update(1)
-    speed = self._steps / self._seconds if self._seconds else 0.0
-    if now - self._written > _PROGRESS_SECONDS:
+    if self._steps and now - self._written > _PROGRESS_SECONDS:
       self._written = now
+      speed = self._steps / self._seconds
       values = {
         'loss': float(losses[-1]),
         'gradient_norm': float(metrics.gradient_norm),
@@ -320,26 +321,34 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
-def _parent(
-  folder: pathlib.Path, init_from: str
-) -> tuple[records.Row | None, float]:
-  """Returns the lineage and the FLOPs inherited from the parent run."""
+def _lineage(folder: pathlib.Path, init_from: str) -> records.Row:
+  """Returns what a run starts from, and the FLOPs that went into it."""
+  lineage: records.Row = {
+    'parent': None,
+    'expansion': None,
+    'inherited_flops': 0,
+  }
   if not init_from:
-    return None, 0.0
-  rows = records.read(folder / init_from / records.ROWS)
+    return lineage
+  rows = records.read(_resolve(folder, init_from) / records.ROWS)
   if not rows or rows[-1]['status'] != 'finished':
     raise errors.UserError(
       f'train.init_from: {init_from!r} is not a finished run'
     )
   return {
+    **lineage,
     'parent': pathlib.Path(init_from).name,
-    'expansion': None,
     'inherited_flops': rows[-1]['flops'],
-  }, rows[-1]['flops']
+  }
+
+
+def _resolve(folder: pathlib.Path, init_from: str) -> pathlib.Path:
+  """Returns the parent run's folder, by name: `folder` may not exist yet."""
+  return pathlib.Path(os.path.normpath(folder / init_from))
 
 
 def _graft(
-  params: Any, parent: pathlib.Path, config: train_config.RunConfig
+  params: Any, folder: pathlib.Path, config: train_config.RunConfig
 ) -> Any:
   """Returns params whose trunk and last exit are those of a dense run."""
   dense = config.model.submodel(config.model.granularity)
@@ -347,6 +356,7 @@ def _graft(
   like = step_lib.init(
     dense, 'all', jax.random.key(0), optimizer.hyper(train, dense.exits)
   )
+  parent = _resolve(folder, config.train.init_from)
   checkpoints = checkpoint.Checkpoints(parent / 'checkpoints', 1)
   trunk = checkpoints.restore(like).params
   checkpoints.close()

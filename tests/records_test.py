@@ -1,0 +1,217 @@
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from familial import errors
+from familial import flops
+from familial import records
+
+CONTRACT = """run cell budget step tokens epochs flops flops_6nd exit exits layer
+exit_kind params params_embedding params_full width depth loss loss_per_byte
+weighting weight base_lr seed corpus status""".split()
+BESIDE = """arm tokens_dense schema heads kv_heads vocab batch_tokens
+exit_layers""".split()
+
+
+def _rows(config, losses=(2.5, 2.0), step=12, inherited=0.0, status='running'):
+  return records.evaluation_rows(
+    config, 'folder', 'f00d', step, inherited, 0.5, losses, 0.8, status
+  )
+
+
+def test_a_row_is_the_contract_and_no_more(run_config):
+  config = run_config()
+  first, last = _rows(config)
+  assert set(first) == set(last) == set(CONTRACT + BESIDE)
+  tokens = 12 * 8 * 32
+  trained = flops.train(config.model, 32)
+  assert first == {
+    'schema': records.SCHEMA, 'run': 'folder', 'cell': 'cell', 'arm': 'grid',
+    'budget': 1e9, 'step': 12, 'tokens': tokens, 'epochs': 0.5,
+    'flops': tokens * trained,
+    'flops_6nd': 6 * tokens * flops.params(config.model, 2),
+    'exit': 1, 'exits': 2, 'exit_layers': [1, 2], 'layer': 1,
+    'exit_kind': 'head', 'params': flops.params(config.model, 1),
+    'params_embedding': 256 * 16,
+    'params_full': flops.params(config.model, 2), 'width': 16, 'depth': 2,
+    'heads': 4, 'kv_heads': 2, 'vocab': 256, 'batch_tokens': 8 * 32,
+    'tokens_dense':
+      tokens * trained / flops.train(config.model.submodel(1), 32),
+    'loss': 2.5, 'loss_per_byte': 2.5 / 0.8, 'weighting': 'uniform',
+    'weight': 0.5, 'base_lr': 0.02, 'seed': 0, 'corpus': 'f00d',
+    'status': 'running',
+  }  # fmt: skip
+  assert (last['exit'], last['layer'], last['loss']) == (2, 2, 2.0)
+  # The last exit costs more here than its dense model, for there are two.
+  assert first['tokens_dense'] > last['tokens_dense'] > tokens
+
+
+def test_rows_of_a_continued_run_hold_what_it_inherited(run_config):
+  for row, fresh in zip(
+    _rows(run_config(), inherited=1e6), _rows(run_config()), strict=True
+  ):
+    assert row['flops'] == fresh['flops'] + 1e6
+    assert row['tokens_dense'] > fresh['tokens_dense']
+    assert row['tokens'] == fresh['tokens']
+
+
+def test_weights_of_a_row_are_those_of_its_step(run_config):
+  config = run_config(weighting='uniform', weighting_end='final_one')
+  weights = [[row['weight'] for row in _rows(config, step=s)] for s in (0, 12)]
+  assert weights == [
+    [0.5, 0.5],
+    [pytest.approx(0.4), pytest.approx(0.75)],
+  ]
+
+
+def test_a_diverged_row_has_no_loss(run_config, tmp_path):
+  records.append(
+    tmp_path / records.ROWS, _rows(run_config(), None, status='diverged')
+  )
+  rows = records.read(tmp_path / records.ROWS)
+  assert [(row['loss'], row['loss_per_byte']) for row in rows] == 2 * [
+    (None, None)
+  ]
+  assert records.status(tmp_path) == 'diverged'
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  assert records.read(path) == []
+  rows = [{'step': 1, 'loss': 0.1 + 0.2}, {'step': 2, 'loss': math.pi}]
+  records.append(path, rows[:1])
+  records.append(path, rows[1:])
+  assert records.read(path) == rows
+
+
+def test_a_half_written_last_line_is_left_out_and_dropped(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  records.append(path, [{'step': 1, 'text': 'ü'}, {'step': 2, 'text': 'ü'}])
+  whole = path.read_bytes()
+  for cut in (1, 4, 9):
+    path.write_bytes(whole + whole[: len(whole) // 2][:-cut])
+    assert [row['step'] for row in records.read(path)] == [1, 2]
+  records.truncate(path, 2)
+  assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_in_the_middle_is_refused(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"step": 1}\n{"step": 2, \n{"step": 3}\n')
+  with pytest.raises(errors.UserError, match=r'rows\.jsonl:2: not valid JSON'):
+    records.read(path)
+
+
+def test_truncate_keeps_a_steps_rows_to_the_byte(run_config, tmp_path):
+  path = tmp_path / records.ROWS
+  rows = [_rows(run_config(), (1 / 3, 2 / 7), step=s) for s in (4, 8, 12)]
+  records.append(path, rows[0] + rows[1])
+  before = path.read_bytes()
+  records.append(path, rows[2])
+  records.truncate(path, 11)
+  assert path.read_bytes() == before
+  records.truncate(path, 3)
+  assert records.read(path) == []
+
+
+@pytest.mark.parametrize('status', ['running', 'finished', 'diverged'])
+def test_status_is_that_of_the_last_whole_evaluation(
+  run_config, tmp_path, status
+):
+  assert records.status(tmp_path) == 'new'
+  path = tmp_path / records.ROWS
+  rows = _rows(run_config(), status=status)
+  records.append(path, rows[:1])
+  assert records.status(tmp_path) == 'running'
+  records.append(path, rows[1:])
+  assert records.status(tmp_path) == status
+
+
+def test_no_nan_is_ever_written(tmp_path):
+  path = tmp_path / 'value.json'
+  records.write_json(path, {'loss': 1.5})
+  for broken in (float('nan'), float('inf')):
+    with pytest.raises(ValueError):
+      records.write_json(path, {'loss': broken})
+    with pytest.raises(ValueError):
+      records.append(tmp_path / 'rows.jsonl', [{'loss': broken}])
+  assert records.read_json(path) == {'loss': 1.5}
+  assert os.listdir(tmp_path) == ['value.json']
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / 'value.json'
+  records.write_json(path, 1)
+
+  def no_space(descriptor):
+    raise OSError('no space left')
+
+  monkeypatch.setattr(os, 'fsync', no_space)
+  with pytest.raises(OSError, match='no space'):
+    records.write_json(path, 2)
+  assert records.read_json(path) == 1
+  assert os.listdir(tmp_path) == ['value.json']
+
+
+def test_damaged_json_is_refused_by_name(tmp_path):
+  path = tmp_path / 'value.json'
+  path.write_text('{"a": ')
+  with pytest.raises(errors.UserError, match=r'value\.json: not valid JSON'):
+    records.read_json(path)
+
+
+def test_a_run_folder_is_opened_by_its_own_config_alone(run_config, tmp_path):
+  folder = tmp_path / 'deep' / 'run'
+  assert records.open_run(folder, run_config()) == folder
+  lineage = records.read_json(folder / 'lineage.json')
+  assert lineage == {'parent': None, 'expansion': None, 'inherited_flops': 0}
+  config = (folder / 'config.json').read_bytes()
+  assert json.loads(config)['model']['exits'] == [1, 2]
+  records.open_run(folder, run_config())
+  other = run_config(base_lr=0.5)
+  with pytest.raises(
+    errors.UserError, match=r'with train\.base_lr = 0\.02, not 0\.5'
+  ):
+    records.open_run(folder, other)
+  model = dataclasses.replace(run_config().model, exits=(2,))
+  with pytest.raises(errors.UserError, match=r'model\.exits = \[1, 2\], not'):
+    records.open_run(folder, run_config(model))
+  assert (folder / 'config.json').read_bytes() == config
+
+
+def test_a_run_folder_keeps_its_lineage(run_config, tmp_path):
+  lineage = {'parent': 'p', 'expansion': None, 'inherited_flops': 5.0}
+  records.open_run(tmp_path / 'run', run_config(), lineage)
+  assert records.read_json(tmp_path / 'run' / 'lineage.json') == lineage
+
+
+def test_a_folder_of_another_schema_is_refused(run_config, tmp_path):
+  records.open_run(tmp_path / 'run', run_config())
+  path = tmp_path / 'run' / 'config.json'
+  path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+  with pytest.raises(errors.UserError, match='schema 99 is not 1'):
+    records.open_run(tmp_path / 'run', run_config())
+
+
+def test_rows_of_many_runs_come_by_path(run_config, tmp_path):
+  for name in ('b', 'a/x'):
+    (tmp_path / name).mkdir(parents=True)
+    records.append(tmp_path / name / records.ROWS, [{'run': name}])
+  assert [row['run'] for row in records.rows_of(tmp_path)] == ['a/x', 'b']
+
+
+def test_records_need_no_model_library():
+  subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      "import sys; sys.modules['flax'] = None; import familial.records; "
+      "assert 'jax' not in sys.modules",
+    ],
+    check=True,
+  )
