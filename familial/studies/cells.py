@@ -184,15 +184,24 @@ def _twins(
   del arm
   width, depth, heads = shape
   family = model(study, shape, model_config.even_exits(depth, granularity))
-  in_grid = study_config.sampled(study.grid).get(budget, ())
+  in_grid = [
+    model(study, dense, (dense[1],))
+    for dense in study_config.sampled(study.grid).get(budget, ())
+    if 1 in study.grid.granularities
+  ]
   for exit_ in range(1, family.granularity):
     dense = family.submodel(exit_)
-    twin = (width, dense.depth, heads)
-    if twin not in in_grid:
-      changes = {'tied': dense.tied}
-      yield _cell(
-        study, 'twin', budget, twin, 1, suffix='_twin', model_changes=changes
-      )
+    twin = _cell(
+      study,
+      'twin',
+      budget,
+      (width, dense.depth, heads),
+      1,
+      suffix='_twin',
+      model_changes={'tied': dense.tied},
+    )
+    if twin.model not in in_grid:
+      yield twin
 
 
 def _frozen(
@@ -203,6 +212,11 @@ def _frozen(
   granularity: int,
 ) -> Iterator[RunConfig]:
   """Exits on the trunk of the dense cell of the same budget and shape."""
+  if granularity < 2:
+    raise errors.UserError(
+      f'arms.frozen.granularities: {granularity} has no exit beside the last '
+      'one to train on the trunk; it must be at least 2'
+    )
   dense = _cell(study, 'grid', budget, shape, 1)
   in_grid = study_config.sampled(study.grid).get(budget, ())
   if shape not in in_grid or 1 not in study.grid.granularities:

@@ -38,6 +38,12 @@ class Rules:
   beta2: float = 0.99
   warmup: float = 0.05
 
+  def __post_init__(self) -> None:
+    _require(self.batch_tokens >= 1, 'rules.batch_tokens', self, 'at least 1')
+    _require(self.at_budget > 0, 'rules.at_budget', self, 'positive FLOPs')
+    _require(0 < self.beta2 < 1, 'rules.beta2', self, 'between 0 and 1')
+    _require(0 <= self.warmup <= 1, 'rules.warmup', self, 'within 0 to 1')
+
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
@@ -124,6 +130,11 @@ class Fit:
   starts: int = 256
   resamples: int = 1000
 
+  def __post_init__(self) -> None:
+    _require(self.delta > 0, 'fit.delta', self, 'positive')
+    _require(self.starts >= 1, 'fit.starts', self, 'at least 1')
+    _require(self.resamples >= 2, 'fit.resamples', self, 'at least 2')
+
 
 @dataclasses.dataclass(frozen=True)
 class AssumedLaw:
@@ -182,6 +193,12 @@ class StudyConfig:
           f'arms.{name}: not one of {", ".join(ARMS)}'
           f'{errors.nearest(name, ARMS)}'
         )
+    for name, arm in self.arms.items():
+      for budget in arm.budgets:
+        if not budget > 0:
+          raise errors.UserError(
+            f'arms.{name}.budgets: {budget} must be positive FLOPs'
+          )
 
 
 def sampled(grid: Grid) -> dict[float, tuple[tuple[int, int, int], ...]]:
@@ -193,3 +210,11 @@ def sampled(grid: Grid) -> dict[float, tuple[tuple[int, int, int], ...]]:
       grid.budgets, grid.shapes_of or (every,) * len(grid.budgets), strict=True
     )
   }
+
+
+def _require(holds: bool, key: str, section: Any, allowed: str) -> None:
+  if not holds:
+    value = getattr(section, key.rpartition('.')[2])
+    raise errors.UserError(
+      f'{key}: {value} is not allowed; it must be {allowed}'
+    )

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import multiprocessing
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,15 @@ def within(
     UserError: if not even the lowest budget fits.
   """
   for top in sorted({cell.budget for cell in cells}, reverse=True):
-    kept = [cell for cell in cells if cell.budget <= top]
+    affordable = [cell for cell in cells if cell.budget <= top]
+    names = {cell.cell for cell in affordable}
+    # Not without the run that it starts from.
+    kept = [
+      cell
+      for cell in affordable
+      if not cell.train.init_from
+      or pathlib.Path(cell.train.init_from).name in names
+    ]
     spent = [{'seconds': _seconds(cell, speed)} for cell in kept]
     total = _total_seconds(spent, _programs(kept), speed, workers)
     if total <= seconds:

@@ -168,14 +168,14 @@ def _twins(last: dict[str, list[Row]]) -> dict[str, Any]:
   of the twins' own noise.
   """
   dense = {
-    (row['budget'], row['width'], row['depth'], row['heads']): row['loss']
+    _shape(row): row['loss']
     for row in _final_exits(last)
     if row['exits'] == 1 and row['arm'] in ('grid', 'twin')
   }
   rows = []
   for exits in last.values():
     for row in exits:
-      key = (row['budget'], row['width'], row['layer'], row['heads'])
+      key = _shape(row)
       if row['arm'] != 'grid' or row['exits'] == 1 or key not in dense:
         continue
       rows.append(
@@ -315,6 +315,12 @@ def _place(row: Row) -> tuple[Any, ...]:
   )
 
 
+def _shape(row: Row) -> tuple[Any, ...]:
+  """Returns what an exit and the dense model of its exact shape share."""
+  keys = ('budget', 'width', 'heads', 'params', 'params_embedding')
+  return tuple(row[key] for key in keys)
+
+
 def _folders(workdir: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path for path in (workdir / 'cells').iterdir() if path.is_dir())
 
@@ -325,7 +331,7 @@ def _seconds(workdir: pathlib.Path) -> float:
   for run in _folders(workdir):
     progress = records.read(run / records.PROGRESS)
     rows = records.read(run / records.ROWS)
-    if progress and rows:
+    if rows and progress and progress[-1]['tokens_per_second']:
       total += rows[-1]['tokens'] / progress[-1]['tokens_per_second']
   return total
 

@@ -101,8 +101,12 @@ def work(
         continue
       # By name: the run's own folder may not be there yet for '..' to leave.
       parent = pathlib.Path(os.path.normpath(run / cell.train.init_from))
-      if cell.train.init_from and records.status(parent) not in DONE:
-        waiting = waiting or attempts.get(parent.name, 0) < _ATTEMPTS
+      if cell.train.init_from and records.status(parent) != 'finished':
+        # One that diverged, or failed too often, is not waited for.
+        waiting = waiting or (
+          records.status(parent) not in DONE
+          and attempts.get(parent.name, _ATTEMPTS) < _ATTEMPTS
+        )
         continue
       with _lock(run) as mine:
         if not mine:
@@ -117,7 +121,7 @@ def work(
             cell, run, corpora[cell.data], quiet=quiet, tensorboard=tensorboard
           )
           (run / 'error.log').unlink(missing_ok=True)
-        except errors.UserError:
+        except (errors.UserError, errors.Interrupted):
           raise
         except Exception as error:  # Whatever it was, the sweep goes on.
           records.write_text(run / 'error.log', traceback.format_exc())

@@ -282,7 +282,8 @@ class _Meter:
       self._seconds += now - self._since
     self._since = now
     self._bar.update(1)
-    if self._steps and now - self._written > _PROGRESS_SECONDS:
+    due = now - self._written > _PROGRESS_SECONDS
+    if self._steps and (due or step == self._bar.total):
       self._written = now
       speed = self._steps / self._seconds
       values = {
