@@ -88,6 +88,7 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     return rest
   except (AttributeError, KeyError) as error:
     text = re.sub(r'\\n|[\\\'"]', ' ', str(error.args[0]))
+    text = ' '.join(text.split())
     raise errors.UserError(f'--config: unknown key {text}') from None
   except Exception as error:  # A config file is anyone's code.
     raise errors.UserError(_one_line(str(error))) from None
@@ -123,6 +124,12 @@ def _define_config(values: flags.FlagValues) -> None:
 
 def _define_workdir(values: flags.FlagValues) -> None:
   flags.DEFINE_string(*_WORKDIR, required=True, flag_values=values)
+  flags.register_validator(
+    'workdir',
+    lambda folder: folder != '',  # As of a shell's variable that is not set.
+    message='it must name a folder',
+    flag_values=values,
+  )
 
 
 def _define_run(values: flags.FlagValues) -> None:

@@ -7,6 +7,7 @@ from familial import evaluation
 from familial.model import transformer
 
 B, L = 2, 16
+compiled = jax.jit(transformer.logits, static_argnums=1)
 
 
 @pytest.fixture(scope='module')
@@ -16,7 +17,7 @@ def model(shape):
 
 @pytest.fixture(scope='module')
 def params(model):
-  return transformer.init(model, jax.random.key(0))
+  return jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +38,7 @@ def test_loss_is_the_mean_over_all_tokens_that_count(model, params, batches):
   sums, count = np.zeros(2), 0.0
   for batch in batches:
     for exit_, logits in enumerate(
-      transformer.logits(params, model, batch['inputs_BxL'])
+      compiled(params, model, batch['inputs_BxL'])
     ):
       log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
       hit = np.take_along_axis(log_p, batch['targets_BxL'][..., None], -1)

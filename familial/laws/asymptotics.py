@@ -108,8 +108,10 @@ def conditioning(jacobian: np.ndarray) -> tuple[float, np.ndarray]:
   _, singular, right = np.linalg.svd(
     jacobian[:, alive] / length[alive], full_matrices=False
   )
-  singular = np.maximum(singular, np.finfo(float).tiny ** 0.25)
-  diagonal[alive] = ((right.T / singular) ** 2).sum(1)
-  if not alive.all():
+  rounding = np.finfo(float).eps * singular[0]
+  diagonal[alive] = ((right.T / np.maximum(singular, 0.1 * rounding)) ** 2).sum(
+    1
+  )
+  if not alive.all() or singular[-1] <= rounding * math.sqrt(len(jacobian)):
     return math.inf, diagonal
   return float((singular[0] / singular[-1]) ** 2), diagonal

@@ -66,9 +66,11 @@ class Checkpoints:
       step: of the checkpoint.
 
     Raises:
-      UserError: if the checkpoint holds a model of another shape.
+      UserError: if there is none, or it holds a model of another shape.
     """
     step = self.latest() if step is None else step
+    if step is None:
+      raise errors.UserError(f'{self._manager.directory}: holds no checkpoint')
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
     try:
       restored: Any = self._manager.restore(

@@ -9,6 +9,7 @@ from familial import flops as flops_lib
 from familial.training import compilation
 from familial.training import config as train_config
 from familial.training import optimizer
+from familial.training import sharding
 from familial.training import step as step_lib
 
 
@@ -20,33 +21,35 @@ def measure(config: train_config.RunConfig, steps: int) -> tuple[float, float]:
     steps: to take the fastest of.
   """
   compilation.enable_cache()
-  shape = (config.train.batch_size, config.data.seq_len)
+  model, train = config.model, config.train
+  # Placed as in a run, so that the run finds this very program compiled.
+  over = sharding.mesh(train.batch_size, train.eval_batch_size)
+  shape = (train.batch_size // jax.process_count(), config.data.seq_len)
   rng = np.random.default_rng(0)
-  tokens = rng.integers(0, config.model.vocab_size, shape, dtype=np.int32)
-  batch = {
+  tokens = rng.integers(0, model.vocab_size, shape, dtype=np.int32)
+  arrays = {
     'inputs_BxL': tokens,
     'targets_BxL': tokens,
     'weights_BxL': np.ones(shape, np.float32),
   }
   if config.data.document_mask:
-    batch['segments_BxL'] = np.zeros(shape, np.int32)
-  h = optimizer.hyper(config.train, config.model.exits)
+    arrays['segments_BxL'] = np.zeros(shape, np.int32)
+  batch = sharding.batch(arrays, over)
+  h = optimizer.hyper(train, model.exits)
   start = time.perf_counter()
-  state = step_lib.init(
-    config.model, config.train.trained, jax.random.key(0), h
-  )
-  state, _ = step_lib.train(config.model, config.train.trained, state, batch, h)
+  state = step_lib.init(model, train.trained, jax.random.key(0), h)
+  state = sharding.replicate(state, over)
+  state, _ = step_lib.train(model, train.trained, state, batch, h)
   jax.block_until_ready(state)
   compiled = time.perf_counter() - start
   seconds = []
   for _ in range(steps):
     start = time.perf_counter()
-    state, _ = step_lib.train(
-      config.model, config.train.trained, state, batch, h
-    )
+    state, _ = step_lib.train(model, train.trained, state, batch, h)
     jax.block_until_ready(state)
     seconds.append(time.perf_counter() - start)
-  flops = tokens.size * flops_lib.train(
-    config.model, config.data.seq_len, config.train.trained
+  tokens_step = train.batch_size * config.data.seq_len
+  flops = tokens_step * flops_lib.train(
+    model, config.data.seq_len, train.trained
   )
   return flops / min(seconds), compiled

@@ -26,9 +26,7 @@ def fastest(
   return seconds
 
 
-def model(
-  width: int, depth: int, granularity: int
-) -> model_config.ModelConfig:
+def model(width: int, depth: int, granularity: int) -> model_config.ModelConfig:
   """Returns a byte-level model with heads of 32 and G even exits."""
   return model_config.ModelConfig(
     vocab_size=256,

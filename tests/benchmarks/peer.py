@@ -96,7 +96,10 @@ def decoder(
     for module, (stack, layer) in zip(model.layers, places, strict=True):
       for norm in ('attention_norm', 'mlp_norm'):
         _copy(getattr(module, norm).weight, stack[norm]['gain'][layer])
-      for room, names in (('attention', 'qkvo'), ('mlp', ('gate', 'up', 'down'))):
+      for room, names in (
+        ('attention', 'qkvo'),
+        ('mlp', ('gate', 'up', 'down')),
+      ):
         for name in names:
           kernel = np.asarray(stack[room][name]['kernel'][layer])
           _copy(getattr(module, name).weight, kernel.T)

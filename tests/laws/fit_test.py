@@ -55,28 +55,31 @@ def test_recovers_constants_of_200_laws(name, columns):
   recovers(name, 200, columns)
 
 
-def objective(form, table, theta, delta):
-  p = {n: theta[i] for i, n in enumerate(form.coordinates)}
-  residual = form.log_loss(p, table.columns) - np.log(table.columns['loss'])
-  return solver.huber(np.asarray(residual), delta).sum()
-
-
-def test_no_local_descent_is_left_by_another_optimiser(make):
+def test_no_descent_is_left_by_another_optimiser(make):
   table, form = make(noise=0.01), forms.get('familial_total')
-  fit = fits.fit(form, table)
-  with jax.enable_x64(True):
-    assert objective(form, table, fit.theta, fit.delta) == pytest.approx(
-      fit.objective, rel=1e-10
+  fit = fits.fit(form, table, starts=64)
+  log = {n: np.log(c) for n, c in table.columns.items() if n in 'N D G loss'}
+
+  def objective(t):
+    e, a, b, alpha, beta, gamma = t
+    dense = np.logaddexp(e, np.logaddexp(a - alpha * log['N'],
+                                         b - beta * log['D']))  # fmt: skip
+    size = np.abs(dense + gamma * log['G'] - log['loss'])
+    inside = size < fit.delta
+    return np.sum(
+      np.where(inside, size**2 / 2, fit.delta * (size - fit.delta / 2))
     )
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-      found = optimize.minimize(
-        lambda t: objective(form, table, t, fit.delta),
-        fit.theta + 1e-3 * rng.standard_normal(len(fit.theta)),
-        method='Nelder-Mead',
-        options={'maxiter': 2000, 'xatol': 1e-9, 'fatol': 1e-14},
-      )
-      assert found.fun >= fit.objective * (1 - 1e-9)
+
+  assert objective(fit.theta) == pytest.approx(fit.objective, rel=1e-10)
+  rng = np.random.default_rng(0)
+  for _ in range(3):
+    found = optimize.minimize(
+      objective,
+      fit.theta + 1e-3 * rng.standard_normal(len(fit.theta)),
+      method='Nelder-Mead',
+      options={'maxiter': 2000, 'xatol': 1e-9, 'fatol': 1e-14},
+    )
+    assert found.fun >= fit.objective * (1 - 1e-9)
 
 
 def test_wide_delta_is_least_squares(make):
@@ -104,7 +107,9 @@ def test_order_of_rows_and_starts_does_not_matter(make):
   second = fits.fit(form, table.take(shuffled), starts=starts[::-1])
   np.testing.assert_allclose(first.theta, second.theta, rtol=1e-6)
   assert first.objective == pytest.approx(second.objective, rel=1e-11)
-  assert first.basin_hit_rate == second.basin_hit_rate
+  again = fits.fit(form, table, starts=starts[::-1])
+  np.testing.assert_array_equal(first.theta, again.theta)
+  assert first.basin_hit_rate == again.basin_hit_rate
 
 
 def test_leaves_the_callers_types_alone(make):
@@ -133,7 +138,7 @@ def test_fixed_parameters_keep_their_value(make):
 def test_asymptotic_deviation_is_the_spread_over_repeats(make):
   form = forms.get('familial_total')
   repeats = [
-    fits.fit(form, make(noise=0.01, seed=seed), starts=16) for seed in range(24)
+    fits.fit(form, make(noise=0.01, seed=seed), starts=16) for seed in range(16)
   ]
   spread = np.std([f.params['gamma'] for f in repeats], ddof=1)
   typical = np.median([f.sd['gamma'] for f in repeats])
@@ -143,14 +148,15 @@ def test_asymptotic_deviation_is_the_spread_over_repeats(make):
 
 def test_exits_of_one_run_count_as_one(make):
   """Copies of a row within its run add nothing; as runs they would."""
-  form, table = forms.get('familial_total'), make(noise=0.01)
-  copies = table.take(np.repeat(np.arange(36), 4))
-  apart = dataclasses.replace(copies, run=np.arange(144).astype(str))
+  form = forms.get('familial_total')
+  table = make(noise=0.01).take(np.arange(32))
+  copies = table.take(np.repeat(np.arange(32), 2))
+  apart = dataclasses.replace(copies, run=np.arange(64).astype(str))
   sd, sd_copies, sd_apart = (
     fits.fit(form, t, starts=32).sd['gamma'] for t in (table, copies, apart)
   )
-  assert 0.8 < sd_copies / sd < 1.2
-  assert sd_apart < 0.7 * sd
+  assert 0.9 < sd_copies / sd < 1.2
+  assert sd_apart < 0.8 * sd
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,7 @@ def test_exits_of_one_run_count_as_one(make):
   ],
 )  # fmt: skip
 def test_what_the_data_cannot_say_is_flagged(make, changes, params, flag):
-  table = make(noise=0.003, params=params, **changes)
+  table = make(noise=0.003, seed=3, params=params, **changes)
   fit = fits.fit(forms.get('familial_total'), table, starts=64)
   assert flag in fit.flags
   if 'not identified' in flag:
@@ -217,9 +223,7 @@ def test_bad_input_gives_one_clear_line(make):
 
 
 def test_many_rows_take_little_memory():
-  from familial.laws import solver as solvers
-
-  assert solvers._lanes(2**17, 6) * 2**17 * 10 * 8 <= 2**27
+  assert solver._lanes(2**17, 6) * 2**17 * 10 * 8 <= 2**27
 
 
 @pytest.mark.tables

@@ -163,7 +163,7 @@ def test_bad_paths_and_options(tmp_path, rows):
   with pytest.raises(errors.UserError, match="no 'tokens_dense'"):
     short = [{k: v for k, v in r.items() if k != 'tokens_dense'} for r in rows]
     tables.from_rows(short, 'exit')
-  with pytest.raises(errors.UserError, match='needs a column loss'):
+  with pytest.raises(errors.UserError, match='no row is left'):
     tables.from_rows([])
   with pytest.raises(errors.UserError, match='drop_highest=2'):
     tables.from_rows(rows).drop_highest(2)

@@ -1,0 +1,102 @@
+import importlib.util
+import math
+import pathlib
+import time
+
+import ml_collections
+import pytest
+
+from familial import config as config_lib
+from familial.studies import cells as cells_lib
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
+LAW = ('test', 'cpu', 'gpu', 'paper', 'rates')
+STUDIES = [('quickstart', ''), *(('familial_law', arg) for arg in LAW)]
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def study(name, arg):
+  config = load(name).get_config(*[arg] if arg else [])
+  assert isinstance(config, ml_collections.ConfigDict)
+  return config_lib.study(config)
+
+
+def test_no_experiment_is_left_out_here():
+  names = {path.stem for path in FOLDER.glob('*.py')}
+  assert names == {name for name, _ in STUDIES} | {'single'}
+  with pytest.raises(ValueError) as raised:
+    load('familial_law').get_config('none')
+  assert str(raised.value).endswith(', '.join(LAW))
+
+
+@pytest.mark.parametrize(('name', 'arg'), STUDIES)
+def test_a_study_builds_its_cells_at_their_cost(name, arg):
+  start = time.process_time()
+  cells = cells_lib.build(study(name, arg))
+  assert time.process_time() - start < 2
+  assert len({cell.cell for cell in cells}) == len(cells) > 3
+  for cell in cells:
+    if cell.train.steps >= 200:
+      assert cells_lib.cost(cell) == pytest.approx(cell.budget, rel=0.005)
+
+
+@pytest.mark.parametrize(
+  ('name', 'arg'), [('familial_law', 'cup'), ('quickstart', 'x')]
+)
+def test_an_unknown_variant_is_one_line(name, arg):
+  with pytest.raises(ValueError, match=f"variant '{arg}'") as raised:
+    load(name).get_config(arg)
+  assert '\n' not in str(raised.value)
+
+
+def test_single_is_a_run():
+  run = config_lib.run(load('single').get_config())
+  assert run.model.granularity > 1 and run.train.steps > 200
+
+
+def test_quickstart_has_enough_to_fit_the_law():
+  grid = study('quickstart', '').grid
+  assert len(grid.budgets) >= 3 and len(grid.shapes) >= 4
+  assert set(grid.granularities) >= {1, 2, 4}
+  assert not grid.shapes_of
+
+
+def test_cpu_spans_its_compute_and_has_its_controls():
+  config = study('familial_law', 'cpu')
+  low, high = min(config.grid.budgets), max(config.grid.budgets)
+  assert math.log10(high / low) >= 1.5 and high >= 3e12
+  seeds, twins = config.arms['seed'], config.arms['twin']
+  assert len(seeds.values) >= 2 and len(set(seeds.granularities)) >= 2
+  assert len(twins.shapes) >= 2
+  # Nothing is compared with a cell that is not there.
+  cells = {cell.cell: cell for cell in cells_lib.build(config)}
+  for name in ('seed', 'weighting', 'frozen', 'kind', 'twin'):
+    arm = config.arms[name]
+    for budget in arm.budgets:
+      for index in arm.shapes:
+        for granularity in (1, *arm.granularities):
+          width, depth, _ = config.grid.shapes[index]
+          place = (budget, width, depth, granularity)
+          assert any(
+            (c.budget, c.model.width, c.model.depth, c.model.granularity)
+            == place
+            for c in cells.values()
+            if c.arm == 'grid'
+          ), (name, place)
+
+
+def test_gpu_and_paper_span_what_they_say():
+  gpu = study('familial_law', 'gpu')
+  budgets = gpu.grid.budgets
+  assert max(budgets) == 1e16 and min(budgets) <= 1e13
+  top = [cell for cell in cells_lib.build(gpu) if cell.budget == 1e16]
+  assert 0 < len(top) <= 16
+  paper = study('familial_law', 'paper')
+  assert (min(paper.grid.budgets), max(paper.grid.budgets)) == (1e19, 1e21)
+  assert paper.data.corpus == 'c4/en'

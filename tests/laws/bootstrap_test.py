@@ -1,0 +1,88 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.laws import bootstrap as bootstraps
+from familial.laws import fit as fits
+from familial.laws import forms
+from familial.laws import solver
+
+
+@pytest.fixture
+def total():
+  return forms.get('familial_total')
+
+
+def test_intervals_agree_with_the_asymptotic_deviation(make, total, truth):
+  table = make(noise=0.01)
+  fit = fits.fit(total, table, starts=32)
+  found = bootstraps.bootstrap(fit, table, resamples=300)
+  spread = found.intervals['gamma']
+  assert 0.5 < spread.sd / fit.sd['gamma'] < 2
+  assert spread.lo < truth['gamma'] < spread.hi
+  assert (found.unit, found.flags) == ('row', ())
+  assert found.failed < 6
+  assert len(found.samples['E']) == 300 - found.failed
+  quantiles = np.quantile(4 ** found.samples['gamma'], [0.025, 0.975])
+  derived = found.derived['4^gamma']
+  np.testing.assert_allclose([derived.lo, derived.hi], quantiles)
+  again = bootstraps.bootstrap(fit, table, resamples=300)
+  assert again.intervals == found.intervals
+  other = bootstraps.bootstrap(fit, table, resamples=300, seed=1)
+  assert other.intervals != found.intervals
+
+
+def test_whole_runs_are_drawn(make):
+  table = make(noise=0.01)
+  families = dataclasses.replace(
+    table, run=np.repeat(np.arange(12), 3).astype(str)
+  )
+  assert families.unit == 'run'
+  weights = bootstraps._weights(families, 50, 0).reshape(50, 12, 3)
+  assert (weights == weights[:, :, :1]).all()
+  assert (weights[:, :, 0].sum(1) == 12).all()
+  assert weights.std() > 0.5
+
+
+def test_each_resample_is_as_good_as_many_starts_make_it(make, total):
+  table = make(noise=0.02)
+  fit = fits.fit(total, table, starts=32)
+  weights = bootstraps._weights(table, 6, 0)
+  theta, converged = bootstraps._refit(fit, table, weights, lambda done: None)
+  assert converged.all()
+  starts = fits.draw_starts(total, 48, 1)
+  target = np.log(table.columns['loss'])
+  full = solver.solve(
+    total,
+    table.columns,
+    np.tile(starts, (6, 1)),
+    target[None],
+    weights,
+    weight_of=np.repeat(np.arange(6), 48),
+    delta=fit.delta,
+  )
+  best = full.objective.reshape(6, 48).min(1)
+  value, _ = solver.evaluate(total, table.columns, theta)
+  found = (weights * solver.huber(value - target, fit.delta)).sum(1)
+  np.testing.assert_allclose(found, best, rtol=1e-6)
+
+
+def test_resamples_that_cannot_tell_are_failures(make, total):
+  """One run of G > 1: most of a third of the resamples miss it."""
+  columns = make().columns
+  table = make(noise=0.01, G=np.where(np.arange(36) == 7, 2.0, 1.0))
+  fit = fits.fit(total, table, starts=32)
+  found = bootstraps.bootstrap(fit, table, resamples=200)
+  assert 40 < found.failed < 110  # (1 - 1/36)^36 = 0.363
+  assert found.flags == (f'{found.failed} of 200 resamples failed',)
+  assert len(found.samples['gamma']) == 200 - found.failed
+  assert set(columns) <= set(table.columns)
+
+
+def test_bad_options(make, total):
+  table = make(noise=0.01)
+  fit = fits.fit(total, table, starts=4)
+  with pytest.raises(errors.UserError, match='resamples=1'):
+    bootstraps.bootstrap(fit, table, resamples=1)

@@ -1,0 +1,22 @@
+import pathlib
+import subprocess
+import sys
+
+LAWS = pathlib.Path(__file__).parents[2] / 'familial' / 'laws'
+
+
+def test_laws_and_records_import_without_flax():
+  modules = [
+    f'familial.laws.{p.stem}'
+    for p in sorted(LAWS.glob('*.py'))
+    if p.stem not in ('__init__', 'figures')
+  ]
+  code = '\n'.join(
+    [
+      'import sys',
+      'for name in ("flax", "optax", "orbax", "matplotlib"):',
+      '  sys.modules[name] = None',
+      *(f'import {name}' for name in [*modules, 'familial.records']),
+    ]
+  )
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=LAWS.parents[1])

@@ -1,0 +1,78 @@
+"""A study so small that its cells train in a second."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import pytest
+
+from familial import config as config_lib
+from familial import records
+from familial.data import config as data_config
+from familial.studies import config as study_config
+from familial.studies import sweep
+from familial.training import config as train_config
+
+
+@pytest.fixture(scope='session')
+def make_study(
+  text_data: data_config.DataConfig,
+) -> Callable[..., study_config.StudyConfig]:
+  """Makes studies; each argument updates a section of the config."""
+
+  def make(**sections: Any) -> study_config.StudyConfig:
+    values: dict[str, Any] = {
+      'title': 'tiny',
+      'data': {**dataclasses.asdict(text_data), 'seq_len': 16},
+      'model': {'base_width': 8},
+      'train': {'base_lr': 0.01, 'eval_tokens': 256, 'eval_batch_size': 8},
+      'rules': {
+        'batch_tokens': 64,
+        'at_budget': 4e8,
+        'batch_exponent': 0.0,
+        'beta2': 0.99,
+      },
+      'grid': {
+        'budgets': (4e8,),
+        'shapes': ((8, 2, 1),),
+        'granularities': (1, 2),
+      },
+      'fit': {'starts': 8, 'resamples': 10},
+      'assumed': {'E': 1.0, 'A': 30.0, 'B': 90.0, 'alpha': 0.4, 'beta': 0.4},
+    }
+    for name, changes in sections.items():
+      values[name] = {**values.get(name, {}), **changes}
+    return config_lib.study(values)
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def write_rows() -> Callable[..., pathlib.Path]:
+  """Writes the rows that a run would have left."""
+
+  def write(
+    workdir: pathlib.Path,
+    cell: train_config.RunConfig,
+    losses: Sequence[float] | None,
+    inherited: float = 0.0,
+  ) -> pathlib.Path:
+    run = sweep.folder(workdir, cell.cell)
+    run.mkdir(parents=True, exist_ok=True)
+    rows = records.evaluation_rows(
+      cell,
+      run.name,
+      'f00d',
+      cell.train.steps,
+      inherited,
+      0.1,
+      losses,
+      1.0,
+      'diverged' if losses is None else 'finished',
+    )
+    records.append(run / records.ROWS, rows)
+    return run
+
+  return write

@@ -1,0 +1,326 @@
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import flops
+from familial import records
+from familial.training import checkpoint
+from familial.training import loop
+from familial.training import optimizer
+from familial.training import step as step_lib
+from familial.training import timing
+
+# A run in a process of its own, which prints its devices and then each step.
+_CHILD = """
+import pickle, sys, time, jax
+from familial.training import loop
+def on_step(step):
+  print(step, flush=True)
+  time.sleep(0.05)
+with open(sys.argv[1], 'rb') as file:
+  config = pickle.load(file)
+print(len(jax.devices()), flush=True)
+loop.run(config, sys.argv[2], quiet=True, on_step=on_step)
+"""
+
+
+@pytest.fixture(scope='module')
+def undisturbed(run_config, corpus, tmp_path_factory):
+  """(config, folder) of a run that nothing happened to."""
+  config = run_config(checkpoint_seconds=0.0)
+  folder = tmp_path_factory.mktemp('undisturbed') / 'run'
+  programs = step_lib.train._cache_size()
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  assert step_lib.train._cache_size() == programs + 1
+  return config, folder
+
+
+def _rows(folder):
+  return (folder / records.ROWS).read_bytes()
+
+
+def _state(config, folder):
+  """Returns a run's last checkpoint."""
+  model, trained = config.model, config.train.trained
+  like = jax.eval_shape(
+    lambda: step_lib.init(
+      model, trained, jax.random.key(0),
+      optimizer.hyper(config.train, model.exits),
+    )
+  )  # fmt: skip
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
+  state = checkpoints.restore(like)
+  checkpoints.close()
+  return state
+
+
+def _same(config, folder, expected):
+  """Whether a run has the rows and the last state of another, to the bit."""
+  assert _rows(folder) == _rows(expected)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    _state(config, folder),
+    _state(config, expected),
+  )
+
+
+def _start(config, folder, **environment):
+  folder.parent.mkdir(exist_ok=True)
+  path = folder.parent / 'config.pickle'
+  path.write_bytes(pickle.dumps(config))
+  return subprocess.Popen(
+    [sys.executable, '-c', _CHILD, str(path), str(folder)],
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, **environment},
+  )
+
+
+def test_rows_of_a_run(undisturbed, corpus):
+  config, folder = undisturbed
+  rows = records.read(folder / records.ROWS)
+  assert [(row['step'], row['exit'], row['status']) for row in rows] == [
+    (8, 1, 'running'),
+    (8, 2, 'running'),
+    (16, 1, 'running'),
+    (16, 2, 'running'),
+    (24, 1, 'finished'),
+    (24, 2, 'finished'),
+  ]
+  for row in rows:
+    assert row['run'] == 'run'
+    assert row['corpus'] == corpus.fingerprint
+    assert row['tokens'] == row['step'] * 8 * 32
+    windows = (len(corpus.train.tokens) - 1) // 32
+    assert row['epochs'] == pytest.approx(row['tokens'] / (32 * windows))
+    # Separators have no bytes.
+    assert row['loss'] <= row['loss_per_byte'] < 1.02 * row['loss']
+  assert rows[-1]['loss'] < rows[1]['loss'] < np.log(256)
+  assert rows[-1]['loss'] < 4
+  state = _state(config, folder)
+  assert state.step == 24
+
+
+def test_a_finished_run_is_left_alone(undisturbed, corpus):
+  config, folder = undisturbed
+  before = _rows(folder)
+  steps = []
+  status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
+  assert (status, steps) == ('finished', [])
+  assert _rows(folder) == before
+
+
+def test_killed_and_resumed_it_is_the_same_to_the_bit(
+  undisturbed, corpus, tmp_path
+):
+  config, expected = undisturbed
+  folder = tmp_path / 'killed' / 'run'
+  with _start(config, folder) as child:
+    for line in child.stdout:
+      if line == '13\n':
+        child.send_signal(signal.SIGKILL)
+        break
+  assert child.returncode == -signal.SIGKILL
+  assert records.status(folder) == 'running'
+  assert {row['step'] for row in records.read(folder / records.ROWS)} == {8}
+  steps = []
+  loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
+  assert 8 < steps[0] < 16
+  assert steps == list(range(steps[0], 25))
+  _same(config, folder, expected)
+
+
+def test_a_signal_saves_stops_and_resumes_to_the_bit(
+  undisturbed, corpus, tmp_path, run_config
+):
+  _, expected = undisturbed
+  config = run_config()  # Saves at evaluations and signals alone.
+  folder = tmp_path / 'run'
+  handler = signal.getsignal(signal.SIGTERM)
+
+  def stop(step):
+    if step == 10:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(errors.Interrupted, match='after step 11 and saved'):
+    loop.run(config, folder, corpus, quiet=True, on_step=stop)
+  assert signal.getsignal(signal.SIGTERM) == handler
+  assert _state(config, folder).step == 11
+  steps = []
+  loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
+  assert steps[0] == 12
+  _same(config, folder, expected)
+
+
+@pytest.mark.parametrize('left', [0, 1, 1.5])
+def test_killed_while_the_last_rows_are_written(
+  undisturbed, corpus, tmp_path, left
+):
+  config, expected = undisturbed
+  folder = tmp_path / 'run'
+  shutil.copytree(expected, folder)
+  lines = _rows(expected).splitlines(keepends=True)
+  half = lines[5][: 60 * (left > 1)]
+  (folder / records.ROWS).write_bytes(b''.join(lines[: 4 + int(left)]) + half)
+  assert records.status(folder) == 'running'
+  steps = []
+  status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
+  assert (status, steps) == ('finished', [])
+  assert _rows(folder) == _rows(expected)
+
+
+def test_a_folder_of_another_run_is_refused(undisturbed, corpus, run_config):
+  _, folder = undisturbed
+  before = _rows(folder)
+  with pytest.raises(errors.UserError, match=r'train\.seed = 0, not 1'):
+    loop.run(
+      run_config(checkpoint_seconds=0.0, seed=1), folder, corpus, quiet=True
+    )
+  assert _rows(folder) == before
+
+
+def test_a_checkpoint_of_another_depth_is_refused(
+  undisturbed, shape, run_config
+):
+  _, folder = undisturbed
+  for depth, exits in ((3, (1, 3)), (1, (1,)), (2, (2,))):
+    other = run_config(shape(vocab_size=256, depth=depth, exits=exits))
+    with pytest.raises(errors.UserError, match='not a checkpoint of this'):
+      _state(other, folder)
+
+
+def test_a_loss_that_is_not_finite_ends_a_run(
+  undisturbed, corpus, run_config, tmp_path, capsys
+):
+  config = run_config(base_lr=1e35, warmup_steps=0, checkpoint_seconds=0.0)
+  folder = tmp_path / 'run'
+  assert loop.run(config, folder, corpus, quiet=True) == 'diverged'
+
+  def refuse(constant):
+    raise AssertionError(constant)
+
+  before = _rows(folder)
+  rows = [
+    json.loads(line, parse_constant=refuse) for line in before.splitlines()
+  ]
+  step = rows[0]['step']
+  assert [(row['exit'], row['step']) for row in rows] == [(1, step), (2, step)]
+  said = f'cell: the loss is not finite at step {step}'
+  assert said in capsys.readouterr().err
+  for row in rows:
+    assert (row['status'], row['loss'], row['loss_per_byte']) == (
+      'diverged',
+      None,
+      None,
+    )
+  assert loop.run(config, folder, corpus, quiet=True) == 'diverged'
+  # Killed just before it was said, it says the same: no state that gave such a
+  # loss was saved.
+  assert _state(config, folder).step == step - 1
+  (folder / records.ROWS).unlink()
+  assert loop.run(config, folder, corpus, quiet=True) == 'diverged'
+  assert _rows(folder) == before
+
+
+def test_runs_of_a_shape_share_their_programs(
+  undisturbed, corpus, run_config, tmp_path
+):
+  functions = (step_lib.init, step_lib.train)
+  before = [function._cache_size() for function in functions]
+  config = run_config(
+    steps=3, base_lr=0.1, schedule='wsd', warmup_steps=1, weight_decay=0.3,
+    weighting='linear', weighting_end='uniform', clip=0.0, seed=5, beta2=0.9,
+    evaluations=1,
+  )  # fmt: skip
+  assert loop.run(config, tmp_path / 'run', corpus, quiet=True) == 'finished'
+  speed, _ = timing.measure(config, steps=2)
+  assert 0 < speed < 1e15
+  assert [function._cache_size() for function in functions] == before
+
+
+def test_progress_tells_the_speed(
+  undisturbed, corpus, run_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(loop, '_PROGRESS_SECONDS', -1.0)
+  config = run_config(steps=6, evaluations=2)
+  loop.run(config, tmp_path / 'run', corpus, quiet=True)
+  rows = records.read(tmp_path / 'run' / records.PROGRESS)
+  assert [row['step'] for row in rows] == [2, 3, 4, 5, 6]
+  for row in rows:
+    assert set(row) == {
+      'step', 'loss', 'gradient_norm', 'tokens_per_second', 'flops_per_second'
+    }  # fmt: skip
+    assert row['tokens_per_second'] > 0
+    assert row['flops_per_second'] == pytest.approx(
+      row['tokens_per_second'] * flops.train(config.model, 32)
+    )
+
+
+def test_exits_on_a_frozen_trunk(corpus, run_config, shape, tmp_path):
+  dense = run_config(
+    shape(vocab_size=256, depth=2, exits=(2,)), steps=4, evaluations=1
+  )
+  assert loop.run(dense, tmp_path / 'dense', corpus, quiet=True) == 'finished'
+  model = shape(vocab_size=256, depth=2, exits=(1, 2), exit_kind='separate')
+  config = run_config(
+    model, steps=6, evaluations=2, trained='exits', init_from='../dense'
+  )
+  folder = tmp_path / 'exits'
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+
+  parent, child = _state(dense, tmp_path / 'dense'), _state(config, folder)
+  parent, child = parent.params, child.params
+  trunk = jax.tree.map(
+    lambda *leaves: np.concatenate(leaves),
+    child['segment_0'],
+    child['segment_1'],
+  )
+  jax.tree.map(np.testing.assert_array_equal, trunk, parent['segment_0'])
+  jax.tree.map(np.testing.assert_array_equal, child['exit_2'], parent['exit_1'])
+  np.testing.assert_array_equal(child['embedding'], parent['embedding'])
+  assert (np.asarray(child['exit_1']['norm']['gain']) != 1).all()
+
+  before = records.read(tmp_path / 'dense' / records.ROWS)[-1]
+  rows = records.read(folder / records.ROWS)
+  for row in rows[1::2]:
+    assert row['loss'] == pytest.approx(before['loss'], abs=1e-5)
+  assert rows[2]['loss'] < rows[0]['loss']
+  assert rows[-1]['flops'] == before['flops'] + 6 * 8 * 32 * flops.train(
+    model, 32, 'exits'
+  )
+  lineage = records.read_json(folder / 'lineage.json')
+  assert lineage['parent'] == 'dense'
+  assert lineage['inherited_flops'] == before['flops']
+
+  # What is not such a parent is refused.
+  with pytest.raises(errors.UserError, match=r'train\.init_from: .*\bexits2'):
+    missing = run_config(model, trained='exits', init_from='../exits2')
+    loop.run(missing, tmp_path / 'a', corpus, quiet=True)
+  with pytest.raises(errors.UserError, match='not a checkpoint of this'):
+    family = run_config(model, trained='exits', init_from='../exits')
+    loop.run(family, tmp_path / 'b', corpus, quiet=True)
+
+
+def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
+  config, expected = undisturbed
+  folder = tmp_path / 'eight' / 'run'
+  flag = '--xla_force_host_platform_device_count=8'
+  with _start(config, folder, XLA_FLAGS=flag) as child:
+    printed = child.stdout.read().split()
+  assert child.returncode == 0
+  assert printed == ['8', *map(str, range(1, 25))]
+  losses, one = (
+    [row['loss'] for row in records.read(pathlib.Path(f) / records.ROWS)]
+    for f in (folder, expected)
+  )
+  np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
