@@ -32,5 +32,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     }
   }
   config.fit.resamples = 500
-  config.assumed.update(E=0.6, A=30.0, B=300.0, alpha=0.3, beta=0.45)
+  config.assumed.update(E=0.2, A=8.0, B=27.0, alpha=0.21, beta=0.25, noise=0.02)
   return config

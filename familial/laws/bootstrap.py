@@ -16,10 +16,10 @@ from familial.laws import table as tables
 RESAMPLES = 1000
 LEVEL = 0.95
 _MANY_FAILED = 0.05
-_LOOK = 24  # iterations from another basin, before it is known to be near
+_LOOK = 16  # iterations from another basin, before it is known to be near
 _PROMISING = 0.999  # of the objective from the optimum: goes on
 _FIRST_DELTA = 0.3  # of the robust scale
-_NEAR = 1.2  # objective of another basin over the optimum's, before refitting
+_NEAR = 1.1  # objective of another basin over the optimum's, before refitting
 
 
 @dataclasses.dataclass(frozen=True)

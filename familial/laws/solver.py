@@ -93,10 +93,7 @@ def solve(
   target_of = np.zeros(n, int) if target_of is None else target_of
   weight_of = np.zeros(n, int) if weight_of is None else weight_of
   mask = np.ones(p) if free is None else np.asarray(free, np.float64)
-  inputs = {
-    name: np.pad(np.asarray(columns[name], np.float64), (0, pad), mode='edge')
-    for name in form.columns
-  }
+  inputs = _inputs(form, columns)
 
   out_theta = np.array(theta, np.float64)
   objective = np.full(n, np.inf)
@@ -156,14 +153,13 @@ def evaluate(
   form: forms.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log loss [n, rows] and its Jacobian [n, rows, parameters] at theta [n, p]."""
+  inputs = _inputs(form, columns)
+  rows = len(np.asarray(columns[form.columns[0]]))
   with jax.enable_x64(True):
-    inputs = {
-      name: np.asarray(columns[name], np.float64) for name in form.columns
-    }
     value, jacobian = kernel.evaluate(
       form.log_loss, form.coordinates, inputs, np.asarray(theta, np.float64)
     )
-    return np.asarray(value), np.asarray(jacobian)
+    return np.asarray(value)[:, :rows], np.asarray(jacobian)[:, :rows]
 
 
 def huber(residual: np.ndarray, delta: float) -> np.ndarray:
@@ -172,6 +168,17 @@ def huber(residual: np.ndarray, delta: float) -> np.ndarray:
   return np.where(
     size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta)
   )
+
+
+def _inputs(
+  form: forms.Form, columns: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """The form's columns, padded with copies of their last row."""
+  arrays = {n: np.asarray(columns[n], np.float64) for n in form.columns}
+  return {
+    name: np.pad(values, (0, _padded(len(values)) - len(values)), mode='edge')
+    for name, values in arrays.items()
+  }
 
 
 def _padded(rows: int) -> int:

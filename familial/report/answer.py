@@ -74,7 +74,10 @@ def headline(results: Results, found: dict[str, Gamma]) -> str:
 
 def preferred(results: Results, loss: str) -> str:
   """Returns which form the data prefer for one loss and by how much, or ''."""
-  ranked = sorted(results.scores(loss).items(), key=lambda item: item[1])
+  ranked = sorted(
+    sorted(results.scores(loss).items(), reverse=True),
+    key=lambda item: item[1],
+  )
   if len(ranked) < 2:
     return ''
   (best, lowest), (second, next_), *_ = ranked

@@ -203,17 +203,18 @@ def gradients(rows: Rows) -> Figure:
 
 
 def _by_shape(rows: Rows) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-  """Returns rows by (budget, width, depth, exits), each by layer."""
+  """Returns rows by (budget, width, depth, exits, kind), each by layer."""
   shapes: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
   for row in sorted(rows, key=lambda row: row['layer']):
-    shape = (row['budget'], row['width'], row['depth'], row['exits'])
+    keys = ('budget', 'width', 'depth', 'exits')
+    shape = (*(row[key] for key in keys), row.get('exit_kind', ''))
     shapes.setdefault(shape, []).append(row)
   return dict(sorted(shapes.items()))
 
 
 def _shape_axes(ax: mpl_axes.Axes, shape: tuple[Any, ...]) -> None:
-  budget, width, depth, exits = shape
-  ax.set_title(
-    f'C = {words.scientific(budget)}\n{width} wide, {depth} deep, G = {exits}'
-  )
+  budget, width, depth, exits, kind = shape
+  title = f'{width} wide, {depth} deep, G = {exits}'
+  kind = f', {kind} exits' if kind else ''
+  ax.set_title(f'C = {words.scientific(budget)}{kind}\n{title}')
   style.layer_axis(ax, depth)

@@ -116,12 +116,15 @@ class Results:
       for form, aic in self.scores(loss).items()
       if 'gamma' in self.fits[loss, form].params
     }
-    return min(scores, key=scores.__getitem__) if scores else None
+    # A tie goes to the first name: where E is 0 the two are one form.
+    return min(
+      sorted(scores, reverse=True), key=scores.__getitem__, default=None
+    )
 
   def scores(self, loss: str) -> dict[str, float]:
-    """Returns the AIC by form of one loss, without the branch law."""
+    """Returns the AIC by form of one loss to 0.01, without the branch law."""
     return {
-      form: law.record['aic']
+      form: round(law.record['aic'], 2)
       for (of, form), law in self.fits.items()
       if of == loss and form != 'branch' and law.record.get('aic') is not None
     }

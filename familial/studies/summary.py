@@ -118,9 +118,7 @@ def _fit(
     notes.append('one granularity only: gamma is not fitted')
   for loss, forms, used, folder in jobs:
     try:
-      table = tables.from_rows(
-        rows, loss=loss, arms=used, source=str(workdir / 'cells')
-      )
+      table = tables.from_rows(rows, loss=loss, arms=used, source='cells')
       laws.run(
         table, forms, workdir / 'fits' / folder, loss_definition=loss, **options
       )
@@ -129,7 +127,7 @@ def _fit(
   try:
     dense = [row for row in rows if row['exits'] == 1]
     laws.run(
-      tables.from_rows(dense, source=str(workdir / 'cells')),
+      tables.from_rows(dense, source='cells'),
       ('chinchilla',),
       workdir / 'fits' / 'dense' / 'chinchilla',
       **options,
@@ -255,7 +253,7 @@ def _frozen(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
         )
         found.append(
           {
-            'weighting': row['exit_kind'],
+            'exit_kind': row['exit_kind'],
             'budget': row['flops'],
             **{
               k: row[k]
