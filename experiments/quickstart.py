@@ -20,12 +20,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.train.update(base_lr=1.3e-2, eval_tokens=32_768, keep=1)
   # One batch size for all budgets: one program a shape.
   config.rules.update(batch_tokens=512, batch_exponent=0.0, beta2=0.99)
-  config.grid.budgets = (1e10, 3e10, 9e10)
+  config.grid.budgets = (2e10, 6e10, 1.8e11)
   config.grid.shapes = ((8, 4, 1), (12, 4, 1), (16, 4, 1), (32, 4, 2))
   config.grid.granularities = (1, 2, 4)
   config.arms = {
     'seed': {
-      'budgets': (1e10,),
+      'budgets': (2e10,),
       'shapes': (1, 2),
       'granularities': (1, 4),
       'values': (1, 2),

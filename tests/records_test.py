@@ -144,6 +144,15 @@ def test_no_nan_is_ever_written(tmp_path):
   assert os.listdir(tmp_path) == ['value.json']
 
 
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
+  path = tmp_path / 'value.json'
+  records.write_json(path, ['old'] * 9)
+  with open(path) as reading:
+    records.write_json(path, 'new')
+    assert json.load(reading) == ['old'] * 9
+  assert records.read_json(path) == 'new'
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'value.json'
   records.write_json(path, 1)
