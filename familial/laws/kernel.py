@@ -3,10 +3,6 @@
 Each iteration takes the better of two damped steps: Gauss-Newton with Huber's
 weights min(1, delta/|r|), which descends from far, and the full Newton step,
 which ends the linear tail of reweighting. See solver.solve.
-
-The lanes are the last axis of every array, and laws broadcast over it: sums
-over rows and parameters then are vector operations over lanes, several times
-as fast on a CPU as a vmap, whose sums run along rows one number at a time.
 """
 
 from collections.abc import Callable
@@ -38,13 +34,15 @@ def program(
   def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dimensions, jnp.float64)
 
+  round_ = functools.partial(_round, log_loss, coordinates)
+  lane_axes = (None, 0, 0, 0, 0, None, None, 0, 0)
   return (
-    jax.jit(functools.partial(_round, log_loss, coordinates))
+    jax.jit(jax.vmap(round_, in_axes=lane_axes))
     .lower(
       {name: shape(rows) for name in column_names},
-      shape(rows, lanes),
-      shape(rows, lanes),
-      shape(p, lanes),
+      shape(lanes, rows),
+      shape(lanes, rows),
+      shape(lanes, p),
       shape(lanes),
       shape(p),
       shape(3),
@@ -62,9 +60,9 @@ def evaluate(
   columns: dict[str, jax.Array],
   theta: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log loss [rows, n] and its Jacobian [p, rows, n] at theta [p, n]."""
+  """Log loss [n, rows] and its Jacobian [n, rows, parameters], compiled."""
   model = _model(log_loss, coordinates, columns)
-  return _linearize(model, theta)
+  return jax.vmap(model)(theta), jax.vmap(jax.jacfwd(model))(theta)
 
 
 def _model(
@@ -72,30 +70,12 @@ def _model(
   coordinates: tuple[str, ...],
   columns: Mapping[str, jax.Array],
 ) -> Callable[[jax.Array], jax.Array]:
-  """The law as a function of coordinates [p, n], to log losses [rows, n]."""
-  columns = {name: column[:, None] for name, column in columns.items()}
-  rows = len(next(iter(columns.values())))
-
   def model(theta: jax.Array) -> jax.Array:
-    p = dict(zip(coordinates, theta, strict=True))
-    return jnp.broadcast_to(log_loss(p, columns), (rows, theta.shape[1]))
+    p = {name: theta[i] for i, name in enumerate(coordinates)}
+    rows = next(iter(columns.values())).shape
+    return jnp.broadcast_to(log_loss(p, columns), rows)
 
   return model
-
-
-def _linearize(
-  function: Callable[[jax.Array], jax.Array], theta: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Value, and derivative by each coordinate on a new first axis.
-
-  Lanes do not mix, so one tangent a coordinate serves them all.
-  """
-  p = len(theta)
-  value, push = jax.linearize(function, theta)
-  tangents = jnp.broadcast_to(
-    jnp.eye(p, dtype=theta.dtype)[:, :, None], (p, *theta.shape)
-  )
-  return value, jax.vmap(push)(tangents)
 
 
 def _round(
@@ -111,22 +91,21 @@ def _round(
   floor: jax.Array,
   threshold: jax.Array,
 ) -> tuple[jax.Array, ...]:
-  """A few iterations of all lanes; all arguments but the first two traced."""
+  """A few iterations of one lane; all arguments but the first two traced."""
   model = _model(log_loss, coordinates, columns)
   delta, tolerance, least = settings
-  identity = jnp.eye(len(coordinates), dtype=theta.dtype)[:, :, None]
-  free = free[:, None]
+  identity = jnp.eye(len(coordinates), dtype=theta.dtype)
+  both_free = free[:, None] * free
 
   def objective(residual: jax.Array, threshold: jax.Array) -> jax.Array:
     size = jnp.abs(residual)
     tail = threshold * (size - 0.5 * threshold)
-    rho = jnp.where(size <= threshold, 0.5 * size**2, tail)
-    return jnp.sum(weight * rho, axis=-2)
+    return weight @ jnp.where(size <= threshold, 0.5 * size**2, tail)
 
   def iterate(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     theta, damping, _, threshold, done = state
-    prediction, jacobian = _linearize(model, theta)
-    jacobian *= free[:, None]
+    prediction, push = jax.linearize(model, theta)
+    jacobian = jax.vmap(push)(identity) * free[:, None]
     residual = prediction - target
     value = objective(residual, threshold)
     slope = _slope(
@@ -146,16 +125,16 @@ def _round(
     clipped = jnp.clip(residual, -threshold, threshold)
     inside = jnp.abs(residual) <= threshold
     pull = weight * clipped
-    gradient = jnp.sum(jacobian * pull, axis=1)
+    gradient = jacobian @ pull
     huber_weight = jnp.where(inside, 1.0, threshold / jnp.abs(residual))
     gauss = _gram(jacobian, weight * huber_weight)
-    _, curvature = _linearize(lambda t: jax.vjp(model, t)[1](pull)[0], theta)
-    newton = _gram(jacobian, weight * inside) + curvature * free[:, None] * free
-    diagonal = jnp.stack([gauss[i, i] for i in range(len(theta))])
+    curvature = jax.jacfwd(lambda t: jax.vjp(model, t)[1](pull)[0])(theta)
+    newton = _gram(jacobian, weight * inside) + curvature * both_free
+    diagonal = jnp.diagonal(gauss)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
 
     def candidate(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-      scaled = matrix / (scale[:, None] * scale) + damping * identity
+      scaled = matrix / scale[:, None] / scale + damping * identity
       step = _cholesky_solve(scaled, gradient / scale) / scale
       # Each coordinate by itself: a dead term asks for an endless step, and
       # scaling the whole step down to it would stop all the others.
@@ -193,8 +172,8 @@ def _round(
 
 
 def _gram(jacobian: jax.Array, weight: jax.Array) -> jax.Array:
-  """J W J', [p, p, lanes]."""
-  return jnp.sum((jacobian * weight)[:, None] * jacobian, axis=2)
+  """J W J', as one fused sum: many small matrix products are slower."""
+  return jnp.sum((jacobian * weight)[:, None] * jacobian, axis=-1)
 
 
 def _slope(
@@ -210,18 +189,17 @@ def _slope(
   as E tends to 0 its cosine does not, but nothing is to be gained there.
   """
   clipped = jnp.clip(residual, -threshold, threshold)
-  columns = jnp.sum(jacobian**2 * weight, axis=1)
-  length = jnp.sqrt(columns * jnp.sum(weight * clipped**2, axis=0))
-  size = jnp.abs(jnp.sum(jacobian * (weight * clipped), axis=1))
+  length = jnp.sqrt((jacobian**2 @ weight) * (weight @ clipped**2))
+  size = jnp.abs(jacobian @ (weight * clipped))
   cosine = size / jnp.where(length > 0, length, 1.0)
-  return jnp.max(jnp.where(size > negligible, cosine, 0.0), axis=0)
+  return jnp.max(jnp.where(size > negligible, cosine, 0.0))
 
 
 def _cholesky_solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
-  """Solves small positive definite systems [p, p, lanes]; NaN where not.
+  """Solves a small positive definite system; NaN where it is not.
 
-  Written out over the few parameters, each step one vector operation over all
-  lanes: LAPACK would be called once a lane.
+  Written out over the few parameters, so that under vmap each step is one
+  vector operation over all lanes: LAPACK would be called once a lane.
   """
   p = matrix.shape[0]
   lower: list[list[jax.Array]] = []

@@ -88,8 +88,8 @@ def solve(
   padded = _padded(rows)
   width = _lanes(padded, p)
   pad = padded - rows
-  targets = np.pad(targets.T, ((0, pad), (0, 0)), mode='edge')
-  weights = np.pad(weights.T, ((0, pad), (0, 0)))
+  targets = np.pad(targets, ((0, 0), (0, pad)), mode='edge')
+  weights = np.pad(weights, ((0, 0), (0, pad)))
   target_of = np.zeros(n, int) if target_of is None else target_of
   weight_of = np.zeros(n, int) if weight_of is None else weight_of
   mask = np.ones(p) if free is None else np.asarray(free, np.float64)
@@ -99,7 +99,7 @@ def solve(
   objective = np.full(n, np.inf)
   gradient = np.full(n, np.inf)
   lane = np.full(width, -1)  # which fit each lane works on
-  current = np.tile(out_theta[:1], (width, 1)).T  # lanes are the last axis
+  current = np.tile(out_theta[:1], (width, 1))
   damp = np.full(width, damping)
   threshold = np.full(width, delta)
   age = np.zeros(width, int)
@@ -114,15 +114,15 @@ def solve(
     while started < n or (lane >= 0).any():
       empty = np.flatnonzero(lane < 0)[: n - started]
       lane[empty] = np.arange(started, started + len(empty))
-      current[:, empty] = out_theta[lane[empty]].T
+      current[empty] = out_theta[lane[empty]]
       damp[empty], threshold[empty] = damping, max(first_delta, delta)
       age[empty], last[empty], slow[empty] = 0, np.inf, 0
       started += len(empty)
       which = np.maximum(lane, 0)
-      w = weights[:, weight_of[which]]
+      w = weights[weight_of[which]]
       result = program(
-        inputs, targets[:, target_of[which]], w, current, damp,
-        mask, np.array([delta, tolerance, least]), floor * w.sum(0), threshold,
+        inputs, targets[target_of[which]], w, current, damp,
+        mask, np.array([delta, tolerance, least]), floor * w.sum(1), threshold,
       )  # fmt: skip
       current, damp, threshold, value, slope, done = map(np.array, result)
       age += kernel.ROUND
@@ -132,13 +132,13 @@ def solve(
       leave = done | (age >= iterations) | ((slow >= 2) & (stall > 0))
       left = np.flatnonzero((lane >= 0) & leave)
       fits = lane[left]
-      out_theta[fits] = current[:, left].T
+      out_theta[fits] = current[left]
       objective[fits] = np.where(np.isfinite(value[left]), value[left], np.inf)
       gradient[fits] = slope[left]
       lane[left] = -1
       if len(left):
         advance(len(left))
-  bottom = floor * weights.sum(0)[weight_of]
+  bottom = floor * weights.sum(1)[weight_of]
   converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
   return Solution(
     out_theta,
@@ -157,12 +157,9 @@ def evaluate(
   rows = len(np.asarray(columns[form.columns[0]]))
   with jax.enable_x64(True):
     value, jacobian = kernel.evaluate(
-      form.log_loss, form.coordinates, inputs, np.asarray(theta, np.float64).T
+      form.log_loss, form.coordinates, inputs, np.asarray(theta, np.float64)
     )
-    return (
-      np.asarray(value)[:rows].T,
-      np.asarray(jacobian)[:, :rows].transpose(2, 1, 0),
-    )
+    return np.asarray(value)[:, :rows], np.asarray(jacobian)[:, :rows]
 
 
 def huber(residual: np.ndarray, delta: float) -> np.ndarray:

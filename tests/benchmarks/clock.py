@@ -8,8 +8,12 @@ import numpy as np
 
 from familial.model import config as model_config
 from familial.training import config as train_config
+from familial.training import heap
 from familial.training import optimizer
 from familial.training import step as step_lib
+
+# As the commands do, and as early: here for PyTorch too.
+heap.keep()
 
 
 def fastest(
@@ -52,7 +56,7 @@ def batch(rows: int, length: int) -> dict[str, np.ndarray]:
 
 
 class Trainer:
-  """This project's training step, with its state.
+  """The training step of `familial`, with its state.
 
   Attributes:
     state: the current one.

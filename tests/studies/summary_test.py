@@ -193,7 +193,7 @@ def test_frozen_exits_stand_beside_joint_ones_of_their_kind(
   fake_fits()
   cells = {cell.cell: cell for cell in cells_lib.build(study)}
   rows = written(study, workdir)['frozen']
-  found = {row['weighting']: row for row in rows}
+  found = {row['exit_kind']: row for row in rows}
   assert len(rows) == len(found) == 3  # The last exit is not trained again.
   # 3 x 1e8 inherited and 1e8 of its own: nearest is the budget of 4e8.
   assert found['head']['budget'] == pytest.approx(4e8, rel=0.05)
