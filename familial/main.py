@@ -240,7 +240,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import compilation
   from familial.training import loop
 
-  compilation.enable_cache()
+  compilation.prepare()
 
   loop.run(
     config.run(values.config),

@@ -89,7 +89,7 @@ def work(
   from familial.training import compilation
   from familial.training import loop
 
-  compilation.enable_cache()
+  compilation.prepare()
   corpora: dict[object, packing.Corpus] = {}
   attempts = dict.fromkeys((cell.cell for cell in cells), 0)
   while True:
