@@ -36,8 +36,8 @@ def model(width: int, depth: int, granularity: int) -> model_config.ModelConfig:
     vocab_size=256,
     width=width,
     depth=depth,
-    heads=width // 32,
-    kv_heads=width // 32,
+    heads=max(1, width // 32),
+    kv_heads=max(1, width // 32),
     mlp_width=round(2.75 * width),
     exits=model_config.even_exits(depth, granularity),
   )
