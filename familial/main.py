@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 import dataclasses
+import pathlib
 import re
 import sys
+import traceback
 
 from absl import flags
 
@@ -16,7 +18,6 @@ _CONFIG = (
   'get_config(arg), as FILE.py or FILE.py:VARIANT; single values are '
   'overridden by --config.key=value.',
 )
-_WORKDIR = ('workdir', None, 'Folder of the study or run; made if missing.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,12 @@ def _main(argv: list[str]) -> int:
         f'{errors.nearest(name, COMMANDS)}'
       )
     command = COMMANDS[name]
-    values = flags.FlagValues()
-    command.define(values)
     if {'--help', '-h'} & set(argv[2:]):
+      values = flags.FlagValues()
+      command.define(values)
       print(f'familial {name}: {command.help}\n{values.get_help()}')
       return 0
-    rest = _parse(values, argv[:1] + argv[2:])
+    values, rest = _parse(command, argv[:1] + argv[2:])
     if rest:
       raise errors.UserError(f'{rest[0]}: familial {name} takes flags only')
     print(command.run(values))
@@ -79,19 +80,31 @@ def _main(argv: list[str]) -> int:
     return 2
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+def _parse(
+  command: Command, argv: list[str]
+) -> tuple[flags.FlagValues, list[str]]:
   """Parses flags and loads the config: what goes wrong in either is one line."""
+  values = flags.FlagValues()
   try:
+    command.define(values)  # Reads overrides of the default config already.
     rest = values(argv)[1:]
     if 'config' in values:
       values.config.lock()  # Runs the config file, if nothing has yet.
-    return rest
-  except (AttributeError, KeyError) as error:
+    return values, rest
+  except Exception as error:  # A config file is anyone's code.
+    if not _of_config(error):
+      raise errors.UserError(_one_line(str(error))) from None
     text = re.sub(r'\\n|[\\\'"]', ' ', str(error.args[0]))
     text = ' '.join(text.split())
     raise errors.UserError(f'--config: unknown key {text}') from None
-  except Exception as error:  # A config file is anyone's code.
-    raise errors.UserError(_one_line(str(error))) from None
+
+
+def _of_config(error: Exception) -> bool:
+  """Whether a ConfigDict raised it, for a key that it lacks."""
+  if not isinstance(error, (AttributeError, KeyError)):
+    return False
+  frames = traceback.extract_tb(error.__traceback__)
+  return 'ml_collections' in pathlib.Path(frames[-1].filename).parts
 
 
 def _one_line(text: str) -> str:
@@ -123,9 +136,15 @@ def _define_config(values: flags.FlagValues) -> None:
 
 
 def _define_workdir(values: flags.FlagValues) -> None:
-  flags.DEFINE_string(*_WORKDIR, required=True, flag_values=values)
+  _define_folder(
+    'workdir', 'Folder of the study or run; made if missing.', values
+  )
+
+
+def _define_folder(name: str, text: str, values: flags.FlagValues) -> None:
+  flags.DEFINE_string(name, None, text, required=True, flag_values=values)
   flags.register_validator(
-    'workdir',
+    name,
     lambda folder: folder != '',  # As of a shell's variable that is not set.
     message='it must name a folder',
     flag_values=values,
@@ -216,9 +235,7 @@ def _define_fit(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_integer('seed', 0, 'Of the bootstrap.', flag_values=values)
-  flags.DEFINE_string(
-    'out', None, 'Folder of the result.', required=True, flag_values=values
-  )
+  _define_folder('out', 'Folder of the result.', values)
 
 
 def _run(values: flags.FlagValues) -> str:

@@ -104,6 +104,8 @@ def test_each_command_lists_its_flags(familial, name):
     (['run', f'{LAW}:cup'], ["variant 'cup'", 'cpu']),
     (['run', f'{QUICKSTART}:x'], ["variant 'x'"]),
     (['train', QUICKSTART], ['model.', 'unknown key']),
+    (['run', '--config.grid.budgts=(1.0,)'], ['budgts', 'budgets']),
+    (['run', '--config.gird.seed=1'], ['gird', 'grid']),
     (['report'], ['workdir', 'plan.json']),
   ],
 )
@@ -130,6 +132,7 @@ def test_a_workdir_must_be_given(refused, monkeypatch, tmp_path, command):
     ('syntax.py', 'def get_config(:\n  pass\n', ['syntax.py', 'line 1']),
     ('raises.py', 'raise RuntimeError("one\\ntwo")\n', ['two']),
     ('other.py', 'x = 1\n', ['get_config']),
+    ('typo.py', 'import math\nmath.sine(1)\n', ["no attribute 'sine'"]),
   ],
 )
 def test_a_config_file_that_does_not_load(refused, tmp_path, name, text, said):

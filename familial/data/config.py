@@ -42,35 +42,37 @@ class DataConfig:
 
   def __post_init__(self) -> None:
     if not self.corpus:
-      raise errors.UserError("corpus='' names no corpus, try 'python_source'")
+      raise errors.UserError(
+        "data.corpus='' names no corpus, try 'python_source'"
+      )
     if self.corpus == 'text_files' and not self.path:
       raise errors.UserError(
-        "path='' with corpus='text_files': name the folder of text to read"
+        "data.path='' with corpus='text_files': name the folder of text to read"
       )
     if self.corpus != 'text_files' and self.path:
       raise errors.UserError(
-        f"path={self.path!r} is only read with corpus='text_files', "
+        f"data.path={self.path!r} is only read with corpus='text_files', "
         f'not with corpus={self.corpus!r}'
       )
     if self.tokenizer not in TOKENIZERS:
       raise errors.UserError(
-        f'tokenizer={self.tokenizer!r} is not one of '
+        f'data.tokenizer={self.tokenizer!r} is not one of '
         f'{", ".join(TOKENIZERS)}{errors.nearest(self.tokenizer, TOKENIZERS)}'
       )
     if self.tokenizer == 'bytes' and self.vocab_size != 256:
       raise errors.UserError(
-        f"vocab_size={self.vocab_size} with tokenizer='bytes': it is 256"
+        f"data.vocab_size={self.vocab_size} with tokenizer='bytes': it is 256"
       )
     if self.tokenizer == 'bpe' and self.vocab_size < 257:
       raise errors.UserError(
-        f"vocab_size={self.vocab_size} with tokenizer='bpe': it is at least "
+        f"data.vocab_size={self.vocab_size} with tokenizer='bpe': it is at least "
         '257, for 256 bytes and the separator'
       )
     if self.seq_len < 1:
-      raise errors.UserError(f'seq_len={self.seq_len} is not at least 1')
+      raise errors.UserError(f'data.seq_len={self.seq_len} is not at least 1')
     if self.heldout_percent not in HELDOUT_PERCENTS:
       raise errors.UserError(
-        f'heldout_percent={self.heldout_percent} is not within 1 to 50'
+        f'data.heldout_percent={self.heldout_percent} is not within 1 to 50'
       )
 
 

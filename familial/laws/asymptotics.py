@@ -62,7 +62,8 @@ def covariance(
   out = np.full(p, np.inf)
   ratio = np.full(p, np.inf)
   out[alive] = variance / length[alive] ** 2
-  ratio[alive] = variance / np.diag(inverse)
+  with np.errstate(invalid='ignore', divide='ignore'):  # 0/0: lost, below
+    ratio[alive] = variance / np.diag(inverse)
   lost = conditioning(jacobian)[1] >= COLLINEAR
   out[lost] = ratio[lost] = np.inf
   return out, ratio

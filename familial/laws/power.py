@@ -65,7 +65,7 @@ def gamma(
     D: its tokens.
     G: its exits.
     law: the assumed constants E, A, B, alpha, beta, gamma.
-    noise: standard deviation of a run's log loss, from seed to seed.
+    noise: standard deviation of a run's log loss about the law.
     **options: of `simulate`.
 
   Returns:
@@ -111,7 +111,7 @@ def simulate(
     columns: the planned cells' columns, one value a row: N, D, G.
     run: the run of each row; a run's rows share its noise.
     params: the assumed law's constants.
-    noise: standard deviation of a run's log loss, from seed to seed.
+    noise: standard deviation of a run's log loss about the law.
     name: the constant that the study is after.
     simulations: how many.
     level: of the intervals.

@@ -305,7 +305,8 @@ def _make(
   given: dict[str, Any],
 ) -> Any:
   """Builds a dataclass, refusing keys it lacks or that the cell decides."""
-  fields = [field.name for field in dataclasses.fields(cls)]
+  fields = {field.name for field in dataclasses.fields(cls)}
+  allowed = {*fields, *(RATIOS if section == 'model' else ())} - {*reserved}
   for key in given:
     if key in reserved:
       raise errors.UserError(
@@ -313,7 +314,7 @@ def _make(
       )
     if key not in fields:
       raise errors.UserError(
-        f'{section}.{key}: unknown key{errors.nearest(key, fields)}'
+        f'{section}.{key}: unknown key{errors.nearest(key, allowed)}'
       )
   return cls(**values)
 

@@ -147,7 +147,7 @@ class AssumedLaw:
     alpha: exponent of N.
     beta: exponent of D.
     gamma: exponent of G.
-    noise: standard deviation of log loss between seeds.
+    noise: standard deviation of a run's log loss about the law, seeds included.
   """
 
   E: float
@@ -194,6 +194,18 @@ class StudyConfig:
           f'{errors.nearest(name, ARMS)}'
         )
     for name, arm in self.arms.items():
+      if name != 'twin' and not arm.values:
+        raise errors.UserError(f'arms.{name}.values: is empty: no cell to make')
+      if name == 'seed' and self.grid.seed in arm.values:
+        raise errors.UserError(
+          f'arms.seed.values: {self.grid.seed} is the seed of the grid; '
+          'name others'
+        )
+      for key in ('budgets', 'shapes', 'granularities'):
+        if not getattr(arm, key):
+          raise errors.UserError(
+            f'arms.{name}.{key}: is empty: no cell to make'
+          )
       for budget in arm.budgets:
         if not budget > 0:
           raise errors.UserError(

@@ -54,11 +54,9 @@ def run(
     cells, workdir, workers=workers, tensorboard=tensorboard
   )
   for cell in failed:
-    print(
-      f'{cell}: failed, see {sweep.folder(workdir, cell)}/error.log; the '
-      'same command tries again',
-      file=sys.stderr,
-    )
+    log = sweep.folder(workdir, cell) / 'error.log'
+    why = f'failed, see {log}' if log.exists() else 'its parent run failed'
+    print(f'{cell}: {why}; the same command tries again', file=sys.stderr)
   line = summary.write(study, workdir, failed)
   path = page.write(workdir)
   minutes = (time.monotonic() - start) / 60

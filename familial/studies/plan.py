@@ -153,8 +153,8 @@ def text(plan: dict[str, Any]) -> str:
     width = power['gamma_half_width']
     half_width = 'anything' if width is None else f'{width:.4f}'
     lines.append(
-      f'gamma, if it is {power["law"]["gamma"]:g} and seeds differ by '
-      f'{power["noise"]:.1%} in loss: +- {half_width} '
+      f'gamma, if it is {power["law"]["gamma"]:g} and runs scatter by '
+      f'{power["noise"]:.1%} about the law: +- {half_width} '
       f'(95 %), apart from 0 in {power["share_excluding_zero"]:.0%} of '
       'simulated studies'
     )

@@ -352,15 +352,11 @@ def _line(found: dict[str, Any]) -> str:
   parts = []
   for gamma in found['gamma']:
     if gamma['form'] == FORMS[0]:
-      bounds = [gamma['lo'], gamma['hi']]
-      interval = (
-        'no interval'
-        if None in bounds
-        else f'[{bounds[0]:.4f}, {bounds[1]:.4f}]'
-      )
+      lo = -math.inf if gamma['lo'] is None else gamma['lo']
+      hi = math.inf if gamma['hi'] is None else gamma['hi']
       flags = f' ({"; ".join(gamma["flags"])})' if gamma['flags'] else ''
       parts.append(
-        f'{gamma["loss"]} loss {gamma["gamma"]:.4f} {interval}{flags}'
+        f'{gamma["loss"]} loss {gamma["gamma"]:.4f} [{lo:.4f}, {hi:.4f}]{flags}'
       )
   cost = found['cost']
   runs = (

@@ -168,7 +168,9 @@ def _supervise(
       bar_format='{desc}: {percentage:3.0f}% |{bar}|'
       ' {elapsed} < {remaining}{postfix}',
     ) as bar:
-      while any(process.is_alive() for process in processes):
+      while True:
+        # Looked at before the dead are replaced: all may have died at once.
+        alive = any(process.is_alive() for process in processes)
         bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
         done = sum(
           records.status(folder(workdir, cell.cell)) in DONE for cell in cells
@@ -186,6 +188,9 @@ def _supervise(
               file=sys.stderr,
             )
             processes[index] = start(index)
+            alive = True
+        if not alive:
+          break
         time.sleep(1.0)
   finally:
     for process in processes:

@@ -91,6 +91,7 @@ def run(
       job.write(start, job.evaluate(state))
     saved = time.monotonic()
     pending: step_lib.Metrics | None = None
+    step = start
     for step, batch in enumerate(job.batches(start), start=start + 1):
       state, metrics = step_lib.train(
         config.model, config.train.trained, state, batch, job.hyper
@@ -130,12 +131,16 @@ def run(
         saved = time.monotonic()
         meter.pause()
       on_step(step)
-      if stop and step < config.train.steps:
-        checkpoints.close()
-        raise errors.Interrupted(
-          f'{folder}: stopped after step {step} and saved; '
-          'the same command goes on from there'
-        )
+      if stop:
+        break
+    # Also one that came during the last step: who asked for a stop wants the
+    # next run not to begin.
+    if stopping():
+      checkpoints.close()
+      raise errors.Interrupted(
+        f'{folder}: stopped after step {step} and saved; '
+        'the same command goes on from there'
+      )
   return records.status(folder)
 
 

@@ -66,6 +66,7 @@ def test_tokens_per_second(width, depth, granularity):
       f'{work / value / 1e9:6.1f} GFLOP/s, first step '
       f'{compile_seconds[name]:5.1f} s'
     )
-  ratio = min(seconds['eager'], seconds['compiled']) / seconds['familial']
-  print(f"  speed against PyTorch's faster: {ratio:.2f} (0.8 or better)")
-  assert ratio > 0.5
+  for name in ('eager', 'compiled'):
+    ratio = seconds[name] / seconds['familial']
+    print(f'  speed against PyTorch {name}: {ratio:.2f} (0.8 or better)')
+    assert ratio > 0.5

@@ -227,8 +227,8 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   ('interval', 'shown'),
   [
     ({'lo': 0.1, 'hi': 0.2}, '0.1234 [0.1000, 0.2000]'),
-    ({'lo': None, 'hi': 0.2}, '0.1234 no interval'),
-    ({}, '0.1234 no interval'),
+    ({'lo': None, 'hi': 0.2}, '0.1234 [-inf, 0.2000]'),
+    ({}, '0.1234 [-inf, inf]'),
   ],
 )
 def test_the_line_shows_no_gamma_without_interval(

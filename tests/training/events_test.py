@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+from tensorboard.backend.event_processing import event_file_loader as loader
 
 from familial import errors
 from familial.training import events
@@ -22,9 +23,6 @@ def test_the_missing_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_scalars_are_read_back(tmp_path):
-  loader = pytest.importorskip(
-    'tensorboard.backend.event_processing.event_file_loader'
-  )
   with events.writer(tmp_path, wanted=True) as writer:
     writer.scalars(7, {'train/loss': 1.5})
   (path,) = (tmp_path / 'events').iterdir()

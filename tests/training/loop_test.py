@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -152,7 +153,7 @@ def test_a_signal_saves_stops_and_resumes_to_the_bit(
     if step == 10:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with pytest.raises(errors.Interrupted, match='after step 11 and saved'):
+  with pytest.raises(errors.Interrupted, match='stopped after step 11'):
     loop.run(config, folder, corpus, quiet=True, on_step=stop)
   assert signal.getsignal(signal.SIGTERM) == handler
   assert _state(config, folder).step == 11
@@ -249,6 +250,44 @@ def test_runs_of_a_shape_share_their_programs(
   speed, _ = timing.measure(config, steps=2)
   assert 0 < speed < 1e15
   assert [function._cache_size() for function in functions] == before
+
+
+def test_gradients_are_compared_where_asked(corpus, run_config, tmp_path):
+  config = run_config(steps=4, evaluations=2, gradients=True)
+  folder = tmp_path / 'run'
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  rows = records.read(folder / records.GRADIENTS)
+  assert [(r['step'], r['exit_a'], r['exit_b']) for r in rows] == [
+    (2, 1, 2),
+    (4, 1, 2),
+  ]
+  assert all(-1 <= row['cosine'] <= 1 for row in rows)
+
+
+def test_documents_stay_apart_where_asked(run_config, text_data, tmp_path):
+  # The same batches, but for what may be seen: the losses differ.
+  last = {}
+  for mask in (False, True):
+    data = dataclasses.replace(text_data, document_mask=mask)
+    config = dataclasses.replace(run_config(steps=4, evaluations=1), data=data)
+    folder = tmp_path / str(mask)
+    assert loop.run(config, folder, quiet=True) == 'finished'
+    last[mask] = [row['loss'] for row in records.read(folder / records.ROWS)]
+  assert np.isfinite(last[True]).all() and last[True] != last[False]
+
+
+def test_a_stop_during_the_last_step_is_heard(corpus, run_config, tmp_path):
+  config = run_config(steps=3, evaluations=1, warmup_steps=1)
+  folder = tmp_path / 'run'
+
+  def stop(step):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(errors.Interrupted):
+    loop.run(config, folder, corpus, quiet=True, on_step=stop)
+  assert records.status(folder) == 'finished'
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
 
 
 def test_progress_tells_the_speed(
