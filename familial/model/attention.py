@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from familial import errors
+
 Array = jax.Array
 
 # Far below any logit, finite so that a masked row gives no NaN.
@@ -53,6 +55,9 @@ def causal(
     v_BxKxLxE: values.
     segments_BxL: documents that attention must not cross, or None.
     kind: `plain`, `blocked` or `fused`; they agree to rounding.
+
+  Raises:
+    UserError: if `fused` is not to be had here.
   """
   if kind == 'fused':
     return _fused(q_BxHxLxE, k_BxKxLxE, v_BxKxLxE, segments_BxL)
@@ -70,6 +75,15 @@ def causal(
   )
   second = _square(q_BxHxLxE[:, :, half:], k_BxKxLxE, v_BxKxLxE, segments_BxL)
   return jnp.concatenate([first, second], axis=2)
+
+
+def check(kind: str) -> None:
+  """Refuses `fused` where JAX has no NVIDIA GPU."""
+  if kind == 'fused' and jax.default_backend() != 'gpu':
+    raise errors.UserError(
+      "model.attention: 'fused' is cuDNN's kernel and needs an NVIDIA GPU, not "
+      f"JAX's backend {jax.default_backend()!r}; use 'plain' or 'blocked'"
+    )
 
 
 def _square(
@@ -115,14 +129,25 @@ def _fused(
   v_BxKxLxE: Array,
   segments_BxL: Array | None,
 ) -> Array:
+  """Attention by cuDNN, which keeps no L x L scores.
+
+  Documents are a mask B x 1 x L x L, shared by the heads: cuDNN's own lengths
+  of packed documents need a bound on their number that a row does not have.
+  """
+  check('fused')
   mask = None
   if segments_BxL is not None:
     mask = segments_BxL[:, None, :, None] == segments_BxL[:, None, None, :]
-  out_BxLxHxE = jax.nn.dot_product_attention(
-    q_BxHxLxE.swapaxes(1, 2),
-    k_BxKxLxE.swapaxes(1, 2),
-    v_BxKxLxE.swapaxes(1, 2),
-    mask=mask,
-    is_causal=True,
-  )
+  try:
+    out_BxLxHxE = jax.nn.dot_product_attention(
+      q_BxHxLxE.swapaxes(1, 2),
+      k_BxKxLxE.swapaxes(1, 2),
+      v_BxKxLxE.swapaxes(1, 2),
+      mask=mask,
+      is_causal=True,
+      implementation='cudnn',
+    )
+  # What a GPU or its cuDNN does not have.
+  except (NotImplementedError, RuntimeError) as error:
+    raise errors.UserError(f"model.attention: 'fused': {error}") from error
   return out_BxLxHxE.swapaxes(1, 2)

@@ -32,8 +32,8 @@ class ModelConfig:
     dtype: of activations and matrix products, `float32` or `bfloat16`;
       parameters, softmax, norms and losses are float32 always.
     attention: `plain` (one L x L square), `blocked` (the causal square without
-      its upper right quarter, the fastest on CPU) or `fused` (the backend's
-      own kernel).
+      its upper right quarter, the fastest on CPU) or `fused` (cuDNN's
+      kernel on an NVIDIA GPU, in bfloat16: the square is never in memory).
     unroll: layers of a segment one after another in the program (fast on CPU)
       instead of scanned (compiles in time independent of depth).
     remat: recompute each layer's activations in the backward pass.
@@ -71,6 +71,9 @@ class ModelConfig:
     ):
       value = getattr(self, key)
       _require(value >= 1, f'model.{key}', value, 'at least 1')
+    for key in ('rope_theta', 'norm_eps'):
+      value = getattr(self, key)
+      _require(value > 0, f'model.{key}', value, 'above 0')
     _require(
       self.width % self.heads == 0,
       'model.heads',
@@ -112,6 +115,20 @@ class ModelConfig:
       value = getattr(self, key)
       _require(
         value in allowed, f'model.{key}', value, 'one of ' + ', '.join(allowed)
+      )
+    if self.attention == 'fused':
+      _require(
+        self.dtype == 'bfloat16',
+        'model.dtype',
+        self.dtype,
+        "bfloat16 for attention 'fused'",
+      )
+      _require(
+        self.head_dim % 8 == 0 and self.head_dim <= 256,
+        'model.heads',
+        self.heads,
+        'such that width / heads is a multiple of 8 up to 256, for attention '
+        f"'fused'; it is {self.head_dim}",
       )
     _require(
       self.loss_chunk >= 0,

@@ -1,12 +1,16 @@
+import re
+
 import jax
+from jax._src.cudnn import fused_attention_stablehlo
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from familial import errors
 from familial.model import attention
 
 B, H, K, L, E = 2, 4, 2, 32, 4
-KINDS = ('plain', 'blocked', 'fused')
+KINDS = ('plain', 'blocked')
 causal = jax.jit(attention.causal, static_argnums=4)
 
 
@@ -107,3 +111,77 @@ def test_bfloat16_keeps_its_type_and_a_float32_softmax(qkv):
   assert jax.eval_shape(lambda x: attention.rotate(x, 1e4), low[0]).dtype == (
     jnp.bfloat16
   )
+
+
+def _fused_step(segments):
+  """The gradient of attention at a length of 256, and its arguments."""
+
+  def total(q, k, v, segments):
+    return jnp.sum(attention.causal(q, k, v, segments, 'fused') ** 2)
+
+  q, kv = (
+    jax.ShapeDtypeStruct((B, heads, 256, 64), jnp.bfloat16) for heads in (H, K)
+  )
+  documents = jax.ShapeDtypeStruct((B, 256), jnp.int32) if segments else None
+  return jax.jit(jax.grad(total, (0, 1, 2))), (q, kv, kv, documents)
+
+
+@pytest.mark.parametrize('segments', [False, True])
+def test_fused_is_the_kernel_of_cudnn(monkeypatch, segments):
+  # Lowered for CUDA as a machine with a GPU would; only there does it run.
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(
+    fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000
+  )
+  step, shapes = _fused_step(segments)
+  lowered = step.trace(*shapes).lower(lowering_platforms=('cuda',)).as_text()
+  scores = '__cudnn$fmhaScaleBiasSoftmax' if segments else '__cudnn$fmhaSoftmax'
+  assert f'@{scores}(' in lowered and f'@{scores}Backward(' in lowered
+  # No score of a head is an array; the documents' mask has no heads.
+  squares = re.findall(r'tensor<(\d+x\d+)x256x256x', lowered)
+  assert set(squares) == ({f'{B}x1'} if segments else set())
+
+
+@pytest.mark.skipif(jax.default_backend() != 'gpu', reason='needs a GPU')
+@pytest.mark.parametrize('segments', [False, True])
+def test_fused_is_plain_to_rounding(segments):
+  rng = np.random.default_rng(0)
+  _, shapes = _fused_step(segments)
+  q, k, v = (jnp.asarray(rng.normal(size=s.shape), s.dtype) for s in shapes[:3])
+  documents = (
+    jnp.arange(256) // 50 * jnp.ones((B, 1), int) if segments else None
+  )
+
+  def both(kind):
+    def total(*qkv):
+      out = causal(*qkv, documents, kind).astype(jnp.float32)
+      return jnp.sum(out**2), out
+
+    return jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.05, atol=0.05
+    ),
+    both('fused'),
+    both('plain'),
+  )
+
+
+@pytest.mark.skipif(jax.default_backend() == 'gpu', reason='runs on a GPU')
+def test_fused_is_refused_where_it_cannot_be(qkv):
+  with pytest.raises(errors.UserError, match=r"^model\.attention: 'fused'"):
+    causal(*qkv, None, 'fused')
+  step, shapes = _fused_step(False)
+  with pytest.raises(errors.UserError, match="not JAX's backend 'cpu'"):
+    step.trace(*shapes)
+
+
+def test_what_cudnn_lacks_is_one_line(monkeypatch, qkv):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(
+    fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000
+  )
+  with pytest.raises(errors.UserError, match=r"'fused': .*float32") as raised:
+    attention.causal(*qkv, None, 'fused')
+  assert '\n' not in str(raised.value)

@@ -14,6 +14,8 @@ from familial.model import config
     ('model.depth', {'depth': 0}),
     ('model.mlp_width', {'mlp_width': 0}),
     ('model.base_width', {'base_width': 0}),
+    ('model.rope_theta', {'rope_theta': -1e4}),
+    ('model.norm_eps', {'norm_eps': 0.0}),
     ('model.heads', {'heads': 3}),
     ('model.heads', {'heads': 16, 'kv_heads': 16}),
     ('model.kv_heads', {'kv_heads': 3}),
@@ -27,6 +29,8 @@ from familial.model import config
     ('model.branch_unembedding', {'branch_unembedding': 'none'}),
     ('model.dtype', {'dtype': 'float16'}),
     ('model.attention', {'attention': 'flash'}),
+    ('model.dtype', {'dtype': 'float32', 'attention': 'fused'}),
+    ('model.heads', {'heads': 4, 'attention': 'fused', 'dtype': 'bfloat16'}),
     ('model.loss_chunk', {'loss_chunk': -1}),
   ],
 )

@@ -167,7 +167,7 @@ def test_exits_leave_the_trunk_as_it_is_bit_for_bit(shape, inputs):
 
 @pytest.mark.parametrize(
   'kind, attention',
-  [('head', 'plain'), ('separate', 'blocked'), ('branch', 'fused')],
+  [('head', 'plain'), ('separate', 'blocked'), ('branch', 'blocked')],
 )
 def test_no_gradient_comes_from_the_future(shape, kind, attention):
   # Distinct tokens: row s of the embedding is the input at position s alone.
@@ -192,7 +192,7 @@ def test_no_gradient_comes_from_the_future(shape, kind, attention):
 
 @pytest.mark.parametrize(
   'kind, attention',
-  [('head', 'plain'), ('branch', 'blocked'), ('branch', 'fused')],
+  [('head', 'plain'), ('branch', 'blocked')],
 )
 def test_documents_of_a_row_do_not_see_each_other(
   shape, inputs, kind, attention
