@@ -41,7 +41,6 @@ class Batches:
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    first_window: int = 0,
   ):
     """Checks the sizes and keeps references; costs nothing.
 
@@ -52,8 +51,6 @@ class Batches:
       seed: of the permutations.
       process_index: which of the equal slices of rows to return.
       process_count: how many slices; slice after slice they are the batch.
-      first_window: windows consumed before step 0, by a run that this one
-        continues.
 
     Raises:
       UserError: if the corpus has fewer windows than a batch has rows, or the
@@ -79,7 +76,6 @@ class Batches:
     self._batch_size = batch_size
     self._seed = seed
     self._windows = windows
-    self._first = first_window
     rows = batch_size // process_count
     self._rows = np.arange(rows * process_index, rows * (process_index + 1))
     self._shuffle = experimental.index_shuffle
@@ -94,7 +90,7 @@ class Batches:
     """
     if step < 0:
       raise IndexError(f'step {step} is negative')
-    positions = self._first + step * self._batch_size + self._rows
+    positions = step * self._batch_size + self._rows
     windows = [self._window(int(p)) for p in positions]
     starts = np.array(windows, np.int64) * self._config.seq_len
     return _cut(self._corpus, self._corpus.train, self._config, starts)

@@ -122,6 +122,8 @@ def documents(
 ) -> dict[str, tuple[int, Iterator[str]]]:
   """Returns {'train' | 'heldout': (at most how many, the texts in order)}.
 
+  A text that is held out is not in train, whatever the data set's own splits.
+
   Args:
     config: which corpus.
     data_dir: where TFDS data are; a catalogue's data set is also looked for in
@@ -148,7 +150,7 @@ def documents(
   heldout = next((split for split in _HELDOUT_NAMES if split in sizes), None)
   if heldout:
     return {
-      'train': (sizes['train'], read('train')),
+      'train': (sizes['train'], files.without(read('train'), read(heldout))),
       'heldout': (sizes[heldout], read(heldout)),
     }
 

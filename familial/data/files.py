@@ -141,6 +141,14 @@ def distinct(texts: Iterator[str]) -> Iterator[str]:
       yield text
 
 
+def without(texts: Iterator[str], others: Iterator[str]) -> Iterator[str]:
+  """Yields the texts whose content is that of none of the others."""
+  left_out = set(map(_digest, others))
+  for text in texts:
+    if _digest(text) not in left_out:
+      yield text
+
+
 def _name(root: pathlib.Path, file: pathlib.Path) -> str:
   # A file's name need not be UTF-8, but what is stored of it must be.
   name = os.fsencode(file.relative_to(root).as_posix())

@@ -139,9 +139,12 @@ def train(texts: Iterator[str], vocab_size: int, path: pathlib.Path) -> None:
 
 
 def _first_bytes(texts: Iterator[str]) -> Iterator[str]:
-  total = 0
+  left = _TRAINING_BYTES
   for text in texts:
-    total += len(text)
-    if total > _TRAINING_BYTES:
+    part = text.encode('utf-8')[:left]
+    yield part.decode(
+      'utf-8', errors='ignore'
+    )  # Of the last, half a character.
+    left -= len(part)
+    if not left:
       return
-    yield text

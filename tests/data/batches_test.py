@@ -118,15 +118,6 @@ def test_slices_of_processes_make_up_the_batch(processes, mask):
   assert parts[0].tokens_per_step == whole.tokens_per_step
 
 
-def test_a_run_goes_on_where_another_stopped():
-  parent = batches.Batches(_COUNTING, _CONFIG, 4, seed=5)
-  child = batches.Batches(_COUNTING, _CONFIG, 2, seed=5, first_window=4 * 9)
-  for step in range(10):
-    rows = [child[2 * step], child[2 * step + 1]]
-    joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
-    _equal(joined, parent[9 + step])
-
-
 def test_iterate_resumes_from_any_step():
   made = batches.Batches(_COUNTING, _CONFIG, 4, seed=5)
   for start in (0, 13):

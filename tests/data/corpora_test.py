@@ -36,6 +36,13 @@ class NotesTwoSplits(_Notes):
   pass
 
 
+class NotesOverlap(NotesTwoSplits):
+  def _generate_examples(self, split):
+    for i in range(50):
+      shared = i % 5 == 0
+      yield i, {k: f'{"both" if shared else split} {i}' for k in self.features}
+
+
 class NotesOneSplit(_Notes):
   splits = ('train',)
 
@@ -80,6 +87,15 @@ def test_a_prepared_data_set_is_read_by_its_own_splits(tmp_path):
   }
   assert all(t.startswith('train note') for t in read['train'])
   assert all(t.startswith('validation note') for t in read['heldout'])
+
+
+def test_what_a_data_set_holds_out_too_is_not_trained_on(tmp_path):
+  _prepare(NotesOverlap, tmp_path / 'tfds')
+  read = _read(tmp_path, 'notes_overlap')
+  assert len(read['heldout']) == 50 and 'both 0' in read['heldout']
+  assert sorted(read['train']) == sorted(
+    f'train {i}' for i in range(50) if i % 5
+  )
 
 
 def test_a_data_set_of_one_split_is_split_by_content(tmp_path):

@@ -84,3 +84,25 @@ def test_a_tokenizer_without_our_separator_is_said(tmp_path, bpe_path):
 def test_bytes_are_utf8():
   [tokens] = tokenizers.Bytes().encode(['né'])
   np.testing.assert_array_equal(tokens, [110, 195, 169])
+
+
+@pytest.mark.parametrize(
+  ('texts', 'expected'),
+  [
+    (['abcdef', 'ghi'], ['abcde']),
+    (['abc', 'def', 'ghi'], ['abc', 'de']),
+    (['abcde', 'f'], ['abcde']),
+    (['éé', 'é', 'a'], ['éé']),  # Two bytes each: half of one is left out.
+    (['ab'], ['ab']),
+  ],
+)
+def test_a_bpe_is_trained_on_the_first_bytes(monkeypatch, texts, expected):
+  monkeypatch.setattr(tokenizers, '_TRAINING_BYTES', 5)
+  found = tokenizers._first_bytes(iter(texts))
+  assert [text for text in found if text] == expected
+
+
+def test_one_document_beyond_the_limit_still_trains(monkeypatch, tmp_path):
+  monkeypatch.setattr(tokenizers, '_TRAINING_BYTES', 60)
+  tokenizers.train(iter(['the quick brown fox ' * 9]), 260, tmp_path / 't.json')
+  assert tokenizers.load(str(tmp_path / 't.json')).vocab_size == 260
