@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 from typing import Any
+import uuid
 
 from familial import errors
 from familial import flops as flops_lib
@@ -33,7 +34,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
   """Writes a text file at once."""
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
   try:
     with open(temporary, 'w', encoding='utf-8') as file:
       file.write(text)
@@ -64,18 +65,9 @@ def open_run(
     lineage: of a run: its parent and the FLOPs inherited from it.
   """
   folder = pathlib.Path(folder)
-  asked = json.loads(
-    json.dumps({'schema': SCHEMA, **dataclasses.asdict(config)})
-  )
   path = folder / 'config.json'
   if path.exists():
-    known = read_json(path)
-    if known.get('schema') != SCHEMA:
-      raise errors.UserError(
-        f'{path}: schema {known.get("schema")} is not '
-        f'{SCHEMA}, the one this version writes'
-      )
-    for key, was, now in _differences(known, asked):
+    for key, was, now in differences(folder, config):
       raise errors.UserError(
         f'{folder} was made with {key} = {was!r}, not {now!r}; use another '
         'workdir, or that value'
@@ -84,8 +76,26 @@ def open_run(
   folder.mkdir(parents=True, exist_ok=True)
   if lineage:
     write_json(folder / 'lineage.json', lineage)
-  write_json(path, asked)
+  write_json(path, _asked(config))
   return folder
+
+
+def differences(
+  folder: str | os.PathLike[str], config: Any
+) -> Iterator[tuple[str, Any, Any]]:
+  """Yields (key, was, now) where a config is not the one a folder was made for.
+
+  Raises:
+    UserError: if the folder is of another version.
+  """
+  path = pathlib.Path(folder) / 'config.json'
+  known = read_json(path)
+  if known.get('schema') != SCHEMA:
+    raise errors.UserError(
+      f'{path}: schema {known.get("schema")} is not '
+      f'{SCHEMA}, the one this version writes'
+    )
+  yield from _differences(known, _asked(config))
 
 
 def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
@@ -98,7 +108,11 @@ def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> list[Row]:
-  """Returns a JSONL file's whole rows; a half-written last one is left out."""
+  """Returns a JSONL file's whole rows; a half-written last one is left out.
+
+  Raises:
+    UserError: if a line before the last is not JSON.
+  """
   path = pathlib.Path(path)
   if not path.exists():
     return []
@@ -221,6 +235,12 @@ def evaluation_rows(
     }
     for exit_, loss in enumerate(values, start=1)
   ]
+
+
+def _asked(config: Any) -> Row:
+  """Returns a config as config.json has it."""
+  values = {'schema': SCHEMA, **dataclasses.asdict(config)}
+  return json.loads(json.dumps(values))
 
 
 def _differences(

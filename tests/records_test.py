@@ -167,6 +167,22 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ['value.json']
 
 
+def test_hosts_that_share_a_folder_write_no_file_of_each_other(
+  tmp_path, monkeypatch
+):
+  # Two processes can have one number, on two hosts.
+  monkeypatch.setattr(os, 'getpid', lambda: 7)
+  written = []
+  replace = os.replace
+  monkeypatch.setattr(
+    os, 'replace', lambda old, new: (written.append(old), replace(old, new))
+  )
+  for text in ('one', 'two'):
+    records.write_text(tmp_path / 'file', text)
+  assert len(set(written)) == 2
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
 def test_damaged_json_is_refused_by_name(tmp_path):
   path = tmp_path / 'value.json'
   path.write_text('{"a": ')

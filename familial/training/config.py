@@ -1,6 +1,10 @@
 """How a run trains."""
 
+from collections.abc import Callable
 import dataclasses
+from typing import Any
+
+import numpy as np
 
 from familial import errors
 from familial.data import config as data_config
@@ -9,6 +13,31 @@ from familial.model import config as model_config
 WEIGHTINGS = ('uniform', 'final_one', 'linear')
 SCHEDULES = ('constant', 'cosine', 'wsd')
 TRAINED = ('all', 'exits')
+
+_COUNT = (lambda x: x >= 1, 'at least 1')
+_POSITIVE = (lambda x: x > 0, 'above 0')
+_NOT_NEGATIVE = (lambda x: x >= 0, 'at least 0')
+_DECAY = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
+# Of the numbers: whether one works, and which do. NaN is in no range.
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'steps': _COUNT,
+  'batch_size': _COUNT,
+  'evaluations': _COUNT,
+  'eval_tokens': _COUNT,
+  'eval_batch_size': _COUNT,
+  'keep': _COUNT,
+  'base_lr': _POSITIVE,
+  'eps': _POSITIVE,
+  'beta1': _DECAY,
+  'beta2': _DECAY,
+  'weight_decay': _NOT_NEGATIVE,
+  'clip': _NOT_NEGATIVE,
+  'other_weight': _NOT_NEGATIVE,
+  'seed': _NOT_NEGATIVE,
+  'checkpoint_seconds': _NOT_NEGATIVE,
+  'final_lr': (lambda x: 0 <= x <= 1, 'within 0 to 1'),
+  'decay_fraction': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +51,7 @@ class TrainConfig:
       base_width / width (see `optimizer`).
     schedule: after the warm-up `constant`, `cosine` down to `final_lr`, or
       `wsd`: constant, then linear down to `final_lr` over `decay_fraction`.
-    warmup_steps: linear from 0.
+    warmup_steps: linear, from 1 / (warmup_steps + 1) of the schedule.
     decay_fraction: last share of the steps in which `wsd` decays.
     final_lr: last rate as a share of the maximum.
     beta1: of AdamW's mean of gradients.
@@ -37,8 +66,9 @@ class TrainConfig:
     other_weight: of the exits before the last in `final_one`.
     trained: `all`, or `exits`: all exits but the last, on the frozen trunk of
       `init_from`.
-    init_from: run folder to take the initial parameters from, relative to
-      this run's; '' for fresh.
+    init_from: folder of a finished dense run (one exit) of this backbone's
+      shape and data, whose trunk and exit are the initial trunk and last exit;
+      relative to this run's. '' for fresh.
     seed: of initialisation and of the order of the data.
     evaluations: evaluations spaced evenly over the run, the last at its end.
     eval_tokens: held-out tokens of each, always the same ones.
@@ -76,18 +106,12 @@ class TrainConfig:
   keep: int = 2
 
   def __post_init__(self) -> None:
-    for key in (
-      'steps',
-      'batch_size',
-      'evaluations',
-      'eval_tokens',
-      'eval_batch_size',
-      'keep',
-    ):
-      if getattr(self, key) < 1:
+    for key, (holds, range_) in _ALLOWED.items():
+      number = getattr(self, key)
+      # As the step takes it: what rounds to 0 or 1 is 0 or 1.
+      if not holds(np.float32(number)):
         raise errors.UserError(
-          f'train.{key}: {getattr(self, key)} is not '
-          'allowed; it must be at least 1'
+          f'train.{key}: {number} is not allowed; it must be {range_}'
         )
     for key, allowed in (
       ('schedule', SCHEDULES),
@@ -106,8 +130,6 @@ class TrainConfig:
         f'train.warmup_steps: {self.warmup_steps} is not '
         f'in 0..{self.steps}, the steps of the run'
       )
-    if self.base_lr <= 0:
-      raise errors.UserError(f'train.base_lr: {self.base_lr} must be positive')
     if self.trained == 'exits' and not self.init_from:
       raise errors.UserError(
         'train.init_from: needed where train.trained is '

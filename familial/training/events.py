@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import contextlib
 import os
 import pathlib
+import time
 from typing import Any
 
 from familial import errors
@@ -16,11 +17,17 @@ class Writer:
   def __init__(self, backend: Any = None):
     self._backend = backend
 
+  def start(self, step: int) -> None:
+    """Has readers drop what earlier processes wrote of later steps."""
+    from tensorboard.compat.proto import event_pb2
+
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step + 1, session_log=log)
+
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes named values of a step."""
     if self._backend is None:
       return
-    from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.proto import summary_pb2
 
     summary = summary_pb2.Summary(
@@ -29,12 +36,28 @@ class Writer:
         for tag, value in values.items()
       ]
     )
-    self._backend.add_event(event_pb2.Event(step=step, summary=summary))
+    self._add(step, summary=summary)
+
+  def _add(self, step: int, **content: Any) -> None:
+    from tensorboard.compat.proto import event_pb2
+
+    self._backend.add_event(
+      event_pb2.Event(wall_time=time.time(), step=step, **content)
+    )
 
 
 @contextlib.contextmanager
-def writer(folder: str | os.PathLike[str], wanted: bool) -> Iterator[Writer]:
-  """Yields a writer of event files under FOLDER/events."""
+def writer(
+  folder: str | os.PathLike[str], wanted: bool, start: int
+) -> Iterator[Writer]:
+  """Yields a writer of event files under FOLDER/events.
+
+  Args:
+    folder: of the run.
+    wanted: False for a writer that writes nothing.
+    start: step that the run goes on from: what was written of later ones is
+      written again, and readers drop the first.
+  """
   if not wanted:
     yield Writer()
     return
@@ -47,7 +70,9 @@ def writer(folder: str | os.PathLike[str], wanted: bool) -> Iterator[Writer]:
   backend = event_file_writer.EventFileWriter(
     str(pathlib.Path(folder) / 'events')
   )
+  made = Writer(backend)
+  made.start(start)
   try:
-    yield Writer(backend)
+    yield made
   finally:
     backend.close()

@@ -29,7 +29,9 @@ from familial import records
 from familial.analysis import gradients
 from familial.data import batches as batches_lib
 from familial.data import packing
+from familial.model import attention
 from familial.training import checkpoint
+from familial.training import compilation
 from familial.training import config as train_config
 from familial.training import events
 from familial.training import optimizer
@@ -37,6 +39,19 @@ from familial.training import sharding
 from familial.training import step as step_lib
 
 _PROGRESS_SECONDS = 5.0
+# In what a run and its dense parent may differ: how the same is computed, what
+# a dense model does not have, and where prepared data are kept.
+_FREE = frozenset(
+  {
+    'model.attention',
+    'model.unroll',
+    'model.remat',
+    'model.loss_chunk',
+    'model.exit_kind',
+    'model.branch_unembedding',
+    'data.cache_dir',
+  }
+)
 
 
 def run(
@@ -60,10 +75,13 @@ def run(
 
   Raises:
     errors.Interrupted: on SIGTERM or SIGINT, once the state is saved.
-    UserError: if the folder or `init_from` is another model's.
+    UserError: if the folder or `init_from` is another model's, or this host
+      cannot train it.
   """
+  compilation.prepare(config.data)
+  attention.check(config.model.attention)
   folder = pathlib.Path(folder)
-  lineage = _lineage(folder, config.train.init_from)
+  lineage = _lineage(folder, config)
   records.open_run(folder, config, lineage)
   if (status := records.status(folder)) in ('finished', 'diverged'):
     return status
@@ -86,7 +104,7 @@ def run(
       records.truncate(folder / extra, start)
     stopping = stack.enter_context(_stop_signals())
     meter = stack.enter_context(_Meter(job, start, quiet))
-    writer = stack.enter_context(events.writer(folder, tensorboard))
+    writer = stack.enter_context(events.writer(folder, tensorboard, start))
     if done:
       job.write(start, job.evaluate(state))
     saved = time.monotonic()
@@ -327,25 +345,44 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
-def _lineage(folder: pathlib.Path, init_from: str) -> records.Row:
+def _lineage(
+  folder: pathlib.Path, config: train_config.RunConfig
+) -> records.Row:
   """Returns what a run starts from, and the FLOPs that went into it."""
   lineage: records.Row = {
     'parent': None,
     'expansion': None,
     'inherited_flops': 0,
   }
+  init_from = config.train.init_from
   if not init_from:
     return lineage
-  rows = records.read(_resolve(folder, init_from) / records.ROWS)
+  parent = _resolve(folder, init_from)
+  rows = records.read(parent / records.ROWS)
   if not rows or rows[-1]['status'] != 'finished':
     raise errors.UserError(
       f'train.init_from: {init_from!r} is not a finished run'
     )
+  for key, was, now in records.differences(parent, _dense(config)):
+    if key.startswith(('model.', 'data.')) and key not in _FREE:
+      raise errors.UserError(
+        f'train.init_from: {init_from!r} was trained with {key} = {was!r}, and '
+        f'this run needs {now!r}'
+      )
   return {
     **lineage,
     'parent': pathlib.Path(init_from).name,
     'inherited_flops': rows[-1]['flops'],
   }
+
+
+def _dense(config: train_config.RunConfig) -> train_config.RunConfig:
+  """Returns a run whose trunk and exit this one's can be."""
+  return dataclasses.replace(
+    config,
+    model=config.model.submodel(config.model.granularity),
+    train=dataclasses.replace(config.train, trained='all', init_from=''),
+  )
 
 
 def _resolve(folder: pathlib.Path, init_from: str) -> pathlib.Path:
@@ -357,10 +394,12 @@ def _graft(
   params: Any, folder: pathlib.Path, config: train_config.RunConfig
 ) -> Any:
   """Returns params whose trunk and last exit are those of a dense run."""
-  dense = config.model.submodel(config.model.granularity)
-  train = dataclasses.replace(config.train, trained='all', init_from='')
+  dense = _dense(config)
   like = step_lib.init(
-    dense, 'all', jax.random.key(0), optimizer.hyper(train, dense.exits)
+    dense.model,
+    'all',
+    jax.random.key(0),
+    optimizer.hyper(dense.train, dense.model.exits),
   )
   parent = _resolve(folder, config.train.init_from)
   checkpoints = checkpoint.Checkpoints(parent / 'checkpoints', 1)

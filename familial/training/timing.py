@@ -20,7 +20,7 @@ def measure(config: train_config.RunConfig, steps: int) -> tuple[float, float]:
     config: of the run; its tokens do not matter and are drawn.
     steps: to take the fastest of.
   """
-  compilation.prepare()
+  compilation.prepare(config.data)
   model, train = config.model, config.train
   # Placed as in a run, so that the run finds this very program compiled.
   over = sharding.mesh(train.batch_size, train.eval_batch_size)

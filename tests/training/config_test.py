@@ -22,6 +22,22 @@ from familial.training import config
     ('warmup_steps', {'warmup_steps': 25}),
     ('warmup_steps', {'warmup_steps': -1}),
     ('base_lr', {'base_lr': 0.0}),
+    ('base_lr', {'base_lr': float('nan')}),
+    ('clip', {'clip': -1.0}),
+    ('beta1', {'beta1': 1.0}),
+    ('beta1', {'beta1': -0.1}),
+    ('beta2', {'beta2': 1.0}),
+    ('beta2', {'beta2': 1 - 1e-9}),  # 1 in float32.
+    ('eps', {'eps': 0.0}),
+    ('eps', {'eps': 1e-60}),  # 0 in float32.
+    ('weight_decay', {'weight_decay': -0.1}),
+    ('final_lr', {'final_lr': -0.1}),
+    ('final_lr', {'final_lr': 1.1}),
+    ('decay_fraction', {'decay_fraction': 0.0}),
+    ('decay_fraction', {'decay_fraction': 1.5}),
+    ('other_weight', {'other_weight': -0.1}),
+    ('seed', {'seed': -1}),
+    ('checkpoint_seconds', {'checkpoint_seconds': -1.0}),
     ('init_from', {'trained': 'exits'}),
   ],
 )
@@ -30,6 +46,20 @@ def test_what_cannot_work_is_refused_by_name(run_config, key, change):
     run_config(**change)
   assert str(caught.value).startswith(f'train.{key}: ')
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'clip': 0.0},
+    {'beta1': 0.0, 'beta2': 0.0},
+    {'weight_decay': 0.0, 'other_weight': 0.0},
+    {'final_lr': 1.0, 'decay_fraction': 1.0},
+    {'base_lr': 1e35},  # It diverges, which is an answer.
+  ],
+)
+def test_the_ends_of_what_can_work_are_allowed(run_config, change):
+  run_config(**change)
 
 
 def test_a_near_miss_is_named(run_config):

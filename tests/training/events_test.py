@@ -1,14 +1,15 @@
 import sys
+import time
 
 import pytest
-from tensorboard.backend.event_processing import event_file_loader as loader
+from tensorboard.backend.event_processing import event_accumulator
 
 from familial import errors
 from familial.training import events
 
 
 def test_nothing_is_written_unless_asked(tmp_path):
-  with events.writer(tmp_path, wanted=False) as writer:
+  with events.writer(tmp_path, wanted=False, start=0) as writer:
     writer.scalars(1, {'loss': 1.0})
   assert not list(tmp_path.iterdir())
 
@@ -17,18 +18,37 @@ def test_the_missing_extra_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorboard.summary.writer', None)
   with (
     pytest.raises(errors.UserError, match=r'familial\[tensorboard\]'),
-    events.writer(tmp_path, wanted=True),
+    events.writer(tmp_path, wanted=True, start=0),
   ):
     pass
 
 
-def test_scalars_are_read_back(tmp_path):
-  with events.writer(tmp_path, wanted=True) as writer:
-    writer.scalars(7, {'train/loss': 1.5})
-  (path,) = (tmp_path / 'events').iterdir()
-  found = [
-    (event.step, value.tag)
-    for event in loader.LegacyEventFileLoader(str(path)).Load()
-    for value in event.summary.value
+def _read(folder):
+  found = event_accumulator.EventAccumulator(str(folder / 'events'))
+  return found.Reload().Scalars('train/loss')
+
+
+def _write(folder, start, values):
+  with events.writer(folder, wanted=True, start=start) as writer:
+    for step, value in enumerate(values, start=start + 1):
+      writer.scalars(step, {'train/loss': value})
+
+
+def test_scalars_are_read_back_at_their_time(tmp_path):
+  before = time.time()
+  _write(tmp_path, 6, [1.5])
+  [event] = _read(tmp_path)
+  assert (event.step, event.value) == (7, 1.5)
+  assert before <= event.wall_time <= time.time()
+
+
+def test_steps_that_are_trained_again_are_there_once(tmp_path):
+  _write(tmp_path, 0, [5.0, 4.0, 3.0, 2.0])
+  _write(tmp_path, 2, [3.5, 2.5, 1.5])
+  assert [(event.step, event.value) for event in _read(tmp_path)] == [
+    (1, 5.0),
+    (2, 4.0),
+    (3, 3.5),
+    (4, 2.5),
+    (5, 1.5),
   ]
-  assert found == [(7, 'train/loss')]

@@ -75,6 +75,12 @@ def _same(config, folder, expected):
   )
 
 
+def _with(config, part, **changes):
+  """Returns a run's config with changes to its model or data."""
+  changed = dataclasses.replace(getattr(config, part), **changes)
+  return dataclasses.replace(config, **{part: changed})
+
+
 def _start(config, folder, **environment):
   folder.parent.mkdir(exist_ok=True)
   path = folder.parent / 'config.pickle'
@@ -348,9 +354,20 @@ def test_exits_on_a_frozen_trunk(corpus, run_config, shape, tmp_path):
   with pytest.raises(errors.UserError, match=r'train\.init_from: .*\bexits2'):
     missing = run_config(model, trained='exits', init_from='../exits2')
     loop.run(missing, tmp_path / 'a', corpus, quiet=True)
-  with pytest.raises(errors.UserError, match='not a checkpoint of this'):
-    family = run_config(model, trained='exits', init_from='../exits')
-    loop.run(family, tmp_path / 'b', corpus, quiet=True)
+  for other, key in (
+    (run_config(model, trained='exits', init_from='../exits'), 'model.exits'),
+    (_with(config, 'model', heads=2), 'model.heads'),
+    (_with(config, 'model', base_width=64), 'model.base_width'),
+    (_with(config, 'model', rope_theta=1e5), 'model.rope_theta'),
+    (_with(config, 'data', heldout_percent=10), 'data.heldout_percent'),
+  ):
+    match = rf'^train\.init_from: .* {key} = .*needs'
+    with pytest.raises(errors.UserError, match=match):
+      loop.run(other, tmp_path / 'b', corpus, quiet=True)
+    assert not (tmp_path / 'b').exists()
+  # How the same is computed is no part of it.
+  other = _with(config, 'model', attention='plain', unroll=False, loss_chunk=8)
+  assert loop.run(other, tmp_path / 'c', corpus, quiet=True) == 'finished'
 
 
 def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
@@ -366,3 +383,39 @@ def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
     for f in (folder, expected)
   )
   np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
+
+
+def test_several_processes_are_refused(
+  run_config, corpus, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  with pytest.raises(errors.UserError, match=r'^4 JAX processes: ') as raised:
+    loop.run(run_config(), tmp_path / 'run', corpus, quiet=True)
+  assert '\n' not in str(raised.value)
+  with pytest.raises(errors.UserError, match=r'^4 JAX processes: '):
+    timing.measure(run_config(), steps=1)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(jax.default_backend() == 'gpu', reason='runs on a GPU')
+def test_what_this_host_cannot_compute_leaves_no_folder(
+  run_config, corpus, tmp_path
+):
+  config = _with(
+    run_config(), 'model', attention='fused', dtype='bfloat16', heads=2
+  )
+  with pytest.raises(errors.UserError, match=r"^model\.attention: 'fused'"):
+    loop.run(config, tmp_path / 'run', corpus, quiet=True)
+  assert not list(tmp_path.iterdir())
+
+
+def test_programs_are_kept_where_the_config_says(
+  run_config, tmp_path, monkeypatch
+):
+  kept = {}
+  monkeypatch.setattr(jax.config, 'update', kept.__setitem__)
+  config = run_config(trained='exits', init_from='../no_parent')
+  config = _with(config, 'data', cache_dir=str(tmp_path / 'here'))
+  with pytest.raises(errors.UserError, match='no_parent'):
+    loop.run(config, tmp_path / 'run')
+  assert kept['jax_compilation_cache_dir'] == str(tmp_path / 'here' / 'xla')
