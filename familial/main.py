@@ -11,13 +11,7 @@ from absl import flags
 
 from familial import errors
 
-_CONFIG = (
-  'config',
-  'experiments/quickstart.py',
-  'Python file with a '
-  'get_config(arg), as FILE.py or FILE.py:VARIANT; single values are '
-  'overridden by --config.key=value.',
-)
+_SINGLE = 'experiments/single.py'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +121,16 @@ def _usage() -> str:
   )
 
 
-def _define_config(values: flags.FlagValues) -> None:
+def _define_config(values: flags.FlagValues, default: str) -> None:
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_file(
-    *_CONFIG, lock_config=True, flag_values=values
+    'config',
+    default,
+    'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
+    'values are overridden by --config.key=value.',
+    lock_config=True,
+    flag_values=values,
   )
 
 
@@ -152,7 +151,7 @@ def _define_folder(name: str, text: str, values: flags.FlagValues) -> None:
 
 
 def _define_run(values: flags.FlagValues) -> None:
-  _define_config(values)
+  _define_config(values, 'experiments/quickstart.py')
   _define_workdir(values)
   flags.DEFINE_integer(
     'workers',
@@ -169,7 +168,7 @@ def _define_run(values: flags.FlagValues) -> None:
 
 
 def _define_train(values: flags.FlagValues) -> None:
-  _define_config(values)
+  _define_config(values, _SINGLE)
   _define_workdir(values)
   _define_tensorboard(values)
 
@@ -254,11 +253,13 @@ def _run(values: flags.FlagValues) -> str:
 def _train(values: flags.FlagValues) -> str:
   from familial import config
   from familial import records
-  from familial.training import compilation
   from familial.training import loop
 
-  compilation.prepare()
-
+  if 'grid' in values.config:
+    raise errors.UserError(
+      "--config: this is a study's, for familial run; familial train takes one "
+      f"run's, such as {_SINGLE}"
+    )
   loop.run(
     config.run(values.config),
     values.workdir,
