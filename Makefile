@@ -1,11 +1,13 @@
-# Everything below makes its own .venv from pinned versions when it is missing.
+# Everything below makes its own environment from pinned versions when it is
+# missing; the benchmarks' is another, for torch must not enter .venv.
 PYTHON ?= python3.11
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null || echo py311)
 CONSTRAINTS := constraints/$(TAG).txt
 WORKDIR ?= runs/quickstart
-WORKERS ?= $(shell nproc)
+WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .PHONY: quickstart test slow lint format bench
 
@@ -27,14 +29,16 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/bench  ## timings, as ratios to a peer in the same run
-	$(BIN)/python -m pytest -m bench -s tests/benchmarks
+bench: $(BENCH)/bench  ## timings, as ratios to a peer in the same run
+	$(BENCH)/bin/python -m pytest -m bench -s tests/benchmarks
 
-$(VENV)/installed: setup.cfg $(CONSTRAINTS)
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
+$(VENV)/installed $(BENCH)/installed: setup.cfg $(CONSTRAINTS)
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
 	touch $@
 
-$(VENV)/test $(VENV)/dev $(VENV)/bench: $(VENV)/%: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$*]'
+$(VENV)/test $(VENV)/dev: $(VENV)/installed
+$(BENCH)/bench: $(BENCH)/installed
+$(VENV)/test $(VENV)/dev $(BENCH)/bench:
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$(@F)]'
 	touch $@
