@@ -15,9 +15,26 @@ from familial import errors
 
 LOSSES = ('mean', 'final', 'exit')
 ROWS = ('last', 'all')
-ARMS = ('grid', 'seed', 'twin')
+GRID = ('grid', 'seed')  # the arms in which a shape is run at every G
 
 _EXTRA = ('budget', 'width', 'depth', 'layer', 'exit')
+
+
+def arms_of(loss: str) -> tuple[str, ...]:
+  """The arms of a study that count for a loss where none are named.
+
+  Twins count for the loss of each exit, as dense models of the exits' shapes.
+  For the other losses they would be shapes that exist at G = 1 alone, and move
+  the level there: gamma would take their misfit for a penalty.
+  """
+  _check_choice('loss', loss, LOSSES)
+  return (*GRID, 'twin') if loss == 'exit' else GRID
+
+
+def shape(row: Mapping[str, Any]) -> tuple[Any, ...]:
+  """What a row of an exit and one of a dense model of its shape share."""
+  keys = ('width', 'heads', 'params', 'params_embedding')
+  return tuple(_field(row, key) for key in keys)
 
 
 def records(

@@ -5,9 +5,11 @@ sizes need, in total, to reach the same losses, over C. Above 1 the family is
 the cheaper way to the set. What a dense model of an exit's size needs follows
 from the dense law L = E + A/N^alpha + B/D^beta, solved for D, times the exact
 FLOPs a token of such a model. A loss that the law lets no model of that size
-reach, with any amount of data, counts as infinite.
+reach, with any amount of data, counts as infinite. `measured` needs no law: it
+reads the FLOPs off dense runs of the exits' exact shapes.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
@@ -17,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from familial import errors
+from familial.laws import definitions
 from familial.laws import result as results
 from familial.laws import table as tables
 
 _LAW = ('E', 'A', 'B', 'alpha', 'beta')
+_EQUAL = 1.01  # whole steps make runs of one budget differ by less
 _NEEDED = ('N', 'C', 'G', 'loss', 'flops_per_token')
 
 
@@ -65,11 +69,60 @@ def of_rows(
       they lie beside it, give the interval.
     rows: the rows that training writes.
   """
-  table = tables.from_rows(rows, 'exit', arms=('grid', 'seed'))
+  table = tables.from_rows(rows, 'exit', arms=definitions.GRID)
   found = efficiency_leverage(
     law.params, table, law.samples, law.record.get('level', 0.95)
   )
   return [leverage.to_json() for leverage in found]
+
+
+def measured(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """What dense runs of an exit's exact shape say of the FLOPs to its loss.
+
+  Between the budgets of such runs their log loss is linear in log C. Where the
+  run of the lowest budget is already as good as the exit and cost no more than
+  the family, that is only an upper bound; where the run of the highest is not,
+  nothing is known.
+
+  Args:
+    rows: the rows that training writes; seeds count as their mean log loss.
+
+  Returns:
+    A record for each exit of the grid's families of which something is known:
+    run, budget, exits, exit, `share` = FLOPs over the family's, and `bound`,
+    whether that is an upper bound.
+  """
+  dense: dict[Any, dict[float, list[float]]] = defaultdict(dict)
+  families = []
+  for row in rows:
+    if row['status'] != 'finished':
+      continue
+    if row['exits'] > 1 and row['arm'] == 'grid':
+      families.append(row)
+    elif row['exits'] == 1 and row['arm'] in definitions.arms_of('exit'):
+      logs = dense[definitions.shape(row)].setdefault(row['flops'], [])
+      logs.append(math.log(row['loss']))
+  found = []
+  for row in families:
+    runs = sorted(dense.get(definitions.shape(row), {}).items())
+    flops = np.array([flops for flops, _ in runs])
+    better = [bool(np.mean(x) <= math.log(row['loss'])) for _, x in runs]
+    if not any(better):
+      continue
+    first = better.index(True)
+    needed = flops[first]
+    if first:
+      here, below = (np.mean(runs[i][1]) for i in (first, first - 1))
+      part = (below - math.log(row['loss'])) / (below - here)
+      needed = flops[first - 1] * (needed / flops[first - 1]) ** part
+    found.append(
+      {
+        **{key: row[key] for key in ('run', 'budget', 'exits', 'exit')},
+        'share': float(needed / row['flops']),
+        'bound': not first,
+      }
+    )
+  return [row for row in found if not row['bound'] or row['share'] < _EQUAL]
 
 
 def efficiency_leverage(

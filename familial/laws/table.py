@@ -104,7 +104,7 @@ def from_rows(
   rows: Iterable[Mapping[str, Any]],
   loss: str = 'final',
   rows_used: str = 'last',
-  arms: Sequence[str] = definitions.ARMS,
+  arms: Sequence[str] | None = None,
   mix_corpora: bool = False,
   source: str = '',
   sha256: str = '',
@@ -120,7 +120,8 @@ def from_rows(
     rows: evaluation rows, one an exit.
     loss: mean, final or exit.
     rows_used: last, the last evaluation of each finished run; all, every one.
-    arms: the arms of a study that count; rows without an arm always do.
+    arms: the arms of a study that count, None for those of the loss; rows
+      without an arm always do.
     mix_corpora: allows rows of several corpora in one table.
     source: where they are from, for errors and fit.json.
     sha256: hash of what was read.
@@ -129,6 +130,7 @@ def from_rows(
     UserError: on an unknown option, a missing field, corpora that mix, or
       nothing left.
   """
+  arms = definitions.arms_of(loss) if arms is None else arms
   records, dropped = definitions.records(
     rows, loss, rows_used, arms, mix_corpora
   )
@@ -154,7 +156,7 @@ def read(
   *,
   loss: str = 'final',
   rows_used: str = 'last',
-  arms: Sequence[str] = definitions.ARMS,
+  arms: Sequence[str] | None = None,
   mix_corpora: bool = False,
   drop_highest: int = 0,
 ) -> Table:

@@ -1,6 +1,7 @@
 """What the page says first: gamma, what it costs, and what to doubt."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ SHOWN = (2, 4, 8)  # the granularities that G^gamma is spelled out for
 MAX_EPOCHS = 4.0
 SAME_AIC = 2.0  # a smaller difference says nothing
 LOSS_NAMES = {
-  'final': 'the last exit',
+  'final': 'the last exit at equal N and D',
   'mean': 'the mean over exits',
   'exit': 'each exit against a dense model of its own size at equal FLOPs',
 }
@@ -32,7 +33,10 @@ def section(results: Results) -> html.Section:
     for loss in results_lib.LOSSES
     if (gamma := results.headline(loss)) is not None
   }
-  body = html.paragraph(headline(results, found), 'lede')
+  body = ''.join(
+    html.paragraph(text, 'lede') for text in _measured(results) if text
+  )
+  body += html.paragraph(headline(results, found), '' if body else 'lede')
   if len(found) > 1:
     body += html.paragraph(_other_losses(found))
   preferences = [text for loss in found if (text := preferred(results, loss))]
@@ -49,7 +53,7 @@ def section(results: Results) -> html.Section:
 
 
 def headline(results: Results, found: dict[str, Gamma]) -> str:
-  """Returns the finding under the first definition, in a few sentences."""
+  """Returns the law's first exponent of G, in a few sentences."""
   if not found:
     done = words.count(len(results.arm('grid')), 'run')
     return (
@@ -58,8 +62,10 @@ def headline(results: Results, found: dict[str, Gamma]) -> str:
     )
   gamma = next(iter(found.values()))
   parts = [
-    f'γ = {estimate(gamma)} for {LOSS_NAMES[gamma.loss]} ({name_of(gamma.form)}'
-    f' form, {percent(level(results))} interval by bootstrap over runs).',
+    f'By the law, γ = {estimate(gamma)} for {LOSS_NAMES[gamma.loss]}'
+    f' ({name_of(gamma.form)} form, {percent(level(results))} interval by'
+    ' bootstrap over runs).',
+    "The other heads' FLOPs come on top." if gamma.loss == 'final' else '',
     _includes_zero(gamma),
     _costs(results, gamma),
   ]
@@ -89,6 +95,13 @@ def preferred(results: Results, loss: str) -> str:
   if next_ - lowest < SAME_AIC:
     verdict = f'{name_of(best)} and {name_of(second)} cannot be told apart'
   text = f'{LOSS_TITLES[loss]}: {verdict} (AIC: {", ".join(behind)}).'
+  table = results.table(loss, best)
+  clusters = len(set(table.run))
+  if clusters < table.rows:
+    text += (
+      f' AIC takes {table.rows} rows of {clusters} runs as independent, which'
+      ' they are not: its differences are far too large.'
+    )
   selection = results.selections.get(loss) or {}
   unseen = [
     f'{name_of(row["form"])} {percent(row["hold_out"]["rms"])}'
@@ -100,6 +113,8 @@ def preferred(results: Results, loss: str) -> str:
       ' Error in predicting the largest budget from the others:'
       f' {", ".join(unseen)}.'
     )
+  if selection.get('by_hold_out') == 'dense_null':
+    text += ' γ = 0 predicts it best.'
   return text
 
 
@@ -138,6 +153,13 @@ def penalty(
   )
 
 
+def over(row: Mapping[str, Any]) -> str:
+  """Returns a log ratio with its interval as a percentage above 1."""
+  ends = (row[key] for key in ('value', 'lo', 'hi'))
+  values = [None if x is None else 100 * math.expm1(x) for x in ends]
+  return f'{words.estimate(*values)} %'
+
+
 def estimate(gamma: Gamma) -> str:
   """Returns gamma with its interval."""
   return words.estimate(gamma.gamma, gamma.lo, gamma.hi)
@@ -153,6 +175,36 @@ def name_of(form: str) -> str:
 def percent(fraction: float) -> str:
   """Returns a fraction as a percentage without a sign."""
   return f'{float(f"{100 * fraction:.2g}"):g} %'
+
+
+def _measured(results: Results) -> Iterator[str]:
+  """Yields what was measured without a law, last exit first."""
+  ratios = [
+    row
+    for row in results.paired('ratios')
+    if row['loss'] == 'final' and row['budget'] is None
+  ]
+  if ratios:
+    parts = [f'{over(row)} with G = {row["exits"]}' for row in ratios]
+    blocks = words.count(max(row['blocks'] for row in ratios), 'pair')
+    yield (
+      "At equal FLOPs the last exit's loss is above that of a dense model of the"
+      f' same shape by {words.listing(parts)} ({blocks} of shape and budget;'
+      f' {percent(level(results))} intervals).'
+    )
+  depths = (results.summary.get('twins') or {}).get('depths') or []
+  if depths:
+    top = [row for row in depths if row['exits'] == depths[-1]['exits']]
+    yield (
+      'Against dense twins of their exact shapes, at equal FLOPs, the first of'
+      f' {top[0]["exits"]} exits is above by {over(top[0])}, the last by'
+      f' {over(top[-1])} (mean of {words.count(top[0]["shapes"], "shape")};'
+      ' intervals of the noise between seeds alone).'
+    )
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+  return words.estimate(row['value'], row['lo'], row['hi'])
 
 
 def _includes_zero(gamma: Gamma) -> str:
@@ -207,6 +259,23 @@ def _doubts(results: Results) -> Iterator[str]:
         f'{words.count(len(cells), "cell")} {status}, in no figure and no fit:'
         f' {_some(cells)}.'
       )
+  for row in results.paired('trend'):
+    if row['equal'] == 'tokens' and row['lo'] * row['hi'] > 0:
+      by_budget = [
+        g
+        for g in results.paired('gamma')
+        if (g['loss'], g['equal']) == (row['loss'], 'tokens') and g['budget']
+      ]
+      ends = [
+        f'{_spread(g)} at C = {words.scientific(g["budget"])}'
+        for g in (by_budget[0], by_budget[-1])
+      ]
+      yield (
+        f'γ, {LOSS_TITLES[row["loss"]].lower()}, changes with the budget: beside'
+        ' dense models of the same shape, at equal N and D, it is'
+        f' {words.listing(ends)}, {_spread(row)} more with every tenfold budget.'
+        " The law's one γ is an average over these budgets."
+      )
   repeated = [run.cell for run in results.runs if run.epochs > MAX_EPOCHS]
   if repeated:
     yield (
@@ -250,9 +319,14 @@ def _tiles(results: Results, found: dict[str, Gamma]) -> str:
   """Returns the key numbers as cards."""
   summary: dict[str, Any] = results.summary
   tiles = []
+  for gamma in results.measured():
+    if gamma.form != 'same shape, equal N and D':
+      value, _, spread = estimate(gamma).partition(' ')
+      name = f'γ measured, {LOSS_TITLES[gamma.loss].lower()} ({gamma.form})'
+      tiles.append((value, spread, name))
   for loss, gamma in found.items():
     value, _, spread = estimate(gamma).partition(' ')
-    tiles.append((value, spread, f'γ, {LOSS_TITLES[loss].lower()}'))
+    tiles.append((value, spread, f'γ by the law, {LOSS_TITLES[loss].lower()}'))
   finished = sum(run.finished for run in results.runs)
   name = 'runs finished'
   budgets = results.budgets
@@ -262,7 +336,7 @@ def _tiles(results: Results, found: dict[str, Gamma]) -> str:
       f' {words.scientific(budgets[-1], 2)} FLOPs'
     )
   tiles.append((str(finished), f'of {len(results.runs)}', name))
-  noise = (summary.get('noise') or {}).get('sd_log_loss')
+  noise = results.noise('final')
   if noise is not None:
     tiles.append((percent(noise), '', 'sd of log loss between seeds'))
   cost = summary.get('cost') or {}

@@ -1,4 +1,4 @@
-"""The page's sections on twins, branches, leverage and the controls."""
+"""The page's sections on pairs, twins, branches, leverage and the controls."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from familial.report import answer
 from familial.report import controls
 from familial.report import html
 from familial.report import results as results_lib
@@ -15,6 +16,79 @@ Results = results_lib.Results
 Rows = Sequence[Mapping[str, Any]]
 # A section, or the sentence that says what was not measured.
 Part = html.Section | str
+
+
+def paired(results: Results, gallery: html.Gallery) -> Part:
+  """Returns families beside the dense model of their shape, by budget."""
+  ratios, blocks = results.paired('ratios'), results.paired('blocks')
+  if not ratios:
+    return (
+      'This study trained no family beside a dense model of the same shape and'
+      ' budget.'
+    )
+  over_all = [row for row in ratios if row['budget'] is None]
+  seen = [
+    f'{name}: {words.listing(parts)}.'
+    for loss, name in (('final', 'Last exit'), ('mean', 'Mean over exits'))
+    for parts in [
+      [
+        f'{answer.over(row)} at G = {row["exits"]}'
+        for row in over_all
+        if row['loss'] == loss
+      ]
+    ]
+  ]
+  body = gallery.show(
+    'paired',
+    controls.paired(ratios, blocks),
+    "Loss over the dense model's of the same shape against budget, a panel for"
+    ' each loss, a colour for each G',
+    f'Over all budgets: {" ".join(seen)} Intervals are of the scatter between'
+    ' shapes.',
+  )
+  columns = dict.fromkeys(
+    (row['loss'], row['equal']) for row in results.paired('gamma')
+  )
+  titles = {'final': 'last', 'mean': 'mean'}
+  equal = {'flops': 'equal C', 'tokens': 'equal N, D'}
+
+  def line(name: str, rows: Rows) -> list[str]:
+    found = {(row['loss'], row['equal']): row for row in rows}
+    ends = ('value', 'lo', 'hi')
+    return [
+      name,
+      *(
+        words.estimate(*(found[key][end] for end in ends))
+        if key in found
+        else '–'
+        for key in columns
+      ),
+    ]
+
+  gammas = results.paired('gamma')
+  budgets = dict.fromkeys(row['budget'] for row in gammas if row['budget'])
+  body += html.table(
+    [
+      'C, FLOPs',
+      *(f'{titles[loss]}, {equal[at]}' for loss, at in columns),
+    ],
+    [
+      *(
+        line(
+          words.scientific(budget),
+          [row for row in gammas if row['budget'] == budget],
+        )
+        for budget in budgets
+      ),
+      line('all', [row for row in gammas if row['budget'] is None]),
+      line('change with 10 C', results.paired('trend')),
+    ],
+    'γ as the slope of log loss on log G within a shape. Equal FLOPs are fewer'
+    ' tokens for more heads; for equal N and D they are made up for by the law'
+    "'s β, whose own uncertainty is left out.",
+    align='l' + 'r' * len(columns),
+  )
+  return html.Section('paired', 'Beside dense models of the same shape', body)
 
 
 def twins(results: Results, gallery: html.Gallery) -> Part:
@@ -33,12 +107,20 @@ def twins(results: Results, gallery: html.Gallery) -> Part:
     f' on average ({words.percent(float(ratios.min()))} to'
     f' {words.percent(float(ratios.max()))}).'
   )
-  if found.get('gamma') is not None:
-    spread = words.estimate(found['gamma'], found.get('lo'), found.get('hi'))
-    seen += f' As an exponent of G that is γ = {spread}.'
+  shapes = [
+    f'{words.estimate(row["value"], row["lo"], row["hi"])} at'
+    f' {row["width"]} × {row["depth"]}'
+    for row in found['shapes']
+  ]
+  spread = words.estimate(found['value'], found['lo'], found['hi'])
+  seen += (
+    f' As an exponent of G that is γ = {spread}: {words.listing(shapes)}. One'
+    ' exponent hides that the first exits pay most. The intervals are of the'
+    ' noise between seeds alone; so few shapes say little of other shapes.'
+  )
   body = gallery.show(
     'twins',
-    controls.twins(rows),
+    controls.twins(rows, found['depths']),
     'Loss of each exit over the loss of its dense twin, along the depth',
     seen,
   )
@@ -54,6 +136,7 @@ def twins(results: Results, gallery: html.Gallery) -> Part:
         'exit loss',
         'twin loss',
         'difference',
+        'seeds',
       ],
       [
         [
@@ -65,11 +148,12 @@ def twins(results: Results, gallery: html.Gallery) -> Part:
           words.number(row['loss_exit'], 4),
           words.number(row['loss_twin'], 4),
           words.percent(float(np.expm1(row['log_ratio']))),
+          f'{row["seeds"]} / {row["seeds_twin"]}',
         ]
         for row in rows
       ],
       'Losses in nats per token on the same held-out tokens, at equal FLOPs.',
-      align='rlrrrrrr',
+      align='rlrrrrrrr',
     ),
   )
   return html.Section('twins', 'Dense twins', body)
@@ -124,6 +208,18 @@ def leverage(results: Results, gallery: html.Gallery) -> Part:
     if endless
     else '. None is infinite.'
   )
+  spans = [
+    f'{words.interval(row["lo"], row["hi"])} for the median at G = {g}'
+    for g in sorted({row['exits'] for row in rows})
+    for row in [_median([row for row in rows if row['exits'] == g])]
+    if row['lo'] is not None
+  ]
+  if spans:
+    seen += f' Intervals by bootstrap of the dense law: {words.listing(spans)}.'
+  law = results.fits.get(('dense', 'chinchilla'))
+  if law is not None and law.record['flags']:
+    flags = '; '.join(law.record['flags'])
+    seen += f' The dense law below it is flagged: {flags}.'
   return html.Section(
     'leverage',
     'Efficiency Leverage',
@@ -137,7 +233,8 @@ def leverage(results: Results, gallery: html.Gallery) -> Part:
       controls.leverage(rows),
       'Efficiency Leverage against budget, a colour for each G',
       seen,
-    ),
+    )
+    + html.paragraph(_leverage_measured(results)),
   )
 
 
@@ -159,7 +256,7 @@ def weighting(results: Results, gallery: html.Gallery) -> Part:
       'weighting',
       controls.weighting(rows),
       'Loss of each exit by layer, a colour for each weighting',
-      f'Means over the shapes. {"; ".join(parts)}.',
+      f'Means over the shapes. {"; ".join(parts)}.{_one_seed(results)}',
     ),
   )
 
@@ -174,12 +271,19 @@ def frozen(results: Results, gallery: html.Gallery) -> Part:
     for row in rows
     if row.get('loss_joint') is not None
   ]
+  more = dict.fromkeys(
+    answer.percent(row['flops'] / row['budget_joint'] - 1)
+    for row in rows
+    if row['budget_joint']
+  )
   seen = f'{words.count(len(rows), "exit")} on frozen trunks.'
   if pairs:
     seen += (
       ' Against the same exit trained jointly their loss is'
       f' {words.percent(float(np.mean(pairs)))} on average'
-      f' ({words.percent(min(pairs))} to {words.percent(max(pairs))}).'
+      f' ({words.percent(min(pairs))} to {words.percent(max(pairs))}), for'
+      f' {words.listing(list(more))} more FLOPs, the trunk included.'
+      f'{_one_seed(results)}'
     )
   return html.Section(
     'frozen',
@@ -219,6 +323,60 @@ def gradients(results: Results, gallery: html.Gallery) -> Part:
       f' {words.number(last, 2)} at step {steps[-1]};'
       f' {words.number(100 * float(against), 2)} % of all are negative.',
     ),
+  )
+
+
+def _median(rows: Rows) -> Mapping[str, Any]:
+  """Returns the row of the middle leverage, infinite ones last."""
+  order = sorted(rows, key=lambda row: row['leverage'] or np.inf)
+  return order[len(order) // 2]
+
+
+def _leverage_measured(results: Results) -> str:
+  """Returns what dense runs of the exits' shapes say, in a few sentences."""
+  rows = results.summary.get('leverage_measured') or []
+  last = [r for r in rows if r['exit'] == r['exits'] and not r['bound']]
+  parts = []
+  for g in sorted({row['exits'] for row in last}):
+    shares = [row['share'] for row in last if row['exits'] == g]
+    parts.append(
+      f'{words.number(float(np.median(shares)), 2)} of C at G = {g} (median of'
+      f' {len(shares)}, {words.number(min(shares), 2)} to'
+      f' {words.number(max(shares), 2)})'
+    )
+  families: dict[str, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    families.setdefault(row['run'], []).append(row)
+  bounds: dict[int, list[float]] = {}
+  for of in families.values():
+    if len(of) == of[0]['exits']:
+      bounds.setdefault(len(of), []).append(sum(row['share'] for row in of))
+  text = ''
+  if parts:
+    text += (
+      'Measured, by dense runs of the same shape at lower budgets: a dense model'
+      f' needs {words.listing(parts)} for the loss of the last exit.'
+    )
+  if bounds:
+    most = [
+      f'{words.number(max(sums), 2)} at G = {g}' for g, sums in bounds.items()
+    ]
+    text += (
+      ' Where every exit has a dense run of its shape, those bound the leverage:'
+      f' at most {words.listing(most)}.'
+    )
+  return text
+
+
+def _one_seed(results: Results) -> str:
+  """Returns the reminder that a difference may be one of seeds."""
+  sd = results.noise('exit')
+  if sd is None:
+    return ''
+  return (
+    ' One seed each: the loss of an exit differs by'
+    f' {answer.percent(sd)} (sd) between seeds, so differences below about'
+    f' {answer.percent(3 * sd)} are not resolved.'
   )
 
 

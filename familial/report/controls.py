@@ -17,8 +17,68 @@ _MANY_LINES = 6  # beyond which lines go without a name
 
 
 @style.drawn
-def twins(rows: Rows) -> Figure:
-  """Draws each exit's loss over its dense twin's, along the relative depth."""
+def paired(ratios: Rows, blocks: Rows) -> Figure:
+  """Draws loss over that of the dense model of the same shape, by budget.
+
+  Args:
+    ratios: means over the shapes of a budget, with their intervals.
+    blocks: each shape's own.
+  """
+  titles = {'final': 'Last exit', 'mean': 'Mean over exits'}
+  figure, axes = style.panels(
+    len(titles),
+    'Families against dense models of the same shape, at equal FLOPs',
+    height=3.0,
+  )
+  granularities = sorted({row['exits'] for row in ratios})
+  budgets = [row['budget'] for row in blocks]
+  for ax, (loss, title) in zip(axes, titles.items(), strict=True):
+    for place, g in enumerate(granularities):
+      shift = 1.13 ** (place - (len(granularities) - 1) / 2)
+      of_g = [r for r in blocks if (r['loss'], r['exits']) == (loss, g)]
+      ax.scatter(
+        [row['budget'] * shift * 1.04 for row in of_g],
+        [100 * np.expm1(row['value']) for row in of_g],
+        color=style.colour(g),
+        s=12,
+        alpha=0.4,
+        linewidths=0,
+        label='small: one shape',
+      )
+      means = [
+        row
+        for row in ratios
+        if (row['loss'], row['exits']) == (loss, g) and row['budget']
+      ]
+      ax.plot(
+        [row['budget'] * shift for row in means],
+        [100 * np.expm1(row['value']) for row in means],
+        color=style.colour(g),
+        marker=style.marker(g),
+        lw=1.2,
+        label=style.name_of(g),
+      )
+      for row in means:
+        if row['lo'] is not None:
+          ends = [100 * np.expm1(row[key]) for key in ('lo', 'hi')]
+          ax.plot([row['budget'] * shift] * 2, ends, color=style.colour(g))
+    ax.axhline(0, color='black', lw=1)
+    ax.set_title(title)
+    style.log_axis(ax.xaxis, budgets, words.scientific, pad=0.1)
+    ax.set_xlabel('compute C, FLOPs')
+  style.label_y(axes, "loss over the dense model's, %")
+  style.legend(figure, axes)
+  return figure
+
+
+@style.drawn
+def twins(rows: Rows, depths: Rows) -> Figure:
+  """Draws each exit's loss over its dense twin's, along the relative depth.
+
+  Args:
+    rows: each exit.
+    depths: means over the shapes, with their intervals.
+  """
   figure, (ax,) = style.panels(
     1,
     'Each exit against a dense model of its exact shape, at equal FLOPs',
@@ -30,12 +90,26 @@ def twins(rows: Rows) -> Figure:
       [row['layer'] / row['depth'] for row in here],
       [100 * np.expm1(row['log_ratio']) for row in here],
       color=style.colour(g),
-      marker=style.marker(g),
-      s=34,
-      alpha=0.85,
+      s=12,
+      alpha=0.5,
       linewidths=0,
+      label='small: one shape',
+    )
+    means = [row for row in depths if row['exits'] == g]
+    places = [row['layer'] / row['depth'] for row in means]
+    shift = 0.004 * np.log2(g)
+    ax.plot(
+      [place + shift for place in places],
+      [100 * np.expm1(row['value']) for row in means],
+      color=style.colour(g),
+      marker=style.marker(g),
+      lw=1.2,
       label=style.name_of(g),
     )
+    for row, place in zip(means, places, strict=True):
+      if row['lo'] is not None:
+        ends = [100 * np.expm1(row[key]) for key in ('lo', 'hi')]
+        ax.plot([place + shift] * 2, ends, color=style.colour(g))
   ax.axhline(0, color='black', lw=1)
   ax.set_xlim(0, 1.05)
   ax.set_xlabel('layer of the exit / depth of the backbone')
@@ -49,7 +123,8 @@ def leverage(rows: Rows) -> Figure:
   """Draws Efficiency Leverage against budget by G; infinite ones as arrows.
 
   Args:
-    rows: with `budget`, `exits`, and `leverage` (None where `infinite`).
+    rows: with `run`, `budget`, `exits`, `leverage` (None where `infinite`), and
+      its interval, `lo` and `hi`.
   """
   figure, (ax,) = style.panels(
     1,
@@ -57,12 +132,15 @@ def leverage(rows: Rows) -> Figure:
     height=3.0,
   )
   finite = [r['leverage'] for r in rows if r['leverage'] is not None] or [1.0]
-  low, high = min(*finite, 1.0), max(*finite, 1.0)
+  # An interval that goes far beyond all points leaves the figure.
+  ends = [r[key] for r in rows for key in ('lo', 'hi') if r[key] is not None]
+  within = np.clip([*finite, *ends, 1.0], min(finite) / 3, 3 * max(finite))
+  low, high = float(within.min()), float(within.max())
   has_infinite = any(row['infinite'] for row in rows)
   top = high * (high / low) ** 0.2 * 1.25
   granularities = sorted({row['exits'] for row in rows})
   for place, g in enumerate(granularities):
-    shift = 1.05 ** (place - (len(granularities) - 1) / 2)
+    shift = 1.3 ** (place - (len(granularities) - 1) / 2)
     here = [r for r in rows if r['exits'] == g and r['leverage'] is not None]
     budgets = sorted({row['budget'] for row in here})
     medians = [
@@ -70,8 +148,20 @@ def leverage(rows: Rows) -> Figure:
       for budget in budgets
     ]
     ax.plot(np.array(budgets) * shift, medians, color=style.colour(g), lw=1.2)
+    # Side by side within a budget, so that their intervals can be told apart.
+    rank = {
+      row['run']: 1.035 ** (number - (len(of) - 1) / 2)
+      for budget in budgets
+      for of in [[r for r in here if r['budget'] == budget]]
+      for number, row in enumerate(of)
+    }
+    for row in here:
+      if row['lo'] is not None:
+        high_end = 2 * top if row['hi'] is None else row['hi']
+        x = row['budget'] * shift * rank[row['run']]
+        ax.plot([x, x], [row['lo'], high_end], color=style.colour(g), lw=1)
     ax.scatter(
-      [row['budget'] * shift for row in here],
+      [row['budget'] * shift * rank[row['run']] for row in here],
       [row['leverage'] for row in here],
       color=style.colour(g),
       marker=style.marker(g),
@@ -100,7 +190,10 @@ def leverage(rows: Rows) -> Figure:
   style.log_axis(
     ax.yaxis, [low, top] if has_infinite else [low, high], words.number
   )
-  style.log_axis(ax.xaxis, [row['budget'] for row in rows], words.scientific)
+  budgets = [row['budget'] for row in rows]
+  style.log_axis(
+    ax.xaxis, [min(budgets) / 1.4, max(budgets) * 1.4], words.scientific
+  )
   ax.set_xlabel('compute C, FLOPs')
   ax.set_ylabel('leverage')
   if has_infinite:
@@ -112,7 +205,7 @@ def leverage(rows: Rows) -> Figure:
 @style.drawn
 def weighting(rows: Rows) -> Figure:
   """Draws loss by layer for each weighting of the exits, a panel a shape."""
-  shapes = _by_shape(rows)
+  shapes = _by_shape(rows, 'budget')
   figure, axes = style.panels(
     len(shapes), "Weights of the exits' losses", height=3.0
   )
@@ -128,7 +221,7 @@ def weighting(rows: Rows) -> Figure:
         marker='o',
         label=name.replace('_', ' '),
       )
-    _shape_axes(ax, shape)
+    _shape_axes(ax, shape, f'C = {words.scientific(shape[0])}')
   style.label_y(axes, 'loss, nats per token')
   style.legend(figure, axes)
   return figure
@@ -137,7 +230,7 @@ def weighting(rows: Rows) -> Figure:
 @style.drawn
 def frozen(rows: Rows) -> Figure:
   """Draws exits trained on a frozen dense trunk against joint training."""
-  shapes = _by_shape(rows)
+  shapes = _by_shape(rows, 'flops')
   figure, axes = style.panels(
     len(shapes),
     'Exits on a frozen dense trunk, and trained jointly',
@@ -161,7 +254,10 @@ def frozen(rows: Rows) -> Figure:
       ls='--',
       label='on a frozen trunk',
     )
-    _shape_axes(ax, shape)
+    compute = f'C = {words.scientific(shape[0])}'
+    if joint:
+      compute += f' (jointly {words.scientific(joint[0]["budget_joint"])})'
+    _shape_axes(ax, shape, compute)
   style.label_y(axes, 'loss, nats per token')
   style.legend(figure, axes)
   return figure
@@ -202,19 +298,23 @@ def gradients(rows: Rows) -> Figure:
   return figure
 
 
-def _by_shape(rows: Rows) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-  """Returns rows by (budget, width, depth, exits, kind), each by layer."""
+def _by_shape(
+  rows: Rows, compute: str
+) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+  """Returns rows by (compute, width, depth, exits, kind), each by layer."""
   shapes: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
   for row in sorted(rows, key=lambda row: row['layer']):
-    keys = ('budget', 'width', 'depth', 'exits')
+    keys = (compute, 'width', 'depth', 'exits')
     shape = (*(row[key] for key in keys), row.get('exit_kind', ''))
     shapes.setdefault(shape, []).append(row)
   return dict(sorted(shapes.items()))
 
 
-def _shape_axes(ax: mpl_axes.Axes, shape: tuple[Any, ...]) -> None:
-  budget, width, depth, exits, kind = shape
+def _shape_axes(
+  ax: mpl_axes.Axes, shape: tuple[Any, ...], compute: str
+) -> None:
+  _, width, depth, exits, kind = shape
   title = f'{width} wide, {depth} deep, G = {exits}'
-  kind = f', {kind} exits' if kind else ''
-  ax.set_title(f'C = {words.scientific(budget)}{kind}\n{title}')
+  kind = f', {kind}' if kind else ''
+  ax.set_title(f'{compute}{kind}\n{title}')
   style.layer_axis(ax, depth)

@@ -195,6 +195,8 @@ def residuals(
 ) -> Figure:
   """Draws residuals of log loss against N, D and G, coloured by budget.
 
+  And against the layer, where the table has several.
+
   Args:
     points: what the law was fitted to.
     predict: the law.
@@ -204,8 +206,11 @@ def residuals(
   columns = points.columns
   left = 100 * np.log(columns['loss'] / predict(columns))
   shades = style.budget_colours(columns['budget'])
-  figure, axes = style.panels(3, title)
-  for ax, name in zip(axes, ('N', 'D', 'G'), strict=True):
+  labels = {'N': 'parameters N', 'D': 'tokens D', 'G': 'exits G'}
+  if len(np.unique(columns['layer'])) > 1:
+    labels['layer'] = "layer of the exit, or a dense model's depth"
+  figure, axes = style.panels(len(labels), title)
+  for ax, (name, label) in zip(axes, labels.items(), strict=True):
     if noise is not None:
       ax.axhspan(
         -100 * noise,
@@ -217,25 +222,36 @@ def residuals(
       )
     ax.axhline(0, color='black', lw=1)
     x = columns[name]
-    if name == 'G':
+    if name in ('G', 'layer'):
       x = x * np.exp(np.linspace(-0.12, 0.12, len(x)))
+    dense = columns['G'] == 1
     for budget, shade in shades.items():
       here = columns['budget'] == budget
       ax.scatter(
-        x[here],
-        left[here],
+        x[here & ~dense],
+        left[here & ~dense],
         s=20,
         color=shade,
         linewidths=0,
         alpha=0.85,
         label=f'C = {words.scientific(budget)}',
       )
-    if name == 'G':
-      style.g_axis(ax, columns['G'])
+    ax.scatter(
+      x[dense],
+      left[dense],
+      s=22,
+      facecolors='white',
+      edgecolors=[shades[budget] for budget in columns['budget'][dense]],
+      linewidths=1.2,
+      label='hollow: dense',
+      zorder=3,
+    )
+    if name in ('G', 'layer'):
+      style.g_axis(ax, columns[name])
     else:
       style.log_axis(ax.xaxis, columns[name])
-      ax.set_xlabel('parameters N' if name == 'N' else 'tokens D')
-  axes[0].set_ylabel('residual of log loss, %')
+    ax.set_xlabel(label)
+  style.label_y(axes, 'residual of log loss, %')
   style.legend(figure, axes)
   return figure
 

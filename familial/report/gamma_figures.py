@@ -77,7 +77,7 @@ def forest(
   ax.set_ylim(rows[-1] - 0.6, 0.6)
   ax.grid(axis='y', visible=False)
   ax.set_xlabel(
-    f'γ, {level} interval: line by bootstrap over runs,'
+    f'γ, {level} interval: line over pairs or by bootstrap over runs,'
     ' band by profile; hollow: flagged'
   )
   return figure

@@ -56,7 +56,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   folder = workdir / 'report' / 'figures'
   folder.mkdir(parents=True, exist_ok=True)
   for stale in folder.glob('*.png'):
-    stale.unlink()
+    stale.unlink(missing_ok=True)
   sections = _sections(results, html.Gallery(folder))
   title = str(results.plan.get('title') or 'A familial study')
   path = workdir / 'report' / 'index.html'
@@ -89,10 +89,11 @@ def _sections(
   found = [answer.section(results)]
   unmeasured = []
   for make in (
-    gamma_sections.gamma,
-    law_sections.isoflop,
-    law_sections.exits,
+    control_sections.paired,
     control_sections.twins,
+    law_sections.exits,
+    law_sections.isoflop,
+    gamma_sections.gamma,
     law_sections.law,
     gamma_sections.profile,
     control_sections.leverage,

@@ -28,7 +28,11 @@ _DEFINITIONS = {
     'Mean token cross-entropy in nats, on held-out text that is the same for'
     ' all runs.'
   ),
-  'Last exit': "The last exit's loss: does sharing harm the full model?",
+  'Last exit': (
+    "The last exit's loss: does sharing harm the full model? The law compares at"
+    " equal N and D, and the heads' FLOPs come on top; pairs are compared at"
+    ' equal FLOPs.'
+  ),
   'Mean over exits': (
     "The mean of all exits' losses, 1/G each: the paper's definition. It rises"
     ' with G merely because shallow exits are smaller models.'
@@ -44,11 +48,13 @@ _DEFINITIONS = {
   'Interval': (
     'Percentiles over refits of resampled runs: exits of one run are never'
     ' resampled apart. By profile: the values of γ that the refitted law does'
-    ' not rule out.'
+    " not rule out. Over pairs: Student's, from the scatter between shapes."
+    ' None holds what a law itself errs by.'
   ),
   'AIC': (
     'Goodness of fit less the number of constants; lower is better, and a'
-    ' difference below 2 means nothing.'
+    ' difference below 2 means nothing. It takes rows as independent, which the'
+    ' exits of one run are not.'
   ),
   'Efficiency Leverage': (
     "FLOPs that separate dense models of the exits' sizes would need together"
@@ -129,12 +135,14 @@ def provenance(results: Results) -> html.Section:
       f'{words.scientific(cost.get("flops"))} FLOPs of training in'
       f' {words.duration(cost.get("seconds"))}'
     )
-  noise = summary.get('noise') or {}
-  if noise.get('sd_log_loss') is not None:
+  noise = summary.get('noise')
+  if noise:
+    sd = {name: 100 * value for name, value in noise['sd_log_loss'].items()}
     items['Noise between seeds'] = (
-      f'{words.number(100 * noise["sd_log_loss"], 2)} % of the loss (sd of log'
-      f' loss), from {_number_of(noise.get("cells"))} cells with'
-      f' {_number_of(noise.get("seeds"))} seeds'
+      f"{words.number(sd['final'], 2)} % of the last exit's loss (sd of log"
+      f' loss), {words.number(sd["mean"], 2)} % of the mean,'
+      f" {words.number(sd['exit'], 2)} % of an exit's, from {noise['cells']}"
+      f' cells with up to {noise["seeds"]} seeds'
     )
   if plan.get('power'):
     items['Power, before training'] = _power(plan['power'])
@@ -183,10 +191,3 @@ def _power(power: Mapping[str, Any]) -> str:
   if law:
     parts.append(f'under {law}')
   return '; '.join(parts)
-
-
-def _number_of(value: Any) -> str:
-  """Returns how many, given as a number or as a list."""
-  if value is None:
-    return '–'
-  return str(value if isinstance(value, int) else len(value))

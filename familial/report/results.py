@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from familial import records
-from familial.laws import definitions
 from familial.laws import frontier
 from familial.laws import result as laws
 from familial.laws import table as tables
@@ -163,6 +162,33 @@ class Results:
       key=lambda g: (order.get(g.loss, 9), g.form != 'familial_total', g.form),
     )
 
+  def measured(self) -> list[Gamma]:
+    """Returns gamma without a law: families beside dense models."""
+    equal = {'flops': 'equal FLOPs', 'tokens': 'equal N and D'}
+    found = [
+      Gamma(
+        row['loss'],
+        f'same shape, {equal[row["equal"]]}',
+        *(row[key] for key in ('value', 'lo', 'hi')),
+      )
+      for row in self.paired('gamma')
+      if row['budget'] is None
+    ]
+    twins = self.summary.get('twins') or {}
+    if twins:
+      values = (twins[key] for key in ('value', 'lo', 'hi'))
+      found.append(Gamma('exit', 'dense twins', *values))
+    return found
+
+  def paired(self, part: str) -> list[dict[str, Any]]:
+    """Returns a part of the comparison with dense models of the same shape."""
+    return (self.summary.get('paired') or {}).get(part) or []
+
+  def noise(self, loss: str) -> float | None:
+    """Returns the standard deviation of log loss between seeds."""
+    noise = self.summary.get('noise') or {}
+    return (noise.get('sd_log_loss') or {}).get(loss)
+
   def headline(self, loss: str) -> Gamma | None:
     """Returns the estimate under the form that the data prefer."""
     estimates = [g for g in self.gammas() if g.loss == loss]
@@ -179,16 +205,9 @@ class Results:
     top = max(run.budget for run in dense)
     return min(run.final for run in dense if run.budget == top)
 
-  def table(self, loss: str) -> tables.Table:
-    """Returns the rows that the fits of one loss definition rest on."""
-    arms = next(
-      (
-        law.record['table']['filters']['arms']
-        for (of, _), law in self.fits.items()
-        if of == loss and 'arms' in law.record['table']['filters']
-      ),
-      definitions.ARMS,
-    )
+  def table(self, loss: str, form: str) -> tables.Table:
+    """Returns the rows that a fit rests on."""
+    arms = self.fits[loss, form].record['table']['filters'].get('arms')
     rows = [row for run in self.runs if run.finished for row in run.rows]
     return tables.from_rows(rows, loss, arms=arms, mix_corpora=True)
 
@@ -268,15 +287,10 @@ def _planned(cell: Mapping[str, Any]) -> Run:
     budget=cell['budget'],
     width=cell['width'],
     depth=cell['depth'],
-    exits=_count(cell['exits']),
+    exits=cell['exits'],
     params_full=cell['params_full'],
     tokens=cell['tokens'],
     flops=cell['flops'],
     epochs=cell['epochs'],
     losses=(),
   )
-
-
-def _count(exits: Any) -> int:
-  """Returns G, given as a number or as the layers of the exits."""
-  return exits if isinstance(exits, int) else len(exits)

@@ -9,8 +9,6 @@ import pathlib
 import platform
 from typing import Any
 
-import numpy as np
-
 from familial import errors
 from familial import records
 from familial.laws import definitions
@@ -18,11 +16,12 @@ from familial.laws import leverage
 from familial.laws import result as laws
 from familial.laws import table as tables
 from familial.studies import config as study_config
+from familial.studies import pairs
 
 Row = records.Row
 LOSSES = ('final', 'mean', 'exit')
 FORMS = ('familial_total', 'familial_reducible', 'dense_null')
-_RESAMPLES = 2000
+_EXIT = ('width', 'depth', 'exits', 'exit')
 
 
 def write(
@@ -43,12 +42,16 @@ def write(
   if not last:
     raise errors.UserError(f'{workdir}: no run has finished; nothing to fit')
   notes = _fit(study, workdir, rows)
-  gamma = list(_gammas(workdir))
-  twins = _twins(last)
+  laws_ = {
+    loss: records.read_json(path)['params']
+    for loss in pairs.LOSSES
+    if (path := _path(workdir, loss, FORMS[0])).exists()
+  }
+  spread = pairs.noise(last)
   found: dict[str, Any] = {
     'machine': _machine(),
     'cost': {
-      'flops': sum(row['flops'] for row in _final_exits(last)),
+      'flops': sum(_spent(workdir, exits[-1]) for exits in last.values()),
       'seconds': _seconds(workdir),
       'finished': len(last),
       'diverged': sum(
@@ -56,46 +59,21 @@ def write(
       ),
       'missing': len(failed),
     },
-    'noise': noise(last),
-    'gamma': gamma,
-    'twins': twins,
+    'noise': spread,
+    'paired': pairs.paired(last, laws_),
+    'twins': pairs.twins(last, spread),
+    'minima': pairs.minima(last, spread),
+    'gamma': list(_gammas(workdir)),
     'weighting': _weighting(last),
     'frozen': _frozen(last),
     'leverage': _leverage(workdir, rows),
+    'leverage_measured': leverage.measured(rows),
     'gradients': _gradients(workdir),
     'notes': notes,
   }
   found['summary_line'] = _line(found)
   records.write_json(workdir / 'summary.json', found)
   return str(found['summary_line'])
-
-
-def noise(last: dict[str, list[Row]]) -> dict[str, Any] | None:
-  """Returns the spread of log loss between runs that differ by seed alone.
-
-  Args:
-    last: the last rows of each finished run, one per exit.
-
-  Returns:
-    `sd_log_loss` of the last exit, pooled over the cells that have several
-    seeds, their number `cells` and the largest number of `seeds`; None where
-    no cell has two.
-  """
-  groups: dict[Any, list[float]] = defaultdict(list)
-  for row in _final_exits(last):
-    if row['arm'] in ('grid', 'seed'):
-      groups[_place(row)].append(math.log(row['loss']))
-  repeated = [np.array(values) for values in groups.values() if len(values) > 1]
-  if not repeated:
-    return None
-  squares = sum(float(np.sum((v - v.mean()) ** 2)) for v in repeated)
-  degrees = sum(len(v) - 1 for v in repeated)
-  return {
-    'sd_log_loss': math.sqrt(squares / degrees),
-    'cells': len(repeated),
-    'seeds': max(map(len, repeated)),
-    'degrees': degrees,
-  }
 
 
 def _fit(
@@ -107,40 +85,35 @@ def _fit(
     'starts': study.fit.starts,
     'resamples': study.fit.resamples,
   }
-  arms = definitions.ARMS
-  jobs: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = [
-    (loss, FORMS, arms, loss) for loss in LOSSES
+  dense = [row for row in rows if row['exits'] == 1]
+  with_branches = (*definitions.arms_of('exit'), 'branch')
+  jobs: list[
+    tuple[str, list[Row], str, tuple[str, ...] | None, tuple[str, ...]]
+  ] = [
+    *((loss, rows, loss, None, FORMS) for loss in LOSSES),
+    ('exit/branch', rows, 'exit', with_branches, ('branch',)),
   ]
-  jobs.append(('exit', ('branch',), (*arms, 'branch'), 'exit/branch'))
   notes = []
-  if len({row['exits'] for row in rows if row['arm'] in arms}) < 2:
+  if len({row['exits'] for row in rows if row['arm'] in definitions.GRID}) < 2:
     jobs = []
     notes.append('one granularity only: gamma is not fitted')
-  for loss, forms, used, folder in jobs:
+  # Of the exits' shapes too: the twins are in it.
+  jobs.append(('dense/chinchilla', dense, 'exit', None, ('chinchilla',)))
+  for folder, of, loss, arms, forms in jobs:
     try:
-      table = tables.from_rows(rows, loss=loss, arms=used, source='cells')
+      table = tables.from_rows(of, loss=loss, arms=arms, source='cells')
       laws.run(
         table, forms, workdir / 'fits' / folder, loss_definition=loss, **options
       )
     except errors.UserError as error:
       notes.append(f'{folder}: {error}')
-  try:
-    dense = [row for row in rows if row['exits'] == 1]
-    laws.run(
-      tables.from_rows(dense, source='cells'),
-      ('chinchilla',),
-      workdir / 'fits' / 'dense' / 'chinchilla',
-      **options,
-    )
-  except errors.UserError as error:
-    notes.append(f'dense: {error}')
   return notes
 
 
 def _gammas(workdir: pathlib.Path) -> Iterable[dict[str, Any]]:
   for loss in LOSSES:
     for form in FORMS[:2]:
-      path = workdir / 'fits' / loss / form / 'fit.json'
+      path = _path(workdir, loss, form)
       if not path.exists():
         continue
       fit = records.read_json(path)
@@ -158,64 +131,10 @@ def _gammas(workdir: pathlib.Path) -> Iterable[dict[str, Any]]:
       }
 
 
-def _twins(last: dict[str, list[Row]]) -> dict[str, Any]:
-  """Compares each exit with the dense model of its shape at equal FLOPs.
-
-  gamma is the least-squares slope through 0 of log(loss / twin's loss) on
-  log G; its interval resamples families, which share twins, so it says nothing
-  of the twins' own noise.
-  """
-  dense = {
-    _shape(row): row['loss']
-    for row in _final_exits(last)
-    if row['exits'] == 1 and row['arm'] in ('grid', 'twin')
-  }
-  rows = []
-  for exits in last.values():
-    for row in exits:
-      key = _shape(row)
-      if row['arm'] != 'grid' or row['exits'] == 1 or key not in dense:
-        continue
-      rows.append(
-        {
-          **{k: row[k] for k in ('budget', 'width', 'depth', 'exits')},
-          'exit': row['exit'],
-          'layer': row['layer'],
-          'run': row['run'],
-          'loss_exit': row['loss'],
-          'loss_twin': dense[key],
-          'log_ratio': math.log(row['loss'] / dense[key]),
-        }
-      )
-  # Families whose shallow exits have twins; elsewhere only the last has one.
-  full = {row['run'] for row in rows if row['exit'] < row['exits']}
-  rows = [row for row in rows if row['run'] in full]
-  if not rows:
-    return {}
-  runs = sorted(full)
-  log_g = np.array([math.log(row['exits']) for row in rows])
-  ratio = np.array([row['log_ratio'] for row in rows])
-  run = np.array([runs.index(row['run']) for row in rows])
-  over = np.bincount(run, ratio * log_g)
-  under = np.bincount(run, log_g**2)
-  drawn = np.random.default_rng(0).integers(
-    0, len(runs), (_RESAMPLES, len(runs))
-  )
-  slopes = over[drawn].sum(1) / under[drawn].sum(1)
-  lo, hi = np.percentile(slopes, [2.5, 97.5])
-  return {
-    'rows': rows,
-    'gamma': float(over.sum() / under.sum()),
-    'lo': float(lo),
-    'hi': float(hi),
-    'families': len(runs),
-  }
-
-
 def _weighting(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
   """Exits' losses by weighting, the uniform ones of the grid beside them."""
   compared = {
-    _place(row)
+    pairs.place(row)
     for exits in last.values()
     for row in exits
     if row['arm'] == 'weighting'
@@ -225,41 +144,36 @@ def _weighting(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
     {'budget': row['budget'], **{key: row[key] for key in keys}}
     for exits in last.values()
     for row in exits
-    if row['arm'] in ('grid', 'weighting') and _place(row) in compared
+    if row['arm'] in ('grid', 'weighting') and pairs.place(row) in compared
   ]
 
 
 def _frozen(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
-  """Exits on a frozen trunk beside those of the same kind trained jointly."""
-  joint = {}
+  """Exits on a frozen trunk beside those of the same kind trained jointly.
+
+  `flops` are the trunk's and the exits' own; the joint run is the one of the
+  nearest budget, `budget_joint`.
+  """
+  joint: dict[tuple[Any, ...], dict[float, float]] = defaultdict(dict)
   for exits in last.values():
     for row in exits:
       if row['arm'] in ('grid', 'kind'):
-        kind = exits[0]['exit_kind']
-        place = (row['width'], row['depth'], row['exits'], row['exit'])
-        joint[(*place, kind, row['budget'])] = row['loss']
+        key = (*(row[k] for k in _EXIT), exits[0]['exit_kind'])
+        joint[key][row['budget']] = row['loss']
   found = []
   for exits in last.values():
     for row in exits[:-1]:
       if row['arm'] == 'frozen':
-        place = (row['width'], row['depth'], row['exits'], row['exit'])
-        budgets = [
-          b
-          for *p, kind, b in joint
-          if tuple(p) == place and kind == row['exit_kind']
-        ]
-        nearest = min(
-          budgets, key=lambda b: abs(b - row['flops']), default=None
+        key = (*(row[k] for k in _EXIT), row['exit_kind'])
+        near = min(
+          joint[key], key=lambda b: abs(b - row['flops']), default=None
         )
         found.append(
           {
-            'exit_kind': row['exit_kind'],
-            'budget': row['flops'],
-            **{
-              k: row[k]
-              for k in ('exits', 'exit', 'layer', 'loss', 'width', 'depth')
-            },
-            'loss_joint': joint.get((*place, row['exit_kind'], nearest)),
+            **{k: row[k] for k in (*_EXIT, 'layer', 'exit_kind', 'flops')},
+            'loss': row['loss'],
+            'budget_joint': near,
+            'loss_joint': None if near is None else joint[key][near],
           }
         )
   return found
@@ -267,15 +181,10 @@ def _frozen(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
 
 def _leverage(workdir: pathlib.Path, rows: list[Row]) -> list[dict[str, Any]]:
   """Leverage of the grid's families, from the law of the dense runs."""
-  path = workdir / 'fits' / 'dense' / 'chinchilla' / 'fit.json'
+  path = _path(workdir, 'dense', 'chinchilla')
   if not path.exists():
     return []
-  table = tables.from_rows(rows, loss='exit', arms=('grid',))
-  sizes = {row['run']: row['params_full'] for row in rows}
-  return [
-    {**found.to_json(), 'params_full': sizes[found.run]}
-    for found in leverage.efficiency_leverage(laws.load(path).params, table)
-  ]
+  return leverage.of_rows(laws.load(path), rows)
 
 
 def _gradients(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -298,25 +207,15 @@ def _last(rows: Iterable[Row]) -> dict[str, list[Row]]:
   }
 
 
-def _final_exits(last: dict[str, list[Row]]) -> list[Row]:
-  return [exits[-1] for exits in last.values()]
+def _path(workdir: pathlib.Path, loss: str, form: str) -> pathlib.Path:
+  return workdir / 'fits' / loss / form / 'fit.json'
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-  """Returns what two runs share that differ by seed or weighting alone."""
-  return (
-    row['budget'],
-    row['width'],
-    row['depth'],
-    row['heads'],
-    tuple(row['exit_layers']),
-  )
-
-
-def _shape(row: Row) -> tuple[Any, ...]:
-  """Returns what an exit and the dense model of its exact shape share."""
-  keys = ('budget', 'width', 'heads', 'params', 'params_embedding')
-  return tuple(row[key] for key in keys)
+def _spent(workdir: pathlib.Path, row: Row) -> float:
+  """Returns a run's own FLOPs: those of its parent are the parent's."""
+  path = workdir / 'cells' / row['run'] / 'lineage.json'
+  lineage = records.read_json(path) if path.exists() else {}
+  return float(row['flops'] - lineage.get('inherited_flops', 0.0))
 
 
 def _folders(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -348,21 +247,36 @@ def _machine() -> dict[str, str]:
 
 
 def _line(found: dict[str, Any]) -> str:
-  """Returns gamma under each loss, never without its interval."""
+  """Returns what was measured, then gamma by the law, each with an interval."""
+  measured = [
+    f'{row["loss"]} loss {_estimate(row)}'
+    for row in found['paired']['gamma']
+    if row['equal'] == 'flops' and row['budget'] is None
+  ]
+  if found['twins']:
+    measured.append(f'each exit against its twin {_estimate(found["twins"])}')
+  by_law = []
+  for row in found['gamma']:
+    if row['form'] == FORMS[0]:
+      flags = f' ({"; ".join(row["flags"])})' if row['flags'] else ''
+      named = {**row, 'value': row['gamma']}
+      by_law.append(f'{row["loss"]} loss {_estimate(named)}{flags}')
   parts = []
-  for gamma in found['gamma']:
-    if gamma['form'] == FORMS[0]:
-      lo = -math.inf if gamma['lo'] is None else gamma['lo']
-      hi = math.inf if gamma['hi'] is None else gamma['hi']
-      flags = f' ({"; ".join(gamma["flags"])})' if gamma['flags'] else ''
-      parts.append(
-        f'{gamma["loss"]} loss {gamma["gamma"]:.4f} [{lo:.4f}, {hi:.4f}]{flags}'
-      )
+  if measured:
+    parts.append(f'gamma measured at equal FLOPs: {", ".join(measured)}')
+  if by_law:
+    parts.append(
+      f'by the law ({FORMS[0]}, 95 % bootstrap by run): {", ".join(by_law)}'
+    )
   cost = found['cost']
   runs = (
     f'{cost["finished"]} runs, {cost["diverged"]} diverged, '
     f'{cost["missing"]} missing, {cost["flops"]:.3g} FLOPs'
   )
-  if not parts:
-    return f'gamma was not fitted; {runs}'
-  return f'gamma ({FORMS[0]}, 95 % by run): {"; ".join(parts)}; {runs}'
+  return '; '.join([*(parts or ['gamma was not fitted']), runs])
+
+
+def _estimate(row: dict[str, Any]) -> str:
+  lo = -math.inf if row['lo'] is None else row['lo']
+  hi = math.inf if row['hi'] is None else row['hi']
+  return f'{row["value"]:.4f} [{lo:.4f}, {hi:.4f}]'

@@ -1,10 +1,13 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from familial import errors
+from familial.laws import forms
 from familial.laws import leverage
+from familial.laws import result as results
 from familial.laws import table as tables
 
 LAW = {'E': 1.0, 'A': 8.0, 'B': 100.0, 'alpha': 0.5, 'beta': 0.5}
@@ -69,3 +72,41 @@ def test_needs_one_row_an_exit():
   columns = {k: v for k, v in table.columns.items() if k != 'flops_per_token'}
   with pytest.raises(errors.UserError, match='needs columns flops_per_token'):
     leverage.efficiency_leverage(LAW, tables.Table(columns, table.run))
+
+
+def dense_run(run, flops, log_loss, params=64.0, arm='grid', exits=1, exit_=1):
+  return {
+    'run': run, 'arm': arm, 'status': 'finished', 'budget': flops,
+    'flops': flops, 'exits': exits, 'exit': exit_, 'width': 8, 'heads': 1,
+    'params': params, 'params_embedding': 10.0, 'loss': np.exp(log_loss),
+  }  # fmt: skip
+
+
+def test_measured_reads_the_compute_off_dense_runs():
+  rows = [
+    dense_run('low', 1e6, 2.0),
+    dense_run('high', 1e8, 1.0, arm='seed'),
+    dense_run('twin', 1e8, 1.2, params=32.0, arm='twin'),
+    # Half of the way down from 1e6 to 1e8 costs 1e7; the twin has passed 1.5.
+    dense_run('g2', 1e8, 1.5, exits=2, exit_=2),
+    dense_run('g2', 1e8, 1.5, params=32.0, exits=2, exit_=1),
+    dense_run('better', 1e8, 0.9, exits=2, exit_=2),  # Than any dense run.
+    dense_run('cheap', 1e7, 1.3, params=32.0, exits=2, exit_=1),
+  ]
+  found = {(r['run'], r['exit']): r for r in leverage.measured(rows)}
+  # `cheap` cost less than its twin, which therefore says nothing of it.
+  assert set(found) == {('g2', 1), ('g2', 2)}
+  last, first = found['g2', 2], found['g2', 1]
+  assert last['share'] == pytest.approx(0.1) and not last['bound']
+  assert first['share'] == pytest.approx(1.0) and first['bound']
+
+
+def test_of_rows_has_an_interval_where_there_are_samples(rows):
+  rows = [{**row, 'width': 8, 'heads': 1} for row in rows]
+  samples = {name: np.linspace(0.9, 1.1, 9) * v for name, v in LAW.items()}
+  law = results.Law(forms.get('chinchilla'), LAW, {}, samples)
+  [found] = leverage.of_rows(law, rows)
+  assert found['run'] == 'a'
+  assert found['lo'] < found['leverage'] < found['hi']
+  [bare] = leverage.of_rows(dataclasses.replace(law, samples=None), rows)
+  assert bare['lo'] is None and bare['leverage'] == found['leverage']

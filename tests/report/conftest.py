@@ -15,11 +15,13 @@ from familial import records
 from familial.laws import definitions
 from familial.laws import forms
 from familial.model import config as model_config
+from familial.studies import pairs
 from familial.training import config as training_config
 
 SEQ_LEN = 64
 BATCH = 8
-BUDGETS = (2e11, 1e12, 5e12)
+BUDGETS = (2e11, 6e11, 1.8e12, 5e12)
+TWINS = BUDGETS[1]  # the one budget with dense twins
 SHAPES = ((32, 4), (48, 8), (80, 8), (128, 12))
 GRANULARITIES = (1, 2, 4)
 GAMMA = 0.031
@@ -46,6 +48,7 @@ class Study:
     default_factory=lambda: np.random.default_rng(0)
   )
   cells: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  last: dict[str, list[records.Row]] = dataclasses.field(default_factory=dict)
 
   def law(self, params: float, tokens: float, exits: int) -> float:
     columns = {'N': np.array([params]), 'D': np.array([tokens])}
@@ -96,6 +99,8 @@ class Study:
       status=status,
     )  # fmt: skip
     records.append(folder / records.ROWS, rows + last)
+    if status == 'finished':
+      self.last[folder.name] = last
     self.cells.append({
       'cell': name, 'arm': arm, 'budget': budget, 'width': width,
       'depth': depth, 'exits': exits, 'exit_layers': list(shape.exits),
@@ -126,6 +131,8 @@ class Study:
 
   def fit(self, loss: str, form: str, gamma: float | None, aic: float) -> None:
     """Writes a fit.json by hand, in the documented shape."""
+    arms = definitions.arms_of('exit' if loss == 'dense' else loss)
+    arms += ('branch',) if form == 'branch' else ()
     params = dict(self.LAW)
     if form == 'branch':
       params |= {'gamma_up': 0.012, 'gamma_down': 0.003}
@@ -138,7 +145,7 @@ class Study:
     self._write(f'fits/{loss}/{form}/fit.json', {
       'form': form, 'loss_definition': loss,
       'table': {'path': 'cells', 'sha256': '0' * 64, 'columns': {},
-                'filters': {'rows': 'last', 'arms': list(definitions.ARMS)}},
+                'filters': {'rows': 'last', 'arms': list(arms)}},
       'rows': 36, 'dropped': 0, 'params': params, 'objective': 1e-4,
       'delta': 1e-3, 'starts': 256, 'basin_hit_rate': 0.4, 'converged': True,
       'condition_number': 1e5, 'identified': dict.fromkeys(params, True),
@@ -187,28 +194,20 @@ class Study:
     for seed in (1, 2):
       for exits in GRANULARITIES:
         self.run(BUDGETS[1], 48, 8, exits, arm='seed', seed=seed)
-    twins = []
-    for budget in BUDGETS[1:]:
-      for exits in (2, 4):
-        family = self.run(budget, 80, 8, exits, arm='weighting', seed=9)
-        for row in family:
-          (twin,) = self.run(
-            budget, 80, row['layer'], 1, arm='twin',
-            cell=f'twin_{budget:.0e}_g{exits}_e{row["exit"]}',
-          )  # fmt: skip
-          twins.append({
-            'budget': budget, 'width': 80, 'depth': 8, 'exits': exits,
-            'exit': row['exit'], 'layer': row['layer'],
-            'loss_exit': row['loss'], 'loss_twin': twin['loss'],
-            'log_ratio': float(np.log(row['loss'] / twin['loss'])),
-          })  # fmt: skip
+    for layer in (2, 4, 6):
+      self.run(TWINS, 80, layer, 1, arm='twin')
+    self.run(TWINS, 80, 8, 2, arm='branch', cell='branched')
     self.run(BUDGETS[2], 32, 4, 4, status='diverged', cell='wild')
     self.plan(warnings=['1 cell runs beyond 4 epochs'])
     self.fits()
-    self.summary(**self.everything(twins))
+    self.summary(**self.everything())
 
-  def everything(self, twins: list[dict[str, Any]]) -> dict[str, Any]:
+  def everything(self) -> dict[str, Any]:
     """Returns a summary with every key."""
+    noise = {
+      'sd_log_loss': {'final': NOISE, 'mean': NOISE, 'exit': NOISE},
+      'cells': 3, 'seeds': 3, 'degrees': 6,
+    }  # fmt: skip
     rng = np.random.default_rng(1)
     layers = (2, 4, 6, 8)
     shape = {'width': 80, 'depth': 8, 'budget': BUDGETS[1], 'exits': 4}
@@ -217,7 +216,10 @@ class Study:
       'machine': {'backend': 'cpu', 'cores': 2, 'jax': '0.10.2'},
       'cost': {'flops': 8e13, 'seconds': 5400.0, 'finished': 60, 'diverged': 1,
                'missing': 0},
-      'noise': {'sd_log_loss': NOISE, 'cells': 3, 'seeds': 3},
+      'noise': noise,
+      'paired': pairs.paired(self.last, {'final': self.LAW}),
+      'twins': pairs.twins(self.last, noise),
+      'minima': pairs.minima(self.last, noise),
       'gamma': [
         {'loss': loss, 'form': form, 'gamma': g * s, 'lo': g * s - 0.006,
          'hi': g * s + 0.006, 'profile_lo': g * s - 0.009,
@@ -226,7 +228,6 @@ class Study:
         for loss, g in (('mean', 0.062), ('final', GAMMA), ('exit', 0.044))
         for form, s in (('familial_total', 1.0), ('familial_reducible', 1.8))
       ],
-      'twins': {'rows': twins, 'gamma': 0.028, 'lo': 0.018, 'hi': 0.037},
       'weighting': [
         {'weighting': name, 'exit': e + 1, 'layer': layer, **shape,
          'loss': 2.9 - 0.1 * e + (0.02 * (3 - e) - 0.03) * place}
@@ -234,19 +235,26 @@ class Study:
         for e, layer in enumerate(layers)
       ],
       'frozen': [
-        {'weighting': 'uniform', 'exit': e + 1, 'layer': layer, **shape,
-         'loss': 2.9 - 0.1 * e + 0.12 * (3 - e), 'loss_joint': 2.9 - 0.1 * e}
+        {'exit_kind': 'separate', 'exit': e + 1, 'layer': layer, **shape,
+         'flops': 1.25 * BUDGETS[1], 'loss': 2.9 - 0.1 * e + 0.12 * (3 - e),
+         'loss_joint': 2.9 - 0.1 * e, 'budget_joint': BUDGETS[1]}
         for e, layer in enumerate(layers[:-1])
       ],
-      'branch': {'gamma_up': 0.012, 'gamma_down': 0.003},
       'leverage': [
-        {'budget': budget, 'exits': g, 'params_full': 1e5 * (k + 1),
-         'leverage': None if k == 3 and g == 4 else
-         float(np.exp(rng.normal(0.4 * np.log(g) - 0.1 * b, 0.1))),
+        {'run': f'{b}{g}{k}', 'budget': budget, 'exits': g,
+         'leverage': None if k == 3 and g == 4 else level,
+         'lo': 0.8 * level, 'hi': None if k == 2 else 1.3 * level,
          'infinite': k == 3 and g == 4}
         for b, budget in enumerate(BUDGETS)
         for g in (2, 4)
         for k in range(4)
+        for level in [float(rng.uniform(0.9, 1.1) * g**0.4)]
+      ],
+      'leverage_measured': [
+        {'run': f'{g}', 'budget': BUDGETS[1], 'exits': g, 'exit': e + 1,
+         'share': 1.0 - 0.1 * e, 'bound': e + 1 < g}
+        for g in (2, 4)
+        for e in range(g)
       ],
       'gradients': [
         {'step': step, 'exit_a': a, 'exit_b': b, 'layer': layer,

@@ -28,7 +28,10 @@ def test_slices_leave_each_point_its_residual(study):
   study.grid()
   study.fit('final', 'familial_total', 0.031, 0.0)
   found = results.read(study.workdir)
-  law, table = found.fits['final', 'familial_total'], found.table('final')
+  law, table = (
+    found.fits['final', 'familial_total'],
+    found.table('final', 'familial_total'),
+  )
   left = table.columns['loss'] / law.predict(table.columns)
   figure = figures.slices(table, law.predict, None, 'a title')
   for name, ax in zip('ND', figure.axes[:2], strict=True):
@@ -49,10 +52,10 @@ def test_a_granularity_keeps_its_colour(study):
   found = results.read(study.workdir)
   curves = law_sections.exit_curves(found)
   (ax,) = figures.exits(curves).axes
-  for line in ax.lines:
-    for g in (1, 2, 4):
-      if line.get_label() == style.name_of(g):
-        assert line.get_color() == style.colour(g)
+  shown = {line.get_label(): line.get_color() for line in ax.lines}
+  for g in (1, 2, 4):
+    assert shown[style.name_of(g)] == style.colour(g)
+  assert len(set(shown.values())) == 3
 
 
 def test_exits_are_shown_at_the_shape_with_twins(study):
@@ -69,16 +72,54 @@ def test_exits_are_shown_at_the_shape_with_twins(study):
   assert list(curve.twins) == [(6, 2.9)]
 
 
+def test_the_budget_with_twins_is_shown_among_four(study):
+  """Evenly chosen, three of four budgets would leave out the second."""
+  study.fill()
+  found = results.read(study.workdir)
+  assert len(found.budgets) == 4
+  curves = law_sections.exit_curves(found)
+  assert [curve.budget for curve in curves] == [2e11, 6e11, 5e12]
+  assert sorted(layer for layer, _ in curves[1].twins) == [2, 4, 6, 8]
+  assert not curves[0].twins and not curves[2].twins
+
+
+def test_a_table_holds_the_rows_of_its_own_fit(study):
+  study.fill()
+  found = results.read(study.workdir)
+  total = found.table('exit', 'familial_total')
+  branch = found.table('exit', 'branch')
+  assert branch.rows == total.rows + 2  # The two exits of one run.
+  twins = (total.columns['G'] == 1) & (total.columns['depth'] != 8)
+  assert set(total.columns['depth'][twins]) >= {2, 6}
+  assert 6 not in found.table('final', 'familial_total').columns['depth']
+
+
+def test_residuals_show_layers_where_there_are_several(study):
+  study.fill()
+  found = results.read(study.workdir)
+  law = found.fits['exit', 'familial_total']
+  table = found.table('exit', 'familial_total')
+  figure = figures.residuals(table, law.predict, 0.01, 'a title')
+  assert [ax.get_xlabel().split()[0] for ax in figure.axes] == [
+    'parameters', 'tokens', 'exits', 'layer',
+  ]  # fmt: skip
+  dense = table.columns['G'] == 1
+  for ax in figure.axes:
+    (hollow,) = [c for c in ax.collections if c.get_label() == 'hollow: dense']
+    assert len(hollow.get_offsets()) == dense.sum()
+  flat = table.take(table.columns['layer'] == 8)
+  assert len(figures.residuals(flat, law.predict, None, 'a title').axes) == 3
+
+
+LEVERAGE = {'run': 'a', 'budget': 1e12, 'exits': 2, 'leverage': None,
+            'lo': None, 'hi': None, 'infinite': True}  # fmt: skip
+
+
 @pytest.mark.parametrize('finite', [True, False])
 def test_infinite_leverage_is_drawn_at_the_top(finite):
-  rows = [
-    {'budget': 1e12, 'exits': 2, 'params_full': 1e5, 'leverage': None,
-     'infinite': True},
-    {'budget': 1e13, 'exits': 4, 'params_full': 1e5, 'leverage': None,
-     'infinite': True},
-  ]  # fmt: skip
+  rows = [LEVERAGE, {**LEVERAGE, 'budget': 1e13, 'exits': 4}]
   if finite:
-    rows += [{**rows[0], 'leverage': 3.0, 'infinite': False}]
+    rows += [{**LEVERAGE, 'leverage': 3.0, 'infinite': False}]
   (ax,) = controls.leverage(rows).axes
   arrows = [text for text in ax.texts if text.get_text() == '↑ 1']
   assert len(arrows) == 2
@@ -86,6 +127,25 @@ def test_infinite_leverage_is_drawn_at_the_top(finite):
   for arrow in arrows:
     height = arrow.get_position()[1]
     assert (3.0 if finite else 1.0) < height < high and low < 1
+
+
+def test_intervals_of_leverage_are_drawn():
+  point = {**LEVERAGE, 'leverage': 3.0, 'lo': 2.0, 'infinite': False}
+  rows = [{**point, 'hi': 4.0}, {**point, 'run': 'b', 'hi': None}]
+  (ax,) = controls.leverage(rows).axes
+  ends = [list(line.get_ydata()) for line in ax.lines]
+  assert [2.0, 4.0] in ends
+  (endless,) = [end for end in ends if end[0] == 2.0 and end[1] != 4.0]
+  assert endless[1] > ax.get_ylim()[1]  # Leaves the figure.
+
+
+def test_frozen_exits_say_what_both_cost():
+  row = {'exit_kind': 'branch', 'width': 8, 'depth': 4, 'exits': 2, 'exit': 1,
+         'layer': 2, 'loss': 2.0, 'loss_joint': 1.9, 'flops': 4e11,
+         'budget_joint': 3.2e11}  # fmt: skip
+  (ax,) = controls.frozen([row]).axes
+  title = ax.get_title(loc='left')
+  assert 'C = 4×10¹¹ (jointly 3.2×10¹¹), branch' in title
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def checked(full):
 
 def test_page_holds_every_section(checked):
   assert set(checked.ids) >= {
-    'answer', 'gamma', 'isoflop', 'exits', 'twins', 'law', 'profile',
+    'answer', 'paired', 'gamma', 'isoflop', 'exits', 'twins', 'law', 'profile',
     'leverage', 'branch', 'weighting', 'frozen', 'gradients', 'runs', 'record',
     'terms',
   }  # fmt: skip
@@ -76,13 +76,63 @@ def test_page_needs_nothing_else(full, checked):
   assert inner and set(inner) <= set(checked.ids)
 
 
-def test_gamma_and_its_interval_come_first(checked):
+def test_what_was_measured_comes_first(checked):
   start = checked.text.index('The answer', checked.text.index('The answer') + 1)
-  lede = checked.text[start : start + 400]
-  assert 'γ = 0.031 [0.025, 0.037] for the last exit' in lede
-  assert 'The interval excludes 0' in lede
-  assert 'for each exit against' in checked.text
-  assert 'G = 8 was not trained' in checked.text
+  text = checked.text[start:]
+  places = [
+    text.index(part)
+    for part in (
+      "At equal FLOPs the last exit's loss is above",
+      'Against dense twins of their exact shapes',
+      'By the law, γ = 0.031 [0.025, 0.037] for the last exit at equal N and D',
+      "The other heads' FLOPs come on top",
+      'The interval excludes 0',
+      'for each exit against',
+    )
+  ]
+  assert places == sorted(places)
+  assert 'with G = 4 (16 pairs of shape and budget; 95 % intervals)' in text
+  assert 'G = 8 was not trained' in text
+  # Of the answer's cards too.
+  assert text.index('γ measured, last exit') < text.index('γ by the law, last')
+
+
+def test_aic_of_rows_that_share_runs_is_doubted(checked):
+  assert checked.text.count('runs as independent, which they are not') == 1
+  start = checked.text.index('Each exit: total')
+  assert 'as independent' in checked.text[start : start + 300]
+
+
+def test_a_gamma_that_changes_with_the_budget_is_doubted(study):
+  study.grid()
+  study.fits()
+  summary = study.everything()
+  steady = {'loss': 'final', 'equal': 'tokens', 'value': 0.0, 'lo': -0.1,
+            'hi': 0.1}  # fmt: skip
+  for trend, doubted in (
+    (steady, False),
+    ({**steady, 'value': 0.2, 'lo': 0.1, 'hi': 0.3}, True),
+  ):
+    summary['paired']['trend'] = [trend]
+    study.summary(**summary)
+    text = Checker(page.write(study.workdir).read_text('utf-8')).text
+    assert ('γ, last exit, changes with the budget' in text) == doubted
+
+
+def test_misfit_along_depth_is_told_beside_the_law(checked):
+  assert 'Of dense models alone it is' in checked.text
+  assert '% at 2 layers' in checked.text
+
+
+def test_controls_say_what_their_noise_hides(checked):
+  assert 'for 25 % more FLOPs, the trunk included' in checked.text
+  assert checked.text.count('differences below about 0.6 % are not') == 2
+
+
+def test_leverage_is_measured_beside_the_law(checked):
+  assert 'needs 0.90 of C at G = 2' in checked.text
+  assert 'at most 1.9 at G = 2 and 3.4 at G = 4' in checked.text
+  assert 'Intervals by bootstrap of the dense law: [' in checked.text
 
 
 def test_images_are_png_and_described(full, checked):
@@ -109,7 +159,7 @@ def test_rows_alone_make_a_page(study):
   study.grid()
   text = page.write(study.workdir).read_text('utf-8')
   checked = Checker(text)
-  assert 'No exponent of G was fitted: 36 runs' in checked.text
+  assert 'No exponent of G was fitted: 48 runs' in checked.text
   assert {'isoflop', 'exits', 'unmeasured', 'runs'} <= set(checked.ids)
   assert not {'gamma', 'law', 'twins', 'weighting'} & set(checked.ids)
 
@@ -128,14 +178,16 @@ def test_unfinished_study_makes_a_page(study):
   assert not checked.images
 
 
-@pytest.mark.parametrize('missing', [('noise', 'cost'), ('gamma', 'twins')])
+@pytest.mark.parametrize(
+  'missing', [('noise', 'cost'), ('gamma', 'twins'), ('paired', 'minima')]
+)
 def test_missing_keys_of_the_summary_are_left_out(study, missing):
   for exits in (1, 2):
     study.run(1e12, 48, 8, exits)
     study.run(1e12, 80, 8, exits)
   study.plan(power=None, corpus={'name': 'synthetic'})
   study.fit('final', 'familial_reducible', 0.05, -100.0)
-  summary = study.everything([])
+  summary = study.everything()
   for key in missing:
     del summary[key]
   study.summary(**summary)
@@ -149,7 +201,7 @@ def test_names_from_the_folder_are_escaped(study):
   study.run(1e12, 48, 8, 4, cell=evil + 'd', status='diverged')
   study.plan(title=evil, warnings=[evil], corpus={'name': evil})
   study.fit('final', 'familial_total', 0.03, -100.0)
-  summary = study.everything([])
+  summary = study.everything()
   for row in summary['weighting']:
     row['weighting'] = evil
   summary['machine'] = {evil: evil}

@@ -1,18 +1,18 @@
 import json
-import math
 import re
 
-import numpy as np
 import pytest
 
 from familial import errors
 from familial import flops as flops_lib
 from familial import records
+from familial.laws import definitions
 from familial.laws import result as laws
 from familial.studies import cells as cells_lib
 from familial.studies import summary
 
 GAMMA = 0.03
+LAW = {'E': 1.0, 'A': 30.0, 'B': 90.0, 'alpha': 0.4, 'beta': 0.4}
 TWO = {'budgets': (4e8,), 'shapes': (0, 1), 'granularities': (2, 4)}
 ONE = {'budgets': (4e8,), 'shapes': (0,), 'granularities': (2,)}
 
@@ -52,8 +52,9 @@ def study(make_study):
 @pytest.fixture
 def workdir(study, tmp_path, write_rows):
   for cell in cells_lib.build(study):
-    inherited = cell.budget * 3 if cell.train.init_from else 0.0
-    write_rows(tmp_path, cell, losses_of(cell), inherited)
+    inherited = 4e8 if cell.train.init_from else 0.0
+    run = write_rows(tmp_path, cell, losses_of(cell), inherited)
+    records.write_json(run / 'lineage.json', {'inherited_flops': inherited})
   return tmp_path
 
 
@@ -67,7 +68,7 @@ def fake_fits(monkeypatch):
         folder = out / form if len(forms) > 1 else out
         folder.mkdir(parents=True, exist_ok=True)
         fit = {
-          'params': {'gamma': 0.1234},
+          'params': {**LAW, 'gamma': 0.1234},
           'bootstrap': {'gamma': interval} if interval else {},
           'profile': {},
           'flags': list(flags),
@@ -85,93 +86,6 @@ def written(study, workdir, failed=()):
   found = json.loads((workdir / 'summary.json').read_text())
   assert found['summary_line'] == line
   return found
-
-
-def test_noise_by_hand(make_study):
-  seeds = {'budgets': (4e8,), 'shapes': (0, 1), 'granularities': (2,)}
-  cells = cells_lib.build(
-    make_study(
-      grid={'shapes': ((8, 2, 1), (16, 2, 1), (24, 2, 1))},
-      arms={'seed': {**seeds, 'values': (1, 2)}, 'weighting': {
-        **seeds, 'values': ('linear',)}},
-    )
-  )  # fmt: skip
-  logs = {
-    'c4e8_w8_d2_g2': 0.0, 'c4e8_w8_d2_g2_seed1': 0.02,
-    'c4e8_w8_d2_g2_seed2': 0.04,  # Mean 0.02: squares 8e-4 on 2 degrees.
-    'c4e8_w16_d2_g2': 1.0, 'c4e8_w16_d2_g2_seed1': 1.01,  # 5e-5 on 1.
-  }  # fmt: skip
-  others = {'c4e8_w8_d2_g1': 9.0, 'c4e8_w24_d2_g2': 7.0}
-  others['c4e8_w8_d2_g2_linear'] = 5.0
-  last = {}
-  for cell in cells:
-    log = {**logs, **others}.get(cell.cell)
-    if log is not None:  # Shallow exits do not count.
-      losses = [*[99.0] * (cell.model.granularity - 1), math.exp(log)]
-      last[cell.cell] = records.evaluation_rows(
-        cell, cell.cell, 'f00d', 5, 0.0, 0.1, losses, 1.0, 'finished'
-      )
-  found = summary.noise(last)
-  assert found['sd_log_loss'] == pytest.approx(math.sqrt(8.5e-4 / 3))
-  assert (found['cells'], found['seeds'], found['degrees']) == (2, 3, 3)
-  alone = {name: last[name] for name in others}
-  assert summary.noise(alone) is None
-
-
-def test_twins_give_back_gamma_and_the_log_ratios(study, workdir, fake_fits):
-  fake_fits()
-  twins = written(study, workdir)['twins']
-  # Two sizes; G = 2 has two exits and G = 4 four, each with its dense twin.
-  assert twins['families'] == 4
-  assert len(twins['rows']) == 2 * (2 + 4)
-  for key in ('gamma', 'lo', 'hi'):
-    assert twins[key] == pytest.approx(GAMMA, rel=1e-9)
-  for row in twins['rows']:
-    ratio = math.log(row['loss_exit'] / row['loss_twin'])
-    assert row['log_ratio'] == pytest.approx(ratio)
-    assert row['log_ratio'] == pytest.approx(GAMMA * math.log(row['exits']))
-    assert row['budget'] == 4e8 and row['width'] in (8, 16)
-  assert {(row['exits'], row['layer']) for row in twins['rows']} == {
-    (2, 2), (2, 4), (4, 1), (4, 2), (4, 3), (4, 4),
-  }  # fmt: skip
-
-
-def test_gamma_of_the_twins_is_a_least_squares_slope(
-  make_study, tmp_path, write_rows, fake_fits
-):
-  fake_fits()
-  study = make_study(
-    grid={'shapes': ((8, 4, 1),), 'granularities': (1, 2, 4)},
-    arms={'twin': {**TWO, 'shapes': (0,)}},
-  )
-  ratios = {2: [0.01, 0.02], 4: [0.03, 0.05, 0.02, 0.08]}
-  for cell in cells_lib.build(study):
-    logs = ratios.get(cell.model.granularity, [0.0])
-    write_rows(tmp_path, cell, [3 * math.exp(log) for log in logs])
-  found = written(study, tmp_path)['twins']
-  x = np.repeat(np.log([2, 4]), [2, 4])
-  y = np.array(ratios[2] + ratios[4])
-  assert found['gamma'] == pytest.approx((x @ y) / (x @ x))
-  # With two families a resample holds one of them twice, or both.
-  slopes = [sum(ratios[g]) / len(ratios[g]) / math.log(g) for g in (2, 4)]
-  assert (found['lo'], found['hi']) == pytest.approx(tuple(slopes))
-
-
-def test_twins_of_exits_that_are_dense_models_one_layer_deeper(
-  make_study, tmp_path, write_rows, fake_fits
-):
-  fake_fits()
-  study = make_study(
-    model={'exit_kind': 'branch'},
-    grid={'shapes': ((8, 4, 1), (8, 2, 1))},
-    arms={'twin': ONE},
-  )
-  for cell in cells_lib.build(study):
-    write_rows(tmp_path, cell, losses_of(cell))
-  twins = written(study, tmp_path)['twins']
-  rows = {(row['depth'], row['exit']): row for row in twins['rows']}
-  assert set(rows) >= {(4, 1), (4, 2)}  # Layer 2 and a branch: a twin of 3.
-  assert twins['gamma'] == pytest.approx(GAMMA, rel=1e-9)
 
 
 def test_weightings_stand_beside_the_uniform_one(study, workdir, fake_fits):
@@ -195,13 +109,15 @@ def test_frozen_exits_stand_beside_joint_ones_of_their_kind(
   rows = written(study, workdir)['frozen']
   found = {row['exit_kind']: row for row in rows}
   assert len(rows) == len(found) == 3  # The last exit is not trained again.
-  # 3 x 1e8 inherited and 1e8 of its own: nearest is the budget of 4e8.
-  assert found['head']['budget'] == pytest.approx(4e8, rel=0.05)
+  # The trunk's FLOPs and a quarter more; nearest is the budget of 4e8.
+  assert found['head']['flops'] == pytest.approx(5e8, rel=0.05)
+  assert found['head']['budget_joint'] == 4e8
   joint = cells['c4e8_w8_d4_g2'], cells['c4e8_w8_d4_g2_separate']
   head, separate = (losses_of(cell)[0] for cell in joint)
   assert found['head']['loss_joint'] == pytest.approx(head)
   assert found['separate']['loss_joint'] == pytest.approx(separate)
   assert found['branch']['loss_joint'] is None  # None was trained jointly.
+  assert found['branch']['budget_joint'] is None
 
 
 def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
@@ -219,6 +135,11 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   cost = written(study, workdir, ['a'])['cost']
   assert cost['finished'] == len(cells) - 2
   assert (cost['diverged'], cost['missing']) == (1, 1)
+  # A frozen trunk's FLOPs are its own run's.
+  counted = [c for c in cells if c.cell not in (runs[0].name, runs[1].name)]
+  assert any(cell.train.init_from for cell in counted)
+  own = sum(cells_lib.cost(cell) for cell in counted)
+  assert cost['flops'] == pytest.approx(own, rel=1e-12)
   tokens = records.read(runs[3] / records.ROWS)[-1]['tokens']
   assert cost['seconds'] == pytest.approx(tokens / 100)
 
@@ -239,8 +160,11 @@ def test_the_line_shows_no_gamma_without_interval(
   assert '\n' not in line
   assert line.count('0.1234') == line.count(shown) == 3
   assert line.count('(E not identified)') == 3
+  measured, by_law = line.split('; by the law (')
+  assert measured.startswith('gamma measured at equal FLOPs: final loss ')
+  assert 'each exit against its twin 0.0300 [' in measured
   for loss in ('final', 'mean', 'exit'):
-    assert f'{loss} loss {shown}' in line
+    assert f'{loss} loss {shown}' in by_law
 
 
 def test_one_granularity_fits_no_gamma(
@@ -251,7 +175,7 @@ def test_one_granularity_fits_no_gamma(
   for cell in cells_lib.build(study):
     write_rows(tmp_path, cell, losses_of(cell))
   found = written(study, tmp_path)
-  assert found['gamma'] == []
+  assert found['gamma'] == found['paired']['gamma'] == []
   assert 'gamma was not fitted' in found['summary_line']
   assert any('one granularity' in note for note in found['notes'])
 
@@ -290,9 +214,22 @@ def test_real_fits_find_gamma_and_leverage(
   assert total['lo'] <= total['gamma'] <= total['hi']
   pattern = r'final loss -?\d\.\d{4} \[-?\d\.\d{4}, -?\d\.\d{4}\]'
   assert re.search(pattern, found['summary_line'])
-  families = [c for c in cells_lib.build(study) if c.arm == 'grid']
+  families = [c for c in cells_lib.build(study) if c.arm in definitions.GRID]
   families = {c.cell for c in families if c.model.granularity > 1}
   assert {row['run'] for row in found['leverage']} == families
   for row in found['leverage']:
-    assert row['infinite'] or row['leverage'] > 0
-    assert row['params_full'] > 0
+    assert row['lo'] is not None
+    assert row['infinite'] or row['lo'] <= row['leverage']
+  # Every exit of the twins' families has a dense run of its own FLOPs.
+  measured = {row['run'] for row in found['leverage_measured']}
+  assert {'c4e8_w8_d4_g2', 'c4e8_w16_d4_g4'} <= measured
+  fits = {
+    path.parent.name: json.loads(path.read_text())['table']['filters']['arms']
+    for path in workdir.glob('fits/*/*/fit.json')
+  }
+  assert fits == {
+    'familial_total': ['grid', 'seed'],  # Twins would move the level at G = 1.
+    'familial_reducible': ['grid', 'seed'],
+    'chinchilla': ['grid', 'seed', 'twin'],
+    'branch': ['grid', 'seed', 'twin', 'branch'],
+  }
