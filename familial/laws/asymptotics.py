@@ -18,11 +18,12 @@ def covariance(
   residual: np.ndarray,
   clusters: np.ndarray,
   delta: float,
+  weight: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sandwich variance of an M-estimate, and its ratio to inverse curvature.
 
   V = H^-1 M H^-1, M the sum over runs of the outer product of a run's score,
-  J' clip(r, delta), and H = J' diag(w) J with w the chance that a residual near
+  J' clip(r, delta), and H = J' diag(h) J with h the chance that a residual near
   r_i lies within delta: that of a normal law around r_i, half the robust scale
   wide. Counting the rows inside delta alone would divide by a handful, and one
   chance for all rows understates V where the noise grows with a column
@@ -34,17 +35,20 @@ def covariance(
     residual: log prediction - log loss, [rows].
     clusters: the number of each row's run, [rows].
     delta: Huber's threshold.
+    weight: of each row's Huber function in the objective, [rows].
 
   Returns:
     Variance of each coordinate [p] (inf where the rows cannot tell), and the
     inflation [p] of `Fit`.
   """
   rows, p = jacobian.shape
-  psi = np.clip(residual, -delta, delta)
-  width = max(_BANDWIDTH * robust_scale(residual, p), 1e-6 * delta)
-  inside = special.ndtr((delta - residual) / width) - special.ndtr(
-    (-delta - residual) / width
-  )
+  psi = weight * np.clip(residual, -delta, delta)
+  inside = weight.copy()
+  if delta < math.inf:
+    width = max(_BANDWIDTH * robust_scale(residual, p), 1e-6 * delta)
+    inside *= special.ndtr((delta - residual) / width) - special.ndtr(
+      (-delta - residual) / width
+    )
   length = np.linalg.norm(jacobian, axis=0)
   alive = length > 0
   unit = jacobian[:, alive] / length[alive]
@@ -77,15 +81,24 @@ def robust_scale(residual: np.ndarray, parameters: int) -> float:
 
 
 def criteria(
-  objective: float, rows: int, parameters: int, delta: float
+  objective: float,
+  weight: np.ndarray,
+  parameters: int,
+  delta: float,
+  asymmetry: float,
 ) -> tuple[float, float]:
-  """AIC and BIC of a sum of Huber's function, as `Fit` defines them."""
+  """AIC and BIC of a sum of weighted Huber functions, as `Fit` defines them."""
+  rows = len(weight)
+  distinct, counts = np.unique(weight, return_counts=True)
+
+  def normaliser(tau: np.ndarray) -> np.ndarray:
+    core = np.sqrt(2 * np.pi * tau) * special.erf(delta / np.sqrt(2 * tau))
+    return core + 2 * tau / delta * np.exp(-(delta**2) / (2 * tau))
 
   def minus_log_likelihood(log_tau: float) -> float:
-    tau = np.exp(log_tau)
-    core = np.sqrt(2 * np.pi * tau) * special.erf(delta / np.sqrt(2 * tau))
-    tails = 2 * tau / delta * np.exp(-(delta**2) / (2 * tau))
-    return objective / tau + rows * np.log(core + tails)
+    tau = np.exp(log_tau) / distinct
+    both_sides = (normaliser(tau) + normaliser(tau / asymmetry)) / 2
+    return objective / np.exp(log_tau) + counts @ np.log(both_sides)
 
   # tau is about the objective a row (Laplace) or twice that (normal).
   centre = np.log(max(objective / rows, 1e-30))

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from familial import errors
-from familial.laws import fit as fits
+from familial.laws import estimate
+from familial.laws import search
 from familial.laws import solver
 from familial.laws import table as tables
 
 RESAMPLES = 1000
 LEVEL = 0.95
 _MANY_FAILED = 0.05
-_LOOK = 16  # iterations from another basin, before it is known to be near
-_PROMISING = 0.999  # of the objective from the optimum: goes on
 _FIRST_DELTA = 0.3  # of the robust scale
 _NEAR = 1.1  # objective of another basin over the optimum's, before refitting
 
@@ -50,10 +49,11 @@ class Bootstrap:
 
 
 def bootstrap(
-  fit: fits.Fit,
+  fit: estimate.Fit,
   table: tables.Table,
   *,
   resamples: int = RESAMPLES,
+  starts: int = 0,
   level: float = LEVEL,
   seed: int = 0,
   advance: Callable[[int], Any] = lambda done: None,
@@ -65,23 +65,39 @@ def bootstrap(
   keeps the lowest objective. What the fit held fixed stays fixed. One fails if
   it does not converge, or if its rows cannot tell the parameters apart.
 
+  With `starts`, each resample is searched from these as well: what a warm start
+  would miss where a resample has its optimum in a basin of its own.
+
   Args:
     fit: of this table.
     table: the rows.
     resamples: how many.
+    starts: of a multi-start of its own for each resample, thinned as it goes;
+      0 for the warm start alone.
     level: of the percentile intervals.
     seed: of the draws.
     advance: called with the number of refits that have just ended.
   """
-  if resamples < 2 or not 0 < level < 1:
+  if resamples < 2 or starts < 0 or not 0 < level < 1:
     raise errors.UserError(
-      f'resamples={resamples}, level={level}: at least 2, and within (0, 1)'
+      f'resamples={resamples}, starts={starts}, level={level}: at least 2, at '
+      'least 0, and within (0, 1)'
     )
   tick = time.monotonic()
   weights = _weights(table, resamples, seed)
-  theta, converged = _refit(fit, table, weights, advance)
-  good = converged & _determined(fit, table, weights)
-  samples = fit.form.values(theta[good])
+  problem = fit.problem(table, weights)
+  problem.prepare()
+  if starts:
+    points = np.concatenate([fit.theta[None], fit.others])
+    drawn = search.starts_of(fit.form, starts, seed)
+    ends = search.search_groups(
+      problem, search.holding(drawn, fit.form, fit.fixed), points,
+      advance=advance,
+    )  # fmt: skip
+  else:
+    ends = _refit(fit, problem, advance)
+  good = ends.converged & _determined(fit, table, weights)
+  samples = fit.form.values(ends.theta[good])
   failed = int(resamples - good.sum())
   flags = []
   if failed > _MANY_FAILED * resamples:
@@ -104,47 +120,33 @@ def bootstrap(
 
 
 def _refit(
-  fit: fits.Fit,
-  table: tables.Table,
-  weights: np.ndarray,
+  fit: estimate.Fit,
+  problem: search.Problem,
   advance: Callable[[int], Any],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Coordinates [resamples, parameters] and whether each has converged."""
-  target = np.log(table.columns['loss'])
-  n = len(weights)
-
-  def refit(
-    theta: np.ndarray, resample: np.ndarray, **options: Any
-  ) -> solver.Solution:
-    return solver.solve(
-      fit.form, table.columns, theta, target[None], weights,
-      delta=fit.delta, first_delta=_FIRST_DELTA * fit.scale,
-      weight_of=resample, free=fit.free, damping=1e-3, **options,
-    )  # fmt: skip
-
-  ends = refit(np.tile(fit.theta, (n, 1)), np.arange(n), advance=advance)
-  theta, objective = ends.theta.copy(), ends.objective.copy()
-  converged = ends.converged.copy()
-  points = (fit.theta, *fit.others)
-  prediction = np.concatenate(
-    [
-      solver.evaluate(fit.form, table.columns, point[None])[0]
-      for point in points
-    ]
+) -> solver.Solution:
+  """Each resample's best end, from the optimum and from other basins near it."""
+  n = len(problem.weights)
+  points = np.concatenate([fit.theta[None], fit.others])
+  first_delta = _FIRST_DELTA * fit.scale
+  prediction = solver.predict(fit.form, problem.columns, points)
+  before = (
+    problem.weights
+    @ solver.penalty(prediction - problem.target, fit.delta, fit.asymmetry).T
   )
-  before = weights @ solver.huber(prediction - target, fit.delta).T
-  resample, other = np.nonzero(before[:, 1:] <= before[:, :1] * _NEAR)
-  if len(resample):
-    # A look from the other basins first: few of them win.
-    looks = refit(fit.others[other], resample, iterations=_LOOK)
-    wins = looks.objective < objective[resample] * _PROMISING
-    resample = resample[wins]
-    ends = refit(looks.theta[wins], resample)
-    for i, lane in enumerate(resample):
-      if ends.objective[i] < objective[lane]:
-        theta[lane], objective[lane] = ends.theta[i], ends.objective[i]
-        converged[lane] = ends.converged[i]
-  return theta, converged
+  near = before <= before[:, :1] * _NEAR
+  near[:, 0] = True
+  group, point = np.nonzero(near)
+  theta = search.warm(problem, points[point], group, first_delta)
+  # Of another basin, only what is still ahead is followed to the end.
+  reached = problem.objective(theta, group)
+  best = np.full(n, np.inf)
+  np.minimum.at(best, group, reached)
+  go = (point == 0) | (reached <= best[group])
+  group = group[go]
+  ends = problem.solve(
+    theta[go], group, first_delta=first_delta, damping=1e-6, advance=advance
+  )
+  return ends.take(search.winners(ends.objective, group, n))
 
 
 def _weights(table: tables.Table, resamples: int, seed: int) -> np.ndarray:
@@ -157,7 +159,7 @@ def _weights(table: tables.Table, resamples: int, seed: int) -> np.ndarray:
 
 
 def _determined(
-  fit: fits.Fit, table: tables.Table, weights: np.ndarray
+  fit: estimate.Fit, table: tables.Table, weights: np.ndarray
 ) -> np.ndarray:
   """Whether each resample could tell the parameters apart, bool [resamples].
 

@@ -1,21 +1,31 @@
-"""The laws: loss as a function of size, data and granularity.
+"""The laws: loss as a function of size, data, shape and granularity.
 
 Symbols as in the literature: N parameters, D training tokens, G exits, C
 training FLOPs, L loss in nats per token. Everything is written for log L, as a
 log-sum-exp of log terms, so that no term overflows and E may tend to 0.
+
+A law that is not here is a sum of power laws, written as its columns
+(`width*depth+tokens`, see `power_laws`), or a Python function in a file (see
+`user_forms`). Derivatives are JAX's.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from familial import errors
+
+# Columns of a table in full, and as the literature has them.
+SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}
 
 Coordinates = Mapping[str, Any]
 Columns = Mapping[str, Any]
@@ -23,15 +33,29 @@ Columns = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-  """How a parameter is optimised: `prefix` + name is the coordinate's name."""
+  """How a parameter is optimised: `prefix` + name is the coordinate's name.
+
+  `traced` is `to_value` inside a compiled program.
+  """
 
   prefix: str
   to_coordinate: Callable[[Any], Any]
   to_value: Callable[[Any], Any]
+  traced: Callable[[Any], Any]
 
 
-IDENTITY = Transform('', np.asarray, np.asarray)
-LOG = Transform('log_', np.log, np.exp)  # keeps the parameter positive
+IDENTITY = Transform('', np.asarray, np.asarray, jnp.asarray)
+LOG = Transform('log_', np.log, np.exp, jnp.exp)  # keeps it positive
+
+
+def between(low: float, high: float) -> Transform:
+  """Keeps a parameter between two bounds, by a logit."""
+  return Transform(
+    'logit_',
+    lambda value: special.logit((value - low) / (high - low)),
+    lambda x: low + (high - low) * special.expit(x),
+    lambda x: low + (high - low) * jax.nn.sigmoid(x),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +142,89 @@ class Form:
 
 
 def get(name: str) -> Form:
-  """The form of that name, or a UserError naming the nearest."""
-  if name not in FORMS:
-    raise errors.UserError(
-      f'form {name!r} is unknown{errors.nearest(name, FORMS)}; there are'
-      f' {", ".join(FORMS)}'
+  """The form of that name.
+
+  Args:
+    name: of FORMS; or columns joined by + and *, as power_laws takes them; or
+      FILE.py or FILE.py:FUNCTION, as user_forms does.
+
+  Raises:
+    UserError: if there is none, naming the nearest.
+  """
+  if name in FORMS:
+    return FORMS[name]
+  if '.py' in name:
+    from familial.laws import user_forms  # Which is written in terms of Form.
+
+    return user_forms.load(name)
+  if re.fullmatch(r'\w+([*+]\w+)+', name):
+    return power_laws(name, tuple(t.split('*') for t in name.split('+')))
+  raise errors.UserError(
+    f'form {name!r} is unknown{errors.nearest(name, FORMS)}; there are'
+    f' {", ".join(FORMS)}, sums of power laws such as width*depth+tokens, and'
+    ' FILE.py:FUNCTION'
+  )
+
+
+def power_laws(
+  name: str,
+  terms: Sequence[Sequence[str]],
+  fixed: Mapping[str, float] | None = None,
+) -> Form:
+  """L = E + the sum over terms of c / (x^a y^b ...).
+
+  A term's constants are c_x_y, and a_x, a_y; the form of Hoffmann et al. (2022)
+  is power_laws('', [['params'], ['tokens']]) under other names.
+
+  Args:
+    name: of the form.
+    terms: each the columns that it multiplies, in a table's long names.
+    fixed: exponents that are not fitted.
+  """
+  E, c, a = _DENSE[0], _DENSE[1], _DENSE[3]
+  fixed = dict(fixed or {})
+  used = [column for term in terms for column in term]
+  if len(set(used)) < len(used):
+    raise errors.UserError(f'form {name!r}: a column may be in one term only')
+  coefficients = ['c_' + '_'.join(term) for term in terms]
+  parameters = [E]
+  for coefficient, term in zip(coefficients, terms, strict=True):
+    parameters.append(dataclasses.replace(c, name=coefficient))
+    parameters += [
+      dataclasses.replace(a, name=f'a_{column}')
+      for column in term
+      if f'a_{column}' not in fixed
+    ]
+  symbols = {column: SYMBOLS.get(column, column) for column in used}
+  exponents = {f'a_{column}' for column in used} - {*fixed}
+
+  def log_loss(p: Coordinates, columns: Columns) -> Any:
+    logs = [p['log_E']]
+    for coefficient, term in zip(coefficients, terms, strict=True):
+      log = p[f'log_{coefficient}']
+      for column in term:
+        key = f'a_{column}'
+        exponent = p[key] if key in exponents else fixed[key]
+        log = log - exponent * jnp.log(columns[symbols[column]])
+      logs.append(log)
+    return log_sum(*logs)
+
+  text = ' + '.join(
+    f'{coefficient}/('
+    + ' '.join(
+      f'{symbols[column]}^{fixed.get(f"a_{column}", f"a_{column}")}'
+      for column in term
     )
-  return FORMS[name]
+    + ')'
+    for coefficient, term in zip(coefficients, terms, strict=True)
+  )
+  return Form(
+    name,
+    f'L = E + {text}',
+    tuple(parameters),
+    tuple(symbols.values()),
+    log_loss,
+  )
 
 
 def log_sum(*terms: Any) -> Any:
@@ -195,6 +295,26 @@ def _power(base: float, parameter: str, values: Mapping[str, Any]) -> Any:
   return float(base) ** values[parameter]
 
 
+def _kaplan(p: Coordinates, columns: Columns) -> Any:
+  alpha_N, alpha_D = jnp.exp(p['log_alpha_N']), jnp.exp(p['log_alpha_D'])
+  return alpha_D * log_sum(
+    alpha_N / alpha_D * (p['log_N_c'] - jnp.log(columns['N'])),
+    p['log_D_c'] - jnp.log(columns['D']),
+  )
+
+
+def _outer_exponent(p: Coordinates, columns: Columns) -> Any:
+  return log_sum(p['log_E'], jnp.exp(p['log_outer']) * _reducible(p, columns))
+
+
+def _power_of_compute(p: Coordinates, columns: Columns) -> Any:
+  return log_sum(p['log_E'], _term(p['log_A'], p['alpha'], columns['C']))
+
+
+_GAMMA = Parameter('gamma', _PENALTY_GRID, null=0.0)
+_KAPLAN_SCALE = (10.0, 20.0, 30.0, 40.0)
+_KAPLAN_EXPONENT = (-3.5, -2.5, -1.5, -0.5)
+
 FORMS: dict[str, Form] = {
   form.name: form
   for form in (
@@ -208,7 +328,7 @@ FORMS: dict[str, Form] = {
     Form(
       'familial_total',
       'L = (E + A/N^alpha + B/D^beta) G^gamma',
-      (*_DENSE, Parameter('gamma', _PENALTY_GRID, null=0.0)),
+      (*_DENSE, _GAMMA),
       ('N', 'D', 'G'),
       _familial_total,
       _penalties('gamma'),
@@ -216,7 +336,7 @@ FORMS: dict[str, Form] = {
     Form(
       'familial_reducible',
       'L = E + (A/N^alpha + B/D^beta) G^gamma',
-      (*_DENSE, Parameter('gamma', _PENALTY_GRID, null=0.0)),
+      (*_DENSE, _GAMMA),
       ('N', 'D', 'G'),
       _familial_reducible,
       _penalties('gamma'),
@@ -240,6 +360,42 @@ FORMS: dict[str, Form] = {
       ('N', 'D', 'upstream', 'downstream'),
       _branch,
       {**_penalties('gamma_up'), **_penalties('gamma_down')},
+    ),
+    Form(
+      'kaplan',
+      'L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D',
+      (
+        Parameter('N_c', _KAPLAN_SCALE, LOG),
+        Parameter('D_c', _KAPLAN_SCALE, LOG),
+        Parameter('alpha_N', _KAPLAN_EXPONENT, LOG),
+        Parameter('alpha_D', _KAPLAN_EXPONENT, LOG),
+      ),
+      ('N', 'D'),
+      _kaplan,
+    ),
+    Form(
+      'outer_exponent',
+      'L = E + (A/N^alpha + B/D^beta)^outer',
+      (*_DENSE, Parameter('outer', (-1.0, -0.5, 0.0), LOG)),
+      ('N', 'D'),
+      _outer_exponent,
+    ),
+    Form(
+      'power_of_compute',
+      'L = E + A/C^alpha',
+      (_DENSE[0], _DENSE[1], _DENSE[3]),
+      ('C',),
+      _power_of_compute,
+    ),
+    power_laws('width_depth', (['width'], ['depth'], ['tokens'])),
+    power_laws('width_depth_product', (['width', 'depth'], ['tokens'])),
+    power_laws(
+      'width_depth_inverse',
+      (['width'], ['depth'], ['tokens']),
+      fixed={'a_width': 1.0, 'a_depth': 1.0},
+    ),
+    power_laws(
+      'width_depth_params', (['width'], ['depth'], ['params'], ['tokens'])
     ),
   )
 }

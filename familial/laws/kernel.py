@@ -1,4 +1,4 @@
-"""The compiled program of the solver: a few iterations of many robust fits.
+"""The compiled programs of the solver: a few iterations of many robust fits.
 
 Each iteration takes the better of two damped steps: Gauss-Newton with Huber's
 weights min(1, delta/|r|), which descends from far, and the full Newton step,
@@ -12,8 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-ROUND = 8  # iterations between two looks at which lanes are done
+ROUGH_ROUND = 8  # iterations of a rough program
+_ROUGH_LEAST = 1e-6  # least damping that float32 bears
+ROUND = 4  # iterations between two looks at which lanes are done
 _CAP = 1.0  # largest change of a coordinate in one step: e-fold, or 1
 _NEAR_ENOUGH = 0.03  # gradient at which Huber's threshold tightens
 _TIGHTEN = 0.25  # by this factor, until it is delta
@@ -45,12 +48,76 @@ def program(
       shape(lanes, p),
       shape(lanes),
       shape(p),
-      shape(3),
+      shape(4),
       shape(lanes),
       shape(lanes),
     )
     .compile()
   )
+
+
+@functools.lru_cache(maxsize=64)
+def rough(
+  log_loss: Callable[..., Any],
+  coordinates: tuple[str, ...],
+  column_names: tuple[str, ...],
+  rows: int,
+  lanes: int,
+) -> Callable[..., Any]:
+  """The compiled rough round: Gauss-Newton alone, in float32.
+
+  Takes columns, target [rows], weights [lanes, rows], theta, damping [lanes],
+  free and (delta, asymmetry); returns theta, damping and the objectives.
+  """
+  p = len(coordinates)
+
+  def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dimensions, jnp.float32)
+
+  round_ = functools.partial(_rough_round, log_loss, coordinates)
+  return (
+    jax.jit(jax.vmap(round_, in_axes=(None, None, 0, 0, 0, None, None)))
+    .lower(
+      {name: shape(rows) for name in column_names},
+      shape(rows),
+      shape(lanes, rows),
+      shape(lanes, p),
+      shape(lanes),
+      shape(p),
+      shape(2),
+    )
+    .compile()
+  )
+
+
+def padded(rows: int) -> int:
+  """Rows of a compiled program: few sizes, so that few are compiled."""
+  size = 64
+  while size < rows:
+    size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+  return size
+
+
+def inputs(
+  names: tuple[str, ...], columns: Mapping[str, Any], dtype: Any = np.float64
+) -> dict[str, np.ndarray]:
+  """A form's columns, padded with copies of their last row."""
+  arrays = {name: np.asarray(columns[name], dtype) for name in names}
+  return {
+    name: np.pad(values, (0, padded(len(values)) - len(values)), mode='edge')
+    for name, values in arrays.items()
+  }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def predict(
+  log_loss: Callable[..., Any],
+  coordinates: tuple[str, ...],
+  columns: dict[str, jax.Array],
+  theta: jax.Array,
+) -> jax.Array:
+  """Log loss [n, rows], compiled."""
+  return jax.vmap(_model(log_loss, coordinates, columns))(theta)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -93,14 +160,12 @@ def _round(
 ) -> tuple[jax.Array, ...]:
   """A few iterations of one lane; all arguments but the first two traced."""
   model = _model(log_loss, coordinates, columns)
-  delta, tolerance, least = settings
+  delta, tolerance, least, asymmetry = settings
   identity = jnp.eye(len(coordinates), dtype=theta.dtype)
   both_free = free[:, None] * free
 
   def objective(residual: jax.Array, threshold: jax.Array) -> jax.Array:
-    size = jnp.abs(residual)
-    tail = threshold * (size - 0.5 * threshold)
-    return weight @ jnp.where(size <= threshold, 0.5 * size**2, tail)
+    return _objective(residual, weight, threshold, asymmetry)
 
   def iterate(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     theta, damping, _, threshold, done = state
@@ -108,8 +173,9 @@ def _round(
     jacobian = jax.vmap(push)(identity) * free[:, None]
     residual = prediction - target
     value = objective(residual, threshold)
+    sided = weight * jnp.where(residual > 0, asymmetry, 1.0)
     slope = _slope(
-      jacobian, residual, weight, threshold, 0.01 * tolerance * value
+      jacobian, residual, sided, threshold, 0.01 * tolerance * value
     )
     last = threshold <= delta
     stop = last & (
@@ -124,34 +190,26 @@ def _round(
     value = objective(residual, threshold)
     clipped = jnp.clip(residual, -threshold, threshold)
     inside = jnp.abs(residual) <= threshold
-    pull = weight * clipped
+    pull = sided * clipped
     gradient = jacobian @ pull
     huber_weight = jnp.where(inside, 1.0, threshold / jnp.abs(residual))
-    gauss = _gram(jacobian, weight * huber_weight)
+    gauss = _gram(jacobian, sided * huber_weight)
     curvature = jax.jacfwd(lambda t: jax.vjp(model, t)[1](pull)[0])(theta)
-    newton = _gram(jacobian, weight * inside) + curvature * both_free
+    newton = _gram(jacobian, sided * inside) + curvature * both_free
     diagonal = jnp.diagonal(gauss)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
 
-    def candidate(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step_of(matrix: jax.Array) -> jax.Array:
       scaled = matrix / scale[:, None] / scale + damping * identity
-      step = _cholesky_solve(scaled, gradient / scale) / scale
-      # Each coordinate by itself: a dead term asks for an endless step, and
-      # scaling the whole step down to it would stop all the others.
-      step = jnp.clip(step, -_CAP, _CAP)
-      new = theta - step
-      return new, objective(model(new) - target, threshold)
+      return _cholesky_solve(scaled, gradient / scale) / scale
 
-    (first, second), (first_value, second_value) = jax.vmap(candidate)(
-      jnp.stack([gauss, newton])
-    )
-    # A matrix that is not positive definite gives NaN, which loses here.
-    newton_wins = second_value < first_value
-    gauss_failed = ~jnp.isfinite(first_value) & jnp.isfinite(second_value)
-    take = newton_wins | gauss_failed
-    best = jnp.where(take, second, first)
-    best_value = jnp.where(take, second_value, first_value)
-    down = best_value < value
+    # A matrix that is not positive definite gives NaN.
+    step = step_of(newton)
+    step = jnp.where(jnp.isfinite(step).all(), step, step_of(gauss))
+    # Each coordinate by itself: a dead term asks for an endless step, and
+    # scaling the whole step down to it would stop all the others.
+    best = theta - jnp.clip(step, -_CAP, _CAP)
+    down = objective(model(best) - target, threshold) < value
     move = down & ~stop & ~done
     keep = stop | done
     new_damping = jnp.where(down, damping / 5, damping * 10)
@@ -169,6 +227,62 @@ def _round(
   )
   value = objective(model(theta) - target, delta)
   return theta, damping, threshold, value, slope, done
+
+
+def _rough_round(
+  log_loss: Callable[..., Any],
+  coordinates: tuple[str, ...],
+  columns: dict[str, jax.Array],
+  target: jax.Array,
+  weight: jax.Array,
+  theta: jax.Array,
+  damping: jax.Array,
+  free: jax.Array,
+  settings: jax.Array,
+) -> tuple[jax.Array, ...]:
+  """ROUGH_ROUND Gauss-Newton iterations of one lane."""
+  model = _model(log_loss, coordinates, columns)
+  delta, asymmetry = settings
+  identity = jnp.eye(len(coordinates), dtype=theta.dtype)
+
+  def objective(residual: jax.Array) -> jax.Array:
+    return _objective(residual, weight, delta, asymmetry)
+
+  def iterate(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    theta, damping, value = state
+    prediction, push = jax.linearize(model, theta)
+    jacobian = jax.vmap(push)(identity) * free[:, None]
+    residual = prediction - target
+    size = jnp.abs(residual)
+    pull = weight * jnp.where(residual > 0, asymmetry, 1.0)
+    pull *= jnp.where(size <= delta, 1.0, delta / size)
+    gauss = _gram(jacobian, pull)
+    diagonal = jnp.diagonal(gauss)
+    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    scaled = gauss / scale[:, None] / scale + damping * identity
+    step = _cholesky_solve(scaled, jacobian @ (pull * residual) / scale) / scale
+    new = theta - jnp.clip(step, -_CAP, _CAP)
+    new_value = objective(model(new) - target)
+    # From where there is no number, any number is a gain.
+    down = (new_value < value) | (jnp.isfinite(new_value) & jnp.isnan(value))
+    return (
+      jnp.where(down, new, theta),
+      jnp.maximum(jnp.where(down, damping / 5, damping * 10), _ROUGH_LEAST),
+      jnp.where(down, new_value, value),
+    )
+
+  first = objective(model(theta) - target)
+  return jax.lax.fori_loop(0, ROUGH_ROUND, iterate, (theta, damping, first))
+
+
+def _objective(
+  residual: jax.Array, weight: jax.Array, delta: jax.Array, asymmetry: jax.Array
+) -> jax.Array:
+  """sum_i w_i s_i Huber(r_i; delta), s_i = asymmetry where r_i > 0."""
+  size = jnp.abs(residual)
+  tail = delta * (size - 0.5 * delta)
+  loss = jnp.where(size <= delta, 0.5 * size**2, tail)
+  return weight @ (jnp.where(residual > 0, asymmetry, 1.0) * loss)
 
 
 def _gram(jacobian: jax.Array, weight: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import special
 
 from familial import errors
-from familial.laws import fit as fits
+from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import solver
 from familial.laws import table as tables
@@ -59,7 +59,7 @@ class Profile:
 def profile(
   form: forms.Form,
   table: tables.Table,
-  fit: fits.Fit,
+  fit: estimate.Fit,
   name: str,
   *,
   level: float = 0.95,
@@ -140,7 +140,7 @@ def profile(
 
 def _deviance(
   table: tables.Table,
-  fit: fits.Fit,
+  fit: estimate.Fit,
   j: int,
   x: np.ndarray,
   advance: Callable[[int], Any],
@@ -161,8 +161,9 @@ def _deviance(
   free[j] = False
   ends = solver.solve(
     fit.form, table.columns, starts.reshape(-1, len(fit.theta)),
-    np.log(table.columns['loss'])[None], np.ones((1, table.rows)),
-    delta=fit.delta, free=free, damping=1e-2, advance=advance,
+    np.log(table.columns['loss'])[None], table.weight[None],
+    delta=fit.delta, asymmetry=fit.asymmetry, free=free, damping=1e-2,
+    advance=advance,
   )  # fmt: skip
   best = ends.objective.reshape(len(starts), -1).min(0)
   if not 0 < fit.inflation[j] < np.inf:

@@ -18,7 +18,7 @@ import tqdm
 
 from familial import errors
 from familial.laws import bootstrap as bootstraps
-from familial.laws import fit as fits
+from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import profile as profiles
 from familial.laws import selection as selections
@@ -33,7 +33,7 @@ _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 class Result:
   """One form on one table, with everything that says how sure it is."""
 
-  fit: fits.Fit
+  fit: estimate.Fit
   bootstrap: bootstraps.Bootstrap
   profiles: dict[str, profiles.Profile]
   table: tables.Table
@@ -80,8 +80,8 @@ def run(
   out: str | pathlib.Path,
   *,
   loss_definition: str = 'final',
-  delta: float = fits.DELTA,
-  starts: int = fits.STARTS,
+  delta: float = estimate.DELTA,
+  starts: int = estimate.STARTS,
   resamples: int = bootstraps.RESAMPLES,
   level: float = bootstraps.LEVEL,
   seed: int = 0,
@@ -121,8 +121,8 @@ def analyse(
   table: tables.Table,
   *,
   loss_definition: str = 'final',
-  delta: float = fits.DELTA,
-  starts: int = fits.STARTS,
+  delta: float = estimate.DELTA,
+  starts: int = estimate.STARTS,
   resamples: int = bootstraps.RESAMPLES,
   level: float = bootstraps.LEVEL,
   seed: int = 0,
@@ -130,7 +130,7 @@ def analyse(
 ) -> Result:
   """Fit, bootstrap by run, and the profile of each parameter with a null."""
   with _bar(form.name, 'starts', starts, progress) as bar:
-    fit = fits.fit(
+    fit = estimate.fit(
       form, table, delta=delta, starts=starts, seed=seed, advance=bar.update
     )
   with _bar(form.name, 'resamples', resamples, progress) as bar:

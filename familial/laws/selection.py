@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 
 from familial import errors
-from familial.laws import fit as fits
+from familial.laws import estimate
+from familial.laws import search
+from familial.laws import solver
 from familial.laws import table as tables
 
+_STARTS = 1024  # of a fit that leaves rows out
 _SAME_BUDGET = 0.1  # log C between neighbours within one budget
 
 
 @dataclasses.dataclass(frozen=True)
 class HoldOut:
-  """How a law fitted without the largest budget predicts it.
+  """How a law predicts rows that it was not fitted to.
 
-  `rms` and `bias` are of log prediction - log loss over `rows` held-out rows.
+  `rms` and `bias` are of log prediction - log loss over the held-out `rows`,
+  fitted anew without each of `folds` groups in turn. `converged`: every time.
   """
 
   rule: str
+  folds: int
   rows: int
   rms: float
   bias: float
@@ -31,7 +36,9 @@ class HoldOut:
 class Candidate:
   """One form among several; `aic_behind` and `bic_behind` the best are 0.
 
-  `hold_out` is None where too few rows would be left to fit.
+  `hold_out` leaves out the largest budget: extrapolation. `by_budget` and
+  `by_model` leave out each budget, and each model, in turn. Each is None where
+  the table cannot tell such groups apart, or too few rows would be left.
   """
 
   form: str
@@ -42,6 +49,8 @@ class Candidate:
   aic_behind: float
   bic_behind: float
   hold_out: HoldOut | None
+  by_budget: HoldOut | None
+  by_model: HoldOut | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +66,15 @@ class Selection:
   by_hold_out: str | None
 
 
-def select(fitted: Sequence[fits.Fit], table: tables.Table) -> Selection:
+def select(fitted: Sequence[estimate.Fit], table: tables.Table) -> Selection:
   """Compares fits of several forms to one table.
 
-  AIC and BIC count rows as independent (see fit.Fit); exits of one run are not,
-  so for the per-exit loss the held-out budget is the better judge.
+  AIC and BIC count rows as independent (see estimate.Fit); exits of one run
+  are not, so for the per-exit loss the held-out budget is the better judge.
   """
   lowest_aic = min(f.aic for f in fitted)
   lowest_bic = min(f.bic for f in fitted)
+  budgets, models = _budgets(table), _models(table)
   candidates = sorted(
     (
       Candidate(
@@ -76,6 +86,8 @@ def select(fitted: Sequence[fits.Fit], table: tables.Table) -> Selection:
         aic_behind=f.aic - lowest_aic,
         bic_behind=f.bic - lowest_bic,
         hold_out=hold_out(f, table),
+        by_budget=cross_validation(f, table, budgets, 'each budget'),
+        by_model=cross_validation(f, table, models, 'each model'),
       )
       for f in fitted
     ),
@@ -90,32 +102,83 @@ def select(fitted: Sequence[fits.Fit], table: tables.Table) -> Selection:
   )
 
 
-def hold_out(fit: fits.Fit, table: tables.Table) -> HoldOut | None:
+def hold_out(fit: estimate.Fit, table: tables.Table) -> HoldOut | None:
   """Refits without the largest budget and predicts it; None if too few rows."""
   held, rule = largest_budget(table)
-  if (~held).sum() <= fit.free.sum() or not held.any():
+  return _validated(fit, table, [held], rule)
+
+
+def cross_validation(
+  fit: estimate.Fit, table: tables.Table, group: np.ndarray | None, rule: str
+) -> HoldOut | None:
+  """Leaves out each group of rows in turn; None if too few rows would be left.
+
+  Args:
+    fit: to the whole table.
+    table: the rows.
+    group: of each row [rows], or None where the table has no such groups.
+    rule: what is left out, in words.
+  """
+  if group is None or len(np.unique(group)) < 2:
     return None
-  fixed = {
-    name: fit.params[name]
-    for name, free in zip(fit.form.names, fit.free, strict=True)
-    if not free
-  }
-  seen, unseen = table.take(~held), table.take(held)
-  # The whole table's optimum is one start of many, not the only one.
-  starts = np.concatenate(
-    [fit.theta[None], fits.draw_starts(fit.form, fit.starts // 4 + 1, fit.seed)]
+  return _validated(fit, table, [group == g for g in np.unique(group)], rule)
+
+
+def _validated(
+  fit: estimate.Fit,
+  table: tables.Table,
+  folds: Sequence[np.ndarray],
+  rule: str,
+) -> HoldOut | None:
+  left = min(int((~held).sum()) for held in folds)
+  if left <= fit.free.sum() or not all(held.any() for held in folds):
+    return None
+  points = np.concatenate([fit.theta[None], fit.others])
+  weights = np.array([~held for held in folds], float)
+  problem = fit.problem(table, weights)
+  starts = search.starts_of(fit.form, min(fit.starts, _STARTS), fit.seed)
+  ends = search.search_groups(
+    problem, search.holding(starts, fit.form, fit.fixed), points
   )
-  refit = fits.fit(
-    fit.form, seen, delta=fit.delta, starts=starts, seed=fit.seed, fixed=fixed
+  prediction = solver.predict(fit.form, table.columns, ends.theta)
+  error = np.concatenate(
+    [prediction[i][held] - problem.target[held] for i, held in enumerate(folds)]
   )
-  error = np.log(refit.predict(unseen.columns) / unseen.columns['loss'])
   return HoldOut(
     rule=rule,
-    rows=unseen.rows,
+    folds=len(folds),
+    rows=len(error),
     rms=float(np.sqrt(np.mean(error**2))),
     bias=float(np.mean(error)),
-    converged=refit.converged,
+    converged=bool(ends.converged.all()),
   )
+
+
+def _models(table: tables.Table) -> np.ndarray | None:
+  """Which rows are of one model: of one N, or of one width and depth."""
+  names = [n for n in ('N', 'width', 'depth') if n in table.columns]
+  if not names:
+    return None
+  shapes = np.stack([table.columns[n] for n in names], axis=1)
+  group = np.unique(shapes, axis=0, return_inverse=True)[1].ravel()
+  return group if len(np.unique(group)) < table.rows else None
+
+
+def _budgets(table: tables.Table) -> np.ndarray | None:
+  """Which rows are of one budget, or None where costs form no groups."""
+  columns = table.columns
+  if 'budget' in columns:
+    return columns['budget']
+  cost = table.cost
+  if cost is None:
+    return None
+  order = np.argsort(cost)
+  gap = np.diff(np.log(cost[order])) > _SAME_BUDGET
+  if not 1 <= gap.sum() < table.rows / 3:
+    return None
+  group = np.empty(table.rows, int)
+  group[order] = np.concatenate([[0], np.cumsum(gap)])
+  return group
 
 
 def largest_budget(table: tables.Table) -> tuple[np.ndarray, str]:
@@ -124,25 +187,17 @@ def largest_budget(table: tables.Table) -> tuple[np.ndarray, str]:
   The column budget; else C (or 6 N D) in groups with gaps of more than 10 %
   between them; where that leaves no groups, the highest tenth of it.
   """
-  columns = table.columns
-  if 'budget' in columns:
-    return columns['budget'] == columns['budget'].max(), 'largest budget'
-  if 'C' in columns:
-    cost, name = columns['C'], 'C'
-  elif {'N', 'D'} <= set(columns):
-    cost, name = 6 * columns['N'] * columns['D'], '6 N D'
-  else:
+  group = _budgets(table)
+  if group is not None:
+    told = 'budget' if 'budget' in table.columns else 'group of C'
+    return group == group.max(), f'largest {told}'
+  cost = table.cost
+  if cost is None:
     raise errors.UserError(
       'to hold out the largest budget, a table needs budget, C, or N and D;'
-      f' it has {", ".join(columns)}'
+      f' it has {", ".join(table.columns)}'
     )
-  order = np.argsort(cost)
-  gap = np.diff(np.log(cost[order])) > _SAME_BUDGET
-  if 1 <= gap.sum() < table.rows / 3:
-    return cost > cost[order][
-      np.flatnonzero(gap)[-1]
-    ], f'largest group of {name}'
-  return cost > np.quantile(cost, 0.9), f'highest tenth of {name}'
+  return cost > np.quantile(cost, 0.9), 'highest tenth of C'
 
 
 def to_json(selection: Selection) -> dict[str, Any]:

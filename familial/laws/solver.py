@@ -9,8 +9,8 @@ slowest, and memory does not grow with the number of fits.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
-import time
 from typing import Any
 
 import jax
@@ -35,7 +35,26 @@ class Solution:
   objective: np.ndarray  # [n], inf where the form gave no number
   gradient: np.ndarray  # [n]
   converged: np.ndarray  # [n] bool
-  compile_seconds: float
+
+  def take(self, keep: np.ndarray) -> 'Solution':
+    """Some of the lanes."""
+    return dataclasses.replace(
+      self,
+      theta=self.theta[keep],
+      objective=self.objective[keep],
+      gradient=self.gradient[keep],
+      converged=self.converged[keep],
+    )
+
+
+def join(parts: Sequence[Solution]) -> Solution:
+  """Solutions one after another."""
+  return Solution(
+    *(
+      np.concatenate([getattr(part, name) for part in parts])
+      for name in ('theta', 'objective', 'gradient', 'converged')
+    )
+  )
 
 
 def solve(
@@ -46,6 +65,7 @@ def solve(
   weights: np.ndarray,
   *,
   delta: float,
+  asymmetry: float = 1.0,
   first_delta: float = 0.0,
   target_of: np.ndarray | None = None,
   weight_of: np.ndarray | None = None,
@@ -58,7 +78,7 @@ def solve(
   iterations: int = 400,
   advance: Callable[[int], Any] = lambda done: None,
 ) -> Solution:
-  """Minimises sum_i w_i Huber(log L(theta)_i - target_i; delta) in each lane.
+  """Minimises sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), each lane.
 
   Args:
     form: the law.
@@ -66,7 +86,8 @@ def solve(
     theta: coordinates to start from, [n, parameters].
     targets: log losses, [m, rows].
     weights: row weights, [k, rows].
-    delta: Huber's threshold on the log residual.
+    delta: Huber's threshold on the log residual; inf for least squares.
+    asymmetry: s_i where the law lies above the data; 1 where below.
     first_delta: a larger threshold to begin with, which shrinks to delta as each
       is solved: near an absolute-value loss, Newton alone crawls from kink to
       kink.
@@ -85,15 +106,15 @@ def solve(
   """
   n, p = theta.shape
   rows = targets.shape[1]
-  padded = _padded(rows)
-  width = _lanes(padded, p)
+  padded = kernel.padded(rows)
+  width = lanes(padded, p)
   pad = padded - rows
   targets = np.pad(targets, ((0, 0), (0, pad)), mode='edge')
   weights = np.pad(weights, ((0, 0), (0, pad)))
   target_of = np.zeros(n, int) if target_of is None else target_of
   weight_of = np.zeros(n, int) if weight_of is None else weight_of
   mask = np.ones(p) if free is None else np.asarray(free, np.float64)
-  inputs = _inputs(form, columns)
+  inputs = kernel.inputs(form.columns, columns)
 
   out_theta = np.array(theta, np.float64)
   objective = np.full(n, np.inf)
@@ -107,10 +128,9 @@ def solve(
   slow = np.zeros(width, int)  # rounds in a row without progress
   started = 0
   with jax.enable_x64(True):
-    tick = time.monotonic()
-    program = kernel.program(form.log_loss, form.coordinates, form.columns,
-                       padded, width)  # fmt: skip
-    compile_seconds = time.monotonic() - tick
+    program = kernel.program(
+      form.log_loss, form.coordinates, form.columns, padded, width
+    )
     while started < n or (lane >= 0).any():
       empty = np.flatnonzero(lane < 0)[: n - started]
       lane[empty] = np.arange(started, started + len(empty))
@@ -122,7 +142,7 @@ def solve(
       w = weights[weight_of[which]]
       result = program(
         inputs, targets[target_of[which]], w, current, damp,
-        mask, np.array([delta, tolerance, least]), floor * w.sum(1), threshold,
+        mask, np.array([delta, tolerance, least, asymmetry]), floor * w.sum(1), threshold,
       )  # fmt: skip
       current, damp, threshold, value, slope, done = map(np.array, result)
       age += kernel.ROUND
@@ -145,51 +165,53 @@ def solve(
     objective,
     gradient,
     converged & np.isfinite(objective),
-    compile_seconds,
   )
+
+
+def predict(
+  form: forms.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
+) -> np.ndarray:
+  """Log loss [n, rows] at theta [n, parameters]."""
+  rows = len(np.asarray(columns[form.columns[0]]))
+  with jax.enable_x64(True):
+    value = kernel.predict(
+      form.log_loss,
+      form.coordinates,
+      kernel.inputs(form.columns, columns),
+      np.asarray(theta, np.float64),
+    )
+    return np.asarray(value)[:, :rows]
 
 
 def evaluate(
   form: forms.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log loss [n, rows] and its Jacobian [n, rows, parameters] at theta [n, p]."""
-  inputs = _inputs(form, columns)
   rows = len(np.asarray(columns[form.columns[0]]))
   with jax.enable_x64(True):
     value, jacobian = kernel.evaluate(
-      form.log_loss, form.coordinates, inputs, np.asarray(theta, np.float64)
+      form.log_loss,
+      form.coordinates,
+      kernel.inputs(form.columns, columns),
+      np.asarray(theta, np.float64),
     )
     return np.asarray(value)[:, :rows], np.asarray(jacobian)[:, :rows]
 
 
-def huber(residual: np.ndarray, delta: float) -> np.ndarray:
-  """Huber's function of each residual: r^2/2, linear beyond delta."""
+def penalty(
+  residual: np.ndarray, delta: float, asymmetry: float = 1.0
+) -> np.ndarray:
+  """Huber's function of each residual, times asymmetry where it is above 0."""
   size = np.abs(residual)
-  return np.where(
-    size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta)
-  )
+  with np.errstate(invalid='ignore'):  # delta = inf has no tail
+    huber = np.where(
+      size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta)
+    )
+  return np.where(residual > 0, asymmetry, 1.0) * huber
 
 
-def _inputs(
-  form: forms.Form, columns: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """The form's columns, padded with copies of their last row."""
-  arrays = {n: np.asarray(columns[n], np.float64) for n in form.columns}
-  return {
-    name: np.pad(values, (0, _padded(len(values)) - len(values)), mode='edge')
-    for name, values in arrays.items()
-  }
-
-
-def _padded(rows: int) -> int:
-  """Rows of the compiled program: few sizes, so that few are compiled."""
-  size = 64
-  while size < rows:
-    size *= 2
-  return size
-
-
-def _lanes(rows: int, parameters: int) -> int:
+def lanes(rows: int, parameters: int) -> int:
+  """How many fits a compiled round takes at once."""
   fit = _LANE_BYTES // (8 * rows * (parameters + 4))
   most = 32 if jax.default_backend() == 'cpu' else 4096
   return int(min(most, max(1, fit)))

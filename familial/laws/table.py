@@ -19,13 +19,24 @@ import numpy as np
 
 from familial import errors
 from familial.laws import definitions
+from familial.laws import forms
 
-SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}
-
-_POSITIVE = ('N', 'D', 'G', 'C', 'loss', 'budget', 'flops_per_token')
-_KNOWN = (
-  *SYMBOLS,
+_POSITIVE = (
+  'N',
+  'D',
+  'G',
+  'C',
   'loss',
+  'budget',
+  'flops_per_token',
+  'width',
+  'depth',
+  'weight',
+)
+_KNOWN = (
+  *forms.SYMBOLS,
+  'loss',
+  'weight',
   'run',
   'budget',
   'width',
@@ -66,6 +77,20 @@ class Table:
   def rows(self) -> int:
     """How many."""
     return len(self.run)
+
+  @property
+  def weight(self) -> np.ndarray:
+    """Of each row in a fit, [rows]: the column weight, or 1."""
+    return self.columns.get('weight', np.ones(self.rows))
+
+  @property
+  def cost(self) -> np.ndarray | None:
+    """FLOPs of each row [rows]: C, or 6 N D; None where neither is known."""
+    if 'C' in self.columns:
+      return self.columns['C']
+    if {'N', 'D'} <= set(self.columns):
+      return 6 * self.columns['N'] * self.columns['D']
+    return None
 
   @property
   def unit(self) -> str:
@@ -186,9 +211,12 @@ def read(
     records: list[dict[str, Any]] = list(
       csv.DictReader(contents[0].decode('utf-8-sig').splitlines())
     )
-  elif path.is_dir() or path.suffix in ('.jsonl', '.json'):
+  elif path.suffix in ('.jsonl', '.json'):
+    records = _json_lines(contents[0], path)
+  elif path.is_dir():
+    # A run is named by its place: two studies may have cells of one name.
     records = [
-      record
+      {**record, 'run': str(file.parent.relative_to(path))}
       for file, content in zip(files, contents, strict=True)
       for record in _json_lines(content, file)
     ]
@@ -251,7 +279,7 @@ def _from_records(
   header = list(records[0])
   mapping = _mapping(columns, header, source)
   arrays = {
-    SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
+    forms.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
     for ours, theirs in mapping.items()
     if ours != 'run'
   }
@@ -272,7 +300,7 @@ def _mapping(
   columns: Mapping[str, str], header: Sequence[str], source: str
 ) -> dict[str, str]:
   """Our name -> theirs: what was asked, then what goes by its own name."""
-  long_names = {symbol: name for name, symbol in SYMBOLS.items()}
+  long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
   mapping = {}
   for ours, theirs in columns.items():
     name = long_names.get(ours, ours)
@@ -288,7 +316,7 @@ def _mapping(
       )
     mapping[name] = theirs
   for name in _KNOWN:
-    for theirs in (name, SYMBOLS.get(name, name)):
+    for theirs in (name, forms.SYMBOLS.get(name, name)):
       if name not in mapping and theirs in header:
         mapping[name] = theirs
   if 'loss' not in mapping:

@@ -43,6 +43,8 @@ def columns() -> dict[str, np.ndarray]:
     'budget': budget,
     'upstream': g - 1,
     'downstream': np.arange(36) * 5 % 4 * 1.0,
+    'width': 2.0 ** (5 + np.arange(36) * 7 % 5),
+    'depth': 1.0 + np.arange(36) * 11 % 13,
   }
 
 

@@ -6,17 +6,49 @@ import pytest
 from familial import errors
 from familial.laws import forms
 
+
+def dense(c, p):
+  a = p['A'] / c['N'] ** p['alpha']
+  return a + p['B'] / c['D'] ** p['beta']
+
+
+def tokens(c, p):
+  return p['E'] + p['c_tokens'] / c['D'] ** p['a_tokens']
+
+
+def split(c, p):
+  width = p['c_width'] / c['width'] ** p.get('a_width', 1.0)
+  return width + p['c_depth'] / c['depth'] ** p.get('a_depth', 1.0)
+
+
 EQUATIONS = {
-  'chinchilla': lambda e, a, b, c, p: e + a + b,
-  'dense_null': lambda e, a, b, c, p: e + a + b,
-  'familial_total': lambda e, a, b, c, p: (e + a + b) * c['G'] ** p['gamma'],
-  'familial_reducible': lambda e, a, b, c, p: (
-    e + (a + b) * c['G'] ** p['gamma']
+  'chinchilla': lambda c, p: p['E'] + dense(c, p),
+  'dense_null': lambda c, p: p['E'] + dense(c, p),
+  'familial_total': lambda c, p: (p['E'] + dense(c, p)) * c['G'] ** p['gamma'],
+  'familial_reducible': lambda c, p: (
+    p['E'] + dense(c, p) * c['G'] ** p['gamma']
   ),
-  'branch': lambda e, a, b, c, p: (
-    (e + a + b)
+  'branch': lambda c, p: (
+    (p['E'] + dense(c, p))
     * (1 + c['upstream']) ** p['gamma_up']
     * (1 + c['downstream']) ** p['gamma_down']
+  ),
+  'kaplan': lambda c, p: (
+    ((p['N_c'] / c['N']) ** (p['alpha_N'] / p['alpha_D']) + p['D_c'] / c['D'])
+    ** p['alpha_D']
+  ),
+  'outer_exponent': lambda c, p: p['E'] + dense(c, p) ** p['outer'],
+  'power_of_compute': lambda c, p: p['E'] + p['A'] / c['C'] ** p['alpha'],
+  'width_depth': lambda c, p: tokens(c, p) + split(c, p),
+  'width_depth_inverse': lambda c, p: tokens(c, p) + split(c, p),
+  'width_depth_product': lambda c, p: (
+    tokens(c, p)
+    + p['c_width_depth']
+    / c['width'] ** p['a_width']
+    / c['depth'] ** p['a_depth']
+  ),
+  'width_depth_params': lambda c, p: (
+    tokens(c, p) + split(c, p) + p['c_params'] / c['N'] ** p['a_params']
   ),
 }
 
@@ -27,19 +59,13 @@ def test_predicts_its_equation(name, columns):
   rng = np.random.default_rng(1)
   for _ in range(5):
     p = {
-      q.name: np.exp(rng.uniform(-1, 6))
-      if q.transform is forms.LOG
-      else rng.uniform(-0.2, 0.6)
+      q.name: rng.uniform(-0.2, 0.6)
+      if q.transform is forms.IDENTITY
+      else np.exp(rng.uniform(-1, 6) if q.name[0].isupper() else -1)
       for q in form.parameters
     }
-    wanted = EQUATIONS[name](
-      p['E'],
-      p['A'] / columns['N'] ** p['alpha'],
-      p['B'] / columns['D'] ** p['beta'],
-      columns,
-      p,
-    )
-    np.testing.assert_allclose(form.predict(p, columns), wanted, rtol=1e-12)
+    wanted = EQUATIONS[name](columns, p)
+    np.testing.assert_allclose(form.predict(p, columns), wanted, rtol=1e-11)
 
 
 def test_every_equation_is_checked():

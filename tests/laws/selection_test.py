@@ -3,13 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial.laws import fit as fits
+from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import selection as selections
 
 
 def fitted(table, *names):
-  return [fits.fit(forms.get(name), table, starts=32) for name in names]
+  return [estimate.fit(forms.get(name), table, starts=32) for name in names]
 
 
 def test_prefers_the_form_that_made_the_data(make):

@@ -19,6 +19,7 @@ import numpy as np
 from familial import errors
 from familial.laws import asymptotics
 from familial.laws import forms
+from familial.laws import search
 from familial.laws import solver
 from familial.laws import table as tables
 
@@ -43,10 +44,13 @@ class Fit:
     theta: the same as coordinates, [parameters].
     free: which of them were fitted, bool [parameters].
     objective: sum of Huber's function of the log residuals.
-    delta: Huber's threshold.
-    starts: how many were run.
+    delta: Huber's threshold; inf for least squares.
+    asymmetry: weight of a row that the law overpredicts.
+    starts: how many there were.
     basin_hit_rate: share of all starts that end within 1e-4 relative of the
-      best objective (or where the residuals are rounding).
+      best objective (or where the residuals are rounding); of those that were
+      not followed to their end, as many as in a random sample that was.
+    followed: starts that were followed to their end.
     converged: the polished gradient, as a cosine (solver.Solution.gradient), is
       below 1e-6.
     condition_number: of the Gauss-Newton matrix J'J at the optimum, scaled to
@@ -74,8 +78,10 @@ class Fit:
   free: np.ndarray
   objective: float
   delta: float
+  asymmetry: float
   starts: int
   basin_hit_rate: float
+  followed: int
   converged: bool
   condition_number: float
   identified: dict[str, bool]
@@ -91,6 +97,22 @@ class Fit:
   seed: int
   seconds: dict[str, float]
 
+  def problem(self, table: tables.Table, weights: np.ndarray) -> search.Problem:
+    """The same fit to each row of weights [groups, rows], times the table's."""
+    return search.Problem(
+      self.form, table.columns, np.log(table.columns['loss']),
+      weights * table.weight, self.delta, self.asymmetry, self.free,
+    )  # fmt: skip
+
+  @property
+  def fixed(self) -> dict[str, float]:
+    """The parameters that were not fitted."""
+    return {
+      name: self.params[name]
+      for name, free in zip(self.form.names, self.free, strict=True)
+      if not free
+    }
+
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
     return self.form.predict(self.params, columns)
@@ -101,7 +123,10 @@ def fit(
   table: tables.Table,
   *,
   delta: float = DELTA,
+  asymmetry: float = 1.0,
   starts: int | np.ndarray = STARTS,
+  sampling: str = 'grid',
+  thin: bool = True,
   seed: int = 0,
   fixed: Mapping[str, float] | None = None,
   advance: Callable[[int], Any] = lambda done: None,
@@ -111,10 +136,14 @@ def fit(
   Args:
     form: the law.
     table: what to fit it to.
-    delta: Huber's threshold on the log residual.
-    starts: how many points of the form's grid to start from, chosen at random
-      (all of them if it has fewer), or their coordinates [n, parameters].
-    seed: of that choice.
+    delta: Huber's threshold on the log residual; inf for least squares.
+    asymmetry: weight of a row that the law overpredicts, over that of one that
+      it underpredicts.
+    starts: how many, as search.starts_of makes them, or their coordinates
+      [n, parameters].
+    sampling: of the starts, grid or latin.
+    thin: drop starts on the way that are behind; see search.
+    seed: of the choice of starts.
     fixed: parameters that keep a given value.
     advance: called with the number of starts that have just ended.
 
@@ -124,63 +153,50 @@ def fit(
   """
   fixed = dict(fixed or {})
   free = _free(form, fixed)
-  _check(form, table, int(free.sum()), delta)
-  theta = draw_starts(form, starts, seed)
-  for i, parameter in enumerate(form.parameters):
-    if parameter.name in fixed:
-      value = fixed[parameter.name]
-      theta[:, i] = parameter.transform.to_coordinate(value)
-  # In one order, so that the result does not depend on the order given.
-  theta = theta[np.lexsort(theta.T)]
-  targets, weights = _problem(table)
-  tick = time.monotonic()
-  ends = solver.solve(
-    form, table.columns, theta, targets, weights,
-    delta=delta, free=free, least=1e-5, stall=1e-10, iterations=240,
-    advance=advance,
+  _check(form, table, int(free.sum()), delta, asymmetry)
+  points = search.holding(starts_of(form, starts, seed, sampling), form, fixed)
+  problem = search.Problem(
+    form, table.columns, np.log(table.columns['loss']), table.weight[None],
+    delta, asymmetry, free,
   )  # fmt: skip
+  tick = time.monotonic()
+  compiling = problem.prepare()
+  ends, audited = search.search(
+    problem, points, seed, thin=thin, advance=advance
+  )
   best = int(np.argmin(ends.objective))
   if not np.isfinite(ends.objective[best]):
     raise errors.UserError(
       f'form {form.name!r} gave no finite prediction from any of'
-      f' {len(theta)} starts'
+      f' {points.count} starts'
     )
-  polished = solver.solve(
-    form, table.columns, ends.theta[best : best + 1], targets, weights,
-    delta=delta, free=free, damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
+  polished = problem.solve(
+    ends.theta[best : best + 1], np.zeros(1, int),
+    damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
   )  # fmt: skip
-  objective = float(polished.objective[0])
   rounding = _ROUNDING * table.rows
-  hit = ends.objective <= objective * (1 + SAME_BASIN) + rounding
+  hit = ends.objective <= polished.objective[0] * (1 + SAME_BASIN) + rounding
   seconds = {
-    'compile': ends.compile_seconds,
-    'starts': time.monotonic() - tick - ends.compile_seconds,
+    'compile': compiling,
+    'starts': time.monotonic() - tick - compiling,
   }
-  return _describe(
-    form, table, polished, hit, _others(ends, hit), free, delta, seed, seconds
-  )
+  found = _Found(
+    polished, points.count, float(hit[audited].mean()), len(hit),
+    _others(ends, hit),
+  )  # fmt: skip
+  return _describe(problem, table, found, seed, seconds)
 
 
-def draw_starts(
-  form: forms.Form, starts: int | np.ndarray, seed: int
-) -> np.ndarray:
-  """Coordinates of points of the form's grid without repeats, [n, parameters]."""
+def starts_of(
+  form: forms.Form,
+  starts: int | np.ndarray,
+  seed: int,
+  sampling: str = 'grid',
+) -> search.Starts:
+  """The starts of a fit, from their number or from their coordinates."""
   if isinstance(starts, np.ndarray):
-    return np.array(starts, np.float64)
-  if starts < 1:
-    raise errors.UserError(f'starts={starts}: at least 1 is needed')
-  sizes = [len(p.grid) for p in form.parameters]
-  total = math.prod(sizes)
-  rng = np.random.default_rng(seed)
-  index = rng.choice(total, min(starts, total), replace=False)
-  places = np.unravel_index(index, sizes)
-  return np.stack(
-    [
-      np.array(p.grid)[place]
-      for p, place in zip(form.parameters, places, strict=True)
-    ],
-    axis=1,
-  )
+    return search.of_array(starts)
+  return search.starts_of(form, starts, seed, sampling)
 
 
 def _free(form: forms.Form, fixed: Mapping[str, float]) -> np.ndarray:
@@ -194,7 +210,11 @@ def _free(form: forms.Form, fixed: Mapping[str, float]) -> np.ndarray:
 
 
 def _check(
-  form: forms.Form, table: tables.Table, parameters: int, delta: float
+  form: forms.Form,
+  table: tables.Table,
+  parameters: int,
+  delta: float,
+  asymmetry: float,
 ) -> None:
   for name in form.columns:
     if name not in table.columns:
@@ -210,10 +230,21 @@ def _check(
     )
   if not delta > 0:
     raise errors.UserError(f'delta={delta}: a number above 0 is needed')
+  if not 0 < asymmetry < math.inf:
+    raise errors.UserError(
+      f'asymmetry={asymmetry}: a finite number above 0 is needed'
+    )
 
 
-def _problem(table: tables.Table) -> tuple[np.ndarray, np.ndarray]:
-  return np.log(table.columns['loss'])[None], np.ones((1, table.rows))
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What a search for the optimum found."""
+
+  polished: solver.Solution
+  starts: int
+  hit_rate: float
+  followed: int
+  others: np.ndarray
 
 
 def _others(ends: solver.Solution, hit: np.ndarray) -> np.ndarray:
@@ -231,26 +262,25 @@ def _others(ends: solver.Solution, hit: np.ndarray) -> np.ndarray:
 
 
 def _describe(
-  form: forms.Form,
+  problem: search.Problem,
   table: tables.Table,
-  polished: solver.Solution,
-  hit: np.ndarray,
-  others: np.ndarray,
-  free: np.ndarray,
-  delta: float,
+  found: _Found,
   seed: int,
   seconds: dict[str, float],
 ) -> Fit:
   """Everything about the optimum that does not need another fit."""
+  form, free, delta = problem.form, problem.free, problem.delta
+  polished = found.polished
   theta = polished.theta[0]
   objective = float(polished.objective[0])
   exact = objective <= _ROUNDING * table.rows
   converged = bool(polished.converged[0]) or exact
   value, jacobian = solver.evaluate(form, table.columns, polished.theta)
-  residual = value[0] - np.log(table.columns['loss'])
+  residual = value[0] - problem.target
   jacobian = jacobian[0][:, free]
+  weight = table.weight * np.where(residual > 0, problem.asymmetry, 1.0)
   variance, ratio = asymptotics.covariance(
-    jacobian, residual, table.clusters, delta
+    jacobian, residual, table.clusters, delta, weight
   )
   sd = np.zeros(len(theta))
   sd[free] = np.sqrt(variance)
@@ -261,9 +291,10 @@ def _describe(
   known = sd <= _IDENTIFIED_SD
   identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
   params = {n: float(v) for n, v in form.values(theta).items()}
-  rate = float(hit.mean())
   parameters = int(free.sum())
-  aic, bic = asymptotics.criteria(objective, table.rows, parameters, delta)
+  aic, bic = asymptotics.criteria(
+    objective, table.weight, parameters, delta, problem.asymmetry
+  )
   return Fit(
     form=form,
     params=params,
@@ -271,15 +302,21 @@ def _describe(
     free=free,
     objective=objective,
     delta=delta,
-    starts=len(hit),
-    basin_hit_rate=rate,
+    asymmetry=problem.asymmetry,
+    starts=found.starts,
+    basin_hit_rate=found.hit_rate,
+    followed=found.followed,
     converged=converged,
     condition_number=condition,
     identified=identified,
     flags=(
       *_flags(form, params, identified, table),
       *(() if converged else ('not converged',)),
-      *([f'basin hit rate {rate:.1%}'] if rate < _LOW_HIT_RATE else []),
+      *(
+        [f'basin hit rate {found.hit_rate:.1%}']
+        if found.hit_rate < _LOW_HIT_RATE
+        else []
+      ),
       *(
         [f'condition number {condition:.1e}']
         if not condition < _ILL_CONDITIONED
@@ -293,7 +330,7 @@ def _describe(
     degrees=max(len(np.unique(table.run)) - parameters, 1),
     aic=float(aic),
     bic=float(bic),
-    others=others,
+    others=found.others,
     seed=seed,
     seconds=seconds,
   )

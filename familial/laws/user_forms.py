@@ -1,0 +1,155 @@
+"""A law of one's own: a Python function of columns and constants, in a file.
+
+    from familial.laws.user_forms import positive, real
+
+    def law(N, D, *, E=positive(0.1, 10), A=positive(1, 1e9), alpha=real(0, 2)):
+      'L = E + A/N^alpha + 1/D'
+      return E + A / N**alpha + 1 / D
+
+`familial fit --form=FILE.py:law` fits it. Positional arguments are columns of
+the table; keyword-only ones are constants, whose defaults say what values they
+may have and where starts are drawn. It returns the loss, one a row, written in
+operators or jax.numpy; nobody writes a derivative.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import importlib.util
+import inspect
+import math
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from familial import errors
+from familial.laws import forms
+
+_POINTS = 5  # of the grid of starts, a constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """What values a constant may have, and the range of its starts."""
+
+  low: float
+  high: float
+  transform: forms.Transform
+
+  def __post_init__(self) -> None:
+    if not -math.inf < self.low < self.high < math.inf:
+      raise errors.UserError(
+        f'a constant from {self.low} to {self.high}: give two finite ends, the '
+        'lower first'
+      )
+
+
+def positive(low: float, high: float) -> Constant:
+  """A constant above 0; starts are even in its logarithm, from low to high."""
+  if not low > 0:
+    raise errors.UserError(f'positive({low}, {high}): both must be above 0')
+  return Constant(low, high, forms.LOG)
+
+
+def real(low: float, high: float) -> Constant:
+  """Any number; starts are even from low to high."""
+  return Constant(low, high, forms.IDENTITY)
+
+
+def within(low: float, high: float) -> Constant:
+  """A number that stays between low and high."""
+  return Constant(low, high, forms.between(low, high))
+
+
+def from_function(function: Callable[..., Any], name: str = '') -> forms.Form:
+  """The form of a function, as the module describes it.
+
+  Raises:
+    UserError: if it has no columns, or a constant without a range.
+  """
+  label = name or getattr(function, '__name__', 'law')
+  given = inspect.signature(function).parameters.values()
+  columns = [p.name for p in given if p.kind is p.POSITIONAL_OR_KEYWORD]
+  constants = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
+  if not columns or not constants or len(columns) + len(constants) < len(given):
+    raise errors.UserError(
+      f'form {label!r}: columns are positional arguments, constants follow a *, '
+      'and there must be at least one of each'
+    )
+  for key, constant in constants.items():
+    if not isinstance(constant, Constant):
+      raise errors.UserError(
+        f'form {label!r}: the default of {key} must say its range: '
+        'positive(low, high), real(low, high) or within(low, high)'
+      )
+  symbols = tuple(forms.SYMBOLS.get(column, column) for column in columns)
+  transforms = {key: c.transform for key, c in constants.items()}
+
+  def log_loss(p: forms.Coordinates, table: forms.Columns) -> Any:
+    values = {
+      key: transform.traced(p[transform.prefix + key])
+      for key, transform in transforms.items()
+    }
+    return jnp.log(function(*(table[s] for s in symbols), **values))
+
+  return forms.Form(
+    name=label,
+    equation=inspect.getdoc(function) or label,
+    parameters=tuple(
+      forms.Parameter(key, _starts(constant), constant.transform)
+      for key, constant in constants.items()
+    ),
+    columns=symbols,
+    log_loss=log_loss,
+  )
+
+
+def load(path: str) -> forms.Form:
+  """The form of FILE.py:FUNCTION, or of the only function in FILE.py.
+
+  Raises:
+    UserError: if the file does not load or has no such function.
+  """
+  file, _, name = path.partition('.py')
+  source = pathlib.Path(f'{file}.py')
+  name = name.removeprefix(':')
+  if not source.is_file():
+    raise errors.UserError(f'form {path!r}: there is no file {str(source)!r}')
+  spec = importlib.util.spec_from_file_location(f'form_{source.stem}', source)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except errors.UserError:
+    raise
+  except Exception as error:  # It is anyone's code.
+    raise errors.UserError(
+      f'form {path!r}: {type(error).__name__}: {error}'
+    ) from None
+  own = {
+    key: value
+    for key, value in vars(module).items()
+    if inspect.isfunction(value)
+    and value.__module__ == module.__name__
+    and not key.startswith('_')
+  }
+  if not name and len(own) == 1:
+    name = next(iter(own))
+  if name not in own:
+    raise errors.UserError(
+      f'form {path!r}: name one of the functions of {source}: '
+      f'{", ".join(own) or "it has none"}{errors.nearest(name, own)}'
+    )
+  return from_function(own[name], f'{source}:{name}')
+
+
+def _starts(constant: Constant) -> tuple[float, ...]:
+  """Coordinates of an even grid; of `within`, inside its bounds."""
+  ends = np.array([constant.low, constant.high])
+  if constant.transform.prefix == 'logit_':
+    share = np.arange(1, 2 * _POINTS, 2) / (2 * _POINTS)
+    values = constant.low + share * (constant.high - constant.low)
+    return tuple(map(float, constant.transform.to_coordinate(values)))
+  low, high = map(float, constant.transform.to_coordinate(ends))
+  return tuple(map(float, np.linspace(low, high, _POINTS)))
