@@ -211,7 +211,7 @@ def _includes_zero(gamma: Gamma) -> str:
   if gamma.lo is None or gamma.hi is None:
     return ''
   if gamma.lo <= 0 <= gamma.hi:
-    return 'The interval includes 0: this study cannot tell it from no penalty.'
+    return 'The interval includes 0: the law cannot tell it from no penalty.'
   return 'The interval excludes 0.'
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from familial.laws import definitions
 from familial.laws import frontier
 from familial.laws import result as laws
 from familial.report import answer
@@ -20,7 +21,7 @@ def isoflop(results: Results, gallery: html.Gallery) -> html.Section | None:
   """Returns the IsoFLOP curves of the last exit's and the mean loss."""
   if not results.budgets:
     return None
-  runs = results.arm('grid', 'seed')
+  runs = results.arm(*definitions.GRID)
   body = ''
   for loss in ('final', 'mean'):
     minima = results.minima(loss)
