@@ -59,6 +59,9 @@ def model(
   width, depth, heads = shape
   given = dict(study.model)
   mlp_ratio, kv_ratio = (given.pop(key, RATIOS[key]) for key in RATIOS)
+  for key, ratio in (('mlp_ratio', mlp_ratio), ('kv_ratio', kv_ratio)):
+    if not 0 < ratio < math.inf:
+      raise errors.UserError(f'model.{key}: {ratio} must be above 0')
   return _make(
     model_config.ModelConfig,
     'model',

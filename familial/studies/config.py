@@ -1,21 +1,32 @@
 """What an IsoFLOP study asks for."""
 
+from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 from familial import errors
 from familial.data import config as data_config
 
-ARMS = (
-  'seed',
-  'twin',
-  'weighting',
-  'frozen',
-  'kind',
-  'branch',
-  'rate',
-  'gradients',
-)
+_NAME = (lambda value: isinstance(value, str), 'a name')
+# Of what each arm varies over: whether a value is one, and what it must be.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'seed': (lambda value: _is_int(value) and value >= 0, 'an integer from 0'),
+  'twin': (lambda value: False, 'left out: the exits give the shapes'),
+  'weighting': _NAME,
+  'frozen': _NAME,
+  'kind': _NAME,
+  'branch': (
+    lambda value: isinstance(value, tuple) and all(map(_is_int, value)),
+    'the layers of exits, as (2, 4, 8)',
+  ),
+  'rate': (
+    lambda value: isinstance(value, (int, float)) and 0 < value < math.inf,
+    'a positive rate',
+  ),
+  'gradients': (lambda value: _is_int(value) and value >= 1, 'at least 1'),
+}
+ARMS = tuple(_VALUES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +51,15 @@ class Rules:
 
   def __post_init__(self) -> None:
     _require(self.batch_tokens >= 1, 'rules.batch_tokens', self, 'at least 1')
-    _require(self.at_budget > 0, 'rules.at_budget', self, 'positive FLOPs')
+    _require(
+      0 < self.at_budget < math.inf, 'rules.at_budget', self, 'positive FLOPs'
+    )
+    _require(
+      0 <= self.batch_exponent <= 1,
+      'rules.batch_exponent',
+      self,
+      'within 0 to 1',
+    )
     _require(0 < self.beta2 < 1, 'rules.beta2', self, 'between 0 and 1')
     _require(0 <= self.warmup <= 1, 'rules.warmup', self, 'within 0 to 1')
 
@@ -87,9 +106,9 @@ class Grid:
           f'grid.shapes_of: {index} is not an index 0..'
           f'{len(self.shapes) - 1} of grid.shapes'
         )
-    for budget in self.budgets:
-      if not budget > 0:
-        raise errors.UserError(f'grid.budgets: {budget} must be positive FLOPs')
+    _require_budgets('grid', self.budgets)
+    _require(self.seed >= 0, 'grid.seed', self, 'at least 0')
+    _require(self.seconds >= 0, 'grid.seconds', self, 'at least 0')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +177,13 @@ class AssumedLaw:
   gamma: float = 0.033
   noise: float = 0.01
 
+  def __post_init__(self) -> None:
+    for key in ('E', 'A', 'B', 'alpha', 'beta', 'noise'):
+      _require(
+        0 < getattr(self, key) < math.inf, f'assumed.{key}', self, 'above 0'
+      )
+    _require(math.isfinite(self.gamma), 'assumed.gamma', self, 'finite')
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
@@ -206,10 +232,13 @@ class StudyConfig:
           raise errors.UserError(
             f'arms.{name}.{key}: is empty: no cell to make'
           )
-      for budget in arm.budgets:
-        if not budget > 0:
+      _require_budgets(f'arms.{name}', arm.budgets)
+      _require(arm.share > 0, f'arms.{name}.share', arm, 'above 0')
+      right, what = _VALUES[name]
+      for value in arm.values:
+        if not right(value):
           raise errors.UserError(
-            f'arms.{name}.budgets: {budget} must be positive FLOPs'
+            f'arms.{name}.values: {value!r} is not allowed; it must be {what}'
           )
 
 
@@ -222,6 +251,18 @@ def sampled(grid: Grid) -> dict[float, tuple[tuple[int, int, int], ...]]:
       grid.budgets, grid.shapes_of or (every,) * len(grid.budgets), strict=True
     )
   }
+
+
+def _is_int(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require_budgets(section: str, budgets: tuple[float, ...]) -> None:
+  for budget in budgets:
+    if not 0 < budget < math.inf:
+      raise errors.UserError(
+        f'{section}.budgets: {budget} must be positive FLOPs'
+      )
 
 
 def _require(holds: bool, key: str, section: Any, allowed: str) -> None:

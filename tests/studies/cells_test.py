@@ -154,6 +154,7 @@ def test_frozen_cells_start_from_their_dense_cell(make_study):
   assert frozen.budget == 2e8
 
 
+INF = float('inf')
 FROZEN = {'budgets': (4e8,), 'shapes': (0,), 'values': ('head',)}
 
 
@@ -176,6 +177,17 @@ FROZEN = {'budgets': (4e8,), 'shapes': (0,), 'values': ('head',)}
     ({'rules': {'batch_tokens': 0}}, ['rules.batch_tokens', '0']),
     ({'rules': {'at_budget': 0.0}}, ['rules.at_budget', '0.0']),
     ({'rules': {'warmup': 2.0}}, ['rules.warmup', '2.0']),
+    ({'rules': {'at_budget': INF}}, ['rules.at_budget', 'inf']),
+    ({'rules': {'batch_exponent': INF}}, ['rules.batch_exponent', 'inf']),
+    ({'grid': {'budgets': (INF,)}}, ['grid.budgets', 'inf']),
+    ({'grid': {'seed': -1}}, ['grid.seed', '-1']),
+    ({'grid': {'seconds': -1.0}}, ['grid.seconds', '-1.0']),
+    ({'model': {'mlp_ratio': INF}}, ['model.mlp_ratio', 'inf']),
+    ({'model': {'kv_ratio': 0.0}}, ['model.kv_ratio', '0.0']),
+    ({'assumed': {'A': -1.0}}, ['assumed.A', '-1.0']),
+    ({'assumed': {'alpha': 0.0}}, ['assumed.alpha', '0.0']),
+    ({'assumed': {'noise': 0.0}}, ['assumed.noise', '0.0']),
+    ({'assumed': {'gamma': INF}}, ['assumed.gamma', 'inf']),
     ({'fit': {'starts': 0}}, ['fit.starts', '0']),
     ({'fit': {'resamples': 1}}, ['fit.resamples', '1']),
     ({'arms': {'twins': FROZEN}}, ['arms.twins', "'twin'"]),
@@ -184,8 +196,8 @@ FROZEN = {'budgets': (4e8,), 'shapes': (0,), 'values': ('head',)}
       ['arms.seed.budgets', '0.0'],
     ),
     (
-      {'arms': {'seed': {**FROZEN, 'shapes': (4,)}}},
-      ['arms.seed.shapes', '4', '0..0'],
+      {'arms': {'kind': {**FROZEN, 'shapes': (4,)}}},
+      ['arms.kind.shapes', '4', '0..0'],
     ),
     ({'arms': {'frozen': FROZEN}}, ['arms.frozen.granularities', '1']),
     (
@@ -198,6 +210,20 @@ FROZEN = {'budgets': (4e8,), 'shapes': (0,), 'values': ('head',)}
         'grid': {'granularities': (2,)},
       },
       ['arms.frozen', 'c4e8_w8_d2_g1'],
+    ),
+    (
+      {'arms': {'frozen': {**FROZEN, 'granularities': (2,), 'share': 0.0}}},
+      ['arms.frozen.share', '0.0'],
+    ),
+    *(
+      ({'arms': {name: {**FROZEN, 'values': (value,)}}},
+       [f'arms.{name}.values', repr(value)])
+      for name, value in (
+        ('seed', 'x'), ('seed', -1), ('seed', True), ('twin', 1),
+        ('weighting', 1), ('frozen', 2), ('kind', (1,)), ('branch', 2),
+        ('branch', (1, 'x')), ('rate', 'x'), ('rate', 0.0), ('rate', INF),
+        ('gradients', 'x'), ('gradients', 0),
+      )
     ),
     (
       {'arms': {'branch': {**FROZEN, 'values': ((1, 3),)}}},
