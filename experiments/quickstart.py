@@ -18,8 +18,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data.update(corpus='python_source', seq_len=64)
   config.model.base_width = 32
   config.train.update(base_lr=1.3e-2, eval_tokens=32_768, keep=1)
-  # One batch size for all budgets: one program a shape.
-  config.rules.update(batch_tokens=512, batch_exponent=0.0, beta2=0.99)
+  config.rules.update(batch_tokens=512, at_budget=6e10, beta2=0.99)
   config.grid.budgets = (2e10, 6e10, 1.8e11)
   config.grid.shapes = ((8, 4, 1), (12, 4, 1), (16, 4, 1), (32, 4, 2))
   config.grid.granularities = (1, 2, 4)

@@ -1,3 +1,4 @@
+import collections
 import importlib.util
 import math
 import pathlib
@@ -7,7 +8,10 @@ import ml_collections
 import pytest
 
 from familial import config as config_lib
+from familial import flops as flops_lib
+from familial.laws import frontier
 from familial.studies import cells as cells_lib
+from familial.studies import plan as plan_lib
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 LAW = ('test', 'cpu', 'gpu', 'paper', 'rates')
@@ -89,6 +93,51 @@ def test_cpu_spans_its_compute_and_has_its_controls():
             for c in cells.values()
             if c.arm == 'grid'
           ), (name, place)
+
+
+@pytest.mark.parametrize('arg', ['cpu', 'gpu', 'paper'])
+def test_every_run_is_long_enough_and_remembers(arg):
+  for cell in cells_lib.build(study('familial_law', arg)):
+    assert cell.train.steps >= 200 or cell.arm == 'frozen', cell.cell
+    assert cell.train.beta2 > cell.train.beta1, cell.cell
+
+
+@pytest.mark.parametrize(
+  ('name', 'arg'),
+  [('quickstart', ''), *(('familial_law', a) for a in LAW[1:4])],
+)
+def test_the_assumed_law_s_optima_lie_inside_the_sizes(name, arg):
+  config = study(name, arg)
+  law, curves = config.assumed, collections.defaultdict(list)
+  for cell in cells_lib.build(config):
+    if cell.arm == 'grid':
+      params = flops_lib.params_full(cell.model)
+      tokens = cell.train.steps * cell.train.batch_size * cell.data.seq_len
+      loss = law.E + law.A / params**law.alpha + law.B / tokens**law.beta
+      place = cell.budget, cell.model.granularity
+      curves[place].append((params, loss))
+  assert len(curves) == len(config.grid.budgets) * len(
+    config.grid.granularities
+  )
+  for place, curve in curves.items():
+    assert frontier.minimum(*zip(*curve, strict=True)).interior, place
+
+
+def test_gpu_spans_three_decades_in_twenty_minutes():
+  config = study('familial_law', 'gpu')
+  cells = cells_lib.build(config)
+  assert config.grid.seconds == 1200
+  for speed, decades in ((3e13, 3), (1e14, 3.5), (3e14, 4)):
+    calibrated = plan_lib.Speed((24, 384), (speed, speed), 5.0)
+    kept = plan_lib.within(1200, cells, calibrated, 1)
+    budgets = [cell.budget for cell in kept if cell.arm == 'grid']
+    assert math.log10(max(budgets) / min(budgets)) > decades - 0.01
+  # No more than four epochs of a hundred MB.
+  tokens = max(
+    cell.train.steps * cell.train.batch_size * cell.data.seq_len
+    for cell in cells
+  )
+  assert tokens < 4e8
 
 
 def test_gpu_and_paper_span_what_they_say():

@@ -100,9 +100,11 @@ def within(
     workers: how many.
 
   Raises:
-    UserError: if not even the lowest budget fits.
+    UserError: if not even the grid's lowest budget fits.
   """
-  for top in sorted({cell.budget for cell in cells}, reverse=True):
+  lowest = min(cell.budget for cell in cells if cell.arm == 'grid')
+  budgets = {cell.budget for cell in cells if cell.budget >= lowest}
+  for top in sorted(budgets, reverse=True):
     affordable = [cell for cell in cells if cell.budget <= top]
     names = {cell.cell for cell in affordable}
     # Not without the run that it starts from.
@@ -230,15 +232,18 @@ def _seconds(cell: train_config.RunConfig, speed: Speed) -> float:
 
 
 def _programs(cells: Cells) -> int:
-  return len({(c.model, c.train.batch_size, c.train.trained) for c in cells})
+  """Returns how many there are to train, and one a model to evaluate."""
+  return len({c.model for c in cells}) + len(
+    {(c.model, c.train.batch_size, c.train.trained) for c in cells}
+  )
 
 
 def _total_seconds(
   rows: list[dict[str, Any]], programs: int, speed: Speed, workers: int
 ) -> float:
-  """Returns the time of a whole study; a shape has two programs."""
+  """Returns the time of a whole study."""
   running = sum(row['seconds'] for row in rows)
-  return (running + 2 * programs * speed.compile_seconds) / workers
+  return (running + programs * speed.compile_seconds) / workers
 
 
 def _power(

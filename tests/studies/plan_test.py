@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import pytest
@@ -57,7 +58,7 @@ def test_times_add_up(dense):
     speed = {8: 1e9, 16: 2e9}[cell.model.width]
     assert row['seconds'] == pytest.approx((row['flops'] + evaluation) / speed)
   # Two shapes, each with a program to train and one to evaluate, of 3 s each.
-  assert one['programs'] == 2
+  assert one['programs'] == 4
   trained = sum(row['seconds'] for row in one['cells'])
   assert one['seconds'] == pytest.approx(trained + 12)
   assert two['seconds'] == pytest.approx(one['seconds'] / 2)
@@ -127,6 +128,22 @@ def test_within_leaves_out_budgets_from_the_top(dense):
   assert plan_lib.within(1e6, cells, SPEED, 1) == cells
   with pytest.raises(errors.UserError, match=r'grid\.seconds: 1 '):
     plan_lib.within(1.0, cells, SPEED, 1)
+
+
+def test_another_batch_is_another_program_to_train_alone(dense):
+  study = dense()
+  rules = dataclasses.replace(study.rules, batch_exponent=1.0)
+  assert make(dataclasses.replace(study, rules=rules))['programs'] == 2 * 2 + 2
+
+
+def test_within_never_leaves_the_grid_out(make_study):
+  arm = {'budgets': (4e10,), 'shapes': (0,), 'granularities': (2,)}
+  study = make_study(
+    grid={'budgets': (4e10,)},
+    arms={'frozen': {**arm, 'values': ('separate',), 'share': 0.25}},
+  )
+  with pytest.raises(errors.UserError, match=r'grid\.seconds: 50 .* 108 s'):
+    plan_lib.within(50, cells_lib.build(study), SPEED, 1)
 
 
 def test_within_keeps_no_cell_without_its_parent(make_study):
