@@ -16,3 +16,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 class Interrupted(Exception):
   """A signal asked for a stop; what was under way is saved."""
+
+
+class Incomplete(Exception):
+  """Part of what was asked failed; the rest is done and saved."""

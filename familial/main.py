@@ -60,6 +60,9 @@ def _main(argv: list[str]) -> int:
   except errors.UserError as error:
     print(f'familial: {error}', file=sys.stderr)
     return 2
+  except errors.Incomplete as error:
+    print(f'familial: {error}', file=sys.stderr)
+    return 1
   except errors.Interrupted as error:
     print(f'familial: {error}', file=sys.stderr)
     return 130

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from familial import errors
 from familial import main
 from familial import records
 
@@ -165,6 +166,17 @@ def test_a_workdir_of_another_study(refused, tmp_path, text_data):
   # A damaged one is no traceback either.
   (tmp_path / 'config.json').write_text('{"schema": ')
   assert 'config.json' in refused('run', QUICKSTART, *values)
+
+
+def test_a_study_without_some_of_its_cells_is_no_success(
+  familial, monkeypatch, tmp_path
+):
+  def run(*unused, **options):
+    raise errors.Incomplete('2 of 44 cells failed')
+
+  monkeypatch.setattr('familial.studies.isoflop.run', run)
+  status, _, err = familial('run', QUICKSTART, f'--workdir={tmp_path}')
+  assert (status, err) == (1, 'familial: 2 of 44 cells failed\n')
 
 
 def test_fit_refuses_in_one_line(refused, tmp_path):

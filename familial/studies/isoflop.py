@@ -1,10 +1,13 @@
 """The IsoFLOP study of familial models: plan, train, fit, report."""
 
+import fcntl
 import os
 import pathlib
 import sys
 import time
+from typing import Any
 
+from familial import errors
 from familial import records
 from familial.data import packing
 from familial.report import page
@@ -14,6 +17,8 @@ from familial.studies import plan as plan_lib
 from familial.studies import summary
 from familial.studies import sweep
 from familial.training import config as train_config
+
+Cells = list[train_config.RunConfig]
 
 
 def run(
@@ -34,19 +39,16 @@ def run(
     tensorboard: write event files too.
 
   Raises:
-    UserError: if the workdir is another study's, or a cell cannot be.
+    UserError: if the workdir is another study's or another corpus's, or a cell
+      cannot be.
+    errors.Incomplete: if cells failed; the others are fitted and reported.
     errors.Interrupted: on SIGTERM or SIGINT, with everything saved.
   """
   start = time.monotonic()
   workdir = pathlib.Path(workdir)
   cells = cells_lib.build(study)
   records.open_run(workdir, study)
-  corpus = packing.load(study.data)
-  speed = _speed(cells, workdir / 'plan.json', workers)
-  if study.grid.seconds:
-    cells = plan_lib.within(study.grid.seconds, cells, speed, workers)
-  plan = plan_lib.make(study, cells, corpus, speed, workers)
-  records.write_json(workdir / 'plan.json', plan)
+  plan, cells = _plan(study, cells, workdir, workers)
   print(plan_lib.text(plan), flush=True)
   if plan_only:
     return f'planned only; wrote {workdir / "plan.json"}'
@@ -56,23 +58,52 @@ def run(
   for cell in failed:
     log = sweep.folder(workdir, cell) / 'error.log'
     why = f'failed, see {log}' if log.exists() else 'its parent run failed'
-    print(f'{cell}: {why}; the same command tries again', file=sys.stderr)
+    print(f'{cell}: {why}', file=sys.stderr)
   line = summary.write(study, workdir, failed)
   path = page.write(workdir)
   minutes = (time.monotonic() - start) / 60
-  return f'{line}\n{path} ({minutes:.1f} min)'
+  found = f'{line}\n{path} ({minutes:.1f} min)'
+  if failed:
+    print(found)
+    raise errors.Incomplete(
+      f'{len(failed)} of {len(cells)} cells failed; the same command tries '
+      'them again'
+    )
+  return found
 
 
-def _speed(
-  cells: list[train_config.RunConfig], plan: pathlib.Path, workers: int
-) -> plan_lib.Speed:
-  """Measures the speed; a study that goes on keeps what its plan holds."""
-  if not plan.exists():
+def _plan(
+  study: study_config.StudyConfig,
+  cells: Cells,
+  workdir: pathlib.Path,
+  workers: int,
+) -> tuple[dict[str, Any], Cells]:
+  """Returns the study's plan and the cells in it.
+
+  Whoever plans first decides on the corpus and the cells, for all hosts and for
+  good; another number of workers changes the expected time alone.
+  """
+  corpus = packing.load(study.data)
+  path = workdir / 'plan.json'
+  with open(workdir / 'lock', 'w', encoding='utf-8') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    planned = records.read_json(path) if path.exists() else None
+    if planned:
+      begun = planned['corpus']['fingerprint']
+      if begun != corpus.fingerprint:
+        raise errors.UserError(
+          f'{workdir} was planned on corpus {begun}, not {corpus.fingerprint}, '
+          f'which is what data.corpus={study.data.corpus!r} gives here now; '
+          'use another workdir, or that text'
+        )
+      names = {row['cell'] for row in planned['cells']}
+      cells = [cell for cell in cells if cell.cell in names]
+      if planned['workers'] == workers:
+        return planned, cells
     print('calibrating on the narrowest and the widest model ...', flush=True)
-    return plan_lib.calibrate(cells, workers)
-  saved = records.read_json(plan)['speed']
-  return plan_lib.Speed(
-    tuple(saved['widths']),
-    tuple(saved['flops_per_second']),
-    saved['compile_seconds'],
-  )
+    speed = plan_lib.calibrate(cells, workers)
+    if study.grid.seconds and not planned:
+      cells = plan_lib.within(study.grid.seconds, cells, speed, workers)
+    plan = plan_lib.make(study, cells, corpus, speed, workers)
+    records.write_json(path, plan)
+  return plan, cells

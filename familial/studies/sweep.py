@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import contextlib
 import fcntl
 import multiprocessing
+from multiprocessing import queues
 import os
 import pathlib
 import signal
@@ -52,6 +53,7 @@ def execute(
     tensorboard: write event files too.
 
   Raises:
+    UserError: if a cell cannot be trained here; the other workers stop.
     errors.Interrupted: on SIGTERM or SIGINT, once every cell under way is
       saved.
   """
@@ -142,24 +144,29 @@ def _supervise(
   """Starts workers, shows the sweep's progress, replaces those that die."""
   context = multiprocessing.get_context('spawn')
   cores = sorted(os.sched_getaffinity(0))
+  refusals = context.SimpleQueue()
 
   def start(index: int) -> multiprocessing.process.BaseProcess:
     share = cores[index::workers] or cores
     process = context.Process(
-      target=_worker, args=(list(cells), str(workdir), share, tensorboard)
+      target=_worker,
+      args=(list(cells), str(workdir), share, tensorboard, refusals),
     )
     process.start()
     return process
 
-  processes = [start(index) for index in range(workers)]
+  processes: list[multiprocessing.process.BaseProcess] = []
   restarts = _RESTARTS
   received: list[int] = []
   told: set[int] = set()
+  # Before the first worker starts: a signal would leave it without a parent.
   old = {
     number: signal.signal(number, lambda n, _: received.append(n))
     for number in (signal.SIGTERM, signal.SIGINT)
   }
   try:
+    for index in range(workers):
+      processes.append(start(index))
     with tqdm.tqdm(
       total=_total(cells) / 1e9,
       unit='GFLOP',
@@ -171,16 +178,17 @@ def _supervise(
       while True:
         # Looked at before the dead are replaced: all may have died at once.
         alive = any(process.is_alive() for process in processes)
+        stopping = received or not refusals.empty()
         bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
         done = sum(
           records.status(folder(workdir, cell.cell)) in DONE for cell in cells
         )
         bar.set_postfix_str(f'{done} of {len(cells)} cells')
         for index, process in enumerate(processes):
-          if received and index not in told:
+          if stopping and index not in told:
             told.add(index)
             process.terminate()
-          elif process.exitcode and not received and restarts:
+          elif process.exitcode and not stopping and restarts:
             restarts -= 1
             print(
               f'a worker ended with status {process.exitcode}; another '
@@ -204,10 +212,16 @@ def _supervise(
       'stopped; every cell under way is saved, and the '
       'same command goes on from there'
     )
+  if not refusals.empty():
+    raise errors.UserError(refusals.get())
 
 
 def _worker(
-  cells: Cells, workdir: str, cores: list[int], tensorboard: bool
+  cells: Cells,
+  workdir: str,
+  cores: list[int],
+  tensorboard: bool,
+  refusals: queues.SimpleQueue[str],
 ) -> None:
   # Ctrl-C reaches the whole group; the supervisor says when to stop.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -218,8 +232,7 @@ def _worker(
   except errors.Interrupted:
     sys.exit(0)
   except errors.UserError as error:
-    print(f'familial: {error}', file=sys.stderr)
-    sys.exit(0)
+    refusals.put(str(error))
 
 
 @contextlib.contextmanager

@@ -86,6 +86,7 @@ def run(
   if (status := records.status(folder)) in ('finished', 'diverged'):
     return status
   corpus = corpus or packing.load(config.data)
+  _check_corpus(folder, corpus.fingerprint)
   if corpus.tokenizer_path:
     shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
   job = _Job(config, folder, corpus, lineage['inherited_flops'])
@@ -383,6 +384,20 @@ def _dense(config: train_config.RunConfig) -> train_config.RunConfig:
     model=config.model.submodel(config.model.granularity),
     train=dataclasses.replace(config.train, trained='all', init_from=''),
   )
+
+
+def _check_corpus(folder: pathlib.Path, fingerprint: str) -> None:
+  """Notes a run's corpus in its lineage; refuses to go on with another one."""
+  path = folder / 'lineage.json'
+  lineage = records.read_json(path)
+  if 'corpus' not in lineage:
+    records.write_json(path, {**lineage, 'corpus': fingerprint})
+  elif lineage['corpus'] != fingerprint:
+    raise errors.UserError(
+      f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '
+      'which is what data.corpus gives here now; use another workdir, or that '
+      'text'
+    )
 
 
 def _resolve(folder: pathlib.Path, init_from: str) -> pathlib.Path:

@@ -1,13 +1,25 @@
+import dataclasses
 import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import threading
+import time
 
+import numpy as np
 import pytest
 
+from familial import errors
+from familial import flops as flops_lib
 from familial import records
+from familial.data import packing
+from familial.report import page
+from familial.studies import isoflop
+from familial.studies import plan as plan_lib
+from familial.studies import summary
+from familial.studies import sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -28,6 +40,132 @@ def results(workdir):
     path.relative_to(workdir): without_clocks(json.loads(path.read_text()))
     for path in [workdir / 'summary.json', *workdir.glob('fits/**/*.json')]
   }
+
+
+@pytest.fixture
+def dense(make_study):
+  """A study of one model at two budgets: quickly planned."""
+  return make_study(
+    grid={'budgets': (1e8, 4e8), 'granularities': (1,), 'seconds': 10.0}
+  )
+
+
+@pytest.fixture
+def calibrated(monkeypatch):
+  """Sets the FLOP/s that calibrations find; returns how many there were."""
+  found = []
+
+  def calibrate(cells, workers):
+    found.append(workers)
+    time.sleep(0.2)  # A second process comes meanwhile.
+    return plan_lib.Speed((8, 8), (speed[0], speed[0]), 0.0)
+
+  def at(flops_per_second):
+    speed[:] = [flops_per_second]
+    return found
+
+  speed = []
+  monkeypatch.setattr(plan_lib, 'calibrate', calibrate)
+  return at
+
+
+def planned(workdir):
+  plan = json.loads((workdir / 'plan.json').read_text())
+  return [row['cell'] for row in plan['cells']], plan['seconds']
+
+
+def test_the_first_plan_decides_on_the_cells(dense, tmp_path, calibrated):
+  calibrations = calibrated(2e7)
+  isoflop.run(dense, tmp_path, plan_only=True)
+  cells, seconds = planned(tmp_path)
+  assert cells == ['c1e8_w8_d2_g1']
+  isoflop.run(dense, tmp_path, plan_only=True)
+  assert planned(tmp_path) == (cells, seconds)
+  assert calibrations == [1]
+  # Two workers, each as fast as the one: half the time, for the same cells.
+  isoflop.run(dense, tmp_path, plan_only=True, workers=2)
+  assert planned(tmp_path) == (cells, pytest.approx(seconds / 2))
+  calibrated(1e9)
+  isoflop.run(dense, tmp_path, plan_only=True, workers=3)
+  assert planned(tmp_path)[0] == cells
+  assert calibrations == [1, 2, 3]
+
+
+def test_of_two_that_begin_at_once_one_plans(dense, tmp_path, calibrated):
+  calibrations = calibrated(2e7)
+  threads = [
+    threading.Thread(
+      target=isoflop.run, args=(dense, tmp_path), kwargs={'plan_only': True}
+    )
+    for _ in range(2)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert calibrations == [1]
+  assert planned(tmp_path)[0] == ['c1e8_w8_d2_g1']
+
+
+def test_a_study_goes_on_with_its_own_corpus_only(
+  dense, tmp_path, corpus, calibrated, monkeypatch
+):
+  calibrated(2e7)
+  isoflop.run(dense, tmp_path, plan_only=True)
+  other = dataclasses.replace(corpus, fingerprint='another')
+  monkeypatch.setattr(packing, 'load', lambda data: other)
+  with pytest.raises(errors.UserError) as raised:
+    isoflop.run(dense, tmp_path)
+  for part in (corpus.fingerprint, 'another', 'text_files', 'workdir'):
+    assert part in str(raised.value)
+
+
+def test_a_study_without_some_cells_is_reported_and_no_success(
+  dense, tmp_path, calibrated, monkeypatch, capsys
+):
+  calibrated(1e9)
+
+  def write(study, workdir, failed):
+    assert failed == ['c4e8_w8_d2_g1']
+    return 'what was found'
+
+  monkeypatch.setattr(sweep, 'execute', lambda *_, **__: ['c4e8_w8_d2_g1'])
+  monkeypatch.setattr(summary, 'write', write)
+  monkeypatch.setattr(page, 'write', lambda workdir: workdir / 'index.html')
+  with pytest.raises(errors.Incomplete, match='1 of 2 cells failed'):
+    isoflop.run(dense, tmp_path)
+  printed = capsys.readouterr()
+  assert f'what was found\n{tmp_path}/index.html' in printed.out
+  assert 'c4e8_w8_d2_g1: ' in printed.err
+
+
+def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
+  write = records.evaluation_rows
+
+  def lawful(config, run, fingerprint, step, inherited, epochs, losses, *rest):
+    """Rows of what was trained, but for losses of which gamma is known."""
+    assert np.isfinite(losses).all()
+    tokens = step * config.train.batch_size * config.data.seq_len
+    size = flops_lib.params_full(config.model)
+    loss = 1 + 30 / size**0.5 + 20 / tokens**0.4
+    losses = [loss * len(losses) ** 0.05] * len(losses)
+    return write(
+      config, run, fingerprint, step, inherited, epochs, losses, *rest
+    )
+
+  monkeypatch.setattr(records, 'evaluation_rows', lawful)
+  monkeypatch.setattr(summary, 'LOSSES', ('final',))
+  study = make_study(
+    grid={'budgets': (1e8, 4e8), 'shapes': ((8, 2, 1), (16, 2, 1))},
+    fit={'starts': 2, 'resamples': 2},
+  )
+  line, written = isoflop.run(study, tmp_path).split('\n')
+  assert 'final loss 0.05' in line and '8 runs' in line
+  cells, _ = planned(tmp_path)
+  assert len(cells) == 8
+  for cell in cells:
+    assert records.status(tmp_path / 'cells' / cell) == 'finished'
+  assert 'gamma' in pathlib.Path(written.split(' (')[0]).read_text()
 
 
 @pytest.mark.slow

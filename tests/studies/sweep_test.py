@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import fcntl
 import multiprocessing
 import os
@@ -225,6 +226,54 @@ def test_a_stop_is_no_failure_and_ends_the_sweep(tiny, tmp_path, fake_loop):
     sweep.execute(cells, tmp_path)
   assert fake_loop.calls == {cells[0].cell: 1, cells[1].cell: 1}
   assert not list(tmp_path.rglob('error.log'))
+
+
+def test_what_one_worker_refuses_stops_all(tiny, tmp_path):
+  long, cell = tiny((1.2e10, 1.25e10), train={'evaluations': 100})
+  nowhere = dataclasses.replace(cell.data, path=str(tmp_path / 'nowhere'))
+  refused = dataclasses.replace(cell, data=nowhere)
+  with pytest.raises(errors.UserError, match='nowhere'):
+    sweep.execute([long, refused], tmp_path, workers=2)
+  for cell in (long, refused):
+    status = records.status(sweep.folder(tmp_path, cell.cell))
+    assert status in ('new', 'running')
+  assert not list(tmp_path.rglob('error.log'))
+
+
+def test_a_stop_while_workers_start_leaves_none(tiny, tmp_path, monkeypatch):
+  workers = []
+
+  class Worker:
+    exitcode = None
+
+    def __init__(self, **unused):
+      workers.append(self)
+
+    def start(self):
+      self.alive = True
+      os.kill(os.getpid(), signal.SIGTERM)
+
+    def is_alive(self):
+      return self.alive
+
+    def terminate(self):
+      self.alive = False
+
+    def join(self):
+      assert not self.alive
+
+  def orphaned(*unused):
+    raise AssertionError('nobody listens yet')
+
+  spawn = multiprocessing.get_context('spawn')
+  monkeypatch.setattr(spawn, 'Process', Worker)
+  before = signal.signal(signal.SIGTERM, orphaned)
+  try:
+    with pytest.raises(errors.Interrupted):
+      sweep.execute(tiny(), tmp_path, workers=2)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert [worker.alive for worker in workers] == [False, False]
 
 
 @pytest.mark.slow

@@ -199,6 +199,23 @@ def test_a_folder_of_another_run_is_refused(undisturbed, corpus, run_config):
   assert _rows(folder) == before
 
 
+def test_a_run_goes_on_with_its_own_corpus_only(run_config, corpus, tmp_path):
+  def stop(step):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  config = run_config(evaluations=1)
+  with pytest.raises(errors.Interrupted):
+    loop.run(config, tmp_path / 'run', corpus, quiet=True, on_step=stop)
+  assert not (tmp_path / 'run' / records.ROWS).exists()
+  other = dataclasses.replace(corpus, fingerprint='another')
+  with pytest.raises(errors.UserError) as raised:
+    loop.run(config, tmp_path / 'run', other, quiet=True)
+  for part in (corpus.fingerprint, 'another', 'workdir'):
+    assert part in str(raised.value)
+  assert loop.run(config, tmp_path / 'run', corpus, quiet=True) == 'finished'
+
+
 def test_a_checkpoint_of_another_depth_is_refused(
   undisturbed, shape, run_config
 ):
