@@ -90,10 +90,20 @@ def test_reads_a_folder_of_runs(rows, tmp_path):
     # The second process is writing its next line just now.
     (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n{"run": "b"')
   table = tables.read(tmp_path, loss='mean')
-  assert by_run(table, 'loss') == {'a': 2.5, 'b': 2.5}
+  assert by_run(table, 'loss') == {'cells/a': 2.5, 'cells/b': 2.5}
   assert len(table.sha256) == 64
   one = tables.read(tmp_path / 'cells' / 'a' / 'metrics.jsonl')
   assert by_run(one, 'loss') == {'a': 2.0}
+
+
+def test_studies_below_one_folder_keep_their_cells_of_one_name(rows, tmp_path):
+  for study, loss in (('s0', 2.0), ('s1', 3.0)):
+    folder = tmp_path / study / 'cells' / 'a'
+    folder.mkdir(parents=True)
+    lines = [json.dumps({**r, 'loss': loss}) for r in rows if r['run'] == 'a']
+    (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  table = tables.read(tmp_path)
+  assert by_run(table, 'loss') == {'s0/cells/a': 2.0, 's1/cells/a': 3.0}
 
 
 def write_csv(path, *lines):
