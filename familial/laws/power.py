@@ -50,47 +50,6 @@ class Power:
   params: dict[str, float]
 
 
-def gamma(
-  N: Any,
-  D: Any,
-  G: Any,
-  law: Mapping[str, float],
-  noise: float,
-  **options: Any,
-) -> dict[str, Any]:
-  """What a plan would say of gamma in the total form, for its JSON.
-
-  Args:
-    N: parameters of each planned run.
-    D: its tokens.
-    G: its exits.
-    law: the assumed constants E, A, B, alpha, beta, gamma.
-    noise: standard deviation of a run's log loss about the law.
-    **options: of `simulate`.
-
-  Returns:
-    gamma_half_width (None where the plan cannot identify gamma),
-    share_excluding_zero, noise, level, simulations, law.
-  """
-  found = simulate(
-    forms.get('familial_total'),
-    {'N': N, 'D': D, 'G': G},
-    np.arange(len(N)),
-    law,
-    noise,
-    **options,
-  )
-  finite = math.isfinite(found.half_width)
-  return {
-    'gamma_half_width': found.half_width if finite else None,
-    'share_excluding_zero': found.share_excluding_zero,
-    'noise': found.noise,
-    'level': found.level,
-    'simulations': found.simulations,
-    'law': found.params,
-  }
-
-
 def simulate(
   form: forms.Form,
   columns: Mapping[str, Any],

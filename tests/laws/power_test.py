@@ -43,16 +43,6 @@ def test_a_plan_that_cannot_tell_says_so(columns, truth):
   assert simulated(few, truth, run=np.arange(5)).half_width == np.inf
 
 
-def test_record_of_a_plan(columns, truth):
-  law = {n: truth[n] for n in forms.get('familial_total').names}
-  n, d, g = columns['N'], columns['D'], columns['G']
-  record = power.gamma(n, d, g, law, 0.01, simulations=20)
-  assert 0 < record['gamma_half_width'] < 0.02
-  assert record['law'] == law
-  alone = power.gamma(n[:5], d[:5], g[:5], law, 0.01)
-  assert alone['gamma_half_width'] is None
-
-
 def test_bad_input(columns, truth):
   with pytest.raises(errors.UserError, match='noise=0'):
     simulated(columns, truth, 0)
