@@ -106,7 +106,7 @@ def simulate(
     quantile = special.stdtrit(max(runs - p, 1), (1 + level) / 2)
     for i in range(simulations):
       variance, _ = asymptotics.covariance(
-        jacobian[i], value[i] - target[i], clusters, delta
+        jacobian[i], value[i] - target[i], clusters, delta, np.ones(rows)
       )
       half[i] = quantile * math.sqrt(variance[j])
     estimates = form.values(ends.theta)[name]
