@@ -15,6 +15,7 @@ from familial import errors
 from familial import flops as flops_lib
 from familial import records
 from familial.data import packing
+from familial.laws import result
 from familial.report import page
 from familial.studies import isoflop
 from familial.studies import plan as plan_lib
@@ -153,8 +154,17 @@ def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
       config, run, fingerprint, step, inherited, epochs, losses, *rest
     )
 
+  fit = result.run
+
+  def first(table, forms, out, *options, loss_definition, **named):
+    """Fits one law to one loss: each takes seconds to compile."""
+    if loss_definition != 'final':
+      raise errors.UserError('left out')
+    named['loss_definition'] = loss_definition
+    return fit(table, forms[:1], out / forms[0], *options, **named)
+
   monkeypatch.setattr(records, 'evaluation_rows', lawful)
-  monkeypatch.setattr(summary, 'LOSSES', ('final',))
+  monkeypatch.setattr(result, 'run', first)
   study = make_study(
     grid={'budgets': (1e8, 4e8), 'shapes': ((8, 2, 1), (16, 2, 1))},
     fit={'starts': 2, 'resamples': 2},
