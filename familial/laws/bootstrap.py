@@ -1,7 +1,6 @@
 """Bootstrap of a fit by run: exits of one run share its data and its luck."""
 
 from collections.abc import Callable
-from collections.abc import Mapping
 import dataclasses
 import time
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from familial import errors
 from familial.laws import estimate
+from familial.laws import forms
 from familial.laws import search
 from familial.laws import solver
 from familial.laws import table as tables
@@ -32,13 +32,12 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-  """Percentile intervals of a fit's constants and of what derives from them.
+  """Percentile intervals of a fit's constants.
 
   `samples` holds the constants of every resample that did not fail, by name.
   """
 
   intervals: dict[str, Interval]
-  derived: dict[str, Interval]
   samples: dict[str, np.ndarray]
   level: float
   unit: str
@@ -46,6 +45,14 @@ class Bootstrap:
   failed: int
   flags: tuple[str, ...]
   seconds: float
+
+  def theta(self, form: forms.Form) -> np.ndarray:
+    """The samples as coordinates, [resamples, parameters]."""
+    with np.errstate(divide='ignore'):  # E of 0
+      return np.stack(
+        [p.transform.to_coordinate(self.samples[p.name]) for p in form.parameters],
+        axis=1,
+      )  # fmt: skip
 
 
 def bootstrap(
@@ -102,13 +109,8 @@ def bootstrap(
   flags = []
   if failed > _MANY_FAILED * resamples:
     flags.append(f'{failed} of {resamples} resamples failed')
-  derived = {
-    name: np.asarray(function(samples))
-    for name, function in fit.form.derived.items()
-  }
   return Bootstrap(
-    intervals=_intervals(samples, level),
-    derived=_intervals(derived, level),
+    intervals={n: interval(values, level) for n, values in samples.items()},
     samples=samples,
     level=level,
     unit=table.unit,
@@ -141,12 +143,14 @@ def _refit(
   reached = problem.objective(theta, group)
   best = np.full(n, np.inf)
   np.minimum.at(best, group, reached)
-  go = (point == 0) | (reached <= best[group])
-  group = group[go]
-  ends = problem.solve(
-    theta[go], group, first_delta=first_delta, damping=1e-6, advance=advance
-  )
-  return ends.take(search.winners(ends.objective, group, n))
+  first, other = point == 0, (point > 0) & (reached <= best[group])
+  options: dict[str, Any] = {'first_delta': first_delta, 'damping': 1e-6}
+  ends = problem.solve(theta[first], group[first], advance=advance, **options)
+  if other.any():
+    also = problem.solve(theta[other], group[other], **options)
+    ends = solver.join([ends, also])
+  owner = np.concatenate([group[first], group[other]])
+  return ends.take(search.winners(ends.objective, owner, n))
 
 
 def _weights(table: tables.Table, resamples: int, seed: int) -> np.ndarray:
@@ -177,15 +181,10 @@ def _determined(
   return enough
 
 
-def _intervals(
-  samples: Mapping[str, np.ndarray], level: float
-) -> dict[str, Interval]:
+def interval(values: np.ndarray, level: float) -> Interval:
+  """The percentile interval of resamples [n]; NaN where any is not a number."""
+  if len(values) < 2 or not np.isfinite(values).all():
+    return Interval(np.nan, np.nan, np.nan)
   tail = (1 - level) / 2
-  intervals = {}
-  for name, values in samples.items():
-    if len(values) < 2:
-      intervals[name] = Interval(np.nan, np.nan, np.nan)
-      continue
-    lo, hi = np.quantile(values, [tail, 1 - tail])
-    intervals[name] = Interval(float(np.std(values, ddof=1)), lo, hi)
-  return intervals
+  lo, hi = np.quantile(values, [tail, 1 - tail])
+  return Interval(float(np.std(values, ddof=1)), float(lo), float(hi))

@@ -28,7 +28,7 @@ DELTA = 1e-3
 SAME_BASIN = 1e-4  # relative difference of objectives
 _LOW_HIT_RATE = 0.05
 _ILL_CONDITIONED = 1e10
-_IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
+IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
 _OTHER_BASINS = 2
 _ROUNDING = 1e-20  # objective a row below which the fit is exact
 _DISTINCT = 1.05  # ratio of two basins' objectives
@@ -288,7 +288,7 @@ def _describe(
   inflation[free] = ratio
   names = np.array(form.names)
   condition, _ = asymptotics.conditioning(jacobian)
-  known = sd <= _IDENTIFIED_SD
+  known = sd <= IDENTIFIED_SD
   identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
   params = {n: float(v) for n, v in form.values(theta).items()}
   parameters = int(free.sum())

@@ -162,7 +162,8 @@ def _deviance(
   ends = solver.solve(
     fit.form, table.columns, starts.reshape(-1, len(fit.theta)),
     np.log(table.columns['loss'])[None], table.weight[None],
-    delta=fit.delta, asymmetry=fit.asymmetry, free=free, damping=1e-2,
+    delta=fit.delta, asymmetry=fit.asymmetry, first_delta=0.3 * fit.scale,
+    free=free, damping=1e-2,
     advance=advance,
   )  # fmt: skip
   best = ends.objective.reshape(len(starts), -1).min(0)

@@ -1,5 +1,7 @@
 """What a fit leaves behind: fit.json, and the one line that sums it up."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -9,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -20,8 +23,10 @@ from familial import errors
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimate
 from familial.laws import forms
+from familial.laws import frontier
 from familial.laws import profile as profiles
 from familial.laws import selection as selections
+from familial.laws import solver
 from familial.laws import table as tables
 
 _VERSIONED = ('familial', 'jax', 'numpy', 'scipy')
@@ -30,30 +35,138 @@ _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+  """How a law is fitted.
+
+  Attributes:
+    delta: Huber's threshold on the log residual; inf for least squares.
+    asymmetry: weight of a row that the law overpredicts.
+    starts: of the multi-start.
+    sampling: of the starts, grid or latin.
+    resamples: of the bootstrap.
+    bootstrap_starts: of a multi-start for each resample; 0 for a warm start.
+    level: of every interval.
+    compute: FLOPs at which the optimum is derived; () for the table's largest.
+    seed: of the starts and of the resamples.
+  """
+
+  delta: float = estimate.DELTA
+  asymmetry: float = 1.0
+  starts: int = estimate.STARTS
+  sampling: str = 'grid'
+  resamples: int = bootstraps.RESAMPLES
+  bootstrap_starts: int = 0
+  level: float = bootstraps.LEVEL
+  compute: tuple[float, ...] = ()
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """How the law predicts rows that were kept from it.
+
+  `rms` and `bias` are of log prediction - log loss; `covered` is the share of
+  rows within the intervals of the law, which leave out a run's own noise.
+  """
+
+  conditions: tuple[str, ...]
+  rows: int
+  rms: float
+  bias: float
+  covered: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
-  """One form on one table, with everything that says how sure it is."""
+  """One form on one table, with everything that says how sure it is.
+
+  Attributes:
+    fit: the optimum.
+    bootstrap: what resamples of the rows give.
+    profiles: of each parameter.
+    derived: what follows from the constants, by name, and its interval: the
+      form's own, and the compute-optimal N, D, D / N, loss and exponents.
+    held_out: the prediction of rows kept back, or None.
+    table: the rows.
+    loss_definition: mean, final or exit.
+    compute: FLOPs at which the optimum was derived.
+  """
 
   fit: estimate.Fit
   bootstrap: bootstraps.Bootstrap
   profiles: dict[str, profiles.Profile]
+  derived: dict[str, tuple[float, bootstraps.Interval]]
+  held_out: HeldOut | None
   table: tables.Table
   loss_definition: str
+  compute: tuple[float, ...]
+
+  @property
+  def identified(self) -> dict[str, bool]:
+    """Which constants both the curvature and the resamples pin down."""
+    theta = self.bootstrap.theta(self.fit.form)
+    spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
+    return {
+      name: known and bool(wide <= estimate.IDENTIFIED_SD)
+      for (name, known), wide in zip(
+        self.fit.identified.items(), spread, strict=True
+      )
+    }
 
   @property
   def flags(self) -> tuple[str, ...]:
     """All of them: the fit's, the bootstrap's, the profiles'."""
+    also = [
+      f'{name} not identified by the resamples'
+      for name, known in self.identified.items()
+      if self.fit.identified[name] and not known
+    ]
     return (
       *self.fit.flags,
+      *also,
       *self.bootstrap.flags,
       *(flag for p in self.profiles.values() for flag in p.flags),
     )
 
   def interval(self, name: str) -> tuple[float | None, float | None]:
-    """A constant's interval: its profile's where there is one."""
-    if name in self.profiles:
-      return self.profiles[name].lo, self.profiles[name].hi
-    spread = self.bootstrap.intervals[name]
-    return spread.lo, spread.hi
+    """A constant's interval by the bootstrap; an end that its profile leaves
+    open is None."""
+    spread, profile = self.bootstrap.intervals[name], self.profiles.get(name)
+    open_lo = profile is not None and profile.lo is None
+    open_hi = profile is not None and profile.hi is None
+    return None if open_lo else spread.lo, None if open_hi else spread.hi
+
+  def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    """The loss at these columns, one a row."""
+    return self.fit.predict(columns)
+
+  def predict_interval(
+    self, columns: Mapping[str, Any]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of the law at these columns, without a run's own noise."""
+    losses = np.exp(
+      solver.predict(
+        self.fit.form, columns, self.bootstrap.theta(self.fit.form)
+      )
+    )
+    tail = (1 - self.bootstrap.level) / 2
+    lo, hi = np.quantile(losses, [tail, 1 - tail], axis=0)
+    return lo, hi
+
+  def save(self, path: str | pathlib.Path) -> None:
+    """Writes fit.json, and the resamples' constants to bootstrap.npz beside."""
+    path = pathlib.Path(path)
+    samples: dict[str, Any] = self.bootstrap.samples
+    content = io.BytesIO()
+    np.savez(content, **samples)
+    _write(path.with_name(_SAMPLES), content.getvalue())
+    write_json(path, to_json(self))
+
+  def draw(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """Writes the figures of `figures` as PNG; returns their paths."""
+    from familial.laws import figures  # Brings matplotlib.
+
+    return figures.draw(self, pathlib.Path(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +191,27 @@ def run(
   table: tables.Table,
   form_names: Sequence[str],
   out: str | pathlib.Path,
+  options: Options | None = None,
   *,
   loss_definition: str = 'final',
-  delta: float = estimate.DELTA,
-  starts: int = estimate.STARTS,
-  resamples: int = bootstraps.RESAMPLES,
-  level: float = bootstraps.LEVEL,
-  seed: int = 0,
+  hold_out: Sequence[str] = (),
+  draw: bool = False,
   progress: bool = True,
 ) -> str:
   """Fits the forms to the table, writes the files, returns the summary line.
 
   One form writes OUT/fit.json; several write OUT/FORM/fit.json each and
   OUT/selection.json.
+
+  Args:
+    table: the rows.
+    form_names: as forms.get takes them.
+    out: folder.
+    options: of every fit.
+    loss_definition: mean, final or exit: what the table's loss is.
+    hold_out: conditions of rows that are predicted, not fitted.
+    draw: figures beside each fit.json.
+    progress: bars on stderr.
   """
   chosen = [forms.get(name) for name in dict.fromkeys(form_names)]
   if not chosen:
@@ -99,72 +220,107 @@ def run(
     )
   out = pathlib.Path(out)
   results = [
-    analyse(
-      form, table, loss_definition=loss_definition, delta=delta, starts=starts,
-      resamples=resamples, level=level, seed=seed, progress=progress,
+    fit(
+      form, table, options, loss_definition=loss_definition,
+      hold_out=hold_out, progress=progress,
     )
     for form in chosen
   ]  # fmt: skip
-  if len(results) == 1:
-    save(results[0], out / 'fit.json')
-    return f'{summary(results[0])} -> {out / "fit.json"}'
   for result in results:
-    save(result, out / result.fit.form.name / 'fit.json')
-  selection = selections.select([result.fit for result in results], table)
+    name = _folder(result.fit.form.name)
+    folder = out if len(chosen) == 1 else out / name
+    result.save(folder / 'fit.json')
+    if draw:
+      result.draw(folder)
+  lines = [summary(result) for result in results]
+  if len(chosen) == 1:
+    return f'{lines[0]} -> {out / "fit.json"}'
+  fits = [result.fit for result in results]
+  selection = selections.select(fits, results[0].table)
   write_json(out / 'selection.json', selections.to_json(selection))
-  lines = [selections.summary(selection), *map(summary, results)]
+  lines = [selections.summary(selection), *lines]
   return f'{" | ".join(lines)} -> {out / "selection.json"}'
 
 
-def analyse(
-  form: forms.Form,
+def fit(
+  form: forms.Form | str,
   table: tables.Table,
+  options: Options | None = None,
   *,
   loss_definition: str = 'final',
-  delta: float = estimate.DELTA,
-  starts: int = estimate.STARTS,
-  resamples: int = bootstraps.RESAMPLES,
-  level: float = bootstraps.LEVEL,
-  seed: int = 0,
+  hold_out: Sequence[str] = (),
   progress: bool = False,
 ) -> Result:
-  """Fit, bootstrap by run, and the profile of each parameter with a null."""
-  with _bar(form.name, 'starts', starts, progress) as bar:
-    fit = estimate.fit(
-      form, table, delta=delta, starts=starts, seed=seed, advance=bar.update
-    )
-  with _bar(form.name, 'resamples', resamples, progress) as bar:
-    bootstrap = bootstraps.bootstrap(
-      fit, table, resamples=resamples, level=level, seed=seed,
-      advance=bar.update,
+  """Fit, bootstrap, the profile of each parameter, and what derives from it.
+
+  Args:
+    form: or its name, as forms.get takes it.
+    table: the rows.
+    options: of the fit.
+    loss_definition: mean, final or exit: what the table's loss is.
+    hold_out: conditions of rows that are predicted, not fitted.
+    progress: bars on stderr.
+  """
+  form = forms.get(form) if isinstance(form, str) else form
+  o = options or Options()
+  held = np.zeros(table.rows, bool)
+  for condition in hold_out:
+    held |= table.where(condition)
+  kept = table.take(~held, hold_out=list(hold_out)) if held.any() else table
+  with _bar(form.name, 'starts', o.starts, progress) as bar:
+    found = estimate.fit(
+      form, kept, delta=o.delta, asymmetry=o.asymmetry, starts=o.starts,
+      sampling=o.sampling, seed=o.seed, advance=bar.update,
     )  # fmt: skip
-  asked = [p.name for p in form.parameters if p.null is not None]
-  return Result(
-    fit=fit,
+  with _bar(form.name, 'resamples', o.resamples, progress) as bar:
+    bootstrap = bootstraps.bootstrap(
+      found, kept, resamples=o.resamples, starts=o.bootstrap_starts,
+      level=o.level, seed=o.seed, advance=bar.update,
+    )  # fmt: skip
+  compute = o.compute
+  if not compute and kept.cost is not None:
+    compute = (float(kept.cost.max()),)
+  result = Result(
+    fit=found,
     bootstrap=bootstrap,
     profiles={
-      name: profiles.profile(form, table, fit, name, level=level)
-      for name in asked
+      name: profiles.profile(form, kept, found, name, level=o.level)
+      for name in form.names
     },
-    table=table,
+    derived=_derived(found, bootstrap, kept, compute),
+    held_out=None,
+    table=kept,
     loss_definition=loss_definition,
+    compute=compute,
+  )
+  if not held.any():
+    return result
+  return dataclasses.replace(
+    result, held_out=_held_out(result, table.take(held), hold_out)
   )
 
 
 def summary(result: Result) -> str:
   """One line: the constants with their intervals, and every flag."""
   fit = result.fit
-  asked = [
-    *result.profiles,
-    *(n for n in fit.form.names if n not in result.profiles),
-  ]
+  first = [p.name for p in fit.form.parameters if p.null is not None]
+  asked = [*first, *(n for n in fit.form.names if n not in first)]
   numbers = ', '.join(
     f'{name} {fit.params[name]:.4g} {_bracket(*result.interval(name))}'
     for name in asked
   )
-  level = f'{result.bootstrap.level:.0%} intervals by {result.bootstrap.unit}'
+  level = (
+    f'{result.bootstrap.level:.0%} bootstrap intervals by'
+    f' {result.bootstrap.unit}'
+  )
   derived_tokens = result.table.filters.get('tokens')
   notes = [f'tokens = {derived_tokens}'] if derived_tokens else []
+  if result.held_out:
+    held = result.held_out
+    notes.append(
+      f'{held.rows} held-out rows predicted with an rms log error of'
+      f' {held.rms:.4f}'
+    )
   flags = '; '.join([*result.flags, *notes]) or 'none'
   return (
     f'{fit.form.name}, {result.loss_definition} loss, {fit.rows} rows:'
@@ -173,11 +329,14 @@ def summary(result: Result) -> str:
 
 
 def to_json(result: Result) -> dict[str, Any]:
-  """The content of fit.json; not yet free of NaN, which write_json mends."""
+  """The content of fit.json; not yet free of NaN, which write_json mends.
+
+  A delta of null is that of least squares.
+  """
   fit, bootstrap, table = result.fit, result.bootstrap, result.table
-  point = {n: f(fit.params) for n, f in fit.form.derived.items()}
   return {
     'form': fit.form.name,
+    'equation': fit.form.equation,
     'loss_definition': result.loss_definition,
     'table': {
       'path': table.source,
@@ -190,12 +349,15 @@ def to_json(result: Result) -> dict[str, Any]:
     'params': fit.params,
     'objective': fit.objective,
     'delta': fit.delta,
+    'asymmetry': fit.asymmetry,
     'starts': fit.starts,
+    'followed': fit.followed,
     'basin_hit_rate': fit.basin_hit_rate,
     'converged': fit.converged,
     'condition_number': fit.condition_number,
-    'identified': fit.identified,
+    'identified': result.identified,
     'flags': list(result.flags),
+    'sd': fit.sd,
     'bootstrap': {
       name: dataclasses.asdict(spread)
       for name, spread in bootstrap.intervals.items()
@@ -203,13 +365,17 @@ def to_json(result: Result) -> dict[str, Any]:
     'level': bootstrap.level,
     'bootstrap_unit': bootstrap.unit,
     'resamples': bootstrap.resamples,
+    'resamples_failed': bootstrap.failed,
     'profile': {
       name: dataclasses.asdict(p) for name, p in result.profiles.items()
     },
     'derived': {
-      name: {'value': value, **dataclasses.asdict(bootstrap.derived[name])}
-      for name, value in point.items()
+      name: {'value': value, **dataclasses.asdict(spread)}
+      for name, (value, spread) in result.derived.items()
     },
+    'held_out': dataclasses.asdict(result.held_out)
+    if result.held_out
+    else None,
     'aic': fit.aic,
     'bic': fit.bic,
     'seed': fit.seed,
@@ -219,14 +385,88 @@ def to_json(result: Result) -> dict[str, Any]:
   }
 
 
-def save(result: Result, path: str | pathlib.Path) -> None:
-  """Writes fit.json, and the resamples' constants to bootstrap.npz beside it."""
-  path = pathlib.Path(path)
-  samples: dict[str, Any] = result.bootstrap.samples
-  content = io.BytesIO()
-  np.savez(content, **samples)
-  _write(path.with_name(_SAMPLES), content.getvalue())
-  write_json(path, to_json(result))
+def _derived(
+  fit: estimate.Fit,
+  bootstrap: bootstraps.Bootstrap,
+  table: tables.Table,
+  compute: Sequence[float],
+) -> dict[str, tuple[float, bootstraps.Interval]]:
+  """What follows from the constants: at the optimum, and over the resamples."""
+  form, level = fit.form, bootstrap.level
+  found = {
+    name: (
+      float(f(fit.params)),
+      bootstraps.interval(f(bootstrap.samples), level),
+    )
+    for name, f in form.derived.items()
+  }
+  if not {'N', 'D'} <= set(form.columns) or not compute:
+    return found
+  theta = np.concatenate([fit.theta[None], bootstrap.theta(form)])
+  for label, others, flops in _families(form, table):
+    best = frontier.optimum(form, theta, compute, flops, others)
+    for j, cost in enumerate(compute):
+      at = f'({label}C={cost:.4g})'
+      values = {
+        'N_opt': best.params,
+        'D_opt': best.tokens,
+        'tokens_per_param': best.tokens / best.params,
+        'L_opt': best.loss,
+        'a': best.exponent,
+        'b': 1 - best.exponent,
+      }
+      if 'flops_per_token' in table.columns:
+        del values['b']  # That is of C = 6 N D.
+      for name, value in values.items():
+        found[name + at] = (
+          float(value[0, j]), bootstraps.interval(value[1:, j], level)
+        )  # fmt: skip
+  return found
+
+
+def _families(
+  form: forms.Form, table: tables.Table
+) -> Iterator[tuple[str, dict[str, float], Callable[[Any], Any]]]:
+  """Each granularity's label, other columns, and FLOPs a token of size N."""
+  columns = table.columns
+  exits = [1.0]
+  if 'G' in form.columns or 'upstream' in form.columns:
+    exits = sorted(set(columns.get('G', np.ones(1)).tolist()))
+  for g in exits:
+    # Of the branch law, the last exit: none downstream, all others upstream.
+    known = {'G': g, 'upstream': g - 1, 'downstream': 0.0}
+    others = {n: known[n] for n in form.columns if n in known}
+    if set(form.columns) - {'N', 'D', *others}:
+      return
+    rows = columns.get('G', np.ones(table.rows)) == g
+    flops: Callable[[Any], Any] = lambda n: 6 * n
+    if 'flops_per_token' in columns:
+      if len(np.unique(columns['N'][rows])) < 2:
+        continue
+      flops = frontier.flops_of(
+        columns['N'][rows], columns['flops_per_token'][rows]
+      )
+    yield f'G={g:g}, ' if others else '', others, flops
+
+
+def _held_out(
+  result: Result, table: tables.Table, conditions: Sequence[str]
+) -> HeldOut:
+  error = np.log(result.predict(table.columns) / table.columns['loss'])
+  lo, hi = result.predict_interval(table.columns)
+  loss = table.columns['loss']
+  return HeldOut(
+    conditions=tuple(conditions),
+    rows=table.rows,
+    rms=float(np.sqrt(np.mean(error**2))),
+    bias=float(np.mean(error)),
+    covered=float(np.mean((lo <= loss) & (loss <= hi))),
+  )
+
+
+def _folder(name: str) -> str:
+  """A form's name as a folder's: a file's path and operators are no names."""
+  return re.sub(r'[^\w.-]+', '_', name).strip('_')
 
 
 def load(path: str | pathlib.Path) -> Law:
@@ -244,12 +484,18 @@ def load(path: str | pathlib.Path) -> Law:
     raise errors.UserError(
       f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
     )
+  name = record['form']
+  if '.py' in str(name):
+    raise errors.UserError(
+      f'{str(path)!r} is a law of the file {name!r}, which is not run to read '
+      'it; load that form and use its predict'
+    )
   samples = None
   beside = pathlib.Path(path).with_name(_SAMPLES)
   if beside.exists():
     with np.load(beside) as file:
       samples = {name: file[name] for name in file.files}
-  return Law(forms.get(record['form']), record['params'], record, samples)
+  return Law(forms.get(name), record['params'], record, samples)
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,14 @@ from familial import errors
 from familial.laws import definitions
 from familial.laws import forms
 
+_COMPARISONS = {
+  '<=': np.less_equal,
+  '>=': np.greater_equal,
+  '<': np.less,
+  '>': np.greater,
+  '==': np.equal,
+  '!=': np.not_equal,
+}
 _POSITIVE = (
   'N',
   'D',
@@ -113,6 +123,24 @@ class Table:
       dropped=self.dropped + max(0, self.rows - len(run)),
     )
 
+  def where(self, condition: str) -> np.ndarray:
+    """Which rows meet a condition such as `tokens>=1e9`, bool [rows]."""
+    match = re.fullmatch(r'\s*(\w+)\s*(<=|>=|<|>|==|!=)\s*(\S+)\s*', condition)
+    name = forms.SYMBOLS.get(match[1], match[1]) if match else ''
+    if not match or name not in self.columns:
+      raise errors.UserError(
+        f'{condition!r}: a condition is COLUMN<=VALUE, or with >=, <, >, ==, '
+        f'!=; columns are {", ".join(self.columns)}'
+        f'{errors.nearest(name, self.columns)}'
+      )
+    try:
+      value = float(match[3])
+    except ValueError:
+      raise errors.UserError(
+        f'{condition!r}: {match[3]!r} is no number'
+      ) from None
+    return np.asarray(_COMPARISONS[match[2]](self.columns[name], value))
+
   def drop_highest(self, count: int) -> 'Table':
     """Without the rows whose loss is not below the count-th highest."""
     if not 0 <= count < self.rows:
@@ -183,21 +211,24 @@ def read(
   rows_used: str = 'last',
   arms: Sequence[str] | None = None,
   mix_corpora: bool = False,
-  drop_highest: int = 0,
+  cluster: str = 'run',
+  needs: Sequence[str] = (),
 ) -> Table:
-  """A table from a CSV or JSONL file, or from a folder of this project's runs.
+  """A table from a CSV, JSONL or Parquet file, or from this project's runs.
 
   Args:
     path: the file, or a folder with metrics.jsonl files anywhere below it.
     columns: for a file, our name -> the file's; ours are params (or N), tokens
-      (D), exits (G), flops (C), loss, run, budget, width, depth, layer,
+      (D), exits (G), flops (C), loss, weight, run, budget, width, depth, layer,
       upstream, downstream, flops_per_token. What is not mapped is looked for
       under its own name. Where there are FLOPs and no tokens, D = C / (6 N).
     loss: as in from_rows; for runs of this project only.
     rows_used: likewise.
     arms: likewise.
     mix_corpora: likewise.
-    drop_highest: leaves out this many rows of the highest loss.
+    cluster: the column, ours or the file's, whose equal values make rows belong
+      together; run, where there is none, is row: each by itself.
+    needs: further columns of the file that a form asks for.
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -207,10 +238,11 @@ def read(
     raise errors.UserError(f'no metrics.jsonl lies below {str(path)!r}')
   contents = [file.read_bytes() for file in files]
   sha256 = hashlib.sha256(b''.join(contents)).hexdigest()
+  records: list[dict[str, Any]]
   if path.suffix == '.csv':
-    records: list[dict[str, Any]] = list(
-      csv.DictReader(contents[0].decode('utf-8-sig').splitlines())
-    )
+    records = _csv(contents[0], path)
+  elif path.suffix == '.parquet':
+    records = _parquet(contents[0], path)
   elif path.suffix in ('.jsonl', '.json'):
     records = _json_lines(contents[0], path)
   elif path.is_dir():
@@ -222,7 +254,8 @@ def read(
     ]
   else:
     raise errors.UserError(
-      f'table {str(path)!r}: allowed are .csv, .jsonl and folders of runs'
+      f'table {str(path)!r}: allowed are .csv, .jsonl, .parquet and'
+      ' folders of runs'
     )
   if not records:
     raise errors.UserError(f'table {str(path)!r} has no rows')
@@ -231,8 +264,63 @@ def read(
       records, loss, rows_used, arms, mix_corpora, str(path), sha256
     )
   else:
-    table = _from_records(records, columns or {}, str(path), sha256)
-  return table.drop_highest(drop_highest)
+    table = _from_records(
+      records, columns or {}, str(path), sha256, (*_KNOWN, *needs)
+    )
+  return _clustered(table, records, cluster)
+
+
+def _clustered(
+  table: Table, records: Sequence[Mapping[str, Any]], cluster: str
+) -> Table:
+  """The table with rows that share a value of a column belonging together."""
+  symbol = forms.SYMBOLS.get(cluster, cluster)
+  if cluster == 'run':
+    return table
+  if cluster == 'row':
+    labels = np.arange(table.rows)
+  elif symbol in table.columns:
+    labels = table.columns[symbol]
+  elif len(records) == table.rows and cluster in records[0]:
+    labels = np.array([record.get(cluster) for record in records])
+  else:
+    allowed = {'run', 'row', *table.columns, *records[0]}
+    raise errors.UserError(
+      f'cluster={cluster!r}: {table.source} has no such column'
+      f'{errors.nearest(cluster, allowed)}'
+    )
+  return dataclasses.replace(
+    table,
+    run=labels.astype(str),
+    filters={**table.filters, 'cluster': cluster},
+  )
+
+
+def _csv(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    lines = content.decode('utf-8-sig').splitlines()
+  except UnicodeDecodeError as error:
+    raise errors.UserError(f'{path} is not UTF-8: {error.reason}') from None
+  try:
+    return list(csv.DictReader(lines))
+  except csv.Error as error:
+    raise errors.UserError(f'{path} is not CSV: {error}') from None
+
+
+def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    from pyarrow import lib
+    from pyarrow import parquet
+  except ImportError:
+    raise errors.UserError(
+      f"{path}: needs the extra, pip install 'familial[parquet]'"
+    ) from None
+  try:
+    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
+  except lib.ArrowException as error:
+    line = str(error).partition('\n')[0]
+    raise errors.UserError(f'{path} is not Parquet: {line}') from None
+  return [dict(row) for row in rows]
 
 
 def _check_column(name: str, values: np.ndarray, source: str) -> None:
@@ -275,9 +363,10 @@ def _from_records(
   columns: Mapping[str, str],
   source: str,
   sha256: str,
+  known: Sequence[str],
 ) -> Table:
   header = list(records[0])
-  mapping = _mapping(columns, header, source)
+  mapping = _mapping(columns, header, source, known)
   arrays = {
     forms.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
     for ours, theirs in mapping.items()
@@ -297,17 +386,20 @@ def _from_records(
 
 
 def _mapping(
-  columns: Mapping[str, str], header: Sequence[str], source: str
+  columns: Mapping[str, str],
+  header: Sequence[str],
+  source: str,
+  known: Sequence[str],
 ) -> dict[str, str]:
   """Our name -> theirs: what was asked, then what goes by its own name."""
   long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
   mapping = {}
   for ours, theirs in columns.items():
     name = long_names.get(ours, ours)
-    if name not in _KNOWN:
+    if name not in known:
       raise errors.UserError(
-        f'column {ours!r} is unknown{errors.nearest(ours, _KNOWN)}; allowed'
-        f' are {", ".join(_KNOWN)}'
+        f'column {ours!r} is unknown{errors.nearest(ours, known)}; allowed'
+        f' are {", ".join(known)}'
       )
     if theirs not in header:
       raise errors.UserError(
@@ -315,7 +407,7 @@ def _mapping(
         f'{errors.nearest(theirs, header)}; it has {", ".join(header)}'
       )
     mapping[name] = theirs
-  for name in _KNOWN:
+  for name in (long_names.get(name, name) for name in known):
     for theirs in (name, forms.SYMBOLS.get(name, name)):
       if name not in mapping and theirs in header:
         mapping[name] = theirs

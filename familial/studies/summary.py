@@ -80,11 +80,11 @@ def _fit(
   study: study_config.StudyConfig, workdir: pathlib.Path, rows: list[Row]
 ) -> list[str]:
   """Fits every form to every loss; returns what could not be fitted."""
-  options: dict[str, Any] = {
-    'delta': study.fit.delta,
-    'starts': study.fit.starts,
-    'resamples': study.fit.resamples,
-  }
+  options = laws.Options(
+    delta=study.fit.delta,
+    starts=study.fit.starts,
+    resamples=study.fit.resamples,
+  )
   dense = [row for row in rows if row['exits'] == 1]
   with_branches = (*definitions.arms_of('exit'), 'branch')
   jobs: list[
@@ -103,7 +103,7 @@ def _fit(
     try:
       table = tables.from_rows(of, loss=loss, arms=arms, source='cells')
       laws.run(
-        table, forms, workdir / 'fits' / folder, loss_definition=loss, **options
+        table, forms, workdir / 'fits' / folder, options, loss_definition=loss
       )
     except errors.UserError as error:
       notes.append(f'{folder}: {error}')

@@ -124,7 +124,7 @@ def test_reads_csv_by_a_mapping(tmp_path):
   np.testing.assert_allclose(table.columns['D'], [10.0, 5.0, 2.5])
   assert table.filters == {'tokens': 'flops / (6 params)'}
   assert table.unit == 'run'
-  kept = tables.read(path, mapping, drop_highest=1)
+  kept = tables.read(path, mapping).drop_highest(1)
   np.testing.assert_array_equal(kept.columns['loss'], [3.5, 3.0])
   assert (kept.dropped, kept.filters['drop_highest']) == (1, 1)
 

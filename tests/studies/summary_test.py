@@ -63,7 +63,7 @@ def fake_fits(monkeypatch):
   """Replaces the fits, which take a while, by files of one shape."""
 
   def use(interval=None, flags=()):
-    def run(table, forms, out, *, loss_definition='final', **options):
+    def run(table, forms, out, options, *, loss_definition='final'):
       for form in forms if interval is not None else ():
         folder = out / form if len(forms) > 1 else out
         folder.mkdir(parents=True, exist_ok=True)
