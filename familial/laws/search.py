@@ -31,7 +31,7 @@ _SHARE = 8  # of the starts of a round one in so many goes on
 _MOST = 2**17  # starts that a round hands on
 _BLOCK = 2**13  # starts in memory at once, and the size of a Latin hypercube
 _SCREENED = 256  # starts a group after the screening of their objectives
-_LONG = 12  # rough rounds of those that go on to the end: they are cheap
+_LONG = 24  # rough rounds of those that go on to the end: they are cheap
 _LAST = 4  # starts a group that go on to the end
 
 Advance = Callable[[int], Any]
@@ -230,7 +230,7 @@ def search(
   theta = _rough(problem, _lanes(theta), _LONG * kernel.ROUGH_ROUND).theta
   ends = problem.solve(
     theta, np.zeros(len(theta), int), damping=1e-2, least=1e-9, stall=1e-10,
-    iterations=64, advance=advance if few else _silent,
+    iterations=160, advance=advance if few else _silent,
   )  # fmt: skip
   return ends, np.arange(len(theta)) < len(sample)
 

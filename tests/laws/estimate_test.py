@@ -15,25 +15,22 @@ from familial.laws import search
 from familial.laws import solver
 from familial.laws import table as tables
 
-
 # Each term's constant, its exponents and their columns.
+DENSE = (('A', {'alpha': 'N'}), ('B', {'beta': 'D'}))
+SHAPES = (
+  ('c_width', {'a_width': 'width'}),
+  ('c_depth', {'a_depth': 'depth'}),
+  ('c_params', {'a_params': 'N'}),
+  ('c_tokens', {'a_tokens': 'D'}),
+)
+PRODUCT = ('c_width_depth', {'a_width': 'width', 'a_depth': 'depth'})
 TERMS = {
-  **dict.fromkeys(
-    ('chinchilla', 'dense_null', 'familial_total', 'familial_reducible',
-     'branch', 'outer_exponent'),
-    [('A', {'alpha': 'N'}), ('B', {'beta': 'D'})],
-  ),
-  'power_of_compute': [('A', {'alpha': 'C'})],
-  'width_depth_product': [
-    ('c_width_depth', {'a_width': 'width', 'a_depth': 'depth'}),
-    ('c_tokens', {'a_tokens': 'D'}),
-  ],
-  **dict.fromkeys(
-    ('width_depth', 'width_depth_inverse', 'width_depth_params'),
-    [('c_width', {'a_width': 'width'}), ('c_depth', {'a_depth': 'depth'}),
-     ('c_params', {'a_params': 'N'}), ('c_tokens', {'a_tokens': 'D'})],
-  ),
-}  # fmt: skip
+  'power_of_compute': (('A', {'alpha': 'C'}),),
+  'width_depth_product': (PRODUCT, SHAPES[-1]),
+  'width_depth': SHAPES,
+  'width_depth_inverse': SHAPES,
+  'width_depth_params': SHAPES,
+}
 
 
 def random_law(form, rng, columns):
@@ -51,7 +48,7 @@ def random_law(form, rng, columns):
       'D_c': middle['D'] * (1 - share) * inner,
     }
   outer = rng.uniform(0.6, 1.0) if 'outer' in form.names else 1.0
-  terms = [t for t in TERMS[form.name] if t[0] in form.names]
+  terms = [t for t in TERMS.get(form.name, DENSE) if t[0] in form.names]
   shares = rng.dirichlet(np.ones(1 + len(terms)))
   shares = 0.1 + (1 - 0.1 * len(shares)) * shares
   law = {'E': 3 * shares[0]}
