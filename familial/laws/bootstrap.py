@@ -17,6 +17,7 @@ from familial.laws import table as tables
 RESAMPLES = 1000
 LEVEL = 0.95
 _MANY_FAILED = 0.05
+_WEIGHTS = 2**25  # of rows in resamples, in memory at once
 _FIRST_DELTA = 0.3  # of the robust scale
 _NEAR = 1.1  # objective of another basin over the optimum's, before refitting
 
@@ -91,21 +92,23 @@ def bootstrap(
       'least 0, and within (0, 1)'
     )
   tick = time.monotonic()
-  weights = _weights(table, resamples, seed)
-  problem = fit.problem(table, weights)
-  problem.prepare()
-  if starts:
-    points = np.concatenate([fit.theta[None], fit.others])
-    drawn = search.starts_of(fit.form, starts, seed)
-    ends = search.search_groups(
-      problem, search.holding(drawn, fit.form, fit.fixed), points,
-      advance=advance,
-    )  # fmt: skip
-  else:
-    ends = _refit(fit, problem, advance)
-  good = ends.converged & _determined(fit, table, weights)
-  samples = fit.form.values(ends.theta[good])
-  failed = int(resamples - good.sum())
+  rng = np.random.default_rng(seed)
+  points = np.concatenate([fit.theta[None], fit.others])
+  block = max(1, _WEIGHTS // table.rows)
+  found = []
+  for first in range(0, resamples, block):
+    weights = _weights(table, min(block, resamples - first), rng)
+    problem = fit.problem(table, weights)
+    if starts:
+      drawn = search.starts_of(fit.form, starts, seed)
+      drawn = search.holding(drawn, fit.form, fit.fixed)
+      ends = search.search_groups(problem, drawn, points, advance=advance)
+    else:
+      ends = _refit(fit, problem, advance)
+    found.append(ends.theta[ends.converged & _determined(fit, table, weights)])
+  theta = np.concatenate(found)
+  samples = fit.form.values(theta)
+  failed = resamples - len(theta)
   flags = []
   if failed > _MANY_FAILED * resamples:
     flags.append(f'{failed} of {resamples} resamples failed')
@@ -153,7 +156,9 @@ def _refit(
   return ends.take(search.winners(ends.objective, owner, n))
 
 
-def _weights(table: tables.Table, resamples: int, seed: int) -> np.ndarray:
+def _weights(
+  table: tables.Table, resamples: int, seed: int | np.random.Generator
+) -> np.ndarray:
   """How often each row is in each resample, [resamples, rows]."""
   clusters = table.clusters
   runs = int(clusters.max()) + 1

@@ -30,6 +30,7 @@ AUDITED = 64  # starts chosen at random, which go on to the end as well
 _SHARE = 8  # of the starts of a round one in so many goes on
 _MOST = 2**17  # starts that a round hands on
 _BLOCK = 2**13  # starts in memory at once, and the size of a Latin hypercube
+_NUMBERS = 2**24  # predictions, or a rough round's, in memory at once
 _SCREENED = 256  # starts a group after the screening of their objectives
 _LONG = 24  # rough rounds of those that go on to the end: they are cheap
 _LAST = 4  # starts a group that go on to the end
@@ -153,7 +154,7 @@ class Problem:
     rows = kernel.padded(len(self.target))
     with jax.enable_x64(True):
       for program, lanes in (
-        (kernel.rough, _width()),
+        (kernel.rough, _width(rows, len(self.free))),
         (kernel.program, solver.lanes(rows, len(self.free))),
       ):
         program(
@@ -165,8 +166,9 @@ class Problem:
   def objective(self, theta: np.ndarray, group: np.ndarray) -> np.ndarray:
     """At points [n, parameters] of groups [n]; inf where there is no number."""
     found = np.empty(len(theta))
-    for first in range(0, len(theta), _BLOCK):
-      part = slice(first, first + _BLOCK)
+    block = max(1, _NUMBERS // len(self.target))
+    for first in range(0, len(theta), block):
+      part = slice(first, first + block)
       prediction = solver.predict(self.form, self.columns, theta[part])
       losses = solver.penalty(
         prediction - self.target, self.delta, self.asymmetry
@@ -254,25 +256,25 @@ def search_groups(
     advance: called with the number of groups that have just ended.
   """
   theta = starts.block(0, starts.count)
-  losses = np.concatenate(
-    [
-      solver.penalty(
-        solver.predict(problem.form, problem.columns, theta[i : i + _BLOCK])
-        - problem.target,
-        problem.delta,
-        problem.asymmetry,
-      )
-      for i in range(0, len(theta), _BLOCK)
-    ]
-  )
-  losses = np.where(np.isfinite(losses).all(1, keepdims=True), losses, 1e30)
+  objective = np.empty((len(problem.weights), len(theta)))
+  block = max(1, _NUMBERS // len(problem.target))
+  for first in range(0, len(theta), block):
+    points = theta[first : first + block]
+    losses = solver.penalty(
+      solver.predict(problem.form, problem.columns, points) - problem.target,
+      problem.delta,
+      problem.asymmetry,
+    )
+    losses = np.where(np.isfinite(losses), losses, 1e30)
+    objective[:, first : first + block] = problem.weights @ losses.T
   width = _SCREENED if thin else len(theta)
   at_once = max(1, _BLOCK * 4 // width)
   best = []
   for first in range(0, len(problem.weights), at_once):
     weights = problem.weights[first : first + at_once]
     part = dataclasses.replace(problem, weights=weights)
-    order = np.argsort(weights @ losses.T, axis=1, kind='stable')[:, :width]
+    screened = objective[first : first + at_once]
+    order = np.argsort(screened, axis=1, kind='stable')[:, :width]
     lanes = _lanes(
       theta[order.ravel()], np.repeat(np.arange(len(weights)), order.shape[1])
     )
@@ -392,8 +394,8 @@ def _best(lanes: _Lanes, keep: int) -> np.ndarray:
 
 def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
   """Takes iterations of `kernel.rough`; objectives that are not finite are inf."""
-  width = _width()
   padded = kernel.padded(len(problem.target))
+  width = _width(padded, len(problem.free))
   pad = padded - len(problem.target)
   columns = kernel.inputs(problem.form.columns, problem.columns, np.float32)
   target = np.pad(problem.target, (0, pad), mode='edge').astype(np.float32)
@@ -433,5 +435,7 @@ def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
   )
 
 
-def _width() -> int:
-  return 128 if jax.default_backend() == 'cpu' else 8192
+def _width(rows: int, parameters: int) -> int:
+  """Lanes of a rough round."""
+  most = 128 if jax.default_backend() == 'cpu' else 8192
+  return max(1, min(most, _NUMBERS // (rows * (parameters + 4))))
