@@ -103,23 +103,36 @@ class Result:
 
   @property
   def identified(self) -> dict[str, bool]:
-    """Which constants both the curvature and the resamples pin down."""
-    theta = self.bootstrap.theta(self.fit.form)
-    spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
+    """Which constants curvature, resamples and profile all pin down."""
+    bounded = {
+      name: p.lo is not None or p.hi is not None
+      for name, p in self.profiles.items()
+    }
     return {
-      name: known and bool(wide <= estimate.IDENTIFIED_SD)
-      for (name, known), wide in zip(
-        self.fit.identified.items(), spread, strict=True
+      name: known and steady and bounded.get(name, True)
+      for (name, known), steady in zip(
+        self.fit.identified.items(), self._steady, strict=True
       )
     }
+
+  @property
+  def _steady(self) -> list[bool]:
+    """Of each constant, whether it varies little over the resamples."""
+    theta = self.bootstrap.theta(self.fit.form)
+    if not len(theta):
+      return [False] * theta.shape[1]
+    spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
+    return [bool(wide <= estimate.IDENTIFIED_SD) for wide in spread]
 
   @property
   def flags(self) -> tuple[str, ...]:
     """All of them: the fit's, the bootstrap's, the profiles'."""
     also = [
       f'{name} not identified by the resamples'
-      for name, known in self.identified.items()
-      if self.fit.identified[name] and not known
+      for (name, known), steady in zip(
+        self.fit.identified.items(), self._steady, strict=True
+      )
+      if known and not steady
     ]
     return (
       *self.fit.flags,
@@ -149,6 +162,9 @@ class Result:
         self.fit.form, columns, self.bootstrap.theta(self.fit.form)
       )
     )
+    if not len(losses):
+      nothing = np.full(losses.shape[1], np.nan)
+      return nothing, nothing
     tail = (1 - self.bootstrap.level) / 2
     lo, hi = np.quantile(losses, [tail, 1 - tail], axis=0)
     return lo, hi
@@ -211,7 +227,7 @@ def run(
     loss_definition: mean, final or exit: what the table's loss is.
     hold_out: conditions of rows that are predicted, not fitted.
     draw: figures beside each fit.json.
-    progress: bars on stderr.
+    progress: bars on stderr, and how several forms compare on stdout.
   """
   chosen = [forms.get(name) for name in dict.fromkeys(form_names)]
   if not chosen:
@@ -238,6 +254,8 @@ def run(
   fits = [result.fit for result in results]
   selection = selections.select(fits, results[0].table)
   write_json(out / 'selection.json', selections.to_json(selection))
+  if progress:
+    print(selections.text(selection))
   lines = [selections.summary(selection), *lines]
   return f'{" | ".join(lines)} -> {out / "selection.json"}'
 
@@ -266,6 +284,8 @@ def fit(
   held = np.zeros(table.rows, bool)
   for condition in hold_out:
     held |= table.where(condition)
+  if hold_out and not held.any():
+    raise errors.UserError(f'hold_out={list(hold_out)}: no row meets it')
   kept = table.take(~held, hold_out=list(hold_out)) if held.any() else table
   with _bar(form.name, 'starts', o.starts, progress) as bar:
     found = estimate.fit(

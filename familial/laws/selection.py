@@ -224,6 +224,30 @@ def summary(selection: Selection) -> str:
   return line
 
 
+def text(selection: Selection) -> str:
+  """A table of the candidates, best AIC first; rms are of the log error."""
+  heads = (
+    'form', 'constants', 'objective', 'AIC behind', 'BIC behind',
+    'rms, largest budget', 'each budget', 'each model',
+  )  # fmt: skip
+  lines = [heads] + [
+    (
+      c.form, str(c.parameters), f'{c.objective:.6g}', f'{c.aic_behind:.1f}',
+      f'{c.bic_behind:.1f}',
+      *('-' if h is None else f'{h.rms:.4f}'
+        for h in (c.hold_out, c.by_budget, c.by_model)),
+    )
+    for c in selection.candidates
+  ]  # fmt: skip
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(w) for cell, w in zip(line, widths, strict=True)
+    ).rstrip()
+    for line in lines
+  )
+
+
 def _rms(candidate: Candidate) -> float:
   assert candidate.hold_out is not None
   return candidate.hold_out.rms

@@ -38,7 +38,7 @@ def test_intervals_cover(name):
   laws = [random_law(form, rng, columns) for _ in range(LAWS)]
   truth = np.stack([form.theta(law) for law in laws])
   target = solver.predict(form, columns, truth)
-  target += NOISE * rng.standard_normal(target.shape)
+  target = target + NOISE * rng.standard_normal(target.shape)
   table = tables.Table(
     {**columns, 'loss': np.ones(ROWS)}, np.arange(ROWS).astype(str)
   )
