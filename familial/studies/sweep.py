@@ -88,10 +88,8 @@ def work(
   its traceback is in `error.log` of its folder.
   """
   from familial.data import packing  # Brings JAX: workers set cores first.
-  from familial.training import compilation
   from familial.training import loop
 
-  compilation.prepare()
   corpora: dict[object, packing.Corpus] = {}
   attempts = dict.fromkeys((cell.cell for cell in cells), 0)
   while True:
