@@ -1,0 +1,192 @@
+"""What the figures of compute draw: granularities, budgets, optima.
+
+Symbols as in the literature: N parameters, D tokens, G exits, C FLOPs.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import optimize
+
+from familial.laws import figures_parts as parts
+from familial.laws import forms
+from familial.laws import frontier
+from familial.laws import result as results
+from familial.laws import table as tables
+
+_BUDGETS = 8  # drawn, at most
+_FAMILIES = 6  # values of G, likewise
+NEAR = 1.25  # largest over smallest C that count as one budget
+_OFF = 0.01  # C / (6 N D) - 1 at which a table has its own count of FLOPs
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """Rows of about one C, with the parabola's minimum or None.
+
+  `cost` is their mean C, `name` that of all granularities.
+  """
+
+  name: float
+  cost: float
+  rows: np.ndarray  # indices
+  minimum: frontier.Minimum | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One granularity: its rows and what the law says at its budgets.
+
+  `optimum` is of the law and its resamples [1 + s, c], at the costs of the
+  budgets and then at those of `grid`.
+  """
+
+  label: str
+  exits: float
+  others: dict[str, float]
+  rows: np.ndarray  # indices
+  flops: Callable[[Any], Any]
+  budgets: tuple[Budget, ...]
+  grid: np.ndarray
+  optimum: frontier.Optimum
+
+  def columns(self, params: np.ndarray, cost: float) -> dict[str, np.ndarray]:
+    """The columns of models of N parameters that cost C."""
+    tokens = cost / self.flops_per_token(params)
+    others = {k: np.full_like(params, v) for k, v in self.others.items()}
+    return {'N': params, 'D': tokens, **others}
+
+  def flops_per_token(self, params: np.ndarray) -> np.ndarray:
+    """`flops` in double precision."""
+    with jax.enable_x64(True):
+      return np.asarray(self.flops(params))
+
+  @property
+  def known(self) -> bool:
+    """Whether the law has an optimum at any C."""
+    return bool(self.optimum.interior[0, len(self.budgets) :].any())
+
+  def along(
+    self, values: np.ndarray, share: float
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of values [1 + s, c] of `optimum`: the law's and both ends, on `grid`."""
+    values = values[:, len(self.budgets) :]
+    return values[0], *parts.ends(values[1:], share)
+
+
+def families(found: results.Result) -> list[Family]:
+  """The granularities whose optimum the law knows; [] without N and D."""
+  cost = found.table.cost
+  if cost is None or not {'N', 'D'} <= set(found.fit.form.columns):
+    return []
+  theta = np.concatenate([found.fit.theta[None], parts.theta(found)])
+  groups = _groups(found.table)
+  grid = np.unique(  # holds the largest run's
+    [
+      *np.geomspace(cost.min(), cost.max(), 16),
+      *np.geomspace(cost.max(), 10 * cost.max(), 8),
+    ]
+  )
+  families = []
+  for label, exits, others, rows in _granularities(found.fit.form, found.table):
+    budgets = tuple(_budgets(found.table, groups, rows))
+    flops = _flops_of(found.table, rows)
+    compute = np.append([budget.cost for budget in budgets], grid)
+    optimum = frontier.optimum(
+      found.fit.form, theta, compute.tolist(), flops, others
+    )
+    families.append(
+      Family(label, exits, others, rows, flops, budgets, grid, optimum)
+    )
+  return families
+
+
+def _granularities(
+  form: forms.Form, table: tables.Table
+) -> Iterator[tuple[str, float, dict[str, float], np.ndarray]]:
+  """Each G's label, G, the form's other columns, and its rows' indices.
+
+  Of the branch law, the last exit: none downstream, all others upstream. A form
+  without G has one, of dense models where a table counts their FLOPs apart.
+  """
+  columns, ones = table.columns, np.ones(table.rows)
+  of_g = 'G' in form.columns or 'upstream' in form.columns
+  exits = np.unique(columns.get('G', ones)) if of_g else np.ones(1)
+  if len(exits) > _FAMILIES:
+    exits = exits[np.linspace(0, len(exits) - 1, _FAMILIES).astype(int)]
+  for g in map(float, exits):
+    known = {'G': g, 'upstream': g - 1, 'downstream': 0.0}
+    others = {n: known[n] for n in form.columns if n in known}
+    if set(form.columns) - {'N', 'D', *others}:
+      return
+    rows = np.all([columns[n] == v for n, v in others.items()] or [ones], 0)
+    if of_g or 'flops_per_token' in columns:
+      rows = rows & (columns.get('G', ones) == g)
+    if rows.any():
+      yield f'G = {g:g}', g, others, np.flatnonzero(rows)
+
+
+def _flops_of(table: tables.Table, rows: np.ndarray) -> Callable[[Any], Any]:
+  """FLOPs a token as a function of N: 6 N, or through what the rows cost.
+
+  As 6 N (p + q / sqrt N): of models of one depth, attention and heads cost as
+  their width, N as its square. Unlike lines from size to size this has no kinks,
+  which would be seen in the optima.
+  """
+  columns = {name: values[rows] for name, values in table.columns.items()}
+  params, per_token = columns['N'], columns.get('flops_per_token')
+  if per_token is None and 'C' in columns:
+    per_token = columns['C'] / columns['D']
+  if per_token is None:
+    return lambda n: 6 * n
+  factor = per_token / (6 * params)
+  if np.median(np.abs(factor - 1)) < _OFF:
+    return lambda n: 6 * n
+  terms = np.stack([np.ones(len(params)), params**-0.5], axis=1)
+  share, _ = optimize.nnls(terms / factor[:, None], np.ones(len(params)))
+  return lambda n: 6 * n * (share[0] + share[1] * n**-0.5)
+
+
+def _groups(table: tables.Table) -> list[np.ndarray]:
+  """Rows of about one C, bool [rows] each, at most _BUDGETS, lowest C first.
+
+  By the column budget; else the fullest windows of C that do not overlap.
+  """
+  if 'budget' in table.columns:
+    budget = table.columns['budget']
+    values = np.unique(budget)
+    picked = np.linspace(0, len(values) - 1, min(len(values), _BUDGETS))
+    return [budget == values[i] for i in picked.astype(int)]
+  assert table.cost is not None
+  log_c = np.log(table.cost)
+  left = np.ones(table.rows, bool)
+  found: list[np.ndarray] = []
+  while left.any() and len(found) < _BUDGETS:
+    costs = np.sort(log_c[left])
+    stop = np.searchsorted(costs, costs + np.log(NEAR) + 1e-9, 'right')
+    start = int(np.argmax(stop - np.arange(len(costs))))
+    low, high = costs[start], costs[stop[start] - 1]
+    found.append(left & (log_c >= low) & (log_c <= high))
+    left &= ~found[-1]
+  return sorted(found, key=lambda group: log_c[group].mean())
+
+
+def _budgets(
+  table: tables.Table, groups: Sequence[np.ndarray], rows: np.ndarray
+) -> Iterator[Budget]:
+  """The budgets at which a granularity has two sizes or more."""
+  assert table.cost is not None
+  for group in groups:
+    here = rows[group[rows]]
+    sizes, losses = table.columns['N'][here], table.columns['loss'][here]
+    if len(np.unique(sizes)) > (1 if 'budget' in table.columns else 3):
+      low = frontier.minimum(sizes, losses)
+      name, cost = (
+        float(np.exp(np.log(table.cost[of]).mean())) for of in (group, here)
+      )
+      yield Budget(name, cost, here, low if low.interior else None)
