@@ -193,11 +193,11 @@ def _define_fit(values: flags.FlagValues) -> None:
     required=True,
     flag_values=values,
   )
-  flags.DEFINE_string(
+  flags.DEFINE_multi_string(
     'columns',
-    '',
+    [],
     'Column mapping of a foreign table, '
-    "'params=Model Size,flops=Training FLOP,loss=loss'.",
+    "'params=Model Size,flops=Training FLOP,loss=loss'; may be repeated.",
     flag_values=values,
   )
   flags.DEFINE_multi_string(
@@ -287,7 +287,11 @@ def _define_fit(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_integer(
-    'seed', 0, 'Of the starts and the bootstrap.', flag_values=values
+    'seed',
+    0,
+    'Of the starts and the bootstrap.',
+    lower_bound=0,
+    flag_values=values,
   )
   flags.DEFINE_bool(
     'draw', True, 'Write figures beside fit.json.', flag_values=values
@@ -336,7 +340,7 @@ def _fit(values: flags.FlagValues) -> str:
   needs = [c for name in values.form for c in forms.get(name).columns]
   rows = table.read(
     values.table,
-    _mapping(values.columns),
+    _mapping(','.join(values.columns)),
     loss=values.loss,
     rows_used=values.rows,
     cluster=values.cluster,
@@ -378,13 +382,18 @@ def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
 
 def _mapping(text: str) -> dict[str, str]:
   """Returns {'params': 'Model Size'} for 'params=Model Size'."""
-  pairs = [pair.partition('=') for pair in text.split(',') if pair]
-  for ours, equals, theirs in pairs:
-    if not (ours and equals and theirs):
+  mapping: dict[str, str] = {}
+  for pair in text.split(','):
+    ours, _, theirs = (part.strip() for part in pair.partition('='))
+    if ours in mapping:
+      raise errors.UserError(f'--columns: {ours!r} is mapped twice')
+    if ours and theirs:
+      mapping[ours] = theirs
+    elif pair.strip():
       raise errors.UserError(
-        f"--columns: {ours + equals + theirs!r} is not of the form 'ours=theirs'"
+        f"--columns: {pair!r} is not of the form 'ours=theirs'"
       )
-  return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+  return mapping
 
 
 def _report(values: flags.FlagValues) -> str:

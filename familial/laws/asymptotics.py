@@ -65,8 +65,9 @@ def covariance(
   )
   out = np.full(p, np.inf)
   ratio = np.full(p, np.inf)
-  out[alive] = variance / length[alive] ** 2
-  with np.errstate(invalid='ignore', divide='ignore'):  # 0/0: lost, below
+  # 0/0: lost, below.
+  with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
+    out[alive] = variance / length[alive] ** 2
     ratio[alive] = variance / np.diag(inverse)
   lost = conditioning(jacobian)[1] >= COLLINEAR
   out[lost] = ratio[lost] = np.inf
@@ -119,6 +120,8 @@ def conditioning(jacobian: np.ndarray) -> tuple[float, np.ndarray]:
   length = np.linalg.norm(jacobian, axis=0)
   alive = length > 0
   diagonal = np.full(len(length), math.inf)
+  if not alive.any():
+    return math.inf, diagonal
   _, singular, right = np.linalg.svd(
     jacobian[:, alive] / length[alive], full_matrices=False
   )

@@ -30,8 +30,11 @@ _LOW_HIT_RATE = 0.05
 _ILL_CONDITIONED = 1e10
 IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
 _OTHER_BASINS = 2
-_ROUNDING = 1e-20  # objective a row below which the fit is exact
+ROUNDING = 1e-20  # objective a row below which the fit is exact
 _DISTINCT = 1.05  # ratio of two basins' objectives
+_OFF = math.log(2)  # log residual that no run of a law's own has
+_JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
+_DELTAS = (1e-12, 1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,7 @@ def fit(
     ends.theta[best : best + 1], np.zeros(1, int),
     damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
   )  # fmt: skip
-  rounding = _ROUNDING * table.rows
+  rounding = ROUNDING * table.rows
   hit = ends.objective <= polished.objective[0] * (1 + SAME_BASIN) + rounding
   seconds = {
     'compile': compiling,
@@ -216,6 +219,10 @@ def _check(
   delta: float,
   asymmetry: float,
 ) -> None:
+  if not form.columns or not form.parameters or 'loss' in form.columns:
+    raise errors.UserError(
+      f'form {form.name!r} must have constants, and columns other than the loss'
+    )
   for name in form.columns:
     if name not in table.columns:
       near = errors.nearest(name, table.columns)
@@ -228,11 +235,21 @@ def _check(
       f'form {form.name!r} has {parameters} parameters and needs more rows than'
       f' that; the table has {table.rows}'
     )
-  if not delta > 0:
-    raise errors.UserError(f'delta={delta}: a number above 0 is needed')
-  if not 0 < asymmetry < math.inf:
+  points = np.stack([table.columns[name] for name in form.columns], axis=1)
+  distinct = len(np.unique(points, axis=0))
+  if distinct < parameters:
     raise errors.UserError(
-      f'asymmetry={asymmetry}: a finite number above 0 is needed'
+      f'form {form.name!r} has {parameters} parameters and needs as many'
+      f' different points; the {table.rows} rows are at {distinct}'
+    )
+  if not (_DELTAS[0] <= delta <= _DELTAS[1] or delta == math.inf):
+    raise errors.UserError(
+      f'delta={delta}: a number above 0, from {_DELTAS[0]:g} to'
+      f' {_DELTAS[1]:g}, or inf is needed'
+    )
+  if not 1e-6 <= asymmetry <= 1e6:
+    raise errors.UserError(
+      f'asymmetry={asymmetry}: a number above 0, from 1e-6 to 1e6, is needed'
     )
 
 
@@ -273,7 +290,7 @@ def _describe(
   polished = found.polished
   theta = polished.theta[0]
   objective = float(polished.objective[0])
-  exact = objective <= _ROUNDING * table.rows
+  exact = objective <= ROUNDING * table.rows
   converged = bool(polished.converged[0]) or exact
   value, jacobian = solver.evaluate(form, table.columns, polished.theta)
   residual = value[0] - problem.target
@@ -311,6 +328,7 @@ def _describe(
     identified=identified,
     flags=(
       *_flags(form, params, identified, table),
+      *_odd_rows(form, table, residual),
       *(() if converged else ('not converged',)),
       *(
         [f'basin hit rate {found.hit_rate:.1%}']
@@ -336,6 +354,30 @@ def _describe(
   )
 
 
+def _odd_rows(
+  form: forms.Form, table: tables.Table, residual: np.ndarray
+) -> list[str]:
+  """What rows say that are copies, or of another unit than the others."""
+  flags = []
+  names = [*form.columns, 'loss']
+  columns = [table.columns[name] for name in names]
+  each = np.stack([*columns, table.clusters], axis=1)
+  runs_apart = len(np.unique(each, axis=0))
+  copies = runs_apart - len(np.unique(each[:, :-1], axis=0))
+  if copies:
+    flags.append(f'rows that are copies of rows of other runs: {copies}')
+  for name, values in zip(names, columns, strict=True):
+    sizes = np.unique(values[values > 0])
+    for i in np.flatnonzero(sizes[1:] > _JUMP * sizes[:-1]):
+      flags.append(
+        f'column {name} jumps from {sizes[i]:.3g} to {sizes[i + 1]:.3g}'
+      )
+  off = int((np.abs(residual) > _OFF).sum())
+  if off:
+    flags.append(f'rows off the law by more than a factor of 2: {off}')
+  return flags
+
+
 def _flags(
   form: forms.Form,
   params: Mapping[str, float],
@@ -349,6 +391,8 @@ def _flags(
     if parameter.is_decay and params[parameter.name] <= 0:
       flags.append(f'{parameter.name} is not positive')
   logs = {}
+  if np.ptp(table.columns['loss']) == 0:
+    flags.append('the loss takes one value')
   for name in form.columns:
     values = table.columns[name]
     if np.ptp(values) == 0:

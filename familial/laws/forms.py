@@ -44,8 +44,13 @@ class Transform:
   traced: Callable[[Any], Any]
 
 
+def _exp(x: Any) -> Any:
+  with np.errstate(over='ignore'):  # of a constant that nothing pins down
+    return np.exp(x)
+
+
 IDENTITY = Transform('', np.asarray, np.asarray, jnp.asarray)
-LOG = Transform('log_', np.log, np.exp, jnp.exp)  # keeps it positive
+LOG = Transform('log_', np.log, _exp, jnp.exp)  # keeps it positive
 
 
 def between(low: float, high: float) -> Transform:
@@ -187,6 +192,8 @@ def power_laws(
   if len(set(used)) < len(used):
     raise errors.UserError(f'form {name!r}: a column may be in one term only')
   coefficients = ['c_' + '_'.join(term) for term in terms]
+  if len(set(coefficients)) < len(coefficients):
+    raise errors.UserError(f'form {name!r}: two constants have one name')
   parameters = [E]
   for coefficient, term in zip(coefficients, terms, strict=True):
     parameters.append(dataclasses.replace(c, name=coefficient))

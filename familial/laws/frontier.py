@@ -184,12 +184,12 @@ def optimum(
     log_n, exponent, turns, log_loss = map(
       np.asarray, jax.jit(over)(np.asarray(theta, float), np.log(costs))
     )
-    params = np.where(turns, np.exp(log_n), np.nan)
+    params = np.exp(np.where(turns, log_n, np.nan))
     tokens = costs / np.asarray(flops_per_token(params))
   return Optimum(
     params=params,
     tokens=tokens,
-    loss=np.where(turns, np.exp(log_loss), np.nan),
+    loss=np.exp(np.where(turns, log_loss, np.nan)),
     exponent=np.where(turns, exponent, np.nan),
     interior=turns,
   )

@@ -138,6 +138,11 @@ class Result:
       *self.fit.flags,
       *also,
       *self.bootstrap.flags,
+      *(
+        f'{name} does not exist: the law has no minimum there'
+        for name, (value, _) in self.derived.items()
+        if name.startswith('N_opt') and not math.isfinite(value)
+      ),
       *(flag for p in self.profiles.values() for flag in p.flags),
     )
 

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -43,6 +44,8 @@ _POSITIVE = (
   'depth',
   'weight',
 )
+# Beyond these no law of loss has business, and single precision ends soon.
+_LEAST, _MOST = 1e-30, 1e30
 _KNOWN = (
   *forms.SYMBOLS,
   'loss',
@@ -128,17 +131,17 @@ class Table:
     match = re.fullmatch(r'\s*(\w+)\s*(<=|>=|<|>|==|!=)\s*(\S+)\s*', condition)
     name = forms.SYMBOLS.get(match[1], match[1]) if match else ''
     if not match or name not in self.columns:
+      known = _both_names(self.columns)
       raise errors.UserError(
         f'{condition!r}: a condition is COLUMN<=VALUE, or with >=, <, >, ==, '
-        f'!=; columns are {", ".join(self.columns)}'
-        f'{errors.nearest(name, self.columns)}'
+        f'!=; columns are {", ".join(known)}{errors.nearest(name, known)}'
       )
     try:
       value = float(match[3])
     except ValueError:
-      raise errors.UserError(
-        f'{condition!r}: {match[3]!r} is no number'
-      ) from None
+      value = math.nan
+    if math.isnan(value):
+      raise errors.UserError(f'{condition!r}: {match[3]!r} is no number')
     return np.asarray(_COMPARISONS[match[2]](self.columns[name], value))
 
   def drop_highest(self, count: int) -> 'Table':
@@ -239,19 +242,20 @@ def read(
   contents = [file.read_bytes() for file in files]
   sha256 = hashlib.sha256(b''.join(contents)).hexdigest()
   records: list[dict[str, Any]]
-  if path.suffix == '.csv':
-    records = _csv(contents[0], path)
-  elif path.suffix == '.parquet':
-    records = _parquet(contents[0], path)
-  elif path.suffix in ('.jsonl', '.json'):
-    records = _json_lines(contents[0], path)
-  elif path.is_dir():
+  suffix = path.suffix.lower()
+  if path.is_dir():
     # A run is named by its place: two studies may have cells of one name.
     records = [
       {**record, 'run': str(file.parent.relative_to(path))}
       for file, content in zip(files, contents, strict=True)
       for record in _json_lines(content, file)
     ]
+  elif suffix == '.csv':
+    records = _csv(contents[0], path)
+  elif suffix == '.parquet':
+    records = _parquet(contents[0], path)
+  elif suffix in ('.jsonl', '.json'):
+    records = _json_lines(contents[0], path)
   else:
     raise errors.UserError(
       f'table {str(path)!r}: allowed are .csv, .jsonl, .parquet and'
@@ -264,9 +268,9 @@ def read(
       records, loss, rows_used, arms, mix_corpora, str(path), sha256
     )
   else:
-    table = _from_records(
-      records, columns or {}, str(path), sha256, (*_KNOWN, *needs)
-    )
+    # Spaces around a name are seldom meant, and a flag cannot say them.
+    records = [{k.strip(): v for k, v in r.items()} for r in records]
+    table = _from_records(records, columns or {}, str(path), sha256, needs)
   return _clustered(table, records, cluster)
 
 
@@ -298,13 +302,26 @@ def _clustered(
 
 def _csv(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
   try:
-    lines = content.decode('utf-8-sig').splitlines()
+    text = content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise errors.UserError(f'{path} is not UTF-8: {error.reason}') from None
   try:
-    return list(csv.DictReader(lines))
+    rows = [
+      row for row in csv.reader(io.StringIO(text, newline=''), strict=True)
+      if row
+    ]  # fmt: skip
   except csv.Error as error:
     raise errors.UserError(f'{path} is not CSV: {error}') from None
+  header = [name.strip() for name in rows[0]] if rows else []
+  twice = [name for name in header if name and header.count(name) > 1]
+  if twice:
+    raise errors.UserError(f'{path} has several columns {twice[0]!r}')
+  for i, row in enumerate(rows):
+    if len(row) != len(header):
+      raise errors.UserError(
+        f'{path} has {len(row)} cells in row {i}, and {len(header)} columns'
+      )
+  return [dict(zip(header, row, strict=True)) for row in rows[1:]]
 
 
 def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
@@ -317,22 +334,30 @@ def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
     ) from None
   try:
     rows = parquet.read_table(io.BytesIO(content)).to_pylist()
-  except lib.ArrowException as error:
+  except (lib.ArrowException, OSError, ValueError) as error:
     line = str(error).partition('\n')[0]
     raise errors.UserError(f'{path} is not Parquet: {line}') from None
   return [dict(row) for row in rows]
 
 
-def _check_column(name: str, values: np.ndarray, source: str) -> None:
-  bad = ~np.isfinite(values)
-  wanted = 'a finite number'
+def _both_names(symbols: Iterable[str]) -> list[str]:
+  """Columns as the literature has them, and those of a longer name by it."""
+  symbols = list(symbols)
+  return symbols + [n for n, s in forms.SYMBOLS.items() if s in symbols]
+
+
+def _check_column(
+  name: str, values: np.ndarray, source: str, theirs: str = ''
+) -> None:
+  bad = ~(np.abs(values) <= _MOST)
+  wanted = f'a number of at most {_MOST:g}'
   if name in _POSITIVE:
-    bad |= values <= 0
-    wanted = 'a finite number above 0'
+    bad |= values < _LEAST
+    wanted = f'a number above 0, from {_LEAST:g} to {_MOST:g},'
   if bad.any():
     row = int(np.flatnonzero(bad)[0])
     raise errors.UserError(
-      f'column {name!r} of {source or "the table"} is {values[row]} in row'
+      f'column {theirs or name!r} of {source or "the table"} is {values[row]} in row'
       f' {row + 1}; {wanted} is needed'
     )
 
@@ -352,8 +377,14 @@ def _json_lines(content: bytes, file: pathlib.Path) -> list[dict[str, Any]]:
       raise errors.UserError(
         f'{file} line {number} is not JSON: {error.msg}'
       ) from error
+    except (ValueError, RecursionError):
+      raise errors.UserError(
+        f'{file} line {number} holds what is too long or nested too deep'
+      ) from None
     if not isinstance(record, dict):
-      raise errors.UserError(f'{file} line {number} is not a JSON object')
+      raise errors.UserError(
+        f'{file} line {number} is not a JSON object; one a line is needed'
+      )
     records.append(record)
   return records
 
@@ -363,21 +394,31 @@ def _from_records(
   columns: Mapping[str, str],
   source: str,
   sha256: str,
-  known: Sequence[str],
+  needs: Sequence[str],
 ) -> Table:
   header = list(records[0])
-  mapping = _mapping(columns, header, source, known)
+  mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
   arrays = {
     forms.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
     for ours, theirs in mapping.items()
     if ours != 'run'
   }
+  for ours, theirs in mapping.items():
+    symbol = forms.SYMBOLS.get(ours, ours)
+    if symbol in arrays:
+      _check_column(symbol, arrays[symbol], source, theirs)
   filters: dict[str, Any] = {}
   if 'D' not in arrays and {'N', 'C'} <= set(arrays):
-    for name in ('N', 'C'):
-      _check_column(name, arrays[name], source)
     arrays['D'] = arrays['C'] / (6 * arrays['N'])
     filters['tokens'] = 'flops / (6 params)'
+  long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
+  for name in needs:
+    if name not in arrays:
+      ours = long_names.get(name, name)
+      raise errors.UserError(
+        f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
+        f' has {", ".join(header)}: map one by {ours}=...'
+      )
   if 'run' in mapping:
     run = np.array([str(record.get(mapping['run'])) for record in records])
   else:
@@ -406,6 +447,8 @@ def _mapping(
         f'{source} has no column {theirs!r} for {ours}'
         f'{errors.nearest(theirs, header)}; it has {", ".join(header)}'
       )
+    if name in mapping:
+      raise errors.UserError(f'column {name!r} is mapped twice')
     mapping[name] = theirs
   for name in (long_names.get(name, name) for name in known):
     for theirs in (name, forms.SYMBOLS.get(name, name)):
@@ -425,8 +468,10 @@ def _numbers(
   values = np.empty(len(records))
   for i, record in enumerate(records):
     try:
+      if isinstance(record[name], (bool, np.bool_)):
+        raise TypeError
       values[i] = float(record[name])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
       raise errors.UserError(
         f'column {name!r} of {source} is {record.get(name)!r} in row {i + 1};'
         ' a number is needed'

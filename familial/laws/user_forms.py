@@ -91,7 +91,22 @@ def from_function(function: Callable[..., Any], name: str = '') -> forms.Form:
       key: transform.traced(p[transform.prefix + key])
       for key, transform in transforms.items()
     }
-    return jnp.log(function(*(table[s] for s in symbols), **values))
+    arrays = [table[s] for s in symbols]
+    try:
+      loss = jnp.asarray(function(*arrays, **values))
+    except Exception as error:  # It is anyone's code.
+      line = str(error).strip().partition('\n')[0]
+      raise errors.UserError(
+        f'form {label!r}: {type(error).__name__}: {line}'
+      ) from None
+    rows = jnp.asarray(arrays[0])
+    if loss.shape not in ((), rows.shape) or jnp.iscomplexobj(loss):
+      raise errors.UserError(
+        f'form {label!r}: its function returned {loss.dtype} of shape'
+        f' {loss.shape}; one real number a row is needed, {rows.shape}'
+      )
+    # What numpy constants widened goes back to the precision asked for.
+    return jnp.log(loss.astype(rows.dtype))
 
   return forms.Form(
     name=label,
@@ -123,9 +138,10 @@ def load(path: str) -> forms.Form:
     spec.loader.exec_module(module)
   except errors.UserError:
     raise
-  except Exception as error:  # It is anyone's code.
+  except (Exception, SystemExit) as error:  # It is anyone's code.
+    line = str(error).strip().partition('\n')[0]
     raise errors.UserError(
-      f'form {path!r}: {type(error).__name__}: {error}'
+      f'form {path!r}: {type(error).__name__}: {line}'
     ) from None
   own = {
     key: value

@@ -144,7 +144,7 @@ def test_reads_jsonl_by_its_own_names(tmp_path):
     (['N,D,loss', '1,2,3', '-1,2,3'], {}, "'N'.*row 2.*above 0"),
     (['N,D,loss', '1,2,0'], {}, "'loss'.*above 0"),
     (['N,D,loss', '1,2,x'], {}, "'loss'.*'x' in row 1; a number"),
-    (['N,D,loss', '1,2'], {}, "'loss'.*None in row 1"),
+    (['N,D,loss', '1,2'], {}, '2 cells in row 1, and 3 columns'),
     (['N,D,loss'], {}, 'no rows'),
     (['N,D,los', '1,2,3'], {}, "did you mean 'los'"),
     (['N,D,loss', '1,2,3'], {'parms': 'N'}, "did you mean 'params'"),
