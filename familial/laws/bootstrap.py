@@ -17,6 +17,7 @@ from familial.laws import table as tables
 RESAMPLES = 1000
 LEVEL = 0.95
 _MANY_FAILED = 0.05
+_FEW_RUNS = 10  # fewer do not show how runs differ
 _WEIGHTS = 2**25  # of rows in resamples, in memory at once
 _FIRST_DELTA = 0.3  # of the robust scale
 _NEAR = 1.1  # objective of another basin over the optimum's, before refitting
@@ -91,6 +92,12 @@ def bootstrap(
       f'resamples={resamples}, starts={starts}, level={level}: at least 2, at '
       'least 0, and within (0, 1)'
     )
+  runs = int(table.clusters.max()) + 1
+  if runs < 2:
+    raise errors.UserError(
+      f'the {table.rows} rows are all of one run, which leaves nothing to'
+      ' resample; cluster=row takes each row by itself'
+    )
   tick = time.monotonic()
   rng = np.random.default_rng(seed)
   points = np.concatenate([fit.theta[None], fit.others])
@@ -112,6 +119,12 @@ def bootstrap(
   flags = []
   if failed > _MANY_FAILED * resamples:
     flags.append(f'{failed} of {resamples} resamples failed')
+  if runs < _FEW_RUNS:
+    flags.append(f'the intervals are too narrow: only {runs} runs to resample')
+  if (resamples - failed) * (1 - level) / 2 < 1:
+    flags.append(
+      f'{resamples - failed} resamples are too few for {level:.0%} intervals'
+    )
   return Bootstrap(
     intervals={n: interval(values, level) for n, values in samples.items()},
     samples=samples,
