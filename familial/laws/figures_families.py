@@ -11,18 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import optimize
 
 from familial.laws import figures_parts as parts
-from familial.laws import forms
 from familial.laws import frontier
 from familial.laws import result as results
 from familial.laws import table as tables
 
 _BUDGETS = 8  # drawn, at most
-_FAMILIES = 6  # values of G, likewise
 NEAR = 1.25  # largest over smallest C that count as one budget
-_OFF = 0.01  # C / (6 N D) - 1 at which a table has its own count of FLOPs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +89,11 @@ def families(found: results.Result) -> list[Family]:
     ]
   )
   families = []
-  for label, exits, others, rows in _granularities(found.fit.form, found.table):
+  for label, exits, others, rows in frontier.granularities(
+    found.fit.form, found.table
+  ):
     budgets = tuple(_budgets(found.table, groups, rows))
-    flops = _flops_of(found.table, rows)
+    flops = frontier.flops_of(found.table, rows)
     compute = np.append([budget.cost for budget in budgets], grid)
     optimum = frontier.optimum(
       found.fit.form, theta, compute.tolist(), flops, others
@@ -104,52 +102,6 @@ def families(found: results.Result) -> list[Family]:
       Family(label, exits, others, rows, flops, budgets, grid, optimum)
     )
   return families
-
-
-def _granularities(
-  form: forms.Form, table: tables.Table
-) -> Iterator[tuple[str, float, dict[str, float], np.ndarray]]:
-  """Each G's label, G, the form's other columns, and its rows' indices.
-
-  Of the branch law, the last exit: none downstream, all others upstream. A form
-  without G has one, of dense models where a table counts their FLOPs apart.
-  """
-  columns, ones = table.columns, np.ones(table.rows)
-  of_g = 'G' in form.columns or 'upstream' in form.columns
-  exits = np.unique(columns.get('G', ones)) if of_g else np.ones(1)
-  if len(exits) > _FAMILIES:
-    exits = exits[np.linspace(0, len(exits) - 1, _FAMILIES).astype(int)]
-  for g in map(float, exits):
-    known = {'G': g, 'upstream': g - 1, 'downstream': 0.0}
-    others = {n: known[n] for n in form.columns if n in known}
-    if set(form.columns) - {'N', 'D', *others}:
-      return
-    rows = np.all([columns[n] == v for n, v in others.items()] or [ones], 0)
-    if of_g or 'flops_per_token' in columns:
-      rows = rows & (columns.get('G', ones) == g)
-    if rows.any():
-      yield f'G = {g:g}', g, others, np.flatnonzero(rows)
-
-
-def _flops_of(table: tables.Table, rows: np.ndarray) -> Callable[[Any], Any]:
-  """FLOPs a token as a function of N: 6 N, or through what the rows cost.
-
-  As 6 N (p + q / sqrt N): of models of one depth, attention and heads cost as
-  their width, N as its square. Unlike lines from size to size this has no kinks,
-  which would be seen in the optima.
-  """
-  columns = {name: values[rows] for name, values in table.columns.items()}
-  params, per_token = columns['N'], columns.get('flops_per_token')
-  if per_token is None and 'C' in columns:
-    per_token = columns['C'] / columns['D']
-  if per_token is None:
-    return lambda n: 6 * n
-  factor = per_token / (6 * params)
-  if np.median(np.abs(factor - 1)) < _OFF:
-    return lambda n: 6 * n
-  terms = np.stack([np.ones(len(params)), params**-0.5], axis=1)
-  share, _ = optimize.nnls(terms / factor[:, None], np.ones(len(params)))
-  return lambda n: 6 * n * (share[0] + share[1] * n**-0.5)
 
 
 def _groups(table: tables.Table) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ Symbols as in the literature: N parameters, D tokens, C FLOPs.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -13,9 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import optimize
 
 from familial.laws import forms
+from familial.laws import table as tables
 
+_FAMILIES = 6  # values of G
+_OFF = 0.01  # C / (6 N D) - 1 at which a table has its own count of FLOPs
 _STEP = 0.05  # of log C, for the exponent of the optima
 
 TOO_FEW = 'fewer than three sizes'
@@ -106,6 +111,7 @@ class Optimum:
     tokens: D.
     loss: in nats.
     exponent: d log N / d log C along the optima.
+    token_exponent: d log D / d log C.
     interior: False where the loss has no minimum between one parameter and one
       token; the other arrays hold NaN there.
   """
@@ -114,6 +120,7 @@ class Optimum:
   tokens: np.ndarray
   loss: np.ndarray
   exponent: np.ndarray
+  token_exponent: np.ndarray
   interior: np.ndarray
 
 
@@ -171,9 +178,11 @@ def optimum(
     log_n, turns = bisect(theta, log_c)
     above, _ = bisect(theta, log_c + _STEP)
     below, _ = bisect(theta, log_c - _STEP)
+    costs = jnp.log(flops_per_token(jnp.exp(jnp.stack([below, above]))))
     return (
       log_n,
       (above - below) / (2 * _STEP),
+      1 - (costs[1] - costs[0]) / (2 * _STEP),
       turns,
       _log_loss(theta, log_n, log_c),
     )
@@ -181,7 +190,7 @@ def optimum(
   over = jax.vmap(jax.vmap(both, in_axes=(None, 0)), in_axes=(0, None))
   with jax.enable_x64(True):
     costs = np.asarray(compute, np.float64)
-    log_n, exponent, turns, log_loss = map(
+    log_n, exponent, token_exponent, turns, log_loss = map(
       np.asarray, jax.jit(over)(np.asarray(theta, float), np.log(costs))
     )
     params = np.exp(np.where(turns, log_n, np.nan))
@@ -191,28 +200,58 @@ def optimum(
     tokens=tokens,
     loss=np.exp(np.where(turns, log_loss, np.nan)),
     exponent=np.where(turns, exponent, np.nan),
+    token_exponent=np.where(turns, token_exponent, np.nan),
     interior=turns,
   )
 
 
-def flops_of(
-  params: np.ndarray, flops_per_token: np.ndarray
-) -> Callable[[Any], Any]:
-  """FLOPs a token as a function of N, through what runs of a study cost.
+def granularities(
+  form: forms.Form, table: tables.Table
+) -> Iterator[tuple[str, float, dict[str, float], np.ndarray]]:
+  """Each G's label, G, the form's other columns, and its rows' indices.
 
-  Log-log linear between sizes and, by the ends' slopes, beyond them.
+  At most _FAMILIES of them.
+
+  Of the branch law, the last exit: none downstream, all others upstream. A form
+  without G has one, of dense models where a table counts their FLOPs apart.
+  """
+  columns, ones = table.columns, np.ones(table.rows)
+  of_g = 'G' in form.columns or 'upstream' in form.columns
+  exits = np.unique(columns.get('G', ones)) if of_g else np.ones(1)
+  if len(exits) > _FAMILIES:
+    exits = exits[np.linspace(0, len(exits) - 1, _FAMILIES).astype(int)]
+  for g in map(float, exits):
+    known = {'G': g, 'upstream': g - 1, 'downstream': 0.0}
+    others = {n: known[n] for n in form.columns if n in known}
+    if set(form.columns) - {'N', 'D', *others}:
+      return
+    rows = np.all([columns[n] == v for n, v in others.items()] or [ones], 0)
+    if of_g or 'flops_per_token' in columns:
+      rows = rows & (columns.get('G', ones) == g)
+    if rows.any():
+      yield f'G = {g:g}', g, others, np.flatnonzero(rows)
+
+
+def flops_of(table: tables.Table, rows: np.ndarray) -> Callable[[Any], Any]:
+  """FLOPs a token as a function of N: 6 N, or through what the rows cost.
+
+  As 6 N (p + q / sqrt N): of models of one depth, attention and heads cost as
+  their width, N as its square. Unlike lines from size to size this has no kinks,
+  which would be seen in the optima.
 
   Args:
-    params: N of the runs [rows], at least two sizes.
-    flops_per_token: of the runs [rows].
+    table: whose flops_per_token, else C / D, is what a token costs.
+    rows: indices of those that count, of one granularity.
   """
-  sizes, first = np.unique(params, return_index=True)
-  x, y = np.log(sizes), np.log(flops_per_token[first])
-
-  def flops(n: Any) -> Any:
-    log_n = jnp.log(n)
-    i = jnp.clip(jnp.searchsorted(x, log_n) - 1, 0, len(x) - 2)
-    slope = jnp.asarray(np.diff(y) / np.diff(x))[i]
-    return jnp.exp(jnp.asarray(y)[i] + slope * (log_n - jnp.asarray(x)[i]))
-
-  return flops
+  columns = {name: values[rows] for name, values in table.columns.items()}
+  params, per_token = columns['N'], columns.get('flops_per_token')
+  if per_token is None and 'C' in columns:
+    per_token = columns['C'] / columns['D']
+  if per_token is None:
+    return lambda n: 6 * n
+  factor = per_token / (6 * params)
+  if np.median(np.abs(factor - 1)) < _OFF:
+    return lambda n: 6 * n
+  terms = np.stack([np.ones(len(params)), params**-0.5], axis=1)
+  share, _ = optimize.nnls(terms / factor[:, None], np.ones(len(params)))
+  return lambda n: 6 * n * (share[0] + share[1] * n**-0.5)

@@ -1,7 +1,5 @@
 """What a fit leaves behind: fit.json, and the one line that sums it up."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -428,50 +426,24 @@ def _derived(
   if not {'N', 'D'} <= set(form.columns) or not compute:
     return found
   theta = np.concatenate([fit.theta[None], bootstrap.theta(form)])
-  for label, others, flops in _families(form, table):
+  for label, _, others, rows in frontier.granularities(form, table):
+    flops = frontier.flops_of(table, rows)
     best = frontier.optimum(form, theta, compute, flops, others)
     for j, cost in enumerate(compute):
-      at = f'({label}C={cost:.4g})'
+      at = f'({label}, C={cost:.4g})' if others else f'(C={cost:.4g})'
       values = {
         'N_opt': best.params,
         'D_opt': best.tokens,
         'tokens_per_param': best.tokens / best.params,
         'L_opt': best.loss,
         'a': best.exponent,
-        'b': 1 - best.exponent,
+        'b': best.token_exponent,
       }
-      if 'flops_per_token' in table.columns:
-        del values['b']  # That is of C = 6 N D.
       for name, value in values.items():
         found[name + at] = (
           float(value[0, j]), bootstraps.interval(value[1:, j], level)
         )  # fmt: skip
   return found
-
-
-def _families(
-  form: forms.Form, table: tables.Table
-) -> Iterator[tuple[str, dict[str, float], Callable[[Any], Any]]]:
-  """Each granularity's label, other columns, and FLOPs a token of size N."""
-  columns = table.columns
-  exits = [1.0]
-  if 'G' in form.columns or 'upstream' in form.columns:
-    exits = sorted(set(columns.get('G', np.ones(1)).tolist()))
-  for g in exits:
-    # Of the branch law, the last exit: none downstream, all others upstream.
-    known = {'G': g, 'upstream': g - 1, 'downstream': 0.0}
-    others = {n: known[n] for n in form.columns if n in known}
-    if set(form.columns) - {'N', 'D', *others}:
-      return
-    rows = columns.get('G', np.ones(table.rows)) == g
-    flops: Callable[[Any], Any] = lambda n: 6 * n
-    if 'flops_per_token' in columns:
-      if len(np.unique(columns['N'][rows])) < 2:
-        continue
-      flops = frontier.flops_of(
-        columns['N'][rows], columns['flops_per_token'][rows]
-      )
-    yield f'G={g:g}, ' if others else '', others, flops
 
 
 def _held_out(

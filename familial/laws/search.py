@@ -12,6 +12,8 @@ side by side: a *group* is the starts of one of them.
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
+import itertools
 import math
 import time
 from typing import Any
@@ -408,22 +410,31 @@ def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
       problem.form.log_loss, problem.form.coordinates, problem.form.columns,
       padded, width,
     )  # fmt: skip
-    running = []
-    for first in range(0, n, width):
+
+  def work(batches: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    ends = []
+    for first in batches:
       index = np.minimum(np.arange(first, first + width), n - 1)
       state = (
         lanes.theta[index].astype(np.float32),
         lanes.damping[index].astype(np.float32),
       )
-      for _ in range(iterations // kernel.ROUGH_ROUND):
-        *state, objective = program(
-          columns, target, weights[lanes.group[index]], *state, free, settings
-        )
-      running.append((*state, objective))
-    ends = [
-      np.concatenate([np.asarray(part) for part in parts])[:n].astype(float)
-      for parts in zip(*running, strict=True)
-    ]
+      picked = weights[lanes.group[index]]
+      with jax.enable_x64(True):  # of this thread
+        for _ in range(iterations // kernel.ROUGH_ROUND):
+          *state, objective = program(
+            columns, target, picked, *state, free, settings
+          )
+        ends.append(tuple(np.asarray(part) for part in (*state, objective)))
+    return ends
+
+  batches = np.arange(0, n, width)
+  shares = np.array_split(batches, min(solver.cores(), len(batches)))
+  done = solver.side_by_side([functools.partial(work, s) for s in shares])
+  ends = [
+    np.concatenate(parts)[:n].astype(float)
+    for parts in zip(*itertools.chain(*done), strict=True)
+  ]
   theta, damping, objective = ends
   # Coordinates that are held keep all their digits.
   theta = np.where(problem.free, theta, lanes.theta)

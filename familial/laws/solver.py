@@ -10,7 +10,11 @@ slowest, and memory does not grow with the number of fits.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import concurrent.futures
 import dataclasses
+import itertools
+import os
+import threading
 from typing import Any
 
 import jax
@@ -119,32 +123,36 @@ def solve(
   out_theta = np.array(theta, np.float64)
   objective = np.full(n, np.inf)
   gradient = np.full(n, np.inf)
-  lane = np.full(width, -1)  # which fit each lane works on
-  current = np.tile(out_theta[:1], (width, 1))
-  damp = np.full(width, damping)
-  threshold = np.full(width, delta)
-  age = np.zeros(width, int)
-  last = np.full(width, np.inf)
-  slow = np.zeros(width, int)  # rounds in a row without progress
-  started = 0
-  with jax.enable_x64(True):
-    program = kernel.program(
-      form.log_loss, form.coordinates, form.columns, padded, width
-    )
-    while started < n or (lane >= 0).any():
-      empty = np.flatnonzero(lane < 0)[: n - started]
-      lane[empty] = np.arange(started, started + len(empty))
-      current[empty] = out_theta[lane[empty]]
+  settings = np.array([delta, tolerance, least, asymmetry])
+  queue, lock = iter(range(n)), threading.Lock()
+
+  def work() -> None:
+    """Fills lanes from the queue until it is empty and all have ended."""
+    lane = np.full(width, -1)  # which fit each lane works on
+    current = np.tile(theta[:1], (width, 1)).astype(np.float64)
+    damp = np.full(width, damping)
+    threshold = np.full(width, delta)
+    age = np.zeros(width, int)
+    last = np.full(width, np.inf)
+    slow = np.zeros(width, int)  # rounds in a row without progress
+    while True:
+      with lock:
+        empty = np.flatnonzero(lane < 0)
+        new = np.array(list(itertools.islice(queue, len(empty))), int)
+      empty = empty[: len(new)]
+      lane[empty], current[empty] = new, theta[new]
       damp[empty], threshold[empty] = damping, max(first_delta, delta)
       age[empty], last[empty], slow[empty] = 0, np.inf, 0
-      started += len(empty)
+      if not (lane >= 0).any():
+        return
       which = np.maximum(lane, 0)
       w = weights[weight_of[which]]
-      result = program(
-        inputs, targets[target_of[which]], w, current, damp,
-        mask, np.array([delta, tolerance, least, asymmetry]), floor * w.sum(1), threshold,
-      )  # fmt: skip
-      current, damp, threshold, value, slope, done = map(np.array, result)
+      with jax.enable_x64(True):  # of this thread
+        result = program(
+          inputs, targets[target_of[which]], w, current, damp, mask, settings,
+          floor * w.sum(1), threshold,
+        )  # fmt: skip
+        current, damp, threshold, value, slope, done = map(np.array, result)
       age += kernel.ROUND
       crawls = (value >= last * (1 - stall)) & (threshold <= delta)
       slow = np.where(crawls, slow + 1, 0)
@@ -157,7 +165,14 @@ def solve(
       gradient[fits] = slope[left]
       lane[left] = -1
       if len(left):
-        advance(len(left))
+        with lock:
+          advance(len(left))
+
+  with jax.enable_x64(True):
+    program = kernel.program(
+      form.log_loss, form.coordinates, form.columns, padded, width
+    )
+  side_by_side([work] * min(cores(), -(-n // width)))
   bottom = floor * weights.sum(1)[weight_of]
   converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
   return Solution(
@@ -166,6 +181,20 @@ def solve(
     gradient,
     converged & np.isfinite(objective),
   )
+
+
+def cores() -> int:
+  """Host threads that feed the device: each core of a CPU, one of a GPU."""
+  if jax.default_backend() != 'cpu':
+    return 1
+  count = getattr(os, 'sched_getaffinity', None)
+  return len(count(0)) if count else os.cpu_count() or 1
+
+
+def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+  """Results of the tasks, each run in a thread of its own."""
+  with concurrent.futures.ThreadPoolExecutor(len(tasks)) as pool:
+    return [future.result() for future in [pool.submit(t) for t in tasks]]
 
 
 def predict(
