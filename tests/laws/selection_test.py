@@ -60,3 +60,71 @@ def test_nothing_is_held_out_where_too_little_is_left(make):
   assert found.candidates[0].hold_out is None
   assert found.by_hold_out is None
   assert selections.summary(found) == 'preferred: chinchilla'
+
+
+def one_by_one(table, form, group):
+  """Log errors of each group's rows under a fit to all the others."""
+  left = []
+  for g in np.unique(group):
+    fit = estimate.fit(forms.get(form), table.take(group != g), starts=200)
+    held = table.take(group == g).columns
+    left.append(np.log(fit.predict(held) / held['loss']))
+  return np.concatenate(left)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'of', 'folds'),
+  [('by_budget', ['budget'], 3), ('by_model', ['N', 'width', 'depth'], 18)],
+)
+def test_cross_validation_is_that_of_refits_one_by_one(make, kind, of, folds):
+  shapes = np.arange(36) // 2  # two runs of each model
+  n = make().columns['N'][2 * shapes]
+  table = make(
+    noise=0.01, N=n, width=2.0 ** (5 + shapes % 3), depth=1.0 + shapes
+  )
+  [fit] = fitted(table, 'chinchilla')
+  found = getattr(selections.select([fit], table).candidates[0], kind)
+  names = np.stack([table.columns[c] for c in of], axis=1)
+  group = np.unique(names, axis=0, return_inverse=True)[1].ravel()
+  left = one_by_one(table, 'chinchilla', group)
+  assert (found.folds, found.rows, found.converged) == (folds, 36, True)
+  assert found.rms == pytest.approx(np.sqrt(np.mean(left**2)), rel=1e-4)
+  assert found.bias == pytest.approx(np.mean(left), abs=1e-6)
+
+
+def test_extrapolation_is_that_of_a_refit(make):
+  table = make(noise=0.01)
+  [fit] = fitted(table, 'chinchilla')
+  found = selections.hold_out(fit, table)
+  group = table.columns['budget'] == 1.6e12
+  refit = estimate.fit(forms.get('chinchilla'), table.take(~group))
+  held = table.take(group).columns
+  left = np.log(refit.predict(held) / held['loss'])
+  assert (found.folds, found.rows) == (1, 12)
+  assert found.rms == pytest.approx(np.sqrt(np.mean(left**2)), rel=1e-4)
+  assert found.bias == pytest.approx(np.mean(left), abs=1e-6)
+
+
+def test_what_was_held_stays_held_in_every_fold(make):
+  table = make(noise=0.01)
+  fit = estimate.fit(
+    forms.get('familial_total'), table, starts=64, fixed={'gamma': 0.0}
+  )
+  dense = estimate.fit(forms.get('dense_null'), table, starts=64)
+  budgets = table.columns['budget']
+  free = estimate.fit(forms.get('familial_total'), table, starts=64)
+  first, second, third = (
+    selections.cross_validation(f, table, budgets, '').rms
+    for f in (fit, dense, free)
+  )
+  assert first == pytest.approx(second, rel=5e-3)  # E tends to 0 in a fold
+  assert abs(third / second - 1) > 0.05
+
+
+def test_groups_that_cannot_be_told_apart_are_not_left_out(make):
+  table = make(noise=0.01)
+  [fit] = fitted(table, 'chinchilla')
+  assert selections.cross_validation(fit, table, None, '') is None
+  assert selections.cross_validation(fit, table, np.zeros(36), '') is None
+  mostly = np.where(np.arange(36) < 33, 0.0, 1.0)  # 3 rows would be left
+  assert selections.cross_validation(fit, table, mostly, '') is None
