@@ -136,7 +136,7 @@ def optimum(found: results.Result, drawn: Sequence[families.Family]) -> Figure:
       (b.cost, b.minimum.n_opt) for b in family.budgets if b.minimum is not None
     ]
     x, n = np.array(minima).reshape(-1, 2).T
-    d = x / family.flops_per_token(n)
+    d = x / family.cost(n)
     for ax, line, points, values in zip(
       axes, lines, (n, d, d / n), seen, strict=True
     ):

@@ -3,13 +3,10 @@
 Symbols as in the literature: N parameters, D tokens, G exits, C FLOPs.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
-import jax
 import numpy as np
 
 from familial.laws import figures_parts as parts
@@ -46,21 +43,16 @@ class Family:
   exits: float
   others: dict[str, float]
   rows: np.ndarray  # indices
-  flops: Callable[[Any], Any]
+  cost: frontier.TokenCost
   budgets: tuple[Budget, ...]
   grid: np.ndarray
   optimum: frontier.Optimum
 
   def columns(self, params: np.ndarray, cost: float) -> dict[str, np.ndarray]:
     """The columns of models of N parameters that cost C."""
-    tokens = cost / self.flops_per_token(params)
+    tokens = cost / self.cost(params)
     others = {k: np.full_like(params, v) for k, v in self.others.items()}
     return {'N': params, 'D': tokens, **others}
-
-  def flops_per_token(self, params: np.ndarray) -> np.ndarray:
-    """`flops` in double precision."""
-    with jax.enable_x64(True):
-      return np.asarray(self.flops(params))
 
   @property
   def known(self) -> bool:
@@ -93,13 +85,13 @@ def families(found: results.Result) -> list[Family]:
     found.fit.form, found.table
   ):
     budgets = tuple(_budgets(found.table, groups, rows))
-    flops = frontier.flops_of(found.table, rows)
+    token_cost = frontier.cost_of(found.table, rows)
     compute = np.append([budget.cost for budget in budgets], grid)
     optimum = frontier.optimum(
-      found.fit.form, theta, compute.tolist(), flops, others
+      found.fit.form, theta, compute.tolist(), token_cost, others
     )
     families.append(
-      Family(label, exits, others, rows, flops, budgets, grid, optimum)
+      Family(label, exits, others, rows, token_cost, budgets, grid, optimum)
     )
   return families
 

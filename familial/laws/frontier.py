@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,11 +126,27 @@ class Optimum:
   interior: np.ndarray
 
 
+class TokenCost(NamedTuple):
+  """Training FLOPs a token of a model of size N: 6 N (linear + root / sqrt N).
+
+  The second part is that of attention and heads: of models of one depth they
+  cost as the width, N as its square. Unlike lines from size to size this has no
+  kinks, which would be seen in the optima.
+  """
+
+  linear: Any = 1.0
+  root: Any = 0.0
+
+  def __call__(self, params: Any) -> Any:
+    """FLOPs at N."""
+    return 6 * params * (self.linear + self.root * params**-0.5)
+
+
 def optimum(
   form: forms.Form,
   theta: np.ndarray,
   compute: Sequence[float],
-  flops_per_token: Callable[[Any], Any] = lambda N: 6 * N,
+  cost: TokenCost = TokenCost(),
   columns: Mapping[str, float] | None = None,
 ) -> Optimum:
   """Minimises a law along each budget: d log L / d log N = 0 by bisection.
@@ -140,69 +158,75 @@ def optimum(
     form: with columns N and D.
     theta: coordinates [s, parameters].
     compute: FLOPs of each budget.
-    flops_per_token: as a function of N, in jax.numpy.
+    cost: FLOPs a token.
     columns: values of the form's other columns.
   """
-  others = dict(columns or {})
-
-  def slope(theta: jax.Array, log_n: jax.Array, log_c: jax.Array) -> jax.Array:
-    return jax.grad(_log_loss, argnums=1)(theta, log_n, log_c)
-
-  def _log_loss(
-    theta: jax.Array, log_n: jax.Array, log_c: jax.Array
-  ) -> jax.Array:
-    n = jnp.exp(log_n)
-    values: dict[str, Any] = {
-      'N': n, 'D': jnp.exp(log_c) / flops_per_token(n), **others
-    }  # fmt: skip
-    p = {name: theta[i] for i, name in enumerate(form.coordinates)}
-    return form.log_loss(p, values)
-
-  def bisect(theta: jax.Array, log_c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    low, high = jnp.zeros(()), log_c
-
-    def halve(_: int, ends: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-      middle = (ends[0] + ends[1]) / 2
-      falls = slope(theta, middle, log_c) < 0
-      return jnp.where(falls, middle, ends[0]), jnp.where(
-        falls, ends[1], middle
-      )
-
-    low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
-    turns = (slope(theta, low - 1e-3, log_c) < 0) & (
-      slope(theta, high + 1e-3, log_c) > 0
-    )
-    return (low + high) / 2, turns
-
-  def both(theta: jax.Array, log_c: jax.Array) -> tuple[jax.Array, ...]:
-    log_n, turns = bisect(theta, log_c)
-    above, _ = bisect(theta, log_c + _STEP)
-    below, _ = bisect(theta, log_c - _STEP)
-    costs = jnp.log(flops_per_token(jnp.exp(jnp.stack([below, above]))))
-    return (
-      log_n,
-      (above - below) / (2 * _STEP),
-      1 - (costs[1] - costs[0]) / (2 * _STEP),
-      turns,
-      _log_loss(theta, log_n, log_c),
-    )
-
-  over = jax.vmap(jax.vmap(both, in_axes=(None, 0)), in_axes=(0, None))
+  budgets = np.asarray(compute, np.float64)
   with jax.enable_x64(True):
-    costs = np.asarray(compute, np.float64)
     log_n, exponent, token_exponent, turns, log_loss = map(
-      np.asarray, jax.jit(over)(np.asarray(theta, float), np.log(costs))
-    )
-    params = np.exp(np.where(turns, log_n, np.nan))
-    tokens = costs / np.asarray(flops_per_token(params))
+      np.asarray,
+      _optima(
+        form.log_loss, form.coordinates, np.asarray(theta, np.float64),
+        np.log(budgets), TokenCost(*map(float, cost)),
+        {name: float(value) for name, value in (columns or {}).items()},
+      ),
+    )  # fmt: skip
+  params = np.exp(np.where(turns, log_n, np.nan))
   return Optimum(
     params=params,
-    tokens=tokens,
+    tokens=budgets / cost(params),
     loss=np.exp(np.where(turns, log_loss, np.nan)),
     exponent=np.where(turns, exponent, np.nan),
     token_exponent=np.where(turns, token_exponent, np.nan),
     interior=turns,
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _optima(
+  log_loss: Callable[..., Any],
+  coordinates: tuple[str, ...],
+  theta: jax.Array,
+  log_c: jax.Array,
+  cost: TokenCost,
+  columns: dict[str, jax.Array],
+) -> tuple[jax.Array, ...]:
+  """Log N, both exponents, whether the loss turns there, log L; each [s, c]."""
+
+  def along(theta: jax.Array, log_n: jax.Array, log_c: jax.Array) -> jax.Array:
+    n = jnp.exp(log_n)
+    values = {'N': n, 'D': jnp.exp(log_c) / cost(n), **columns}
+    p = {name: theta[i] for i, name in enumerate(coordinates)}
+    return jnp.asarray(log_loss(p, values))
+
+  slope = jax.grad(along, argnums=1)
+
+  def best(theta: jax.Array, log_c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def halve(_: int, ends: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+      low, high = ends
+      middle = (low + high) / 2
+      falls = slope(theta, middle, log_c) < 0
+      return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros(()), log_c))
+    falls_before = slope(theta, low - 1e-3, log_c) < 0
+    rises_after = slope(theta, high + 1e-3, log_c) > 0
+    return (low + high) / 2, falls_before & rises_after
+
+  def one(theta: jax.Array, log_c: jax.Array) -> tuple[jax.Array, ...]:
+    costs = log_c + _STEP * jnp.array([-1.0, 0.0, 1.0])
+    log_n, turns = jax.vmap(best, in_axes=(None, 0))(theta, costs)
+    log_f = jnp.log(cost(jnp.exp(log_n)))
+    return (
+      log_n[1],
+      (log_n[2] - log_n[0]) / (2 * _STEP),
+      1 - (log_f[2] - log_f[0]) / (2 * _STEP),
+      turns[1],
+      along(theta, log_n[1], log_c),
+    )
+
+  over_compute = jax.vmap(one, in_axes=(None, 0))
+  return jax.vmap(over_compute, in_axes=(0, None))(theta, log_c)
 
 
 def granularities(
@@ -232,12 +256,8 @@ def granularities(
       yield f'G = {g:g}', g, others, np.flatnonzero(rows)
 
 
-def flops_of(table: tables.Table, rows: np.ndarray) -> Callable[[Any], Any]:
-  """FLOPs a token as a function of N: 6 N, or through what the rows cost.
-
-  As 6 N (p + q / sqrt N): of models of one depth, attention and heads cost as
-  their width, N as its square. Unlike lines from size to size this has no kinks,
-  which would be seen in the optima.
+def cost_of(table: tables.Table, rows: np.ndarray) -> TokenCost:
+  """What a token costs as a function of N: 6 N, or fitted to what rows cost.
 
   Args:
     table: whose flops_per_token, else C / D, is what a token costs.
@@ -248,10 +268,10 @@ def flops_of(table: tables.Table, rows: np.ndarray) -> Callable[[Any], Any]:
   if per_token is None and 'C' in columns:
     per_token = columns['C'] / columns['D']
   if per_token is None:
-    return lambda n: 6 * n
+    return TokenCost()
   factor = per_token / (6 * params)
   if np.median(np.abs(factor - 1)) < _OFF:
-    return lambda n: 6 * n
+    return TokenCost()
   terms = np.stack([np.ones(len(params)), params**-0.5], axis=1)
   share, _ = optimize.nnls(terms / factor[:, None], np.ones(len(params)))
-  return lambda n: 6 * n * (share[0] + share[1] * n**-0.5)
+  return TokenCost(*map(float, share))

@@ -45,6 +45,7 @@ class Options:
     bootstrap_starts: of a multi-start for each resample; 0 for a warm start.
     level: of every interval.
     compute: FLOPs at which the optimum is derived; () for the table's largest.
+    profile_all: profile every constant, not only those with a null.
     seed: of the starts and of the resamples.
   """
 
@@ -56,6 +57,7 @@ class Options:
   bootstrap_starts: int = 0
   level: float = bootstraps.LEVEL
   compute: tuple[float, ...] = ()
+  profile_all: bool = True
   seed: int = 0
 
 
@@ -81,7 +83,7 @@ class Result:
   Attributes:
     fit: the optimum.
     bootstrap: what resamples of the rows give.
-    profiles: of each parameter.
+    profiles: of the parameters asked for.
     derived: what follows from the constants, by name, and its interval: the
       form's own, and the compute-optimal N, D, D / N, loss and exponents.
     held_out: the prediction of rows kept back, or None.
@@ -307,8 +309,9 @@ def fit(
     fit=found,
     bootstrap=bootstrap,
     profiles={
-      name: profiles.profile(form, kept, found, name, level=o.level)
-      for name in form.names
+      p.name: profiles.profile(form, kept, found, p.name, level=o.level)
+      for p in form.parameters
+      if o.profile_all or p.null is not None
     },
     derived=_derived(found, bootstrap, kept, compute),
     held_out=None,
@@ -427,10 +430,10 @@ def _derived(
     return found
   theta = np.concatenate([fit.theta[None], bootstrap.theta(form)])
   for label, _, others, rows in frontier.granularities(form, table):
-    flops = frontier.flops_of(table, rows)
-    best = frontier.optimum(form, theta, compute, flops, others)
-    for j, cost in enumerate(compute):
-      at = f'({label}, C={cost:.4g})' if others else f'(C={cost:.4g})'
+    cost = frontier.cost_of(table, rows)
+    best = frontier.optimum(form, theta, compute, cost, others)
+    for j, c in enumerate(compute):
+      at = f'({label}, C={c:.4g})' if others else f'(C={c:.4g})'
       values = {
         'N_opt': best.params,
         'D_opt': best.tokens,

@@ -84,6 +84,7 @@ def _fit(
     delta=study.fit.delta,
     starts=study.fit.starts,
     resamples=study.fit.resamples,
+    profile_all=False,
   )
   dense = [row for row in rows if row['exits'] == 1]
   with_branches = (*definitions.arms_of('exit'), 'branch')

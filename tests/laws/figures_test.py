@@ -116,7 +116,11 @@ def test_frontier_reaches_a_decade_past_the_runs(fitted):
   assert beyond.get_linestyle() == '--'
   assert beyond.get_xdata()[-1] == pytest.approx(1.6e13)
   best = frontier.optimum(
-    found.fit.form, found.fit.theta[None], [1.6e13], lambda n: 6.6 * n, {'G': 1}
+    found.fit.form,
+    found.fit.theta[None],
+    [1.6e13],
+    frontier.TokenCost(1.1),
+    {'G': 1},
   )
   assert beyond.get_ydata()[-1] == pytest.approx(best.loss[0, 0], rel=1e-5)
 

@@ -1,6 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from familial.laws import forms
 from familial.laws import frontier
 
 
@@ -52,3 +55,120 @@ def test_fewer_than_three_sizes_are_flagged(params):
   found = frontier.minimum(params, np.linspace(3, 2, len(params)))
   assert not found.interior and found.flag == frontier.TOO_FEW
   assert found.points == len(params)
+
+
+def closed_form(values, compute):
+  """Hoffmann et al. (2022), approach 3."""
+  alpha, beta = values['alpha'], values['beta']
+  scale = (alpha * values['A'] / (beta * values['B'])) ** (1 / (alpha + beta))
+  n = scale * (np.asarray(compute) / 6) ** (beta / (alpha + beta))
+  return n, np.asarray(compute) / (6 * n)
+
+
+def test_optimum_is_the_closed_form_of_the_law_of_chinchilla(truth):
+  form, compute = forms.get('chinchilla'), [1e12, 3e18, 5.76e23]
+  laws = [
+    {n: truth[n] for n in form.names},
+    {'E': 1.82, 'A': 477.8, 'B': 2143.4, 'alpha': 0.347, 'beta': 0.367},
+    {'E': 1e-12, 'A': 1e4, 'B': 10.0, 'alpha': 0.6, 'beta': 0.1},
+  ]
+  found = frontier.optimum(form, np.stack([*map(form.theta, laws)]), compute)
+  for i, law in enumerate(laws):
+    n, d = closed_form(law, compute)
+    np.testing.assert_allclose(found.params[i], n, rtol=1e-9)
+    np.testing.assert_allclose(found.tokens[i], d, rtol=1e-9)
+    np.testing.assert_allclose(
+      found.loss[i], form.predict(law, {'N': n, 'D': d}), rtol=1e-12
+    )
+    a = law['beta'] / (law['alpha'] + law['beta'])
+    np.testing.assert_allclose(found.exponent[i], a, rtol=1e-9)
+    np.testing.assert_allclose(found.token_exponent[i], 1 - a, rtol=1e-9)
+  assert found.interior.all()
+
+
+def test_granularity_leaves_the_optimum_where_it_is(truth):
+  form = forms.get('familial_total')
+  theta = form.theta({n: truth[n] for n in form.names})[None]
+  one, four = (
+    frontier.optimum(form, theta, [1e15], columns={'G': g}) for g in (1.0, 4.0)
+  )
+  np.testing.assert_allclose(one.params, four.params, rtol=1e-12)
+  np.testing.assert_allclose(four.loss / one.loss, 4 ** truth['gamma'])
+
+
+def with_cost(make, factor):
+  """A table that counts FLOPs a token as 6 N times a factor of N."""
+  table = make()
+  per_token = 6 * table.columns['N'] * factor(table.columns['N'])
+  columns = {**table.columns, 'flops_per_token': per_token}
+  return dataclasses.replace(table, columns=columns)
+
+
+def test_optimum_of_exact_flops_lies_on_the_budget_and_is_the_lowest(
+  make, truth
+):
+  form = forms.get('chinchilla')
+  factor = lambda n: 0.9 + 60 / np.sqrt(n)
+  table = with_cost(make, factor)
+  flops = frontier.cost_of(table, np.arange(36))
+  sizes = np.geomspace(1e3, 1e7, 20001)
+  np.testing.assert_allclose(flops(sizes), 6 * sizes * factor(sizes), rtol=1e-6)
+  law = {n: truth[n] for n in form.names}
+  found = frontier.optimum(form, form.theta(law)[None], [1e12], flops)
+  n, d = found.params[0, 0], found.tokens[0, 0]
+  assert d * 6 * n * factor(n) == pytest.approx(1e12, rel=1e-6)
+  losses = form.predict(
+    law, {'N': sizes, 'D': 1e12 / (6 * sizes * factor(sizes))}
+  )
+  best = int(np.argmin(losses))
+  assert 0 < best < len(sizes) - 1
+  assert n == pytest.approx(sizes[best], rel=1e-3)
+  assert n > 1.02 * closed_form(law, 1e12)[0]  # what 6 N would say
+  ends = [
+    frontier.optimum(form, form.theta(law)[None], [c], flops)
+    for c in (1e12 * np.exp(-0.05), 1e12 * np.exp(0.05))
+  ]
+  for key, slope in (('params', 'exponent'), ('tokens', 'token_exponent')):
+    low, high = (getattr(end, key)[0, 0] for end in ends)
+    assert getattr(found, slope)[0, 0] == pytest.approx(
+      np.log(high / low) / 0.1, rel=1e-6
+    )
+
+
+def test_flops_are_6_n_where_the_table_says_no_other(make):
+  table = make()
+  plain = {k: v for k, v in table.columns.items() if k != 'C'}
+  for columns in (plain, {**plain, 'C': 6 * plain['N'] * plain['D']}):
+    same = dataclasses.replace(table, columns=columns)
+    assert frontier.cost_of(same, np.arange(36))(5.0) == 30.0
+
+
+def test_a_law_without_a_minimum_has_none(truth):
+  form = forms.get('chinchilla')
+  law = {n: truth[n] for n in form.names}
+  worse_with_size = form.theta({**law, 'alpha': -0.1})
+  no_data = form.theta({**law, 'B': 1e-200})
+  theta = np.stack([worse_with_size, no_data, form.theta(law)])
+  found = frontier.optimum(form, theta, [1e12, 1e15])
+  np.testing.assert_array_equal(
+    found.interior, [[False] * 2, [False] * 2, [True] * 2]
+  )
+  for values in (
+    found.params, found.tokens, found.loss, found.exponent, found.token_exponent
+  ):  # fmt: skip
+    assert np.isnan(values[:2]).all() and np.isfinite(values[2]).all()
+
+
+def test_kaplan_has_a_minimum_of_its_own_exponents(truth):
+  form = forms.get('kaplan')
+  law = {'N_c': 8.8e13, 'D_c': 5.4e13, 'alpha_N': 0.076, 'alpha_D': 0.095}
+  found = frontier.optimum(form, form.theta(law)[None], [1e18, 1e21])
+  assert found.interior.all()
+  # Of (N_c/N)^r + D_c/D, r = alpha_N / alpha_D: N grows as C^(1 / (1 + r)).
+  r = 0.076 / 0.095
+  np.testing.assert_allclose(found.exponent, 1 / (1 + r), rtol=1e-9)
+  n = (r * 8.8e13**r / (6 * 5.4e13) * np.array([1e18, 1e21])) ** (1 / (1 + r))
+  np.testing.assert_allclose(found.params[0], n, rtol=1e-9)
+  # Where the optimum would be of less than one parameter, there is none.
+  small = form.theta({**law, 'N_c': 1e-9})
+  assert not frontier.optimum(form, small[None], [1e10]).interior.any()
