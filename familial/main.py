@@ -375,7 +375,7 @@ def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
     numbers = (0.0,)
   if not all(0 < number < float('inf') for number in numbers):
     raise errors.UserError(
-      f'--{flag}={",".join(texts)}: numbers above 0, joined by commas'
+      f'--{flag}={",".join(texts)!r}: numbers above 0, joined by commas'
     )
   return numbers
 

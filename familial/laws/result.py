@@ -119,8 +119,8 @@ class Result:
   def _steady(self) -> list[bool]:
     """Of each constant, whether it varies little over the resamples."""
     theta = self.bootstrap.theta(self.fit.form)
-    if not len(theta):
-      return [False] * theta.shape[1]
+    if 2 * len(theta) < self.bootstrap.resamples:
+      return [False] * theta.shape[1]  # what most cannot tell, none can
     spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
     return [bool(wide <= estimate.IDENTIFIED_SD) for wide in spread]
 
