@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -95,3 +96,113 @@ def test_bad_input(make, tmp_path):
   (tmp_path / 'fit.json').write_text('{}')
   with pytest.raises(errors.UserError, match=r'no fit\.json'):
     results.load(tmp_path / 'fit.json')
+
+
+def test_held_out_rows_are_predicted_and_not_fitted(make):
+  table = make(noise=0.01)
+  conditions = ['budget>1e12', 'params>=3e5']
+  found = results.fit('chinchilla', table, FEW, hold_out=conditions)
+  c = table.columns
+  held = (c['budget'] > 1e12) | (c['N'] >= 3e5)
+  assert 0 < held.sum() < 36
+  assert (found.fit.rows, found.held_out.rows) == (36 - held.sum(), held.sum())
+  assert found.held_out.conditions == tuple(conditions)
+  alone = results.fit('chinchilla', table.take(~held), FEW)
+  assert alone.held_out is None
+  np.testing.assert_array_equal(alone.fit.theta, found.fit.theta)
+  out = table.take(held).columns
+  left = np.log(alone.predict(out) / out['loss'])
+  assert found.held_out.rms == pytest.approx(np.sqrt(np.mean(left**2)))
+  assert found.held_out.bias == pytest.approx(np.mean(left))
+  lo, hi = alone.predict_interval(out)
+  inside = (lo <= out['loss']) & (out['loss'] <= hi)
+  assert found.held_out.covered == pytest.approx(inside.mean())
+  assert f'{held.sum()} held-out rows' in results.summary(found)
+  with pytest.raises(errors.UserError, match='no row meets it'):
+    results.fit('chinchilla', table, FEW, hold_out=['budget>1e20'])
+
+
+def test_intervals_of_predictions_are_those_of_the_samples(make):
+  found = results.fit('chinchilla', make(noise=0.01), FEW)
+  at = {'N': np.array([1e5, 1e9]), 'D': np.array([1e6, 1e11])}
+  s = found.bootstrap.samples
+  losses = np.stack(
+    [
+      s['E'] + s['A'] / n ** s['alpha'] + s['B'] / d ** s['beta']
+      for n, d in zip(at['N'], at['D'], strict=True)
+    ]
+  )
+  lo, hi = found.predict_interval(at)
+  np.testing.assert_allclose(lo, np.quantile(losses, 0.025, axis=1))
+  np.testing.assert_allclose(hi, np.quantile(losses, 0.975, axis=1))
+  assert ((lo <= found.predict(at)) & (found.predict(at) <= hi)).all()
+
+
+def test_derived_intervals_are_those_of_the_samples(make):
+  table = make(noise=0.01)
+  without = {k: v for k, v in table.columns.items() if k != 'C'}
+  table = dataclasses.replace(table, columns=without)  # so that C = 6 N D
+  options = dataclasses.replace(FEW, compute=(1e12, 1e15))
+  found = results.fit('chinchilla', table, options)
+
+  def n_opt(p, compute):
+    both = p['alpha'] + p['beta']
+    scale = (p['alpha'] * p['A'] / (p['beta'] * p['B'])) ** (1 / both)
+    return scale * (compute / 6) ** (p['beta'] / both)
+
+  for compute in options.compute:
+    at = f'(C={compute:.4g})'
+    n = n_opt(found.bootstrap.samples, compute)
+    best = n_opt(found.fit.params, compute)
+    for name, value, samples in (
+      ('N_opt', best, n),
+      ('D_opt', compute / (6 * best), compute / (6 * n)),
+      ('tokens_per_param', compute / (6 * best**2), compute / (6 * n**2)),
+    ):
+      middle, spread = found.derived[name + at]
+      assert middle == pytest.approx(value, rel=1e-6)
+      ends = np.quantile(samples, [0.025, 0.975])
+      np.testing.assert_allclose([spread.lo, spread.hi], ends, rtol=1e-6)
+      assert spread.sd == pytest.approx(np.std(samples, ddof=1), rel=1e-6)
+    a, of_a = found.derived['a' + at]
+    b, of_b = found.derived['b' + at]
+    assert a + b == pytest.approx(1, rel=1e-9)
+    assert of_a.lo == pytest.approx(1 - of_b.hi, rel=1e-6)
+
+
+def test_gamma_derives_its_penalties_with_intervals(make):
+  found = results.fit('familial_total', make(noise=0.01), FEW)
+  value, spread = found.derived['4^gamma']
+  assert value == pytest.approx(4 ** found.fit.params['gamma'])
+  gamma = found.bootstrap.intervals['gamma']
+  assert spread.lo == pytest.approx(4**gamma.lo, rel=1e-3)
+
+
+def test_what_the_resamples_scatter_is_not_identified(make):
+  found = results.fit('chinchilla', make('dense_null', noise=0.001), FEW)
+  assert all(found.fit.identified.values()) and all(found.identified.values())
+  rng = np.random.default_rng(0)
+  wide = {
+    **found.bootstrap.samples,
+    'alpha': 0.33 + 3 * rng.standard_normal(100),
+    'A': found.fit.params['A'] * np.exp(0.3 * rng.standard_normal(100)),
+  }
+  scattered = dataclasses.replace(
+    found, bootstrap=dataclasses.replace(found.bootstrap, samples=wide)
+  )
+  assert not scattered.identified.pop('alpha')
+  assert scattered.identified['A'] and scattered.identified['E']
+  assert 'alpha not identified by the resamples' in scattered.flags
+  assert not any('A not identified' in flag for flag in scattered.flags)
+
+
+def test_an_open_profile_is_not_identified(make):
+  found = results.fit('chinchilla', make('dense_null', noise=0.001), FEW)
+  flat = dataclasses.replace(found.profiles['beta'], lo=None, hi=None)
+  half = dataclasses.replace(found.profiles['E'], lo=None)
+  opened = dataclasses.replace(
+    found, profiles={**found.profiles, 'beta': flat, 'E': half}
+  )
+  assert not opened.identified['beta'] and opened.identified['E']
+  assert opened.interval('beta') == (None, None)
+  assert opened.interval('E') == (None, found.bootstrap.intervals['E'].hi)

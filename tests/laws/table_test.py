@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 import pytest
 
 from familial import errors
@@ -177,3 +179,92 @@ def test_bad_paths_and_options(tmp_path, rows):
     tables.from_rows([])
   with pytest.raises(errors.UserError, match='drop_highest=2'):
     tables.from_rows(rows).drop_highest(2)
+
+
+def test_reads_parquet(tmp_path):
+  path = tmp_path / 'points.PARQUET'
+  columns = {'Size': [1, 2, 4], 'D': [3.5, 2.5, 1.5], 'loss': [6.0, 5.0, 4.0]}
+  parquet.write_table(pyarrow.table(columns), path)
+  table = tables.read(path, {'params': 'Size'})
+  np.testing.assert_array_equal(table.columns['N'], [1, 2, 4])
+  np.testing.assert_array_equal(table.columns['D'], [3.5, 2.5, 1.5])
+  assert table.columns['N'].dtype == np.float64
+  assert table.mapping == {'params': 'Size', 'tokens': 'D', 'loss': 'loss'}
+  as_csv = write_csv(
+    tmp_path / 'points.csv', 'Size,D,loss', '1,3.5,6', '2,2.5,5', '4,1.5,4'
+  )
+  for name, values in tables.read(as_csv, {'N': 'Size'}).columns.items():
+    np.testing.assert_array_equal(values, table.columns[name])
+
+
+CLUSTERED = (
+  'N,D,loss,model,run,budget', '1,2,3,a,x,5', '2,3,4,b,x,6', '3,4,5,a,y,5',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('cluster', 'groups', 'unit'),
+  [
+    ('run', [0, 0, 1], 'run'),
+    ('row', [0, 1, 2], 'row'),
+    ('model', [0, 1, 0], 'run'),  # a column of the file, in words
+    ('budget', [0, 1, 0], 'run'),  # one of ours
+    ('tokens', [0, 1, 2], 'row'),  # one of ours, by its long name
+  ],
+)
+def test_cluster_says_what_belongs_together(tmp_path, cluster, groups, unit):
+  path = write_csv(tmp_path / 'points.csv', *CLUSTERED)
+  table = tables.read(path, cluster=cluster)
+  np.testing.assert_array_equal(table.clusters, groups)
+  assert table.unit == unit
+  expected = {} if cluster == 'run' else {'cluster': cluster}
+  assert table.filters == expected
+  kept = table.take(np.array([False, True, True]))
+  assert kept.rows == 2 and kept.filters == expected
+
+
+def test_cluster_of_no_column(tmp_path, rows):
+  path = write_csv(tmp_path / 'points.csv', *CLUSTERED)
+  with pytest.raises(errors.UserError, match="did you mean 'model'"):
+    tables.read(path, cluster='modle')
+  folder = tmp_path / 'cells'
+  folder.mkdir()
+  lines = '\n'.join(map(json.dumps, rows))
+  (folder / 'metrics.jsonl').write_text(lines + '\n')
+  assert tables.read(folder, cluster='G').unit == 'row'
+
+
+def test_needs_are_columns_that_a_form_asks_for(tmp_path):
+  path = write_csv(tmp_path / 'points.csv', 'N,C,loss,heads', '1,60,3,4')
+  plain = tables.read(path)
+  assert set(plain.columns) == {'N', 'C', 'D', 'loss'}
+  table = tables.read(path, needs=['D', 'heads'])
+  assert table.columns['heads'] == [4] and table.columns['D'] == [10]
+  other = tables.read(path, {'kv': 'heads'}, needs=['kv'])
+  assert other.columns['kv'] == [4]
+  with pytest.raises(errors.UserError, match="'kv' is unknown"):
+    tables.read(path, {'kv': 'heads'})
+  with pytest.raises(errors.UserError, match=r"no column for head .*'heads'"):
+    tables.read(path, needs=['head'])
+  with pytest.raises(errors.UserError, match='no column for exits'):
+    tables.read(path, needs=['N', 'G'])
+
+
+def test_conditions(rows):
+  table = tables.from_rows(rows)
+  for condition, kept in (
+    ('loss<=2', [True, False]), ('loss < 2', [False, False]),
+    (' loss >2', [False, True]), ('exits!=1', [True, False]),
+    ('G==1.0', [False, True]), ('params>=1e2', [True, False]),
+    ('tokens<inf', [True, True]),
+  ):  # fmt: skip
+    np.testing.assert_array_equal(table.where(condition), kept)
+
+
+def test_quotes_and_line_ends(tmp_path):
+  path = tmp_path / 'points.csv'
+  path.write_bytes(
+    b'\xef\xbb\xbfN,"Loss, nats",note\r\n1,2,"two\nlines"\r\n\r\n3,4,\r\n'
+  )
+  records = tables.read(path, {'loss': 'Loss, nats'})
+  np.testing.assert_array_equal(records.columns['loss'], [2, 4])
