@@ -81,8 +81,8 @@ def profile(
   # A parameter that the data leave open is profiled over what its grid spans.
   start = 1.6 * math.sqrt(cutoff) * fit.sd[name]
   start = min(start, float(np.ptp(parameter.grid)) or 1.0) or 1e-9
-  if _exact(fit):
-    start = max(start, 1e-6)  # rounding bends nothing that is nearer
+  if fit.objective <= estimate.ROUNDING * fit.rows:
+    start = max(start, 1e-6)  # nearer, rounding hides the rise
   x = np.array([fit.theta[j]])
   deviance = np.zeros(1)
   wanted = np.array(
@@ -169,15 +169,10 @@ def _deviance(
     advance=advance,
   )  # fmt: skip
   best = ends.objective.reshape(len(starts), -1).min(0)
-  if _exact(fit) or not 0 < fit.inflation[j] < np.inf:
+  if not 0 < fit.inflation[j] < np.inf:
     # Without residuals any rise is beyond doubt; without effect there is none.
     return np.where(best > fit.objective * (1 + 1e-9) + 1e-20, np.inf, 0.0)
   return 2 * (best - fit.objective) / fit.inflation[j]
-
-
-def _exact(fit: estimate.Fit) -> bool:
-  """Whether no residual is left but rounding."""
-  return fit.objective <= estimate.ROUNDING * fit.rows
 
 
 def _direction(jacobian: np.ndarray, j: int, free: np.ndarray) -> np.ndarray:

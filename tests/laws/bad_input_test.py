@@ -251,6 +251,12 @@ def test_spaces_around_names_are_no_part_of_them(fit):
   assert record['params'] == pytest.approx(again['params'], rel=1e-6)
 
 
+def test_spaces_around_names_in_json(tmp_path):
+  path = tmp_path / 'points.jsonl'
+  path.write_text(jsonl({' params': 1, 'D ': 2, ' loss ': 3}))
+  assert set(tables.read(path).columns) == {'N', 'D', 'loss'}
+
+
 @pytest.mark.parametrize('rows', range(1, 6))
 def test_fewer_rows_than_constants(refused, rows):
   few = {k: v[:rows] for k, v in GOOD.items()}
@@ -389,6 +395,12 @@ def test_no_resample_left_is_no_traceback():
   lo, hi = without.predict_interval(table.columns)
   assert np.isnan(lo).all() and np.isnan(hi).all() and lo.shape == (40,)
   assert 'alpha' in results.summary(without)
+
+
+def test_a_constant_that_nothing_pins_down_may_be_infinite():
+  values = forms.get('chinchilla').values(np.full((2, 5), 1e3))
+  assert np.isinf(values['E']).all()
+  assert (values['alpha'] == 1e3).all()
 
 
 def test_a_form_of_the_library_without_columns():
