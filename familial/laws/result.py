@@ -534,7 +534,10 @@ def _bracket(lo: float | None, hi: float | None) -> str:
 
 def _bar(form: str, what: str, total: int, progress: bool) -> Any:
   return tqdm.tqdm(
-    desc=f'{form}: {what}', total=total, disable=not progress, leave=False
+    desc=f'{form}: {what}',
+    total=total,
+    disable=None if progress else True,
+    leave=False,
   )
 
 
