@@ -17,8 +17,8 @@ quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, wri
 test: $(VENV)/test  ## the fast tests
 	$(BIN)/python -m pytest
 
-slow: $(VENV)/test  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+slow: $(VENV)/test  ## the tests that take minutes: an hour or two in all
+	$(BIN)/python -m pytest -m "slow and not bench"
 
 lint: $(VENV)/dev  ## formatter, linter, types
 	$(BIN)/ruff format --check .
@@ -30,7 +30,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 bench: $(BENCH)/bench  ## timings, as ratios to a peer in the same run
-	$(BENCH)/bin/python -m pytest -m bench -s tests/benchmarks
+	$(BENCH)/bin/python -m pytest -m "bench and not slow" -s tests/benchmarks
 
 $(VENV)/installed $(BENCH)/installed: setup.cfg $(CONSTRAINTS)
 	test -d $(@D) || $(PYTHON) -m venv $(@D)

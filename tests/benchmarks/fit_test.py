@@ -127,7 +127,9 @@ def test_full_bootstrap(table, optimum):
 
 
 @pytest.mark.slow
-@pytest.mark.tables
+@pytest.mark.skipif(
+  'FAMILIAL_TABLES' not in os.environ, reason='needs the public tables'
+)
 def test_millions_of_starts():
   folder = pathlib.Path(os.environ['FAMILIAL_TABLES']) / 'gemstones'
   columns = {'params': 'params_active_precise', 'loss': 'final_loss'}
