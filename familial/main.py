@@ -322,15 +322,18 @@ def _train(values: flags.FlagValues) -> str:
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
     )
-  loop.run(
-    config.run(values.config),
-    values.workdir,
-    tensorboard=values.tensorboard,
-  )
+  run = config.run(values.config)
+  with records.held(values.workdir) as mine:
+    if not mine:
+      raise errors.UserError(
+        f'--workdir={values.workdir}: another process is training there'
+      )
+    loop.run(run, values.workdir, tensorboard=values.tensorboard)
   return f'{values.workdir}: {records.outcome(values.workdir)}'
 
 
 def _fit(values: flags.FlagValues) -> str:
+  from familial.laws import fitting
   from familial.laws import forms
   from familial.laws import result
   from familial.laws import table
@@ -348,7 +351,7 @@ def _fit(values: flags.FlagValues) -> str:
   )
   for condition in values.where:
     rows = rows.take(rows.where(condition), where=list(values.where))
-  return result.run(
+  return fitting.run(
     rows.drop_highest(values.drop_highest),
     values.form,
     values.out,

@@ -9,7 +9,9 @@ hold no clock, so an undisturbed run and a resumed one write the same bytes.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -55,7 +57,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def open_run(
-  folder: str | os.PathLike[str], config: Any, lineage: Row | None = None
+  folder: str | os.PathLike[str],
+  config: Any,
+  lineage: Row | None = None,
+  *,
+  free: str = '',
 ) -> pathlib.Path:
   """Makes a run folder, or opens the one of this very config.
 
@@ -63,15 +69,22 @@ def open_run(
     folder: of the run.
     config: a dataclass; compared with what the folder was made for.
     lineage: of a run: its parent and the FLOPs inherited from it.
+    free: the section on which nothing that is kept depends: it may change.
   """
   folder = pathlib.Path(folder)
   path = folder / 'config.json'
   if path.exists():
+    changed = False
     for key, was, now in differences(folder, config):
+      if key.partition('.')[0] == free:
+        changed = True
+        continue
       raise errors.UserError(
         f'{folder} was made with {key} = {was!r}, not {now!r}; use another '
         'workdir, or that value'
       )
+    if changed:
+      write_json(path, _asked(config))
     return folder
   folder.mkdir(parents=True, exist_ok=True)
   if lineage:
@@ -96,6 +109,29 @@ def differences(
       f'{SCHEMA}, the one this version writes'
     )
   yield from _differences(known, _asked(config))
+
+
+@contextlib.contextmanager
+def held(
+  folder: str | os.PathLike[str], *, wait: bool = False
+) -> Iterator[bool]:
+  """Holds a folder for this process; yields whether it could be had.
+
+  The system lets go of it when the process dies.
+
+  Args:
+    folder: made if missing.
+    wait: until whoever has it lets go; otherwise what is held cannot be had.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / 'lock', 'w', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      yield False
+      return
+    yield True
 
 
 def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:

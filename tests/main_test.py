@@ -161,8 +161,14 @@ def test_a_workdir_of_another_study(refused, tmp_path, text_data):
   ]
   assert 'nowhere' in refused('run', QUICKSTART, *values)
   assert (tmp_path / 'config.json').exists()
-  line = refused('run', QUICKSTART, *values, '--config.fit.starts=3')
-  assert 'fit.starts' in line and '3' in line and 'workdir' in line
+  line = refused('run', QUICKSTART, *values, '--config.grid.seconds=3')
+  assert 'grid.seconds' in line and '3' in line and 'workdir' in line
+  # No run depends on how its law is fitted.
+  assert 'nowhere' in refused(
+    'run', QUICKSTART, *values, '--config.fit.starts=3'
+  )
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert config['fit']['starts'] == 3
   # A damaged one is no traceback either.
   (tmp_path / 'config.json').write_text('{"schema": ')
   assert 'config.json' in refused('run', QUICKSTART, *values)
@@ -230,6 +236,9 @@ def test_train_goes_to_its_end_and_says_so(familial, tmp_path, text_data):
     '--config.train.warmup_steps=1', '--config.train.batch_size=4',
     '--config.train.eval_tokens=128', '--config.train.evaluations=1',
   ]  # fmt: skip
+  with records.held(tmp_path / 'run'):
+    status, _, err = familial('train', *text)
+    assert status == 2 and 'another process is training there' in err
   status, out, _ = familial('train', *text)
   assert status == 0
   assert out.startswith(f'{tmp_path}/run: finished after 3 steps')

@@ -238,3 +238,12 @@ def test_records_need_no_model_library():
     ],
     check=True,
   )
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+  with records.held(tmp_path / 'run') as mine:
+    assert mine
+    with records.held(tmp_path / 'run') as too:
+      assert not too
+  with records.held(tmp_path / 'run') as mine, records.held(tmp_path) as other:
+    assert mine and other

@@ -1,6 +1,5 @@
 """The IsoFLOP study of familial models: plan, train, fit, report."""
 
-import fcntl
 import os
 import pathlib
 import sys
@@ -47,8 +46,8 @@ def run(
   start = time.monotonic()
   workdir = pathlib.Path(workdir)
   cells = cells_lib.build(study)
-  records.open_run(workdir, study)
-  plan, cells = _plan(study, cells, workdir, workers)
+  records.open_run(workdir, study, free='fit')  # Its runs stay as they are.
+  plan, cells = _plan(study, cells, workdir, workers, not plan_only)
   print(plan_lib.text(plan), flush=True)
   if plan_only:
     return f'planned only; wrote {workdir / "plan.json"}'
@@ -57,10 +56,15 @@ def run(
   )
   for cell in failed:
     log = sweep.folder(workdir, cell) / 'error.log'
-    why = f'failed, see {log}' if log.exists() else 'its parent run failed'
+    why = (
+      f'failed, see {log}'
+      if log.exists()
+      else 'not finished: its parent run failed, or its worker was killed'
+    )
     print(f'{cell}: {why}', file=sys.stderr)
-  line = summary.write(study, workdir, failed)
-  path = page.write(workdir)
+  with records.held(workdir, wait=True):  # Hosts that share it end together.
+    line = summary.write(study, workdir, failed)
+    path = page.write(workdir)
   minutes = (time.monotonic() - start) / 60
   found = f'{line}\n{path} ({minutes:.1f} min)'
   if failed:
@@ -77,22 +81,24 @@ def _plan(
   cells: Cells,
   workdir: pathlib.Path,
   workers: int,
+  begin: bool,
 ) -> tuple[dict[str, Any], Cells]:
   """Returns the study's plan and the cells in it.
 
-  Whoever plans first decides on the corpus and the cells, for all hosts and for
+  Whoever begins first decides on the corpus and the cells, for all hosts and for
   good; another number of workers changes the expected time alone.
   """
   corpus = packing.load(study.data)
   path = workdir / 'plan.json'
-  with open(workdir / 'lock', 'w', encoding='utf-8') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+  with records.held(workdir, wait=True):
     planned = records.read_json(path) if path.exists() else None
+    if planned and not planned.get('begun', True):
+      planned = None  # It was only looked at, perhaps on another machine.
     if planned:
-      begun = planned['corpus']['fingerprint']
-      if begun != corpus.fingerprint:
+      first = planned['corpus']['fingerprint']
+      if first != corpus.fingerprint:
         raise errors.UserError(
-          f'{workdir} was planned on corpus {begun}, not {corpus.fingerprint}, '
+          f'{workdir} was planned on corpus {first}, not {corpus.fingerprint}, '
           f'which is what data.corpus={study.data.corpus!r} gives here now; '
           'use another workdir, or that text'
         )
@@ -100,10 +106,12 @@ def _plan(
       cells = [cell for cell in cells if cell.cell in names]
       if planned['workers'] == workers:
         return planned, cells
+      begin = True
     print('calibrating on the narrowest and the widest model ...', flush=True)
     speed = plan_lib.calibrate(cells, workers)
     if study.grid.seconds and not planned:
       cells = plan_lib.within(study.grid.seconds, cells, speed, workers)
     plan = plan_lib.make(study, cells, corpus, speed, workers)
+    plan['begun'] = begin
     records.write_json(path, plan)
   return plan, cells

@@ -1,15 +1,17 @@
 """What a study will train, at what cost, and what it can hope to learn."""
 
 from collections.abc import Sequence
+from concurrent import futures
+from concurrent.futures import process
 import dataclasses
 import math
 import multiprocessing
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from familial import cores as cores_lib
 from familial import errors
 from familial import flops as flops_lib
 from familial.studies import cells as cells_lib
@@ -173,10 +175,18 @@ def calibrate(cells: Cells, workers: int) -> Speed:
     cells,
     key=lambda cell: (cell.model.width, flops_lib.params_full(cell.model)),
   )
-  cores = sorted(os.sched_getaffinity(0))
+  cores = cores_lib.mine()
   share = cores[: max(1, len(cores) // workers)]
-  with multiprocessing.get_context('spawn').Pool(1) as pool:
-    timed = pool.apply(_time_steps, ([by_size[0], by_size[-1]], share))
+  spawn = multiprocessing.get_context('spawn')
+  with futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    calibration = pool.submit(_time_steps, [by_size[0], by_size[-1]], share)
+    try:
+      timed = calibration.result()
+    except process.BrokenProcessPool:
+      raise errors.UserError(
+        f'{by_size[-1].cell}: the process that timed its steps was killed, as '
+        'for want of memory; a smaller model or batch is needed'
+      ) from None
   return Speed(
     (by_size[0].model.width, by_size[-1].model.width),
     (timed[0][0], timed[1][0]),
@@ -187,7 +197,7 @@ def calibrate(cells: Cells, workers: int) -> Speed:
 def _time_steps(
   cells: list[train_config.RunConfig], cores: list[int]
 ) -> list[tuple[float, float]]:
-  os.sched_setaffinity(0, cores)
+  cores_lib.keep_to(cores)
   from familial.training import timing
 
   return [timing.measure(cell, _CALIBRATION_STEPS) for cell in cells]

@@ -12,8 +12,10 @@ from typing import Any
 from familial import errors
 from familial import records
 from familial.laws import definitions
+from familial.laws import fitting
 from familial.laws import leverage
-from familial.laws import result as laws
+from familial.laws import record
+from familial.laws import result
 from familial.laws import table as tables
 from familial.studies import config as study_config
 from familial.studies import pairs
@@ -80,7 +82,7 @@ def _fit(
   study: study_config.StudyConfig, workdir: pathlib.Path, rows: list[Row]
 ) -> list[str]:
   """Fits every form to every loss; returns what could not be fitted."""
-  options = laws.Options(
+  options = result.Options(
     delta=study.fit.delta,
     starts=study.fit.starts,
     resamples=study.fit.resamples,
@@ -103,7 +105,7 @@ def _fit(
   for folder, of, loss, arms, forms in jobs:
     try:
       table = tables.from_rows(of, loss=loss, arms=arms, source='cells')
-      laws.run(
+      fitting.run(
         table, forms, workdir / 'fits' / folder, options, loss_definition=loss
       )
     except errors.UserError as error:
@@ -185,7 +187,7 @@ def _leverage(workdir: pathlib.Path, rows: list[Row]) -> list[dict[str, Any]]:
   path = _path(workdir, 'dense', 'chinchilla')
   if not path.exists():
     return []
-  return leverage.of_rows(laws.load(path), rows)
+  return leverage.of_rows(record.load(path), rows)
 
 
 def _gradients(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -6,10 +6,7 @@ finished or diverged is never trained again; what was cut off goes on from its
 checkpoint.
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
-import fcntl
 import multiprocessing
 from multiprocessing import queues
 import os
@@ -21,6 +18,7 @@ import traceback
 
 import tqdm
 
+from familial import cores as cores_lib
 from familial import errors
 from familial import records
 from familial.studies import cells as cells_lib
@@ -108,7 +106,7 @@ def work(
           and attempts.get(parent.name, _ATTEMPTS) < _ATTEMPTS
         )
         continue
-      with _lock(run) as mine:
+      with records.held(run) as mine:
         if not mine:
           waiting = True
           continue
@@ -141,7 +139,7 @@ def _supervise(
 ) -> None:
   """Starts workers, shows the sweep's progress, replaces those that die."""
   context = multiprocessing.get_context('spawn')
-  cores = sorted(os.sched_getaffinity(0))
+  cores = cores_lib.mine()
   refusals = context.SimpleQueue()
 
   def start(index: int) -> multiprocessing.process.BaseProcess:
@@ -221,29 +219,17 @@ def _worker(
   tensorboard: bool,
   refusals: queues.SimpleQueue[str],
 ) -> None:
-  # Ctrl-C reaches the whole group; the supervisor says when to stop.
+  # Ctrl-C reaches the whole group: a run under way saves and stops by itself,
+  # and between runs the supervisor says so.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   # Before JAX makes its thread pool, whose size follows from this.
-  os.sched_setaffinity(0, cores)
+  cores_lib.keep_to(cores)
   try:
     work(cells, workdir, quiet=True, tensorboard=tensorboard)
   except errors.Interrupted:
     sys.exit(0)
   except errors.UserError as error:
     refusals.put(str(error))
-
-
-@contextlib.contextmanager
-def _lock(run: pathlib.Path) -> Iterator[bool]:
-  """Holds a cell for this process; yields whether it could be had."""
-  run.mkdir(parents=True, exist_ok=True)
-  with open(run / 'lock', 'w', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      yield False
-      return
-    yield True
 
 
 def _total(cells: Cells) -> float:

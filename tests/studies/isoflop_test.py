@@ -15,7 +15,7 @@ from familial import errors
 from familial import flops as flops_lib
 from familial import records
 from familial.data import packing
-from familial.laws import result
+from familial.laws import fitting
 from familial.report import page
 from familial.studies import isoflop
 from familial.studies import plan as plan_lib
@@ -70,35 +70,59 @@ def calibrated(monkeypatch):
   return at
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+  """Studies end with their plan: nothing is trained, nothing reported."""
+  monkeypatch.setattr(sweep, 'execute', lambda *_, **__: [])
+  monkeypatch.setattr(summary, 'write', lambda *_: 'what was found')
+  monkeypatch.setattr(page, 'write', lambda workdir: workdir / 'index.html')
+
+
 def planned(workdir):
   plan = json.loads((workdir / 'plan.json').read_text())
   return [row['cell'] for row in plan['cells']], plan['seconds']
 
 
-def test_the_first_plan_decides_on_the_cells(dense, tmp_path, calibrated):
+def test_the_first_to_begin_decides_on_the_cells(
+  dense, tmp_path, calibrated, untrained
+):
   calibrations = calibrated(2e7)
-  isoflop.run(dense, tmp_path, plan_only=True)
+  isoflop.run(dense, tmp_path)
   cells, seconds = planned(tmp_path)
   assert cells == ['c1e8_w8_d2_g1']
-  isoflop.run(dense, tmp_path, plan_only=True)
+  isoflop.run(dense, tmp_path)
   assert planned(tmp_path) == (cells, seconds)
   assert calibrations == [1]
   # Two workers, each as fast as the one: half the time, for the same cells.
-  isoflop.run(dense, tmp_path, plan_only=True, workers=2)
+  isoflop.run(dense, tmp_path, workers=2)
   assert planned(tmp_path) == (cells, pytest.approx(seconds / 2))
   for workers, speed in ((3, 1e9), (4, 1e3)):
     calibrated(speed)
-    isoflop.run(dense, tmp_path, plan_only=True, workers=workers)
+    isoflop.run(dense, tmp_path, workers=workers)
     assert planned(tmp_path)[0] == cells
   assert calibrations == [1, 2, 3, 4]
 
 
-def test_of_two_that_begin_at_once_one_plans(dense, tmp_path, calibrated):
+def test_a_plan_that_was_only_looked_at_binds_nobody(
+  dense, tmp_path, calibrated, untrained
+):
+  calibrated(2e7)
+  isoflop.run(dense, tmp_path, plan_only=True)
+  assert planned(tmp_path)[0] == ['c1e8_w8_d2_g1']
+  calibrated(1e9)  # The machine that trains is faster.
+  isoflop.run(dense, tmp_path)
+  assert planned(tmp_path)[0] == ['c1e8_w8_d2_g1', 'c4e8_w8_d2_g1']
+  calibrated(2e7)
+  isoflop.run(dense, tmp_path, plan_only=True)
+  assert planned(tmp_path)[0] == ['c1e8_w8_d2_g1', 'c4e8_w8_d2_g1']
+
+
+def test_of_two_that_begin_at_once_one_plans(
+  dense, tmp_path, calibrated, untrained
+):
   calibrations = calibrated(2e7)
   threads = [
-    threading.Thread(
-      target=isoflop.run, args=(dense, tmp_path), kwargs={'plan_only': True}
-    )
+    threading.Thread(target=isoflop.run, args=(dense, tmp_path))
     for _ in range(2)
   ]
   for thread in threads:
@@ -110,10 +134,10 @@ def test_of_two_that_begin_at_once_one_plans(dense, tmp_path, calibrated):
 
 
 def test_a_study_goes_on_with_its_own_corpus_only(
-  dense, tmp_path, corpus, calibrated, monkeypatch
+  dense, tmp_path, corpus, calibrated, untrained, monkeypatch
 ):
   calibrated(2e7)
-  isoflop.run(dense, tmp_path, plan_only=True)
+  isoflop.run(dense, tmp_path)
   other = dataclasses.replace(corpus, fingerprint='another')
   monkeypatch.setattr(packing, 'load', lambda data: other)
   with pytest.raises(errors.UserError) as raised:
@@ -155,7 +179,7 @@ def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
       config, run, fingerprint, step, inherited, epochs, losses, *rest
     )
 
-  fit = result.run
+  fit = fitting.run
 
   def first(table, forms, out, *options, loss_definition, **named):
     """Fits one law to one loss: each takes seconds to compile."""
@@ -165,7 +189,7 @@ def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
     return fit(table, forms[:1], out / forms[0], *options, **named)
 
   monkeypatch.setattr(records, 'evaluation_rows', lawful)
-  monkeypatch.setattr(result, 'run', first)
+  monkeypatch.setattr(fitting, 'run', first)
   study = make_study(
     grid={'budgets': (1e8, 4e8), 'shapes': ((8, 2, 1), (16, 2, 1))},
     fit={'starts': 2, 'resamples': 2},

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import signal
 import types
 
 import pytest
@@ -46,6 +48,17 @@ def test_speed_is_linear_in_the_logarithms():
   assert SPEED.at(32) == pytest.approx(4e9)
   assert SPEED.at(64) == pytest.approx(4e9)  # Not beyond what was measured.
   assert plan_lib.Speed((8, 8), (2e9, 2e9), 1.0).at(8) == pytest.approx(2e9)
+
+
+def kill(cells, cores):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_calibration_that_is_killed_says_so(dense, monkeypatch):
+  monkeypatch.setattr(plan_lib, '_time_steps', kill)
+  cells = cells_lib.build(dense())
+  with pytest.raises(errors.UserError, match='was killed'):
+    plan_lib.calibrate(cells, 1)
 
 
 def test_times_add_up(dense):
