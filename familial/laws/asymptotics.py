@@ -1,4 +1,4 @@
-"""What an optimum alone tells: variance, conditioning, AIC and BIC.
+"""What an optimum alone tells: covariance, conditioning, AIC and BIC.
 
 Everything here is for M-estimates with Huber's function of threshold delta.
 """
@@ -20,7 +20,7 @@ def covariance(
   delta: float,
   weight: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Sandwich variance of an M-estimate, and its ratio to inverse curvature.
+  """Sandwich covariance of an M-estimate, and its ratio to inverse curvature.
 
   V = H^-1 M H^-1, M the sum over runs of the outer product of a run's score,
   J' clip(r, delta), and H = J' diag(h) J with h the chance that a residual near
@@ -28,7 +28,7 @@ def covariance(
   wide. Counting the rows inside delta alone would divide by a handful, and one
   chance for all rows understates V where the noise grows with a column
   (Powell's estimator for medians, which this tends to as delta does to 0).
-  V is never below the one for independent rows.
+  No variance is below the one for independent rows.
 
   Args:
     jacobian: of the log prediction, [rows, free parameters].
@@ -38,8 +38,9 @@ def covariance(
     weight: of each row's Huber function in the objective, [rows].
 
   Returns:
-    Variance of each coordinate [p] (inf where the rows cannot tell), and the
-    inflation [p] of `Fit`.
+    Covariance of the coordinates [p, p], and the inflation [p] of `Fit`. Where
+    the rows cannot tell a coordinate its variance is inf, the rest of its row
+    and column nan.
   """
   rows, p = jacobian.shape
   psi = weight * np.clip(residual, -delta, delta)
@@ -59,18 +60,20 @@ def covariance(
   runs = int(clusters.max()) + 1
   summed = np.zeros((runs, int(alive.sum())))
   np.add.at(summed, clusters, influence)
-  variance = np.maximum(
-    (summed**2).sum(0) * runs / max(runs - p, 1),
-    (influence**2).sum(0) * rows / max(rows - p, 1),
-  )
-  out = np.full(p, np.inf)
+  clustered = summed.T @ summed * runs / max(runs - p, 1)
+  apart = (influence**2).sum(0) * rows / max(rows - p, 1)
+  variance = np.maximum(np.diag(clustered), apart)
+  out = np.full((p, p), np.nan)
   ratio = np.full(p, np.inf)
   # 0/0: lost, below.
   with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
-    out[alive] = variance / length[alive] ** 2
+    grown = np.sqrt(variance / np.diag(clustered)) / length[alive]
+    out[np.ix_(alive, alive)] = clustered * np.outer(grown, grown)
+    out[alive, alive] = variance / length[alive] ** 2
     ratio[alive] = variance / np.diag(inverse)
   lost = conditioning(jacobian)[1] >= COLLINEAR
-  out[lost] = ratio[lost] = np.inf
+  out[lost] = out[:, lost] = np.nan
+  out[~alive | lost, ~alive | lost] = ratio[lost] = np.inf
   return out, ratio
 
 

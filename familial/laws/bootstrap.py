@@ -12,6 +12,7 @@ from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import search
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 from familial.laws import table as tables
 
 RESAMPLES = 1000
@@ -107,8 +108,8 @@ def bootstrap(
     weights = _weights(table, min(block, resamples - first), rng)
     problem = fit.problem(table, weights)
     if starts:
-      drawn = search.starts_of(fit.form, starts, seed)
-      drawn = search.holding(drawn, fit.form, fit.fixed)
+      drawn = starts_lib.draw(fit.form, starts, seed)
+      drawn = starts_lib.holding(drawn, fit.form, fit.fixed)
       ends = search.search_groups(problem, drawn, points, advance=advance)
     else:
       ends = _refit(fit, problem, advance)

@@ -9,7 +9,6 @@ data do not pin down.
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import itertools
 import math
 import time
 from typing import Any
@@ -18,9 +17,11 @@ import numpy as np
 
 from familial import errors
 from familial.laws import asymptotics
+from familial.laws import cautions
 from familial.laws import forms
 from familial.laws import search
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 from familial.laws import table as tables
 
 STARTS = 256
@@ -32,8 +33,6 @@ IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
 _OTHER_BASINS = 2
 ROUNDING = 1e-20  # objective a row below which the fit is exact
 _DISTINCT = 1.05  # ratio of two basins' objectives
-_OFF = math.log(2)  # log residual that no run of a law's own has
-_JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
 _DELTAS = (1e-12, 1e6)
 
 
@@ -52,7 +51,8 @@ class Fit:
     starts: how many there were.
     basin_hit_rate: share of all starts that end within 1e-4 relative of the
       best objective (or where the residuals are rounding); of those that were
-      not followed to their end, as many as in a random sample that was.
+      not followed to their end, as many as in a random sample that was. An
+      end is where the iterations allowed lead, converged or not.
     followed: starts that were followed to their end.
     converged: the polished gradient, as a cosine (solver.Solution.gradient), is
       below 1e-6.
@@ -63,7 +63,8 @@ class Fit:
     flags: what to know before the numbers are believed.
     rows: how many were fitted.
     scale: robust standard deviation of the log residuals (scaled MAD).
-    sd: asymptotic standard deviation of each coordinate, clustered by run.
+    covariance: asymptotic, of the coordinates, clustered by run; 0 for those
+      that were not fitted. See asymptotics.covariance.
     inflation: factor of each coordinate's variance over the inverse curvature
       of the objective: what turns a rise of the objective into a deviance.
     degrees: runs less fitted parameters, at least 1.
@@ -91,7 +92,7 @@ class Fit:
   flags: tuple[str, ...]
   rows: int
   scale: float
-  sd: dict[str, float]
+  covariance: np.ndarray
   inflation: np.ndarray
   degrees: int
   aic: float
@@ -115,6 +116,12 @@ class Fit:
       for name, free in zip(self.form.names, self.free, strict=True)
       if not free
     }
+
+  @property
+  def sd(self) -> dict[str, float]:
+    """Asymptotic standard deviation of each coordinate."""
+    sd = np.sqrt(np.diag(self.covariance))
+    return dict(zip(self.form.names, sd.tolist(), strict=True))
 
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
@@ -142,7 +149,7 @@ def fit(
     delta: Huber's threshold on the log residual; inf for least squares.
     asymmetry: weight of a row that the law overpredicts, over that of one that
       it underpredicts.
-    starts: how many, as search.starts_of makes them, or their coordinates
+    starts: how many, as starts_lib.draw makes them, or their coordinates
       [n, parameters].
     sampling: of the starts, grid or latin.
     thin: drop starts on the way that are behind; see search.
@@ -157,7 +164,9 @@ def fit(
   fixed = dict(fixed or {})
   free = _free(form, fixed)
   _check(form, table, int(free.sum()), delta, asymmetry)
-  points = search.holding(starts_of(form, starts, seed, sampling), form, fixed)
+  points = starts_lib.holding(
+    starts_of(form, starts, seed, sampling), form, fixed
+  )
   problem = search.Problem(
     form, table.columns, np.log(table.columns['loss']), table.weight[None],
     delta, asymmetry, free,
@@ -195,11 +204,11 @@ def starts_of(
   starts: int | np.ndarray,
   seed: int,
   sampling: str = 'grid',
-) -> search.Starts:
+) -> starts_lib.Starts:
   """The starts of a fit, from their number or from their coordinates."""
   if isinstance(starts, np.ndarray):
-    return search.of_array(starts)
-  return search.starts_of(form, starts, seed, sampling)
+    return starts_lib.of_array(starts)
+  return starts_lib.draw(form, starts, seed, sampling)
 
 
 def _free(form: forms.Form, fixed: Mapping[str, float]) -> np.ndarray:
@@ -296,16 +305,16 @@ def _describe(
   residual = value[0] - problem.target
   jacobian = jacobian[0][:, free]
   weight = table.weight * np.where(residual > 0, problem.asymmetry, 1.0)
-  variance, ratio = asymptotics.covariance(
+  among_free, ratio = asymptotics.covariance(
     jacobian, residual, table.clusters, delta, weight
   )
-  sd = np.zeros(len(theta))
-  sd[free] = np.sqrt(variance)
+  covariance = np.zeros((len(theta), len(theta)))
+  covariance[np.ix_(free, free)] = among_free
   inflation = np.zeros(len(theta))
   inflation[free] = ratio
   names = np.array(form.names)
   condition, _ = asymptotics.conditioning(jacobian)
-  known = sd <= IDENTIFIED_SD
+  known = np.sqrt(np.diag(covariance)) <= IDENTIFIED_SD
   identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
   params = {n: float(v) for n, v in form.values(theta).items()}
   parameters = int(free.sum())
@@ -327,8 +336,8 @@ def _describe(
     condition_number=condition,
     identified=identified,
     flags=(
-      *_flags(form, params, identified, table),
-      *_odd_rows(form, table, residual),
+      *cautions.of_law(form, params, identified, table),
+      *cautions.of_rows(form, table, residual),
       *(() if converged else ('not converged',)),
       *(
         [f'basin hit rate {found.hit_rate:.1%}']
@@ -343,7 +352,7 @@ def _describe(
     ),
     rows=table.rows,
     scale=asymptotics.robust_scale(residual, parameters),
-    sd=dict(zip(form.names, sd.tolist(), strict=True)),
+    covariance=covariance,
     inflation=inflation,
     degrees=max(len(np.unique(table.run)) - parameters, 1),
     aic=float(aic),
@@ -352,54 +361,3 @@ def _describe(
     seed=seed,
     seconds=seconds,
   )
-
-
-def _odd_rows(
-  form: forms.Form, table: tables.Table, residual: np.ndarray
-) -> list[str]:
-  """What rows say that are copies, or of another unit than the others."""
-  flags = []
-  names = [*form.columns, 'loss']
-  columns = [table.columns[name] for name in names]
-  each = np.stack([*columns, table.clusters], axis=1)
-  runs_apart = len(np.unique(each, axis=0))
-  copies = runs_apart - len(np.unique(each[:, :-1], axis=0))
-  if copies:
-    flags.append(f'rows that are copies of rows of other runs: {copies}')
-  for name, values in zip(names, columns, strict=True):
-    sizes = np.unique(values[values > 0])
-    for i in np.flatnonzero(sizes[1:] > _JUMP * sizes[:-1]):
-      flags.append(
-        f'column {name} jumps from {sizes[i]:.3g} to {sizes[i + 1]:.3g}'
-      )
-  off = int((np.abs(residual) > _OFF).sum())
-  if off:
-    flags.append(f'rows off the law by more than a factor of 2: {off}')
-  return flags
-
-
-def _flags(
-  form: forms.Form,
-  params: Mapping[str, float],
-  identified: Mapping[str, bool],
-  table: tables.Table,
-) -> list[str]:
-  flags = [
-    f'{n} not identified' for n, known in identified.items() if not known
-  ]
-  for parameter in form.parameters:
-    if parameter.is_decay and params[parameter.name] <= 0:
-      flags.append(f'{parameter.name} is not positive')
-  logs = {}
-  if np.ptp(table.columns['loss']) == 0:
-    flags.append('the loss takes one value')
-  for name in form.columns:
-    values = table.columns[name]
-    if np.ptp(values) == 0:
-      flags.append(f'column {name} takes one value')
-    elif (values > 0).all():
-      logs[name] = np.log(values)
-  for first, second in itertools.combinations(logs, 2):
-    if abs(np.corrcoef(logs[first], logs[second])[0, 1]) > 1 - 1e-6:
-      flags.append(f'columns {first} and {second} are collinear')
-  return flags

@@ -20,7 +20,7 @@ import numpy as np
 
 from familial import errors
 from familial.laws import definitions
-from familial.laws import result as results
+from familial.laws import record
 from familial.laws import table as tables
 
 _LAW = ('E', 'A', 'B', 'alpha', 'beta')
@@ -60,12 +60,12 @@ class Leverage:
 
 
 def of_rows(
-  law: results.Law, rows: Iterable[Mapping[str, Any]]
+  law: record.Law, rows: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
   """The leverage of each finished run of the grid, for a JSON file.
 
   Args:
-    law: the dense law, as `result.load` gives it; its bootstrap's samples, if
+    law: the dense law, as `record.load` gives it; its bootstrap's samples, if
       they lie beside it, give the interval.
     rows: the rows that training writes.
   """

@@ -105,10 +105,10 @@ def simulate(
     j = form.names.index(name)
     quantile = special.stdtrit(max(runs - p, 1), (1 + level) / 2)
     for i in range(simulations):
-      variance, _ = asymptotics.covariance(
+      covariance, _ = asymptotics.covariance(
         jacobian[i], value[i] - target[i], clusters, delta, np.ones(rows)
       )
-      half[i] = quantile * math.sqrt(variance[j])
+      half[i] = quantile * math.sqrt(covariance[j, j])
     estimates = form.values(ends.theta)[name]
   return Power(
     name=name,

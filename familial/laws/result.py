@@ -1,16 +1,12 @@
-"""What a fit leaves behind: fit.json, and the one line that sums it up."""
+"""A law, fitted, with everything that says how sure it is."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import importlib.metadata
 import io
-import json
 import math
-import os
 import pathlib
-import re
-import tempfile
 from typing import Any
 
 import jax
@@ -23,13 +19,11 @@ from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import frontier
 from familial.laws import profile as profiles
-from familial.laws import selection as selections
+from familial.laws import record
 from familial.laws import solver
 from familial.laws import table as tables
 
 _VERSIONED = ('familial', 'jax', 'numpy', 'scipy')
-_SAMPLES = 'bootstrap.npz'
-_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,89 +174,14 @@ class Result:
     samples: dict[str, Any] = self.bootstrap.samples
     content = io.BytesIO()
     np.savez(content, **samples)
-    _write(path.with_name(_SAMPLES), content.getvalue())
-    write_json(path, to_json(self))
+    record.write(path.with_name(record.SAMPLES), content.getvalue())
+    record.write_json(path, to_json(self))
 
   def draw(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
     """Writes the figures of `figures` as PNG; returns their paths."""
     from familial.laws import figures  # Brings matplotlib.
 
     return figures.draw(self, pathlib.Path(folder))
-
-
-@dataclasses.dataclass(frozen=True)
-class Law:
-  """A law read back from fit.json; `record` holds all that the file does.
-
-  `samples` holds the constants of the bootstrap's resamples, each [resamples],
-  or is None where bootstrap.npz does not lie beside the file.
-  """
-
-  form: forms.Form
-  params: dict[str, float]
-  record: dict[str, Any]
-  samples: dict[str, np.ndarray] | None = None
-
-  def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
-    """The loss at these columns, one a row."""
-    return self.form.predict(self.params, columns)
-
-
-def run(
-  table: tables.Table,
-  form_names: Sequence[str],
-  out: str | pathlib.Path,
-  options: Options | None = None,
-  *,
-  loss_definition: str = 'final',
-  hold_out: Sequence[str] = (),
-  draw: bool = False,
-  progress: bool = True,
-) -> str:
-  """Fits the forms to the table, writes the files, returns the summary line.
-
-  One form writes OUT/fit.json; several write OUT/FORM/fit.json each and
-  OUT/selection.json.
-
-  Args:
-    table: the rows.
-    form_names: as forms.get takes them.
-    out: folder.
-    options: of every fit.
-    loss_definition: mean, final or exit: what the table's loss is.
-    hold_out: conditions of rows that are predicted, not fitted.
-    draw: figures beside each fit.json.
-    progress: bars on stderr, and how several forms compare on stdout.
-  """
-  chosen = [forms.get(name) for name in dict.fromkeys(form_names)]
-  if not chosen:
-    raise errors.UserError(
-      f'no form was asked for; there are {", ".join(forms.FORMS)}'
-    )
-  out = pathlib.Path(out)
-  results = [
-    fit(
-      form, table, options, loss_definition=loss_definition,
-      hold_out=hold_out, progress=progress,
-    )
-    for form in chosen
-  ]  # fmt: skip
-  for result in results:
-    name = _folder(result.fit.form.name)
-    folder = out if len(chosen) == 1 else out / name
-    result.save(folder / 'fit.json')
-    if draw:
-      result.draw(folder)
-  lines = [summary(result) for result in results]
-  if len(chosen) == 1:
-    return f'{lines[0]} -> {out / "fit.json"}'
-  fits = [result.fit for result in results]
-  selection = selections.select(fits, results[0].table)
-  write_json(out / 'selection.json', selections.to_json(selection))
-  if progress:
-    print(selections.text(selection))
-  lines = [selections.summary(selection), *lines]
-  return f'{" | ".join(lines)} -> {out / "selection.json"}'
 
 
 def fit(
@@ -326,34 +245,6 @@ def fit(
   )
 
 
-def summary(result: Result) -> str:
-  """One line: the constants with their intervals, and every flag."""
-  fit = result.fit
-  first = [p.name for p in fit.form.parameters if p.null is not None]
-  asked = [*first, *(n for n in fit.form.names if n not in first)]
-  numbers = ', '.join(
-    f'{name} {fit.params[name]:.4g} {_bracket(*result.interval(name))}'
-    for name in asked
-  )
-  level = (
-    f'{result.bootstrap.level:.0%} bootstrap intervals by'
-    f' {result.bootstrap.unit}'
-  )
-  derived_tokens = result.table.filters.get('tokens')
-  notes = [f'tokens = {derived_tokens}'] if derived_tokens else []
-  if result.held_out:
-    held = result.held_out
-    notes.append(
-      f'{held.rows} held-out rows predicted with an rms log error of'
-      f' {held.rms:.4f}'
-    )
-  flags = '; '.join([*result.flags, *notes]) or 'none'
-  return (
-    f'{fit.form.name}, {result.loss_definition} loss, {fit.rows} rows:'
-    f' {numbers} ({level}); flags: {flags}'
-  )
-
-
 def to_json(result: Result) -> dict[str, Any]:
   """The content of fit.json; not yet free of NaN, which write_json mends.
 
@@ -384,6 +275,7 @@ def to_json(result: Result) -> dict[str, Any]:
     'identified': result.identified,
     'flags': list(result.flags),
     'sd': fit.sd,
+    'covariance': fit.covariance,
     'bootstrap': {
       name: dataclasses.asdict(spread)
       for name, spread in bootstrap.intervals.items()
@@ -462,74 +354,6 @@ def _held_out(
     bias=float(np.mean(error)),
     covered=float(np.mean((lo <= loss) & (loss <= hi))),
   )
-
-
-def _folder(name: str) -> str:
-  """A form's name as a folder's: a file's path and operators are no names."""
-  return re.sub(r'[^\w.-]+', '_', name).strip('_')
-
-
-def load(path: str | pathlib.Path) -> Law:
-  """Reads fit.json back.
-
-  Raises:
-    UserError: where there is no such file, or it is not one of ours.
-  """
-  try:
-    record = json.loads(pathlib.Path(path).read_text('utf-8'))
-  except (OSError, json.JSONDecodeError) as error:
-    raise errors.UserError(f'cannot read {str(path)!r}: {error}') from error
-  missing = [k for k in _LAW if not isinstance(record, dict) or k not in record]
-  if missing:
-    raise errors.UserError(
-      f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
-    )
-  name = record['form']
-  if '.py' in str(name):
-    raise errors.UserError(
-      f'{str(path)!r} is a law of the file {name!r}, which is not run to read '
-      'it; load that form and use its predict'
-    )
-  samples = None
-  beside = pathlib.Path(path).with_name(_SAMPLES)
-  if beside.exists():
-    with np.load(beside) as file:
-      samples = {name: file[name] for name in file.files}
-  return Law(forms.get(name), record['params'], record, samples)
-
-
-def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Writes JSON at once or not at all; NaN and infinity become null."""
-  text = json.dumps(_plain(record), indent=2, allow_nan=False) + '\n'
-  _write(path, text.encode())
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    file.write(content)
-  os.chmod(file.name, 0o644)
-  os.replace(file.name, path)
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(v) for v in value]
-  if isinstance(value, (np.ndarray, np.generic)):
-    return _plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
-
-
-def _bracket(lo: float | None, hi: float | None) -> str:
-  ends = (
-    '-inf' if lo is None else f'{lo:.4g}',
-    'inf' if hi is None else f'{hi:.4g}',
-  )
-  return f'[{ends[0]}, {ends[1]}]'
 
 
 def _bar(form: str, what: str, total: int, progress: bool) -> Any:

@@ -20,18 +20,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import qmc
 
-from familial import errors
 from familial.laws import forms
 from familial.laws import kernel
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 
 FOLLOWED = 64  # the best starts, which go on to the end
 AUDITED = 64  # starts chosen at random, which go on to the end as well
 _SHARE = 8  # of the starts of a round one in so many goes on
 _MOST = 2**17  # starts that a round hands on
-_BLOCK = 2**13  # starts in memory at once, and the size of a Latin hypercube
 _NUMBERS = 2**24  # predictions, or a rough round's, in memory at once
 _SCREENED = 256  # starts a group after the screening of their objectives
 _LONG = 24  # rough rounds of those that go on to the end: they are cheap
@@ -42,87 +40,6 @@ Advance = Callable[[int], Any]
 
 def _silent(done: int) -> None:
   del done
-
-
-@dataclasses.dataclass(frozen=True)
-class Starts:
-  """Points to start from, made block by block: there may be millions.
-
-  Attributes:
-    count: how many.
-    block: function of (first, last) that returns their coordinates
-      [last - first, parameters].
-  """
-
-  count: int
-  block: Callable[[int, int], np.ndarray]
-
-
-def starts_of(
-  form: forms.Form, count: int, seed: int, sampling: str = 'grid'
-) -> Starts:
-  """Starts of a form.
-
-  Args:
-    form: whose parameters have a grid.
-    count: how many.
-    seed: of the choice.
-    sampling: grid, points of the form's grid without repeats, all of them if it
-      has fewer; latin, Latin hypercubes over the range of the grid.
-
-  Raises:
-    UserError: if the count is below 1 or the sampling unknown.
-  """
-  if count < 1:
-    raise errors.UserError(f'starts={count}: at least 1 is needed')
-  if sampling == 'grid':
-    return _grid(form, count, seed)
-  if sampling != 'latin':
-    raise errors.UserError(
-      f'sampling={sampling!r} is not one of grid, latin'
-      f'{errors.nearest(sampling, ("grid", "latin"))}'
-    )
-  low = np.array([min(p.grid) for p in form.parameters])
-  high = np.array([max(p.grid) for p in form.parameters])
-
-  def block(first: int, last: int) -> np.ndarray:
-    cubes = []
-    for number in range(first // _BLOCK, (last - 1) // _BLOCK + 1):
-      size = min(_BLOCK, count - number * _BLOCK)
-      cube = qmc.LatinHypercube(
-        len(low), rng=np.random.default_rng([seed, number])
-      )
-      cubes.append(low + (high - low) * cube.random(size))
-    offset = first // _BLOCK * _BLOCK
-    return np.concatenate(cubes)[first - offset : last - offset]
-
-  return Starts(count, block)
-
-
-def of_array(theta: np.ndarray) -> Starts:
-  """Starts at given coordinates [n, parameters], in an order of their own."""
-  theta = np.array(theta, np.float64)
-  theta = theta[np.lexsort(theta.T)]
-  return Starts(len(theta), lambda first, last: theta[first:last])
-
-
-def holding(
-  starts: Starts, form: forms.Form, fixed: Mapping[str, float]
-) -> Starts:
-  """The same starts with some parameters at given values."""
-  held = {
-    i: float(parameter.transform.to_coordinate(fixed[parameter.name]))
-    for i, parameter in enumerate(form.parameters)
-    if parameter.name in fixed
-  }
-
-  def block(first: int, last: int) -> np.ndarray:
-    theta = np.array(starts.block(first, last))
-    for i, coordinate in held.items():
-      theta[:, i] = coordinate
-    return theta
-
-  return Starts(starts.count, block) if held else starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +88,14 @@ class Problem:
     block = max(1, _NUMBERS // len(self.target))
     for first in range(0, len(theta), block):
       part = slice(first, first + block)
-      prediction = solver.predict(self.form, self.columns, theta[part])
-      losses = solver.penalty(
-        prediction - self.target, self.delta, self.asymmetry
-      )
+      losses = self.losses(theta[part])
       found[part] = (self.weights[group[part]] * losses).sum(1)
     return np.where(np.isfinite(found), found, np.inf)
+
+  def losses(self, theta: np.ndarray) -> np.ndarray:
+    """Of each row at points [n, parameters], without weights: [n, rows]."""
+    prediction = solver.predict(self.form, self.columns, theta)
+    return solver.penalty(prediction - self.target, self.delta, self.asymmetry)
 
   def solve(
     self, theta: np.ndarray, group: np.ndarray, **options: Any
@@ -206,7 +125,7 @@ class _Lanes:
 
 def search(
   problem: Problem,
-  starts: Starts,
+  starts: starts_lib.Starts,
   seed: int,
   *,
   thin: bool = True,
@@ -228,7 +147,7 @@ def search(
   few = not thin or n <= FOLLOWED + AUDITED
   rng = np.random.default_rng(seed)
   sample = np.sort(rng.choice(n, n if few else AUDITED, replace=False))
-  theta = np.concatenate([starts.block(i, i + 1) for i in sample])
+  theta = starts.at(sample)
   if not few:
     theta = np.concatenate([theta, _thinned(problem, starts, advance).theta])
   theta = _rough(problem, _lanes(theta), _LONG * kernel.ROUGH_ROUND).theta
@@ -241,7 +160,7 @@ def search(
 
 def search_groups(
   problem: Problem,
-  starts: Starts,
+  starts: starts_lib.Starts,
   extra: np.ndarray,
   *,
   thin: bool = True,
@@ -257,29 +176,13 @@ def search_groups(
     thin: otherwise all starts are followed to the end.
     advance: called with the number of groups that have just ended.
   """
-  theta = starts.block(0, starts.count)
-  objective = np.empty((len(problem.weights), len(theta)))
-  block = max(1, _NUMBERS // len(problem.target))
-  for first in range(0, len(theta), block):
-    points = theta[first : first + block]
-    losses = solver.penalty(
-      solver.predict(problem.form, problem.columns, points) - problem.target,
-      problem.delta,
-      problem.asymmetry,
-    )
-    losses = np.where(np.isfinite(losses), losses, 1e30)
-    objective[:, first : first + block] = problem.weights @ losses.T
-  width = _SCREENED if thin else len(theta)
-  at_once = max(1, _BLOCK * 4 // width)
+  width = _SCREENED if thin else starts.count
+  at_once = max(1, starts_lib.BLOCK * 4 // width)
   best = []
   for first in range(0, len(problem.weights), at_once):
     weights = problem.weights[first : first + at_once]
     part = dataclasses.replace(problem, weights=weights)
-    screened = objective[first : first + at_once]
-    order = np.argsort(screened, axis=1, kind='stable')[:, :width]
-    lanes = _lanes(
-      theta[order.ravel()], np.repeat(np.arange(len(weights)), order.shape[1])
-    )
+    lanes = _screened(part, starts, width)
     if thin:
       for keep in (_SCREENED // _SHARE, _LAST):
         lanes = _rough(part, lanes, kernel.ROUGH_ROUND)
@@ -317,30 +220,6 @@ def winners(
   return order[np.searchsorted(group[order], np.arange(groups))]
 
 
-def _grid(form: forms.Form, count: int, seed: int) -> Starts:
-  sizes = [len(p.grid) for p in form.parameters]
-  total = math.prod(sizes)
-  index = (
-    np.arange(total)
-    if count >= total
-    else np.sort(
-      np.random.default_rng(seed).choice(total, count, replace=False)
-    )
-  )
-
-  def block(first: int, last: int) -> np.ndarray:
-    places = np.unravel_index(index[first:last], sizes)
-    return np.stack(
-      [
-        np.array(p.grid)[place]
-        for p, place in zip(form.parameters, places, strict=True)
-      ],
-      axis=1,
-    )
-
-  return Starts(len(index), block)
-
-
 def _lanes(
   theta: np.ndarray, group: np.ndarray | None = None, damping: float = 1.0
 ) -> _Lanes:
@@ -353,12 +232,35 @@ def _lanes(
   )
 
 
-def _thinned(problem: Problem, starts: Starts, advance: Advance) -> _Lanes:
+def _screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> _Lanes:
+  """The starts of each group with the lowest objectives, at most `keep`."""
+  groups = np.arange(len(problem.weights))
+  block = max(1, min(starts_lib.BLOCK, _NUMBERS // len(problem.target)))
+  pool: _Lanes | None = None
+  for first in range(0, starts.count, block):
+    theta = starts.block(first, min(first + block, starts.count))
+    losses = problem.losses(theta)
+    losses = np.where(np.isfinite(losses), losses, 1e30)
+    objective = problem.weights @ losses.T
+    order = np.argsort(objective, axis=1, kind='stable')[:, :keep]
+    lanes = dataclasses.replace(
+      _lanes(theta[order.ravel()], np.repeat(groups, order.shape[1])),
+      objective=np.take_along_axis(objective, order, axis=1).ravel(),
+    )
+    pool = lanes if pool is None else _joined(pool, lanes)
+    pool = pool.take(_best(pool, keep))
+  assert pool is not None
+  return pool
+
+
+def _thinned(
+  problem: Problem, starts: starts_lib.Starts, advance: Advance
+) -> _Lanes:
   """The best starts of one group after rounds of more and more iterations."""
   keep = min(max(starts.count // _SHARE, FOLLOWED), _MOST)
   pool: _Lanes | None = None
-  for first in range(0, starts.count, _BLOCK):
-    last = min(first + _BLOCK, starts.count)
+  for first in range(0, starts.count, starts_lib.BLOCK):
+    last = min(first + starts_lib.BLOCK, starts.count)
     lanes = _lanes(starts.block(first, last))
     lanes = _rough(problem, lanes, kernel.ROUGH_ROUND)
     pool = lanes if pool is None else _joined(pool, lanes)
@@ -429,7 +331,7 @@ def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
     return ends
 
   batches = np.arange(0, n, width)
-  shares = np.array_split(batches, min(solver.cores(), len(batches)))
+  shares = np.array_split(batches, min(solver.threads(), len(batches)))
   done = solver.side_by_side([functools.partial(work, s) for s in shares])
   ends = [
     np.concatenate(parts)[:n].astype(float)

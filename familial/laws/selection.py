@@ -10,6 +10,7 @@ from familial import errors
 from familial.laws import estimate
 from familial.laws import search
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 from familial.laws import table as tables
 
 _STARTS = 1024  # of a fit that leaves rows out
@@ -136,9 +137,9 @@ def _validated(
   points = np.concatenate([fit.theta[None], fit.others])
   weights = np.array([~held for held in folds], float)
   problem = fit.problem(table, weights)
-  starts = search.starts_of(fit.form, min(fit.starts, _STARTS), fit.seed)
+  starts = starts_lib.draw(fit.form, min(fit.starts, _STARTS), fit.seed)
   ends = search.search_groups(
-    problem, search.holding(starts, fit.form, fit.fixed), points
+    problem, starts_lib.holding(starts, fit.form, fit.fixed), points
   )
   prediction = solver.predict(fit.form, table.columns, ends.theta)
   error = np.concatenate(

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
 import itertools
-import os
 import threading
 from typing import Any
 
 import jax
 import numpy as np
 
+from familial import cores as cores_lib
 from familial.laws import forms
 from familial.laws import kernel
 
@@ -172,7 +172,7 @@ def solve(
     program = kernel.program(
       form.log_loss, form.coordinates, form.columns, padded, width
     )
-  side_by_side([work] * min(cores(), -(-n // width)))
+  side_by_side([work] * min(threads(), -(-n // width)))
   bottom = floor * weights.sum(1)[weight_of]
   converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
   return Solution(
@@ -183,12 +183,11 @@ def solve(
   )
 
 
-def cores() -> int:
+def threads() -> int:
   """Host threads that feed the device: each core of a CPU, one of a GPU."""
   if jax.default_backend() != 'cpu':
     return 1
-  count = getattr(os, 'sched_getaffinity', None)
-  return len(count(0)) if count else os.cpu_count() or 1
+  return len(cores_lib.mine())
 
 
 def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:

@@ -8,11 +8,7 @@ share a `run` are not independent, and are resampled together.
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import csv
 import dataclasses
-import hashlib
-import io
-import json
 import math
 import pathlib
 import re
@@ -22,6 +18,7 @@ import numpy as np
 
 from familial import errors
 from familial.laws import definitions
+from familial.laws import files
 from familial.laws import forms
 
 _COMPARISONS = {
@@ -234,48 +231,22 @@ def read(
     needs: further columns of the file that a form asks for.
   """
   path = pathlib.Path(path)
-  if not path.exists():
-    raise errors.UserError(f'table {str(path)!r} does not exist')
-  files = sorted(path.rglob('metrics.jsonl')) if path.is_dir() else [path]
-  if not files:
-    raise errors.UserError(f'no metrics.jsonl lies below {str(path)!r}')
-  contents = [file.read_bytes() for file in files]
-  sha256 = hashlib.sha256(b''.join(contents)).hexdigest()
-  records: list[dict[str, Any]]
-  suffix = path.suffix.lower()
-  if path.is_dir():
-    # A run is named by its place: two studies may have cells of one name.
-    records = [
-      {**record, 'run': str(file.parent.relative_to(path))}
-      for file, content in zip(files, contents, strict=True)
-      for record in _json_lines(content, file)
-    ]
-  elif suffix == '.csv':
-    records = _csv(contents[0], path)
-  elif suffix == '.parquet':
-    records = _parquet(contents[0], path)
-  elif suffix in ('.jsonl', '.json'):
-    records = _json_lines(contents[0], path)
-  else:
-    raise errors.UserError(
-      f'table {str(path)!r}: allowed are .csv, .jsonl, .parquet and'
-      ' folders of runs'
-    )
-  if not records:
-    raise errors.UserError(f'table {str(path)!r} has no rows')
+  records, sha256 = files.read(path)
   if not columns and {'run', 'exit', 'params_full'} <= set(records[0]):
     table = from_rows(
       records, loss, rows_used, arms, mix_corpora, str(path), sha256
     )
-  else:
-    # Spaces around a name are seldom meant, and a flag cannot say them.
-    records = [{k.strip(): v for k, v in r.items()} for r in records]
-    table = _from_records(records, columns or {}, str(path), sha256, needs)
-  return _clustered(table, records, cluster)
+    # Several records may make one row: their fields cannot label it.
+    return _clustered(table, {}, cluster)
+  # Spaces around a name are seldom meant, and a flag cannot say them.
+  records = [{k.strip(): v for k, v in r.items()} for r in records]
+  table = _from_records(records, columns or {}, str(path), sha256, needs)
+  labels = {name: [r.get(name) for r in records] for name in records[0]}
+  return _clustered(table, labels, cluster)
 
 
 def _clustered(
-  table: Table, records: Sequence[Mapping[str, Any]], cluster: str
+  table: Table, labels_of: Mapping[str, Sequence[Any]], cluster: str
 ) -> Table:
   """The table with rows that share a value of a column belonging together."""
   symbol = forms.SYMBOLS.get(cluster, cluster)
@@ -285,10 +256,10 @@ def _clustered(
     labels = np.arange(table.rows)
   elif symbol in table.columns:
     labels = table.columns[symbol]
-  elif len(records) == table.rows and cluster in records[0]:
-    labels = np.array([record.get(cluster) for record in records])
+  elif cluster in labels_of:
+    labels = np.array(labels_of[cluster])
   else:
-    allowed = {'run', 'row', *table.columns, *records[0]}
+    allowed = {'run', 'row', *table.columns, *labels_of}
     raise errors.UserError(
       f'cluster={cluster!r}: {table.source} has no such column'
       f'{errors.nearest(cluster, allowed)}'
@@ -298,46 +269,6 @@ def _clustered(
     run=labels.astype(str),
     filters={**table.filters, 'cluster': cluster},
   )
-
-
-def _csv(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    text = content.decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise errors.UserError(f'{path} is not UTF-8: {error.reason}') from None
-  try:
-    rows = [
-      row for row in csv.reader(io.StringIO(text, newline=''), strict=True)
-      if row
-    ]  # fmt: skip
-  except csv.Error as error:
-    raise errors.UserError(f'{path} is not CSV: {error}') from None
-  header = [name.strip() for name in rows[0]] if rows else []
-  twice = [name for name in header if name and header.count(name) > 1]
-  if twice:
-    raise errors.UserError(f'{path} has several columns {twice[0]!r}')
-  for i, row in enumerate(rows):
-    if len(row) != len(header):
-      raise errors.UserError(
-        f'{path} has {len(row)} cells in row {i}, and {len(header)} columns'
-      )
-  return [dict(zip(header, row, strict=True)) for row in rows[1:]]
-
-
-def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    from pyarrow import lib
-    from pyarrow import parquet
-  except ImportError:
-    raise errors.UserError(
-      f"{path}: needs the extra, pip install 'familial[parquet]'"
-    ) from None
-  try:
-    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
-  except (lib.ArrowException, OSError, ValueError) as error:
-    line = str(error).partition('\n')[0]
-    raise errors.UserError(f'{path} is not Parquet: {line}') from None
-  return [dict(row) for row in rows]
 
 
 def _both_names(symbols: Iterable[str]) -> list[str]:
@@ -360,33 +291,6 @@ def _check_column(
       f'column {theirs or name!r} of {source or "the table"} is {values[row]} in row'
       f' {row + 1}; {wanted} is needed'
     )
-
-
-def _json_lines(content: bytes, file: pathlib.Path) -> list[dict[str, Any]]:
-  """Parses JSON lines; a last line that was cut off while written is skipped."""
-  lines = content.decode('utf-8', errors='replace').split('\n')
-  records = []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      if number == len(lines):
-        break
-      raise errors.UserError(
-        f'{file} line {number} is not JSON: {error.msg}'
-      ) from error
-    except (ValueError, RecursionError):
-      raise errors.UserError(
-        f'{file} line {number} holds what is too long or nested too deep'
-      ) from None
-    if not isinstance(record, dict):
-      raise errors.UserError(
-        f'{file} line {number} is not a JSON object; one a line is needed'
-      )
-    records.append(record)
-  return records
 
 
 def _from_records(

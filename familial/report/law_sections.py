@@ -6,7 +6,7 @@ import numpy as np
 
 from familial.laws import definitions
 from familial.laws import frontier
-from familial.laws import result as laws
+from familial.laws import record
 from familial.report import answer
 from familial.report import figures
 from familial.report import html
@@ -252,7 +252,7 @@ def _slices(
   )
 
 
-def _at_gamma(law: laws.Law, gamma_: float) -> figures.Predict:
+def _at_gamma(law: record.Law, gamma_: float) -> figures.Predict:
   changed = {**law.params, 'gamma': gamma_}
   return lambda columns: law.form.predict(changed, columns)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from familial import records
 from familial.laws import frontier
-from familial.laws import result as laws
+from familial.laws import record
 from familial.laws import table as tables
 
 LOSSES = ('final', 'mean', 'exit')  # in the order in which they are told
@@ -78,7 +78,7 @@ class Results:
   plan: dict[str, Any]
   summary: dict[str, Any]
   runs: tuple[Run, ...]
-  fits: Mapping[tuple[str, str], laws.Law]
+  fits: Mapping[tuple[str, str], record.Law]
   selections: Mapping[str, Any]
 
   def arm(self, *arms: str) -> list[Run]:
@@ -220,7 +220,7 @@ def read(workdir: pathlib.Path) -> Results:
     summary=_json(workdir / 'summary.json'),
     runs=tuple(_runs(plan, records.rows_of(workdir / 'cells'))),
     fits={
-      (path.parent.parent.name, path.parent.name): laws.load(path)
+      (path.parent.parent.name, path.parent.name): record.load(path)
       for path in sorted(workdir.glob('fits/*/*/fit.json'))
     },
     selections={
@@ -230,7 +230,7 @@ def read(workdir: pathlib.Path) -> Results:
   )
 
 
-def interval(law: laws.Law, name: str) -> tuple[float | None, float | None]:
+def interval(law: record.Law, name: str) -> tuple[float | None, float | None]:
   """Returns the bootstrap interval of a constant, None where it has none."""
   spread = (law.record.get('bootstrap') or {}).get(name) or {}
   return spread.get('lo'), spread.get('hi')

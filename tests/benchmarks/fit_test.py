@@ -17,6 +17,7 @@ from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import kernel
 from familial.laws import search
+from familial.laws import starts as starts_lib
 from familial.laws import table as tables
 from tests.benchmarks import scipy_peer
 
@@ -57,7 +58,7 @@ def _cold():
 
 
 def test_point_fit(table):
-  few = search.starts_of(_FORM, _STARTS // 10, 0).block(0, _STARTS // 10)
+  few = starts_lib.draw(_FORM, _STARTS // 10, 0).block(0, _STARTS // 10)
   _cold()
   seconds = {}
   for run in ('with compiling', 'compiled', 'again'):
@@ -111,7 +112,7 @@ def test_full_bootstrap(table, optimum):
   seconds = time.perf_counter() - tick
   weights = bootstraps._weights(table, 40, 1)
   problem = optimum.problem(table, weights)
-  starts = search.starts_of(_FORM, _STARTS, 0)
+  starts = starts_lib.draw(_FORM, _STARTS, 0)
   points = np.concatenate([optimum.theta[None], optimum.others])
   few = search.search_groups(problem, starts, points)
   tick = time.perf_counter()

@@ -16,6 +16,7 @@ from familial import errors
 from familial import main
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimate
+from familial.laws import fitting
 from familial.laws import forms
 from familial.laws import result as results
 from familial.laws import table as tables
@@ -394,7 +395,7 @@ def test_no_resample_left_is_no_traceback():
   assert 'alpha not identified by the resamples' in without.flags
   lo, hi = without.predict_interval(table.columns)
   assert np.isnan(lo).all() and np.isnan(hi).all() and lo.shape == (40,)
-  assert 'alpha' in results.summary(without)
+  assert 'alpha' in fitting.summary(without)
 
 
 def test_a_constant_that_nothing_pins_down_may_be_infinite():

@@ -7,8 +7,8 @@ from familial import errors
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimate
 from familial.laws import forms
-from familial.laws import search
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_each_resample_is_as_good_as_many_starts_make_it(make, total):
   problem = fit.problem(table, weights)
   ends = bootstraps._refit(fit, problem, lambda done: None)
   assert ends.converged.all()
-  starts = search.starts_of(total, 48, 1).block(0, 48)
+  starts = starts_lib.draw(total, 48, 1).block(0, 48)
   target = np.log(table.columns['loss'])
   full = solver.solve(
     total,

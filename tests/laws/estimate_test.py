@@ -11,8 +11,8 @@ from scipy import optimize
 from familial import errors
 from familial.laws import estimate
 from familial.laws import forms
-from familial.laws import search
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 from familial.laws import table as tables
 
 # Each term's constant, its exponents and their columns.
@@ -134,7 +134,7 @@ def test_wide_delta_is_least_squares(make):
 
 def test_order_of_rows_and_starts_does_not_matter(make):
   table, form = make(noise=0.01), forms.get('familial_total')
-  starts = search.starts_of(form, 40, 0).block(0, 40)
+  starts = starts_lib.draw(form, 40, 0).block(0, 40)
   shuffled = np.random.default_rng(1).permutation(36)
   first = estimate.fit(form, table, starts=starts)
   second = estimate.fit(form, table.take(shuffled), starts=starts[::-1])

@@ -7,7 +7,7 @@ import pytest
 from familial import errors
 from familial.laws import forms
 from familial.laws import leverage
-from familial.laws import result as results
+from familial.laws import record
 from familial.laws import table as tables
 
 LAW = {'E': 1.0, 'A': 8.0, 'B': 100.0, 'alpha': 0.5, 'beta': 0.5}
@@ -104,7 +104,7 @@ def test_measured_reads_the_compute_off_dense_runs():
 def test_of_rows_has_an_interval_where_there_are_samples(rows):
   rows = [{**row, 'width': 8, 'heads': 1} for row in rows]
   samples = {name: np.linspace(0.9, 1.1, 9) * v for name, v in LAW.items()}
-  law = results.Law(forms.get('chinchilla'), LAW, {}, samples)
+  law = record.Law(forms.get('chinchilla'), LAW, {}, samples)
   [found] = leverage.of_rows(law, rows)
   assert found['run'] == 'a'
   assert found['lo'] < found['leverage'] < found['hi']

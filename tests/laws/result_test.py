@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from familial import errors
+from familial.laws import fitting
 from familial.laws import leverage
+from familial.laws import record
 from familial.laws import result as results
 
 KEYS = set(
   'form equation loss_definition table rows dropped params objective delta starts'
   ' asymmetry followed basin_hit_rate converged condition_number identified flags bootstrap level'
-  ' bootstrap_unit resamples resamples_failed sd profile derived held_out aic bic seed seconds backend'
+  ' bootstrap_unit resamples resamples_failed sd covariance profile derived held_out aic bic seed seconds backend'
   ' versions'.split()
 )
 FEW = results.Options(starts=32, resamples=100)
@@ -26,25 +28,28 @@ def read(path):
 
 def test_one_form(make, tmp_path):
   table = make(noise=0.005)
-  line = results.run(table, ['familial_total'], tmp_path, FEW)
-  record = read(tmp_path / 'fit.json')
-  assert set(record) == KEYS
-  assert set(record['params']) == {'E', 'A', 'B', 'alpha', 'beta', 'gamma'}
-  assert set(record['bootstrap']['gamma']) == {'sd', 'lo', 'hi'}
-  assert set(record['table']) == {'path', 'sha256', 'columns', 'filters'}
-  assert set(record['seconds']) == {'compile', 'starts', 'bootstrap'}
-  assert 0.0 in record['profile']['gamma']['values']
-  assert record['derived']['2^gamma']['value'] == pytest.approx(
-    2 ** record['params']['gamma']
+  line = fitting.run(table, ['familial_total'], tmp_path, FEW)
+  saved = read(tmp_path / 'fit.json')
+  assert set(saved) == KEYS
+  assert set(saved['params']) == {'E', 'A', 'B', 'alpha', 'beta', 'gamma'}
+  assert set(saved['bootstrap']['gamma']) == {'sd', 'lo', 'hi'}
+  np.testing.assert_allclose(
+    np.sqrt(np.diag(saved['covariance'])), list(saved['sd'].values())
   )
-  spread = record['bootstrap']['gamma']
+  assert set(saved['table']) == {'path', 'sha256', 'columns', 'filters'}
+  assert set(saved['seconds']) == {'compile', 'starts', 'bootstrap'}
+  assert 0.0 in saved['profile']['gamma']['values']
+  assert saved['derived']['2^gamma']['value'] == pytest.approx(
+    2 ** saved['params']['gamma']
+  )
+  spread = saved['bootstrap']['gamma']
   assert (
-    f'gamma {record["params"]["gamma"]:.4g}'
+    f'gamma {saved["params"]["gamma"]:.4g}'
     f' [{spread["lo"]:.4g}, {spread["hi"]:.4g}]'
   ) in line
   assert 'flags: none' in line
   assert '\n' not in line
-  law = results.load(tmp_path / 'fit.json')
+  law = record.load(tmp_path / 'fit.json')
   left = np.log(law.predict(table.columns) / table.columns['loss'])
   assert np.abs(left).max() < 0.03
   assert len(law.samples['gamma']) == 100
@@ -55,7 +60,7 @@ def test_one_form(make, tmp_path):
 
 def test_several_forms(make, tmp_path):
   forms = ['familial_total', 'dense_null']
-  line = results.run(make(noise=0.005), forms, tmp_path, FEW)
+  line = fitting.run(make(noise=0.005), forms, tmp_path, FEW)
   assert not (tmp_path / 'fit.json').exists()
   for form in forms:
     assert read(tmp_path / form / 'fit.json')['form'] == form
@@ -67,35 +72,35 @@ def test_several_forms(make, tmp_path):
 
 def test_flags_and_open_intervals_reach_file_and_line(make, tmp_path):
   table = make(noise=0.005, G=np.full(36, 2.0))
-  line = results.run(table, ['familial_total'], tmp_path, FEW)
-  record = read(tmp_path / 'fit.json')
-  assert record['profile']['gamma']['lo'] is None
-  assert record['condition_number'] is None  # infinite
-  assert not record['identified']['gamma']
-  for flag in record['flags']:
+  line = fitting.run(table, ['familial_total'], tmp_path, FEW)
+  saved = read(tmp_path / 'fit.json')
+  assert saved['profile']['gamma']['lo'] is None
+  assert saved['condition_number'] is None  # infinite
+  assert not saved['identified']['gamma']
+  for flag in saved['flags']:
     assert flag in line
-  assert 'gamma not identified' in record['flags']
+  assert 'gamma not identified' in saved['flags']
   assert ' [-inf, inf], E ' in line
 
 
 def test_leverage_of_rows_takes_the_saved_law(make, rows, tmp_path):
-  results.run(make(noise=0.005), ['chinchilla'], tmp_path, FEW)
-  law = results.load(tmp_path / 'fit.json')
-  [record] = leverage.of_rows(law, rows)
-  assert (record['run'], record['exits'], record['budget']) == ('a', 2, 600.0)
-  assert record['lo'] is None or record['lo'] <= (record['leverage'] or np.inf)
+  fitting.run(make(noise=0.005), ['chinchilla'], tmp_path, FEW)
+  law = record.load(tmp_path / 'fit.json')
+  [row] = leverage.of_rows(law, rows)
+  assert (row['run'], row['exits'], row['budget']) == ('a', 2, 600.0)
+  assert row['lo'] is None or row['lo'] <= (row['leverage'] or np.inf)
 
 
 def test_bad_input(make, tmp_path):
   with pytest.raises(errors.UserError, match="did you mean 'familial_total'"):
-    results.run(make(), ['familial_totl'], tmp_path)
+    fitting.run(make(), ['familial_totl'], tmp_path)
   with pytest.raises(errors.UserError, match='no form'):
-    results.run(make(), [], tmp_path)
+    fitting.run(make(), [], tmp_path)
   with pytest.raises(errors.UserError, match='cannot read'):
-    results.load(tmp_path / 'fit.json')
+    record.load(tmp_path / 'fit.json')
   (tmp_path / 'fit.json').write_text('{}')
   with pytest.raises(errors.UserError, match=r'no fit\.json'):
-    results.load(tmp_path / 'fit.json')
+    record.load(tmp_path / 'fit.json')
 
 
 def test_held_out_rows_are_predicted_and_not_fitted(make):
@@ -117,7 +122,7 @@ def test_held_out_rows_are_predicted_and_not_fitted(make):
   lo, hi = alone.predict_interval(out)
   inside = (lo <= out['loss']) & (out['loss'] <= hi)
   assert found.held_out.covered == pytest.approx(inside.mean())
-  assert f'{held.sum()} held-out rows' in results.summary(found)
+  assert f'{held.sum()} held-out rows' in fitting.summary(found)
   with pytest.raises(errors.UserError, match='no row meets it'):
     results.fit('chinchilla', table, FEW, hold_out=['budget>1e20'])
 

@@ -12,6 +12,7 @@ from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import search
 from familial.laws import solver
+from familial.laws import starts as starts_lib
 from familial.laws import table as tables
 
 FORM = forms.get('chinchilla')
@@ -30,7 +31,7 @@ def two_laws(make):
 @pytest.fixture
 def starts():
   """More than are followed to the end, in no order."""
-  grid = search.starts_of(FORM, 700, 3).block(0, 700)
+  grid = starts_lib.draw(FORM, 700, 3).block(0, 700)
   return np.random.default_rng(0).permutation(grid)
 
 
@@ -53,7 +54,7 @@ def test_order_of_starts_does_not_matter(two_laws, starts):
 
 def test_size_of_blocks_does_not_matter(two_laws, monkeypatch):
   first = estimate.fit(FORM, two_laws, starts=700)
-  monkeypatch.setattr(search, '_BLOCK', 100)
+  monkeypatch.setattr(starts_lib, 'BLOCK', 100)
   second = estimate.fit(FORM, two_laws, starts=700)
   np.testing.assert_array_equal(first.theta, second.theta)
   np.testing.assert_array_equal(first.others, second.others)
@@ -109,21 +110,21 @@ def test_thinned_finds_the_optimum_and_the_rate_of_all(make):
 
 
 def test_grid_is_drawn_without_repeats():
-  drawn = search.starts_of(FORM, 500, 0)
+  drawn = starts_lib.draw(FORM, 500, 0)
   theta = drawn.block(0, 500)
   assert len(np.unique(theta, axis=0)) == drawn.count == 500
   for parameter, values in zip(FORM.parameters, theta.T, strict=True):
     assert set(values) == set(parameter.grid)
   np.testing.assert_array_equal(theta[70:90], drawn.block(70, 90))
-  assert not np.array_equal(theta, search.starts_of(FORM, 500, 1).block(0, 500))
-  every = search.starts_of(FORM, 10**6, 0)
+  assert not np.array_equal(theta, starts_lib.draw(FORM, 500, 1).block(0, 500))
+  every = starts_lib.draw(FORM, 10**6, 0)
   assert every.count == 5**3 * 6**2
   assert len(np.unique(every.block(0, every.count), axis=0)) == every.count
 
 
 def test_latin_hypercubes_fill_every_stratum(monkeypatch):
-  monkeypatch.setattr(search, '_BLOCK', 64)
-  drawn = search.starts_of(FORM, 150, 0, 'latin')
+  monkeypatch.setattr(starts_lib, 'BLOCK', 64)
+  drawn = starts_lib.draw(FORM, 150, 0, 'latin')
   theta = drawn.block(0, 150)
   low = np.array([min(p.grid) for p in FORM.parameters])
   high = np.array([max(p.grid) for p in FORM.parameters])
@@ -137,11 +138,37 @@ def test_latin_hypercubes_fill_every_stratum(monkeypatch):
   assert not np.array_equal(theta[:64], theta[64:128])
 
 
+@pytest.mark.parametrize('sampling', ['grid', 'latin'])
+def test_starts_at_places_are_those_of_the_whole(monkeypatch, sampling):
+  monkeypatch.setattr(starts_lib, 'BLOCK', 64)
+  drawn = starts_lib.draw(FORM, 150, 0, sampling)
+  for places in ([3], [0, 63, 64, 100, 149], range(150)):
+    index = np.array(places)
+    np.testing.assert_array_equal(drawn.at(index), drawn.block(0, 150)[index])
+
+
+def test_screening_in_blocks_keeps_the_same_starts(two_laws, monkeypatch):
+  weights = np.random.default_rng(0).multinomial(36, np.full(36, 1 / 36), 3)
+  problem = problem_of(two_laws, weights.astype(float))
+  drawn = starts_lib.draw(FORM, 500, 0)
+  whole = search._screened(problem, drawn, 40)
+  objective = problem.objective(whole.theta, whole.group)
+  np.testing.assert_allclose(whole.objective, objective, rtol=1e-12)
+  every = problem.objective(drawn.block(0, 500), np.ones(500, int))
+  np.testing.assert_allclose(
+    np.sort(whole.objective[whole.group == 1]), np.sort(every)[:40], rtol=1e-12
+  )
+  monkeypatch.setattr(search, '_NUMBERS', 36 * 7)
+  parts = search._screened(problem, drawn, 40)
+  np.testing.assert_array_equal(parts.theta, whole.theta)
+  np.testing.assert_array_equal(parts.group, whole.group)
+
+
 def test_bad_starts():
   with pytest.raises(errors.UserError, match="did you mean 'latin'"):
-    search.starts_of(FORM, 10, 0, 'latn')
+    starts_lib.draw(FORM, 10, 0, 'latn')
   with pytest.raises(errors.UserError, match='starts=-1'):
-    search.starts_of(FORM, -1, 0)
+    starts_lib.draw(FORM, -1, 0)
 
 
 def test_fixed_parameters_keep_their_digits(make):
@@ -160,7 +187,7 @@ def test_groups_agree_with_fits_of_their_own(two_laws, starts, thin):
   rng = np.random.default_rng(0)
   weights = rng.multinomial(36, np.full(36, 1 / 36), size=4).astype(float)
   ends = search.search_groups(
-    problem_of(two_laws, weights), search.of_array(starts[:400]),
+    problem_of(two_laws, weights), starts_lib.of_array(starts[:400]),
     np.zeros((0, 5)), thin=thin,
   )  # fmt: skip
   for i, counts in enumerate(weights):
@@ -183,14 +210,14 @@ def test_groups_are_thinned_each_by_its_own_rows(make):
     np.log(3 * (n / 1e5) ** -2.0) + noise, np.stack([first, ~first]) * 1.0,
     1e-3, 1.0, np.ones(2, bool),
   )  # fmt: skip
-  starts = search.starts_of(wells(), 1200, 0)
+  starts = starts_lib.draw(wells(), 1200, 0)
   ends = search.search_groups(problem, starts, np.zeros((0, 2)))
   np.testing.assert_allclose(ends.theta[:, 1], [-1.035, 1.035], atol=0.01)
 
 
 def test_groups_keep_the_better_of_what_they_are_given(two_laws):
   best = estimate.fit(FORM, two_laws, starts=300)
-  far = search.of_array(best.theta[None] + 3)
+  far = starts_lib.of_array(best.theta[None] + 3)
   problem = problem_of(two_laws)
   with_it = search.search_groups(problem, far, best.theta[None])
   assert with_it.objective[0] == pytest.approx(best.objective, rel=1e-9)
@@ -271,7 +298,7 @@ def test_weights_may_be_of_any_scale(make):
 
 
 def test_a_good_start_is_found_wherever_it_is(make, monkeypatch):
-  monkeypatch.setattr(search, '_BLOCK', 100)
+  monkeypatch.setattr(starts_lib, 'BLOCK', 100)
   form, n = wells(), make().columns['N'][:35]
   noise = 0.02 * np.random.default_rng(0).standard_normal(35)
   target = np.log(3 * (n / 1e5) ** -2.0) + noise
@@ -288,7 +315,7 @@ def test_a_good_start_is_found_wherever_it_is(make, monkeypatch):
   for place in (3, 350, 699):
     some = theta.copy()
     some[place] = 1.0, -1.1
-    starts = search.Starts(700, lambda first, last, s=some: s[first:last])
+    starts = starts_lib.Starts(700, lambda first, last, s=some: s[first:last])
     for seed in range(3):  # of which few audit that start
       done = []
       ends, audited = search.search(problem, starts, seed, advance=done.append)

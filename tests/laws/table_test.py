@@ -232,6 +232,9 @@ def test_cluster_of_no_column(tmp_path, rows):
   lines = '\n'.join(map(json.dumps, rows))
   (folder / 'metrics.jsonl').write_text(lines + '\n')
   assert tables.read(folder, cluster='G').unit == 'row'
+  # The table has as many rows, in an order of its own.
+  with pytest.raises(errors.UserError, match="cluster='status'"):
+    tables.read(folder, loss='exit', cluster='status')
 
 
 def test_needs_are_columns_that_a_form_asks_for(tmp_path):

@@ -7,7 +7,7 @@ from familial import errors
 from familial import flops as flops_lib
 from familial import records
 from familial.laws import definitions
-from familial.laws import result as laws
+from familial.laws import fitting
 from familial.studies import cells as cells_lib
 from familial.studies import summary
 
@@ -75,7 +75,7 @@ def fake_fits(monkeypatch):
         }
         (folder / 'fit.json').write_text(json.dumps(fit))
 
-    monkeypatch.setattr(laws, 'run', run)
+    monkeypatch.setattr(fitting, 'run', run)
     monkeypatch.setattr(summary, '_leverage', lambda workdir, rows: [])
 
   return use

@@ -1,0 +1,92 @@
+"""The files a fit leaves: fit.json, and bootstrap.npz beside it."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from familial import errors
+from familial.laws import forms
+
+SAMPLES = 'bootstrap.npz'
+_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """A law read back from fit.json; `record` holds all that the file does.
+
+  `samples` holds the constants of the bootstrap's resamples, each [resamples],
+  or is None where bootstrap.npz does not lie beside the file.
+  """
+
+  form: forms.Form
+  params: dict[str, float]
+  record: dict[str, Any]
+  samples: dict[str, np.ndarray] | None = None
+
+  def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    """The loss at these columns, one a row."""
+    return self.form.predict(self.params, columns)
+
+
+def load(path: str | pathlib.Path) -> Law:
+  """Reads fit.json back.
+
+  Raises:
+    UserError: where there is no such file, or it is not one of ours.
+  """
+  try:
+    record = json.loads(pathlib.Path(path).read_text('utf-8'))
+  except (OSError, json.JSONDecodeError) as error:
+    raise errors.UserError(f'cannot read {str(path)!r}: {error}') from error
+  missing = [k for k in _LAW if not isinstance(record, dict) or k not in record]
+  if missing:
+    raise errors.UserError(
+      f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
+    )
+  name = record['form']
+  if '.py' in str(name):
+    raise errors.UserError(
+      f'{str(path)!r} is a law of the file {name!r}, which is not run to read '
+      'it; load that form and use its predict'
+    )
+  samples = None
+  beside = pathlib.Path(path).with_name(SAMPLES)
+  if beside.exists():
+    with np.load(beside) as file:
+      samples = {name: file[name] for name in file.files}
+  return Law(forms.get(name), record['params'], record, samples)
+
+
+def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes JSON at once or not at all; NaN and infinity become null."""
+  text = json.dumps(_plain(record), indent=2, allow_nan=False) + '\n'
+  write(path, text.encode())
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file at once or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    file.write(content)
+  os.chmod(file.name, 0o644)
+  os.replace(file.name, path)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic)):
+    return _plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
