@@ -14,8 +14,8 @@ WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_co
 quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
 
-test: $(VENV)/test  ## the fast tests
-	$(BIN)/python -m pytest
+test: $(VENV)/test  ## the fast tests, a process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: $(VENV)/test  ## the tests that take minutes: an hour or two in all
 	$(BIN)/python -m pytest -m "slow and not bench"

@@ -113,7 +113,7 @@ def test_train_equals_what_xla_counts(shape, name):
   assert _counted_step(model) == B * L * flops.train(model, L)
 
 
-@pytest.mark.parametrize('name', set(SHAPES) - {'dense'})
+@pytest.mark.parametrize('name', [s for s in SHAPES if s != 'dense'])
 def test_frozen_trunk_equals_what_xla_counts(shape, name):
   model = shape(**SHAPES[name], attention='plain')
   # What the last exit costs is not training's: its loss is only watched.
