@@ -57,7 +57,7 @@ def run_template() -> ml_collections.ConfigDict:
 
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
   """Returns an IsoFLOP study's config."""
-  values = _plain(config)
+  values = plain(config)
   arms = values.pop('arms', {})
   sections = {
     'data': data_config.DataConfig,
@@ -79,7 +79,7 @@ def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
 
 def run(config: Mapping[str, Any]) -> train_config.RunConfig:
   """Returns the config of a single run."""
-  values = _plain(config)
+  values = plain(config)
   sections = {
     'data': data_config.DataConfig,
     'model': model_config.ModelConfig,
@@ -124,21 +124,21 @@ def section(cls: Any, values: Mapping[str, Any], name: str) -> Any:
   return cls(**checked)
 
 
+def plain(value: Any) -> Any:
+  """Returns dicts and tuples for ConfigDicts and lists, all the way down."""
+  if hasattr(value, 'items'):
+    return {key: plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return tuple(plain(item) for item in value)
+  return value
+
+
 def _defaults(cls: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
   return {
     field.name: field.default
     for field in dataclasses.fields(cls)
     if field.name not in without and field.default is not dataclasses.MISSING
   }
-
-
-def _plain(value: Any) -> Any:
-  """Returns dicts and tuples for ConfigDicts and lists, all the way down."""
-  if hasattr(value, 'items'):
-    return {key: _plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return tuple(_plain(item) for item in value)
-  return value
 
 
 def _check(value: Any, hint: Any, key: str) -> Any:

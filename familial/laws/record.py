@@ -4,14 +4,13 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from familial import errors
+from familial import records
 from familial.laws import forms
 
 SAMPLES = 'bootstrap.npz'
@@ -68,16 +67,7 @@ def load(path: str | pathlib.Path) -> Law:
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes JSON at once or not at all; NaN and infinity become null."""
   text = json.dumps(_plain(record), indent=2, allow_nan=False) + '\n'
-  write(path, text.encode())
-
-
-def write(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file at once or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    file.write(content)
-  os.chmod(file.name, 0o644)
-  os.replace(file.name, path)
+  records.write_text(path, text)
 
 
 def _plain(value: Any) -> Any:

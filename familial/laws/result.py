@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from familial import errors
+from familial import records
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimate
 from familial.laws import forms
@@ -174,7 +175,7 @@ class Result:
     samples: dict[str, Any] = self.bootstrap.samples
     content = io.BytesIO()
     np.savez(content, **samples)
-    record.write(path.with_name(record.SAMPLES), content.getvalue())
+    records.write_bytes(path.with_name(record.SAMPLES), content.getvalue())
     record.write_json(path, to_json(self))
 
   def draw(self, folder: str | pathlib.Path) -> list[pathlib.Path]:

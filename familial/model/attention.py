@@ -15,27 +15,41 @@ Array = jax.Array
 _MASKED = -1e9
 
 
-def rotate(x_BxHxLxE: Array, theta: float, start: int | Array = 0) -> Array:
+def rotary(
+  theta: float, dim: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cosines and sines [L, E / 2] of positions 0 .. length - 1, as constants.
+
+  Args:
+    theta: base of the frequencies theta^(-2 i / E).
+    dim: E, of a head.
+    length: L.
+
+  Source: RoFormer, arXiv 2104.09864.
+  """
+  frequencies = theta ** (-np.arange(0, dim, 2) / dim)
+  angles_LxE = np.arange(length)[:, None] * frequencies
+  return (
+    np.cos(angles_LxE).astype(np.float32),
+    np.sin(angles_LxE).astype(np.float32),
+  )
+
+
+def rotate(
+  x_BxHxLxE: Array, cos: np.ndarray | Array, sin: np.ndarray | Array
+) -> Array:
   """Returns queries or keys rotated by position, in the half-split convention.
 
   Args:
     x_BxHxLxE: queries or keys.
-    theta: base of the frequencies theta^(-2 i / E).
-    start: position of the first one.
+    cos: of `rotary`, for the positions of x; broadcasts to [B, H, L, E / 2].
+    sin: likewise.
 
   Source: RoFormer, arXiv 2104.09864; pairs (i, i + E/2) as in Llama's files.
   """
-  length, dim = x_BxHxLxE.shape[-2:]
-  frequencies = theta ** (-np.arange(0, dim, 2) / dim)
-  # NumPy where the start is known: constants of the program.
-  xp: Any = np if isinstance(start, int) else jnp
-  angles_LxE = (start + xp.arange(length))[:, None] * frequencies
-  cos_LxE = xp.cos(angles_LxE).astype(np.float32)
-  sin_LxE = xp.sin(angles_LxE).astype(np.float32)
   first, second = jnp.split(x_BxHxLxE.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
-    [first * cos_LxE - second * sin_LxE, second * cos_LxE + first * sin_LxE],
-    axis=-1,
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
   )
   return rotated.astype(x_BxHxLxE.dtype)
 
@@ -77,6 +91,73 @@ def causal(
   return jnp.concatenate([first, second], axis=2)
 
 
+def cached(
+  q_BxHxPxE: Array,
+  k_BxKxPxE: Array,
+  v_BxKxPxE: Array,
+  cache: tuple[Array, Array],
+  start_B: Array,
+  slot_B: Array | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
+  """Attention of P new positions of each row to a cache that takes them in.
+
+  Row b's positions are start_b .. start_b + P - 1. What the cache holds beyond
+  a position is masked out of its softmax, so it may be anything finite.
+
+  Args:
+    q_BxHxPxE: rotated queries, unscaled.
+    k_BxKxPxE: rotated keys.
+    v_BxKxPxE: values.
+    cache: keys and values, each [S, K, L, E]; L is at least start + P.
+    start_B: each row's first new position.
+    slot_B: each row's place in the cache; None where they are in order, all.
+
+  Returns:
+    The output [B, H, P, E], and the cache with the new positions.
+  """
+  cache = (
+    write(cache[0], k_BxKxPxE, slot_B, start_B, 1),
+    write(cache[1], v_BxKxPxE, slot_B, start_B, 1),
+  )
+  keys_BxKxLxE, values_BxKxLxE = (
+    kept if slot_B is None else kept[slot_B] for kept in cache
+  )
+  ahead_BxPxL = np.arange(keys_BxKxLxE.shape[2]) - (
+    start_B[:, None, None] + np.arange(q_BxHxPxE.shape[2])[:, None]
+  )
+  bias_BxPxL = jnp.where(ahead_BxPxL <= 0, 0.0, _MASKED)
+  out_BxHxPxE = _attend(
+    q_BxHxPxE, keys_BxKxLxE, values_BxKxLxE, [bias_BxPxL[:, None, None]]
+  )
+  return out_BxHxPxE, cache
+
+
+def write(
+  buffer: Array,
+  new: Array,
+  slot_B: Array | None,
+  start_B: Array,
+  axis: int,
+) -> Array:
+  """Returns a buffer with new positions of some rows, in place where donated.
+
+  Args:
+    buffer: [S, ..], a row a slot.
+    new: [B, ..], with P positions along the axis.
+    slot_B: each row's slot; None where they are in order.
+    start_B: where each row's positions begin.
+    axis: of a row, without the slots, along which its positions are.
+  """
+
+  def one(b: Array, buffer: Array) -> Array:
+    at = [b if slot_B is None else slot_B[b]] + [jnp.int32(0)] * (new.ndim - 1)
+    at[1 + axis] = start_B[b]
+    row = jax.lax.dynamic_slice_in_dim(new, b, 1)
+    return jax.lax.dynamic_update_slice(buffer, row.astype(buffer.dtype), at)
+
+  return jax.lax.fori_loop(0, new.shape[0], one, buffer)
+
+
 def check(kind: str) -> None:
   """Refuses `fused` where JAX has no NVIDIA GPU."""
   if kind == 'fused' and jax.default_backend() != 'gpu':
@@ -92,7 +173,33 @@ def _square(
   v_BxKxLxE: Array,
   segments_BxL: Array | None,
 ) -> Array:
-  """Attention of the last Q positions to all L, softmax in float32."""
+  """Attention of the last Q positions to all L."""
+  queries, length = q_BxHxQxE.shape[2], k_BxKxLxE.shape[2]
+  positions = np.arange(length)
+  biases: list[Any] = [
+    np.where(
+      positions[None, :] <= positions[length - queries :, None], 0.0, _MASKED
+    ).astype(np.float32)
+  ]
+  if segments_BxL is not None:
+    same_BxQxL = (
+      segments_BxL[:, length - queries :, None] == segments_BxL[:, None, :]
+    )
+    biases.append(jnp.where(same_BxQxL, 0.0, _MASKED)[:, None, None])
+  return _attend(q_BxHxQxE, k_BxKxLxE, v_BxKxLxE, biases)
+
+
+def _attend(
+  q_BxHxQxE: Array, k_BxKxLxE: Array, v_BxKxLxE: Array, biases: list[Any]
+) -> Array:
+  """Attention with a softmax in float32.
+
+  Args:
+    q_BxHxQxE: queries, unscaled.
+    k_BxKxLxE: keys.
+    v_BxKxLxE: values.
+    biases: added to the scores [B, K, H / K, Q, L].
+  """
   batch, heads, queries, dim = q_BxHxQxE.shape
   kv_heads, length = k_BxKxLxE.shape[1:3]
   q_BxKxGQxE = q_BxHxQxE.reshape(batch, kv_heads, -1, dim) / math.sqrt(dim)
@@ -100,15 +207,8 @@ def _square(
     'bkqe,bkle->bkql', q_BxKxGQxE, k_BxKxLxE, preferred_element_type=jnp.float32
   )
   scores = scores.reshape(batch, kv_heads, heads // kv_heads, queries, length)
-  positions = np.arange(length)
-  scores += np.where(
-    positions[None, :] <= positions[length - queries :, None], 0.0, _MASKED
-  ).astype(np.float32)
-  if segments_BxL is not None:
-    same_BxQxL = (
-      segments_BxL[:, length - queries :, None] == segments_BxL[:, None, :]
-    )
-    scores += jnp.where(same_BxQxL, 0.0, _MASKED)[:, None, None]
+  for bias in biases:
+    scores += bias
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   weights = jnp.exp(scores - top)
   total = jnp.sum(weights, axis=-1, keepdims=True)

@@ -25,6 +25,9 @@ from familial.model import config as model_config
 ModelConfig = model_config.ModelConfig
 Array = jax.Array
 Params = dict[str, Any]
+# From queries [B, H, L, E], keys and values [B, K, L, E], before any rotation,
+# to attention's output [B, H, L, E].
+Attend = Callable[[Array, Array, Array], Array]
 
 
 class Norm(nn.Module):
@@ -62,23 +65,19 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-  """Causal grouped-query attention with rotary positions."""
+  """Grouped-query attention: its products, around the attention it is given."""
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BxLxD: Array, segments_BxL: Array | None) -> Array:
+  def __call__(self, x_BxLxD: Array, attend: Attend) -> Array:
     """Returns what attention adds to the residual stream."""
     config = self.config
     kv_width = config.kv_heads * config.head_dim
     q_BxHxLxE = _heads(Linear(config.width, name='q')(x_BxLxD), config.heads)
     k_BxKxLxE = _heads(Linear(kv_width, name='k')(x_BxLxD), config.kv_heads)
     v_BxKxLxE = _heads(Linear(kv_width, name='v')(x_BxLxD), config.kv_heads)
-    q_BxHxLxE = attention.rotate(q_BxHxLxE, config.rope_theta)
-    k_BxKxLxE = attention.rotate(k_BxKxLxE, config.rope_theta)
-    out_BxHxLxE = attention.causal(
-      q_BxHxLxE, k_BxKxLxE, v_BxKxLxE, segments_BxL, config.attention
-    )
+    out_BxHxLxE = attend(q_BxHxLxE, k_BxKxLxE, v_BxKxLxE)
     out_BxLxD = out_BxHxLxE.swapaxes(1, 2).reshape(x_BxLxD.shape)
     return Linear(config.width, name='o')(out_BxLxD)
 
@@ -103,11 +102,11 @@ class Layer(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BxLxD: Array, segments_BxL: Array | None) -> Array:
+  def __call__(self, x_BxLxD: Array, attend: Attend) -> Array:
     """Returns the states after the layer."""
     config = self.config
     normed_BxLxD = Norm(config.norm_eps, name='attention_norm')(x_BxLxD)
-    x_BxLxD += Attention(config, name='attention')(normed_BxLxD, segments_BxL)
+    x_BxLxD += Attention(config, name='attention')(normed_BxLxD, attend)
     normed_BxLxD = Norm(config.norm_eps, name='mlp_norm')(x_BxLxD)
     return x_BxLxD + Mlp(config, name='mlp')(normed_BxLxD)
 
@@ -183,9 +182,21 @@ def head_state(
   head = params[f'exit_{exit_}']
   if config.kind_of(exit_) == 'branch':
     x_BxLxD = _apply_layer(config)(head['branch'], x_BxLxD, segments_BxL)
+  return head_norm(head, config, x_BxLxD)
+
+
+def head_norm(head: Params, config: ModelConfig, x_BxLxD: Array) -> Array:
+  """Returns the normed states of an exit, scaled as its logits are."""
   gain_D = head['norm']['gain'] * (config.base_width / config.width)
   norm = Norm(config.norm_eps)
   return cast(Array, norm.apply({'params': {'gain': gain_D}}, x_BxLxD))
+
+
+def read_out(h_BxLxD: Array, w_DxV: Array) -> Array:
+  """Returns the float32 logits [B, L, V] of normed states."""
+  return jnp.matmul(
+    h_BxLxD, w_DxV.astype(h_BxLxD.dtype), preferred_element_type=jnp.float32
+  )
 
 
 def unembedding(params: Params, config: ModelConfig, exit_: int) -> Array:
@@ -206,8 +217,7 @@ def logits(
   out = []
   for exit_, x_BxLxD in enumerate(states, start=1):
     h_BxLxD = head_state(params, config, exit_, x_BxLxD, segments_BxL)
-    w_DxV = unembedding(params, config, exit_).astype(h_BxLxD.dtype)
-    out.append(jnp.matmul(h_BxLxD, w_DxV, preferred_element_type=jnp.float32))
+    out.append(read_out(h_BxLxD, unembedding(params, config, exit_)))
   return out
 
 
@@ -228,7 +238,9 @@ def _init_layers(config: ModelConfig, keys: Array) -> Params:
   compile for 8 layers on CPU, this 0.6 s.
   """
   shapes = jax.eval_shape(
-    Layer(config).init, keys[0], jnp.zeros((1, 2, config.width)), None
+    lambda key, x: Layer(config).init(key, x, lambda q, k, v: q),
+    keys[0],
+    jnp.zeros((1, 2, config.width)),
   )['params']
   kernels = sum(
     shape.size
@@ -258,8 +270,20 @@ def _apply_layer(config: ModelConfig) -> Callable[..., Array]:
   def apply(
     params: Params, x_BxLxD: Array, segments_BxL: Array | None
   ) -> Array:
-    layer = Layer(config)
-    return cast(Array, layer.apply({'params': params}, x_BxLxD, segments_BxL))
+    rotary = attention.rotary(
+      config.rope_theta, config.head_dim, x_BxLxD.shape[1]
+    )
+
+    def attend(q_BxHxLxE: Array, k_BxKxLxE: Array, v_BxKxLxE: Array) -> Array:
+      return attention.causal(
+        attention.rotate(q_BxHxLxE, *rotary),
+        attention.rotate(k_BxKxLxE, *rotary),
+        v_BxKxLxE,
+        segments_BxL,
+        config.attention,
+      )
+
+    return cast(Array, Layer(config).apply({'params': params}, x_BxLxD, attend))
 
   return jax.checkpoint(apply) if config.remat else apply
 

@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from familial import errors
+from familial.model import transformer
 from familial.training import step as step_lib
 
 POLICY = ocp.checkpoint_managers
@@ -56,6 +57,10 @@ class Checkpoints:
     """Returns the step of the last whole checkpoint, or None."""
     return self._manager.latest_step()
 
+  def best(self) -> int | None:
+    """Returns the step of the checkpoint of lowest loss, or None."""
+    return self._manager.best_step()
+
   def restore(
     self, like: step_lib.State, step: int | None = None
   ) -> step_lib.State:
@@ -92,3 +97,81 @@ class Checkpoints:
     """Waits, and lets go of the folder."""
     self.wait()
     self._manager.close()
+
+
+def steps(folder: str | os.PathLike[str]) -> dict[str, int]:
+  """Returns the steps of the `last` and the `best` checkpoint of a folder.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if not pathlib.Path(folder).is_dir():
+    raise errors.UserError(f'{folder}: holds no checkpoint')
+  checkpoints = Checkpoints(folder, 1)
+  try:
+    last, best = checkpoints.latest(), checkpoints.best()
+  finally:
+    checkpoints.close()
+  if last is None:
+    raise errors.UserError(f'{folder}: holds no checkpoint')
+  return {'last': last, 'best': last if best is None else best}
+
+
+def read_params(
+  folder: str | os.PathLike[str], step: int, like: transformer.Params
+) -> transformer.Params:
+  """Returns a checkpoint's parameters alone, on this process's first device.
+
+  They may have been saved from any number of devices.
+
+  Args:
+    folder: of a run's checkpoints.
+    step: of the checkpoint.
+    like: their shapes; checked before anything is read.
+
+  Raises:
+    UserError: if it is missing, damaged, or of another shape.
+  """
+  path = pathlib.Path(folder).absolute() / str(step) / 'state'
+  if not path.is_dir():
+    raise errors.UserError(f'{path.parent}: no such checkpoint')
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {
+    'params': jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=device
+      ),
+      like,
+    )
+  }
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    try:
+      found: Any = reader.metadata(path).item_metadata.tree['params']
+      was, needed = (
+        {
+          jax.tree_util.keystr(at, simple=True, separator='.'): leaf.shape
+          for at, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (found, like)
+      )
+      for name in sorted(was.keys() | needed.keys()):
+        if was.get(name) != needed.get(name):
+          raise errors.UserError(
+            f'{path.parent}: {name} is {was.get(name, "missing")}, and '
+            f'{needed.get(name, "nothing")} is what this model has there'
+          )
+      restored: Any = reader.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=wanted,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+          partial_restore=True,
+        ),
+      )
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+      reason = str(error).strip().split('\n', maxsplit=1)[0][:200]
+      raise errors.UserError(
+        f'{path.parent}: a damaged checkpoint ({reason})'
+      ) from None
+  return restored['params']

@@ -23,6 +23,10 @@ def qkv():
   )
 
 
+def rotary(start, theta=1e4):
+  return [table[start:] for table in attention.rotary(theta, E, start + L)]
+
+
 @pytest.fixture(scope='module')
 def segments():
   ends = np.zeros((B, L), np.int32)
@@ -84,20 +88,42 @@ def test_rotation_turns_half_split_pairs(qkv):
   turn = np.exp(1j * (start + np.arange(L))[:, None] * frequencies)
   turned = (x[..., : E // 2] + 1j * x[..., E // 2 :]) * turn
   expected = np.concatenate([turned.real, turned.imag], axis=-1)
-  for at in (start, jnp.int32(start)):
-    rotated = attention.rotate(qkv[0], theta, at)
-    np.testing.assert_allclose(rotated, expected, rtol=0, atol=3e-6)
+  rotated = attention.rotate(qkv[0], *rotary(start, theta))
+  np.testing.assert_allclose(rotated, expected, rtol=0, atol=3e-6)
 
 
 def test_scores_depend_on_distance_alone(qkv):
   q, k, v = qkv
 
   def out(start):
-    rotated = (attention.rotate(x, 1e4, start) for x in (q, k))
+    rotated = (attention.rotate(x, *rotary(start)) for x in (q, k))
     return causal(*rotated, v, None, 'plain')
 
   np.testing.assert_allclose(out(0), out(50), rtol=0, atol=1e-5)
   assert np.abs(out(0) - causal(q, k, v, None, 'plain')).max() > 1e-2
+
+
+def pieces_of(qkv, starts, length):
+  return [
+    jnp.stack([x[b, :, a : a + length] for b, a in enumerate(starts)])
+    for x in qkv
+  ]
+
+
+@pytest.mark.parametrize('lengths', [(L - 3,), (5, 1, 1, 20), (1,) * 9])
+def test_cached_attention_is_causal_attention_piece_by_piece(qkv, lengths):
+  expected = causal(*qkv, None, 'plain')
+  cached = jax.jit(attention.cached)
+  # What lies in the cache beyond a position is not read.
+  cache = tuple(jnp.full((B, K, L + 7, E), 1e3) for _ in range(2))
+  starts = np.array([0, 3])  # Rows are not in step.
+  _, cache = cached(*pieces_of(qkv, [0, 0], 3), cache, jnp.zeros(B, jnp.int32))
+  for length in lengths:
+    out, cache = cached(*pieces_of(qkv, starts, length), cache, starts)
+    np.testing.assert_allclose(
+      out, pieces_of([expected], starts, length)[0], rtol=0, atol=2e-6
+    )
+    starts = starts + length
 
 
 def test_bfloat16_keeps_its_type_and_a_float32_softmax(qkv):
@@ -108,9 +134,7 @@ def test_bfloat16_keeps_its_type_and_a_float32_softmax(qkv):
     np.testing.assert_allclose(
       out.astype(jnp.float32), _by_hand(*low), rtol=0, atol=3e-2
     )
-  assert jax.eval_shape(lambda x: attention.rotate(x, 1e4), low[0]).dtype == (
-    jnp.bfloat16
-  )
+  assert attention.rotate(low[0], *rotary(0)).dtype == jnp.bfloat16
 
 
 def _fused_step(segments):

@@ -1,0 +1,1 @@
+"""A trained family in use: its exits evaluated, exported, decoded, relayed."""

@@ -1,0 +1,352 @@
+"""Text from a family: by one exit, by the first that is sure, by drafts.
+
+The definition that every mode keeps to is the uncached forward pass: the token
+at a position is what the exit that answers there says of all tokens before it.
+A layer that a position skipped is not guessed at: the position waits, and is
+taken in when a later position of its row goes that deep (deferred computation),
+together with all others that wait.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from familial import errors
+from familial.serving import sampling as sampling_lib
+from familial.serving import tier as tier_lib
+
+Array = jax.Array
+
+
+@dataclasses.dataclass
+class Completion:
+  """What was generated for one prompt.
+
+  Attributes:
+    tokens: of the prompt and all that followed.
+    prompt: how many were the prompt's.
+    exits: the place among the stages, from 0, that gave each further token.
+    stopped: whether it ended with the token that ends a text.
+  """
+
+  tokens: list[int]
+  prompt: int
+  exits: list[int] = dataclasses.field(default_factory=list)
+  stopped: bool = False
+
+  @property
+  def generated(self) -> list[int]:
+    """The tokens that followed the prompt."""
+    return self.tokens[self.prompt :]
+
+
+class Stage(Protocol):
+  """What holds a segment: a Tier here, or a server elsewhere.
+
+  Attributes:
+    slots: rows it can hold.
+    states: what the next stage takes as inputs.
+  """
+
+  slots: int
+  states: Any
+
+  def run(
+    self,
+    work: Sequence[tier_lib.Work],
+    inputs: Any,
+    threshold: float,
+    wanted: Sequence[int],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Takes positions in; see Tier.run.
+
+    Args:
+      work: rows, each once.
+      inputs: tokens of each row, or the states of the stage below.
+      threshold: rows less sure than this will go on to the next stage.
+      wanted: of each row, the first position whose state that needs.
+    """
+
+  def forget(self, slot: int) -> None:
+    """Empties a slot."""
+
+
+class LostError(Exception):
+  """A stage no longer holds what it should of some rows."""
+
+  def __init__(self, slots: Sequence[int]):
+    super().__init__(f'slots {list(slots)} are lost')
+    self.slots = slots
+
+
+class DownError(Exception):
+  """A stage cannot be reached."""
+
+
+def check(prompts: Sequence[Sequence[int]], context: int) -> None:
+  """Refuses prompts that leave no room for a token.
+
+  Args:
+    prompts: tokens of each.
+    context: positions a row may have.
+  """
+  for index, prompt in enumerate(prompts):
+    if not prompt:
+      raise errors.UserError(f'prompt {index} is empty')
+    if len(prompt) >= context:
+      raise errors.UserError(
+        f'prompt {index} has {len(prompt)} tokens; the context of {context} '
+        f'leaves room for prompts up to {context - 1}'
+      )
+
+
+def generate(
+  stages: Sequence[Stage],
+  prompts: Sequence[Sequence[int]],
+  *,
+  context: int,
+  max_tokens: int,
+  stop: int,
+  threshold: float = float('inf'),
+  say: Callable[[str], None] = lambda line: None,
+) -> list[Completion]:
+  """Completes prompts: each token by the first stage that is sure of it.
+
+  Rows leave at different stages, and begin and end at different times; a slot
+  that is free takes the next prompt.
+
+  Args:
+    stages: segments of a family, first to last; one alone is that exit.
+    prompts: tokens of each.
+    context: positions a row may have.
+    max_tokens: to generate for each prompt at most.
+    stop: the token that ends a text.
+    threshold: confidence from which a stage's token is taken; the last stage
+      is always believed.
+    say: is told in a line when a stage can no longer be reached.
+
+  Raises:
+    UserError: for a prompt that does not fit, or if the first stage is gone.
+  """
+  check(prompts, context)
+  found = [Completion(list(prompt), len(prompt)) for prompt in prompts]
+  waiting = list(range(len(prompts)))[::-1]
+  free = list(range(min(stage.slots for stage in stages)))[::-1]
+  rows: dict[int, Completion] = {}  # by slot
+  numbers: dict[int, int] = {}
+  seen = np.zeros((len(stages), len(free)), np.int64)
+  up = len(stages)
+  while waiting or rows:
+    while waiting and free:
+      slot, index = free.pop(), waiting.pop()
+      rows[slot], numbers[slot], seen[:, slot] = found[index], index, 0
+      for stage in stages[:up]:
+        stage.forget(slot)
+    going = sorted(rows)
+    answers: dict[int, tuple[int, int]] = {}
+    place = 0
+    while going and place < up:
+      work = [
+        tier_lib.Work(s, begin, len(rows[s].tokens) - begin, numbers[s])
+        for s in going
+        for begin in (int(seen[place, s]),)
+      ]
+      inputs: Any = [rows[w.slot].tokens[w.start :] for w in work]
+      if place:
+        inputs = stages[place - 1].states
+      deeper = place + 1 < up
+      wanted = [int(seen[place + 1, s]) if deeper else 0 for s in going]
+      bar = threshold if deeper else -1.0
+      try:
+        tokens, sure = stages[place].run(work, inputs, bar, wanted)
+      except LostError as error:
+        # From its tokens on again, in the next round.
+        seen[:, error.slots] = 0
+        for slot in error.slots:
+          answers.pop(slot, None)
+        going = [slot for slot in going if slot not in error.slots]
+        continue
+      except DownError as error:
+        if not place:
+          raise errors.UserError(str(error)) from None
+        say(f'{error}; going on with the exits before it')
+        up = place
+        break
+      for w, token in zip(work, tokens, strict=True):
+        seen[place, w.slot] = w.start + w.length
+        answers[w.slot] = int(token), place
+      going = [s for s, c in zip(going, sure, strict=True) if c < bar]
+      place += 1
+    for slot, (token, place) in answers.items():
+      if _take(rows[slot], token, place, context, max_tokens, stop):
+        del rows[slot]
+        free.append(slot)
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafting:
+  """How drafts fared.
+
+  Attributes:
+    rounds: passes of the deep tier over a row.
+    drafted: tokens drafted.
+    accepted: of them.
+  """
+
+  rounds: int
+  drafted: int
+  accepted: int
+
+
+def speculate(
+  draft: tier_lib.Tier,
+  deep: tier_lib.Tier,
+  prompts: Sequence[Sequence[int]],
+  *,
+  context: int,
+  max_tokens: int,
+  stop: int,
+  drafts: int = 3,
+) -> tuple[list[Completion], Drafting]:
+  """Completes prompts by the deep tier's exit, from drafts of the other's.
+
+  The draft tier takes some tokens ahead; the deep tier, which begins with the
+  states that the drafts left, reads all of them in one pass; the longest prefix
+  that it would have given too is kept, and one token more. Greedy tokens are
+  those of the deep exit alone; drawn ones have its distribution.
+
+  Args:
+    draft: the segments up to an exit, all slots a pass.
+    deep: the segments from there to the last exit, all slots a pass.
+    prompts: tokens of each.
+    context: positions a row may have.
+    max_tokens: to generate for each prompt at most.
+    stop: the token that ends a text.
+    drafts: tokens drafted a round.
+
+  Source: Leviathan et al., arXiv 2211.17192, algorithm 1; its draft model is
+  here a part of the model.
+  """
+  check(prompts, context)
+  most = draft.slack - 1
+  if not 1 <= drafts <= most:
+    raise errors.UserError(
+      f'drafts: {drafts} is not allowed; it must be from 1 to {most}, for a '
+      f'context of {context}'
+    )
+  found = [Completion(list(prompt), len(prompt)) for prompt in prompts]
+  waiting = list(range(len(prompts)))[::-1]
+  free = list(range(draft.slots))[::-1]
+  rows: dict[int, Completion] = {}
+  row_T = np.zeros(draft.slots, np.int32)
+  all_T = np.arange(draft.slots, dtype=np.int32)
+  rounds = accepted = 0
+  while waiting or rows:
+    fresh = []
+    while waiting and free:
+      slot, index = free.pop(), waiting.pop()
+      rows[slot], row_T[slot] = found[index], index
+      draft.forget(slot)
+      deep.forget(slot)
+      if len(prompts[index]) > 1:
+        length = len(prompts[index]) - 1
+        fresh.append(tier_lib.Work(slot, 0, length, index))
+    if fresh:
+      draft.run(fresh, [rows[w.slot].tokens[:-1] for w in fresh])
+      assert draft.states is not None
+      deep.run(fresh, draft.states)
+    start_T = draft.seen.copy()
+    token_TxP: Any = np.zeros((draft.slots, 1), np.int32)
+    for slot, row in rows.items():
+      token_TxP[slot] = row.tokens[-1]
+    tokens, logits = [], []
+    for ahead in range(drafts + 1):
+      # The last one's token is not used: it brings the last draft's state.
+      reading = draft.step(
+        all_T, start_T + ahead, np.zeros_like(all_T), row_T, token_TxP, 1
+      )
+      token_TxP = reading.tokens
+      tokens.append(reading.tokens)
+      logits.append(reading.logits)
+    verdict = deep.step(all_T, start_T, None, row_T, draft.states, drafts + 1)
+    kept_T, new_TxP = _verdict(
+      draft.sampling, tokens[:-1], logits[:-1], verdict.logits, start_T, row_T
+    )
+    kept_T, new_TxP = np.asarray(kept_T), np.asarray(new_TxP)
+    for slot, row in list(rows.items()):
+      rounds += 1
+      accepted += int(kept_T[slot])
+      for place, token in enumerate(new_TxP[slot, : kept_T[slot] + 1]):
+        gave = int(place == kept_T[slot])
+        if _take(row, int(token), gave, context, max_tokens, stop):
+          del rows[slot]
+          free.append(slot)
+          break
+      draft.seen[slot] = deep.seen[slot] = len(row.tokens) - 1
+  return found, Drafting(rounds, rounds * drafts, accepted)
+
+
+def _take(
+  row: Completion,
+  token: int,
+  place: int,
+  context: int,
+  max_tokens: int,
+  stop: int,
+) -> bool:
+  """Adds a token to a row; returns whether the row has ended."""
+  row.tokens.append(token)
+  row.exits.append(place)
+  row.stopped = token == stop
+  full = len(row.tokens) >= context or len(row.generated) >= max_tokens
+  return row.stopped or full
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _verdict(
+  sampling: sampling_lib.Sampling,
+  tokens: list[Array],
+  drafted: list[Array],
+  logits_TxPxV: Array,
+  start_T: Array,
+  row_T: Array,
+) -> tuple[Array, Array]:
+  """Returns how many drafts are kept [T], and the new tokens [T, P]: the drafts
+  with, after the last one kept, the token that the deep exit puts there."""
+  draft_TxK = jnp.concatenate(tokens, axis=1)
+  count = draft_TxK.shape[1]
+  p_TxPxV = sampling_lib.distribution(logits_TxPxV, sampling)
+  q_TxKxV = sampling_lib.distribution(
+    jnp.concatenate(drafted, axis=1), sampling
+  )
+  p_TxK, q_TxK = (
+    jnp.take_along_axis(x[:, :count], draft_TxK[..., None], axis=-1)[..., 0]
+    for x in (p_TxPxV, q_TxKxV)
+  )
+  position_TxP = start_T[:, None] + jnp.arange(count + 1)
+
+  def uniforms(use: int) -> Array:
+    return sampling_lib.uniforms(sampling.seed, row_T, position_TxP, use)
+
+  passed_TxK = uniforms(sampling_lib.ACCEPT)[:, :count] * q_TxK < p_TxK
+  kept_T = jnp.sum(jnp.cumprod(passed_TxK, axis=1), axis=1)
+  # After all drafts there is no q: the deep exit's own token.
+  q_TxPxV = jnp.pad(q_TxKxV, ((0, 0), (0, 1), (0, 0)))
+  left_TxPxV = jnp.maximum(p_TxPxV - q_TxPxV, 0.0)
+  # Where they agree to rounding, a draft that was refused by rounding.
+  none = jnp.sum(left_TxPxV, axis=-1, keepdims=True) <= 0
+  own_TxP = sampling_lib.draw(
+    jnp.where(none, p_TxPxV, left_TxPxV), uniforms(sampling_lib.REPLACE)
+  )
+  own_T = jnp.take_along_axis(own_TxP, kept_T[:, None], axis=1)
+  new_TxP = jnp.pad(draft_TxK, ((0, 0), (0, 1)))
+  at = jnp.arange(count + 1) == kept_T[:, None]
+  return kept_T, jnp.where(at, own_T, new_TxP)

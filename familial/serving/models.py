@@ -1,0 +1,101 @@
+"""Models read back: from a run, from an export, at any of their steps."""
+
+import dataclasses
+import os
+import pathlib
+
+import jax
+
+from familial import config as config_lib
+from familial import errors
+from familial import records
+from familial.data import tokenizers
+from familial.model import transformer
+from familial.training import checkpoint
+from familial.training import config as train_config
+
+TOKENIZER = 'tokenizer.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model and what is known of it.
+
+  Attributes:
+    folder: of the run or export.
+    step: of the checkpoint.
+    config: as it was trained, or made.
+    params: its parameters.
+    tokenizer: of its text.
+    tokenizer_path: the tokenizer's file; '' for bytes.
+  """
+
+  folder: pathlib.Path
+  step: int
+  config: train_config.RunConfig
+  params: transformer.Params
+  tokenizer: tokenizers.Tokenizer
+  tokenizer_path: str
+
+  @property
+  def context(self) -> int:
+    """Positions of a sequence, as it was trained."""
+    return self.config.data.seq_len
+
+
+def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
+  """Reads a model.
+
+  Args:
+    folder: of a run or an export, or one of its checkpoints.
+    step: last, best (lowest held-out loss of the last exit), or a number; a
+      folder that is one checkpoint says it itself.
+
+  Raises:
+    UserError: where there is no such checkpoint, it is damaged, or it is of
+      another shape than its folder's config.
+  """
+  folder = pathlib.Path(os.path.normpath(folder))
+  if folder.parent.name == 'checkpoints' and folder.name.isdigit():
+    folder, step = folder.parent.parent, folder.name
+  config = read_config(folder)
+  number = _step(folder / 'checkpoints', step)
+  like = jax.eval_shape(
+    lambda: transformer.init(config.model, jax.random.key(0))
+  )
+  params = checkpoint.read_params(folder / 'checkpoints', number, like)
+  path = str(folder / TOKENIZER) if (folder / TOKENIZER).exists() else ''
+  if config.data.tokenizer != 'bytes' and not path:
+    raise errors.UserError(f'{folder} has lost its {TOKENIZER}')
+  tokenizer = tokenizers.load(path)
+  if tokenizer.vocab_size != config.model.vocab_size:
+    raise errors.UserError(
+      f'{path or "the byte tokenizer"} has {tokenizer.vocab_size} tokens, and '
+      f'the model of {folder} {config.model.vocab_size}'
+    )
+  return Model(folder, number, config, params, tokenizer, path)
+
+
+def read_config(folder: pathlib.Path) -> train_config.RunConfig:
+  """Returns the config of a run or an export."""
+  path = folder / 'config.json'
+  if not path.exists():
+    raise errors.UserError(
+      f'{folder} holds no config.json: not a run, nor one of its checkpoints'
+    )
+  values = records.read_json(path)
+  if not isinstance(values, dict) or 'train' not in values or 'grid' in values:
+    raise errors.UserError(f'{path} is not the config of a single run')
+  if values.pop('schema', None) != records.SCHEMA:
+    raise errors.UserError(f'{path}: its schema is not {records.SCHEMA}')
+  return config_lib.run(values)
+
+
+def _step(folder: pathlib.Path, step: str) -> int:
+  if step.isdigit():
+    return int(step)
+  if step not in ('last', 'best'):
+    raise errors.UserError(
+      f"step: {step!r} is not 'last', 'best' or a step's number"
+    )
+  return checkpoint.steps(folder)[step]

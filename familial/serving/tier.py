@@ -1,0 +1,341 @@
+"""A segment at work: compiled passes over the rows that it holds caches for.
+
+Rows live in slots. A pass takes the next positions of some rows through the
+segment's layers, attends to what those rows' caches hold, and reads the exit
+out. A row's positions need not be those of its neighbours, and what a row gives
+does not depend on which other rows are in the pass: every pass has the same
+number of rows and one of a few lengths, padded with what nobody reads.
+
+The trunk and a branch exit have caches of their own: the branch is a layer that
+the trunk does not know of.
+
+Shapes: S slots, T rows of a pass, P positions of a pass, L positions of a
+cache, Q positions read out (P or 1); the rest as in `transformer`.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from familial.model import attention
+from familial.model import config as model_config
+from familial.model import transformer
+from familial.serving import sampling as sampling_lib
+from familial.serving import segments
+
+Array = jax.Array
+_LENGTHS = (1, 4, 16, 64)  # positions of a pass: a program each
+
+
+class Work(NamedTuple):
+  """Positions of one row that a tier is to take in.
+
+  Attributes:
+    slot: of the row, the same in all tiers.
+    start: first position; the tier holds those before it, and forgets those
+      from it on.
+    length: how many positions.
+    row: number of the row, for its draws.
+  """
+
+  slot: int
+  start: int
+  length: int
+  row: int
+
+
+class Reading(NamedTuple):
+  """What an exit says of each row of a pass, on the device.
+
+  Attributes:
+    tokens: [T, Q], drawn at each position: what follows it.
+    confidence: [T, Q], how sure the exit is there.
+    logits: [T, Q, V], float32.
+  """
+
+  tokens: Array
+  confidence: Array
+  logits: Array
+
+
+class Tier:
+  """A segment with slots for rows.
+
+  Attributes:
+    segment: what it runs.
+    slots: rows it can hold.
+    context: positions a row may have.
+    sampling: how tokens are drawn.
+    seen: [S], positions that each slot's caches hold.
+    states: [S, L, D], the trunk's states at its end, for the next tier; None of
+      a last segment.
+  """
+
+  def __init__(
+    self,
+    segment: segments.Segment,
+    slots: int,
+    context: int,
+    *,
+    rows: int = 0,
+    sampling: sampling_lib.Sampling | None = None,
+    confidence: str = 'max_prob',
+  ):
+    """Allocates the caches.
+
+    Args:
+      segment: to run.
+      slots: rows to hold.
+      context: positions a row may have.
+      rows: of a pass; 0 for all slots, which spares picking their caches out.
+      sampling: how tokens are drawn; greedily by default.
+      confidence: one of sampling.CONFIDENCES.
+    """
+    sampling_lib.check_confidence(confidence)
+    model = segment.model
+    self.segment, self.slots, self.context = segment, slots, context
+    self.sampling = sampling or sampling_lib.Sampling()
+    self._whole = not 0 < rows < slots
+    self._rows = slots if self._whole else rows
+    self._lengths = [p for p in _LENGTHS if p == 1 or 4 * p <= context]
+    self._layers, self._rest = _laid_out(segment)
+    self._program = functools.partial(
+      _advance, model, confidence, dataclasses.replace(self.sampling, seed=0)
+    )
+    self._all = np.arange(slots)
+    # A slot more takes the rows that fill up a pass. Past the context there is
+    # room for the padding of a row's last pass.
+    held = slots + (not self._whole)
+    positions = context + self.slack
+    cache = (held, model.kv_heads, positions, model.head_dim)
+    depth = len(self._layers) + ('branch' in self._rest)
+    self._cache = [
+      (_zeros(cache, model), _zeros(cache, model)) for _ in range(depth)
+    ]
+    self.states: Array | None = None
+    if not segment.last:
+      self.states = _zeros((held, positions, model.width), model)
+    self.seen = np.zeros(slots, np.int32)
+
+  @property
+  def slack(self) -> int:
+    """Positions that a pass may have, past the context too."""
+    return self._lengths[-1]
+
+  @property
+  def nbytes(self) -> int:
+    """Of the caches and states."""
+    kept = jax.tree.leaves((self._cache, self.states))
+    return sum(leaf.nbytes for leaf in kept)
+
+  def run(
+    self,
+    work: Sequence[Work],
+    inputs: Sequence[Sequence[int]] | Array,
+    threshold: float = math.inf,
+    wanted: Sequence[int] = (),
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Takes positions of some rows in, and reads out the last one of each.
+
+    Args:
+      work: rows, each once.
+      inputs: the tokens of each row's positions; of a tier that is not the
+        first, the `states` of the one below.
+      threshold: for a stage elsewhere, which sends states only where needed.
+      wanted: likewise.
+
+    Returns:
+      The token drawn and the confidence of each row, [rows].
+    """
+    del threshold, wanted
+    tokens = np.zeros(len(work), np.int32)
+    confidence = np.zeros(len(work), np.float32)
+    for length, parts in self._passes(work):
+      numbers = np.zeros((4, self._rows), np.int32)
+      slot, start, at, row = numbers
+      if self._whole:
+        start[:] = self.seen  # Who is not of the pass: nobody reads that.
+      else:
+        slot[:] = self.slots
+      x: Any = inputs
+      if self.segment.first:
+        x = np.zeros((self._rows, length), np.int32)
+      places: list[int] = []
+      for index, part in parts:
+        place = part.slot if self._whole else len(places)
+        places.append(place)
+        numbers[:, place] = part.slot, part.start, part.length - 1, part.row
+        if self.segment.first:
+          done = part.start - work[index].start
+          x[place, : part.length] = inputs[index][done : done + part.length]
+        self.seen[part.slot] = part.start + part.length
+      reading = self.step(slot, start, at, row, x, length)
+      indices = [index for index, _ in parts]
+      tokens[indices] = np.asarray(reading.tokens)[places, 0]
+      confidence[indices] = np.asarray(reading.confidence)[places, 0]
+    return tokens, confidence
+
+  def step(
+    self,
+    slot_T: np.ndarray,
+    start_T: np.ndarray,
+    at_T: np.ndarray | None,
+    row_T: np.ndarray,
+    x: Any,
+    length: int,
+  ) -> Reading:
+    """One pass, as it is compiled; `seen` is the caller's business.
+
+    Args:
+      slot_T: of each row; with all slots in a pass, they are in order.
+      start_T: each row's first position.
+      at_T: which of its positions is read out; None for all.
+      row_T: numbers of the rows, for their draws.
+      x: tokens [T, P], or the `states` of the tier below.
+      length: P.
+    """
+    reading, self._cache, self.states = self._program(
+      length, self._layers, self._rest, self._cache, self.states, x,
+      None if self._whole else slot_T, start_T, at_T, row_T,
+      np.uint32(self.sampling.seed),
+    )  # fmt: skip
+    return reading
+
+  def forget(self, slot: int) -> None:
+    """Empties a slot: what the next row finds in it is zeros again."""
+    self.seen[slot] = 0
+    self._cache, self.states = _clear(self._cache, self.states, slot)
+
+  def _passes(
+    self, work: Sequence[Work]
+  ) -> Iterator[tuple[int, list[tuple[int, Work]]]]:
+    """Yields passes: their length, and whose and which positions are in it.
+
+    A row's passes follow from its own count alone.
+    """
+    left = list(enumerate(work))
+    while left:
+      by_length: dict[int, list[tuple[int, Work]]] = {}
+      rest = []
+      for index, w in left:
+        length = next((p for p in self._lengths if p >= w.length), None)
+        length = length or self._lengths[-1]
+        now = min(length, w.length)
+        by_length.setdefault(length, []).append((index, w._replace(length=now)))
+        if w.length > now:
+          more = w._replace(start=w.start + now, length=w.length - now)
+          rest.append((index, more))
+      for length, parts in by_length.items():
+        for first in range(0, len(parts), self._rows):
+          yield length, parts[first : first + self._rows]
+      left = rest
+
+
+def _laid_out(
+  segment: segments.Segment,
+) -> tuple[list[transformer.Params], transformer.Params]:
+  """Returns the trunk's layers one by one, and all the rest."""
+  params, exit_ = segment.params, segment.exit
+  stacks = [params[n] for n in sorted(params, key=_number) if 'segment_' in n]
+  layers = [
+    jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+    for stack in stacks
+    for i in range(jax.tree.leaves(stack)[0].shape[0])
+  ]
+  unembedding = transformer.unembedding(params, segment.model, exit_)
+  # A copy: read row by row, a transposed view would be laid out each time.
+  rest = {**params[f'exit_{exit_}'], 'unembedding': jnp.array(unembedding)}
+  if segment.first:
+    rest['embedding'] = params['embedding']
+  return jax.device_put((layers, rest), jax.devices()[0])
+
+
+def _zeros(shape: tuple[int, ...], model: model_config.ModelConfig) -> Array:
+  # Placed, as what a pass returns is: otherwise its program is made twice.
+  return jax.device_put(jnp.zeros(shape, model.dtype), jax.devices()[0])
+
+
+def _number(name: str) -> int:
+  return int(name.rpartition('_')[2]) if 'segment_' in name else -1
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7))
+def _advance(
+  model: model_config.ModelConfig,
+  confidence: str,
+  sampling: sampling_lib.Sampling,
+  length: int,
+  layers: list[transformer.Params],
+  rest: transformer.Params,
+  cache: list[tuple[Array, Array]],
+  states: Array | None,
+  x: Array,
+  slot_T: Array | None,
+  start_T: Array,
+  at_T: Array | None,
+  row_T: Array,
+  seed: Array,
+) -> tuple[Reading, list[tuple[Array, Array]], Array | None]:
+  """The pass of `Tier.step`."""
+  if 'embedding' in rest:
+    x_TxPxD = rest['embedding'][x].astype(model.dtype)
+  else:
+    rows = x if slot_T is None else x[slot_T]
+    x_TxPxD = jax.vmap(
+      lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length)
+    )(rows, start_T)
+  position_TxP = start_T[:, None] + np.arange(length)
+  tables = attention.rotary(
+    model.rope_theta, model.head_dim, cache[0][0].shape[2]
+  )
+  cos, sin = (jnp.asarray(table)[position_TxP][:, None] for table in tables)
+  grown: list[tuple[Array, Array]] = []
+
+  def attend(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
+    out, kept = attention.cached(
+      attention.rotate(q_TxHxPxE, cos, sin),
+      attention.rotate(k_TxKxPxE, cos, sin),
+      v_TxKxPxE,
+      cache[len(grown)],
+      start_T,
+      slot_T,
+    )
+    grown.append(kept)
+    return out
+
+  layer = transformer.Layer(model)
+  for params in layers:
+    x_TxPxD = layer.apply({'params': params}, x_TxPxD, attend)
+  if states is not None:
+    states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
+  if 'branch' in rest:
+    x_TxPxD = layer.apply({'params': rest['branch']}, x_TxPxD, attend)
+  if at_T is not None:
+    x_TxPxD = jnp.take_along_axis(x_TxPxD, at_T[:, None, None], axis=1)
+    position_TxP = start_T[:, None] + at_T[:, None]
+  h_TxQxD = transformer.head_norm(rest, model, x_TxPxD)
+  logits_TxQxV = transformer.read_out(h_TxQxD, rest['unembedding'])
+  if sampling.temperature == 0:
+    tokens_TxQ = jnp.argmax(logits_TxQxV, axis=-1).astype(jnp.int32)
+  else:
+    tokens_TxQ = sampling_lib.draw(
+      sampling_lib.distribution(logits_TxQxV, sampling),
+      sampling_lib.uniforms(seed, row_T, position_TxP, sampling_lib.DRAW),
+    )
+  sure_TxQ = sampling_lib.confidence(logits_TxQxV, confidence)
+  return Reading(tokens_TxQ, sure_TxQ, logits_TxQxV), grown, states
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _clear(
+  cache: list[tuple[Array, Array]], states: Array | None, slot: int
+) -> tuple[list[tuple[Array, Array]], Array | None]:
+  return jax.tree.map(lambda kept: kept.at[slot].set(0.0), (cache, states))
