@@ -1,7 +1,8 @@
-"""Loss at every exit on held-out tokens."""
+"""Loss at every exit on held-out tokens, and how well it is known."""
 
 from collections.abc import Iterable
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,37 @@ def losses(
   for batch in batches:
     total, count = _add(model, params, batch, total, count)
   return np.asarray(total / count)
+
+
+def by_window(nats_WxL: np.ndarray, counted_WxL: np.ndarray) -> np.ndarray:
+  """Returns each window's sum [W], in float64, over positions that count."""
+  return np.asarray(
+    np.sum(nats_WxL, axis=1, dtype=np.float64, where=counted_WxL)
+  )
+
+
+def ratio(
+  above_W: np.ndarray, below_W: np.ndarray
+) -> tuple[float, float | None]:
+  """Returns the ratio of two sums over windows, and its standard error.
+
+  Windows are taken as independent, the tokens of one are not: the error is that
+  of the ratio's linear part, by window. Windows of one document are somewhat
+  alike, which it does not know.
+
+  Args:
+    above_W: each window's share of the numerator, such as its nats.
+    below_W: of the denominator, such as its tokens.
+
+  Returns:
+    The ratio, and its error; None for fewer than two windows.
+  """
+  windows, total = len(above_W), float(below_W.sum())
+  value = float(above_W.sum()) / total
+  if windows < 2:
+    return value, None
+  square = float(np.sum((above_W - value * below_W) ** 2))
+  return value, math.sqrt(square * windows / (windows - 1)) / total
 
 
 @functools.partial(jax.jit, static_argnums=0)

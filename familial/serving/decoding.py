@@ -4,13 +4,16 @@ The definition that every mode keeps to is the uncached forward pass: the token
 at a position is what the exit that answers there says of all tokens before it.
 A layer that a position skipped is not guessed at: the position waits, and is
 taken in when a later position of its row goes that deep (deferred computation),
-together with all others that wait.
+together with all others that wait. That is exact, and skips little in the end,
+for sooner or later most rows go deep. State propagation, to be asked for,
+computes no more than keys and values of such layers, from the state that the
+position left with: it skips the layers for good, and is another function, whose
+uncached definition is a pass in which a position that has left stays as it is.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 from typing import Protocol
 
@@ -62,7 +65,7 @@ class Stage(Protocol):
     self,
     work: Sequence[tier_lib.Work],
     inputs: Any,
-    threshold: float,
+    policy: sampling_lib.Policy,
     wanted: Sequence[int],
   ) -> tuple[np.ndarray, np.ndarray]:
     """Takes positions in; see Tier.run.
@@ -70,9 +73,13 @@ class Stage(Protocol):
     Args:
       work: rows, each once.
       inputs: tokens of each row, or the states of the stage below.
-      threshold: rows less sure than this will go on to the next stage.
+      policy: how tokens are drawn; rows less sure than its threshold will go
+        on to the next stage.
       wanted: of each row, the first position whose state that needs.
     """
+
+  def fill(self, work: Sequence[tier_lib.Work], inputs: Any) -> None:
+    """Takes positions in that left before it; see Tier.fill."""
 
   def forget(self, slot: int) -> None:
     """Empties a slot."""
@@ -114,7 +121,7 @@ def generate(
   context: int,
   max_tokens: int,
   stop: int,
-  threshold: float = float('inf'),
+  policy: sampling_lib.Policy,
   say: Callable[[str], None] = lambda line: None,
 ) -> list[Completion]:
   """Completes prompts: each token by the first stage that is sure of it.
@@ -128,8 +135,8 @@ def generate(
     context: positions a row may have.
     max_tokens: to generate for each prompt at most.
     stop: the token that ends a text.
-    threshold: confidence from which a stage's token is taken; the last stage
-      is always believed.
+    policy: how tokens are drawn, and from which confidence on a stage's token
+      is taken; the last stage is always believed.
     say: is told in a line when a stage can no longer be reached.
 
   Raises:
@@ -143,12 +150,20 @@ def generate(
   numbers: dict[int, int] = {}
   seen = np.zeros((len(stages), len(free)), np.int64)
   up = len(stages)
+  propagate = policy.fill == 'propagate'
   while waiting or rows:
     while waiting and free:
       slot, index = free.pop(), waiting.pop()
       rows[slot], numbers[slot], seen[:, slot] = found[index], index, 0
       for stage in stages[:up]:
         stage.forget(slot)
+      if propagate and len(prompts[index]) > 1:
+        # A prompt goes all the way: only what is generated leaves early.
+        seen[:, slot] = len(prompts[index]) - 1
+        whole = [tier_lib.Work(slot, 0, int(seen[0, slot]), index)]
+        for place, stage in enumerate(stages):
+          before: Any = stages[place - 1].states if place else [prompts[index]]
+          stage.run(whole, before, policy, [0])
     going = sorted(rows)
     answers: dict[int, tuple[int, int]] = {}
     place = 0
@@ -163,7 +178,16 @@ def generate(
         inputs = stages[place - 1].states
       deeper = place + 1 < up
       wanted = [int(seen[place + 1, s]) if deeper else 0 for s in going]
-      bar = threshold if deeper else -1.0
+      if propagate and place:
+        skipped = [
+          w._replace(length=w.length - 1) for w in work if w.length > 1
+        ]
+        if skipped:
+          stages[place].fill(skipped, inputs)
+        work = [
+          w._replace(start=w.start + w.length - 1, length=1) for w in work
+        ]
+      bar = policy if deeper else dataclasses.replace(policy, threshold=-1.0)
       try:
         tokens, sure = stages[place].run(work, inputs, bar, wanted)
       except LostError as error:
@@ -182,7 +206,7 @@ def generate(
       for w, token in zip(work, tokens, strict=True):
         seen[place, w.slot] = w.start + w.length
         answers[w.slot] = int(token), place
-      going = [s for s, c in zip(going, sure, strict=True) if c < bar]
+      going = [s for s, c in zip(going, sure, strict=True) if c < bar.threshold]
       place += 1
     for slot, (token, place) in answers.items():
       if _take(rows[slot], token, place, context, max_tokens, stop):
@@ -214,6 +238,7 @@ def speculate(
   context: int,
   max_tokens: int,
   stop: int,
+  sampling: sampling_lib.Sampling,
   drafts: int = 3,
 ) -> tuple[list[Completion], Drafting]:
   """Completes prompts by the deep tier's exit, from drafts of the other's.
@@ -230,6 +255,7 @@ def speculate(
     context: positions a row may have.
     max_tokens: to generate for each prompt at most.
     stop: the token that ends a text.
+    sampling: how tokens are drawn.
     drafts: tokens drafted a round.
 
   Source: Leviathan et al., arXiv 2211.17192, algorithm 1; its draft model is
@@ -260,9 +286,10 @@ def speculate(
         length = len(prompts[index]) - 1
         fresh.append(tier_lib.Work(slot, 0, length, index))
     if fresh:
-      draft.run(fresh, [rows[w.slot].tokens[:-1] for w in fresh])
+      policy = sampling_lib.Policy(sampling)
+      draft.run(fresh, [rows[w.slot].tokens[:-1] for w in fresh], policy)
       assert draft.states is not None
-      deep.run(fresh, draft.states)
+      deep.run(fresh, draft.states, policy)
     start_T = draft.seen.copy()
     token_TxP: Any = np.zeros((draft.slots, 1), np.int32)
     for slot, row in rows.items():
@@ -271,14 +298,27 @@ def speculate(
     for ahead in range(drafts + 1):
       # The last one's token is not used: it brings the last draft's state.
       reading = draft.step(
-        all_T, start_T + ahead, np.zeros_like(all_T), row_T, token_TxP, 1
+        all_T,
+        start_T + ahead,
+        np.zeros_like(all_T),
+        row_T,
+        token_TxP,
+        1,
+        sampling,
       )
       token_TxP = reading.tokens
       tokens.append(reading.tokens)
       logits.append(reading.logits)
-    verdict = deep.step(all_T, start_T, None, row_T, draft.states, drafts + 1)
+    verdict = deep.step(
+      all_T, start_T, None, row_T, draft.states, drafts + 1, sampling
+    )
     kept_T, new_TxP = _verdict(
-      draft.sampling, tokens[:-1], logits[:-1], verdict.logits, start_T, row_T
+      sampling_lib.numbers(sampling),
+      tokens[:-1],
+      logits[:-1],
+      verdict.logits,
+      start_T,
+      row_T,
     )
     kept_T, new_TxP = np.asarray(kept_T), np.asarray(new_TxP)
     for slot, row in list(rows.items()):
@@ -310,9 +350,9 @@ def _take(
   return row.stopped or full
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _verdict(
-  sampling: sampling_lib.Sampling,
+  numbers: sampling_lib.Numbers | None,
   tokens: list[Array],
   drafted: list[Array],
   logits_TxPxV: Array,
@@ -323,29 +363,33 @@ def _verdict(
   with, after the last one kept, the token that the deep exit puts there."""
   draft_TxK = jnp.concatenate(tokens, axis=1)
   count = draft_TxK.shape[1]
-  p_TxPxV = sampling_lib.distribution(logits_TxPxV, sampling)
-  q_TxKxV = sampling_lib.distribution(
-    jnp.concatenate(drafted, axis=1), sampling
-  )
-  p_TxK, q_TxK = (
-    jnp.take_along_axis(x[:, :count], draft_TxK[..., None], axis=-1)[..., 0]
-    for x in (p_TxPxV, q_TxKxV)
-  )
-  position_TxP = start_T[:, None] + jnp.arange(count + 1)
-
-  def uniforms(use: int) -> Array:
-    return sampling_lib.uniforms(sampling.seed, row_T, position_TxP, use)
-
-  passed_TxK = uniforms(sampling_lib.ACCEPT)[:, :count] * q_TxK < p_TxK
+  if numbers is None:
+    own_TxP = jnp.argmax(logits_TxPxV, axis=-1).astype(jnp.int32)
+    passed_TxK = draft_TxK == own_TxP[:, :count]
+  else:
+    p_TxPxV = sampling_lib.distribution(logits_TxPxV, numbers)
+    q_TxKxV = sampling_lib.distribution(
+      jnp.concatenate(drafted, axis=1), numbers
+    )
+    p_TxK, q_TxK = (
+      jnp.take_along_axis(x[:, :count], draft_TxK[..., None], axis=-1)[..., 0]
+      for x in (p_TxPxV, q_TxKxV)
+    )
+    position_TxP = start_T[:, None] + jnp.arange(count + 1)
+    accept_TxP, replace_TxP = (
+      sampling_lib.uniforms(numbers.seed, row_T, position_TxP, use)
+      for use in (sampling_lib.ACCEPT, sampling_lib.REPLACE)
+    )
+    passed_TxK = accept_TxP[:, :count] * q_TxK < p_TxK
+    # After all drafts there is no q: the deep exit's own token.
+    q_TxPxV = jnp.pad(q_TxKxV, ((0, 0), (0, 1), (0, 0)))
+    left_TxPxV = jnp.maximum(p_TxPxV - q_TxPxV, 0.0)
+    # Where they agree to rounding, a draft that was refused by rounding.
+    none = jnp.sum(left_TxPxV, axis=-1, keepdims=True) <= 0
+    own_TxP = sampling_lib.draw(
+      jnp.where(none, p_TxPxV, left_TxPxV), replace_TxP
+    )
   kept_T = jnp.sum(jnp.cumprod(passed_TxK, axis=1), axis=1)
-  # After all drafts there is no q: the deep exit's own token.
-  q_TxPxV = jnp.pad(q_TxKxV, ((0, 0), (0, 1), (0, 0)))
-  left_TxPxV = jnp.maximum(p_TxPxV - q_TxPxV, 0.0)
-  # Where they agree to rounding, a draft that was refused by rounding.
-  none = jnp.sum(left_TxPxV, axis=-1, keepdims=True) <= 0
-  own_TxP = sampling_lib.draw(
-    jnp.where(none, p_TxPxV, left_TxPxV), uniforms(sampling_lib.REPLACE)
-  )
   own_T = jnp.take_along_axis(own_TxP, kept_T[:, None], axis=1)
   new_TxP = jnp.pad(draft_TxK, ((0, 0), (0, 1)))
   at = jnp.arange(count + 1) == kept_T[:, None]

@@ -1,14 +1,19 @@
 """From an exit's logits to a token, and how sure the exit is of it."""
 
 import dataclasses
+import math
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from familial import errors
 
 Array = jax.Array
 CONFIDENCES = ('max_prob', 'gap', 'entropy')
+FILLS = ('defer', 'propagate')
 # Uses of `uniforms`.
 DRAW, ACCEPT, REPLACE = range(3)
 
@@ -42,27 +47,84 @@ class Sampling:
         )
 
 
-def distribution(logits: Array, sampling: Sampling) -> Array:
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """How tokens are drawn, and which exit is believed.
+
+  Attributes:
+    sampling: how an exit's token is drawn.
+    confidence: one of CONFIDENCES.
+    threshold: an exit's token is taken if it is at least this sure; the last
+      exit's always is.
+    fill: what deeper layers make of a position that left before them, when a
+      later one of its row gets there: defer, they take it in then, as if it had
+      never left; propagate, they read keys and values off the state it left
+      with, and do no more.
+  """
+
+  sampling: Sampling = Sampling()
+  confidence: str = 'max_prob'
+  threshold: float = math.inf
+  fill: str = 'defer'
+
+  def __post_init__(self) -> None:
+    if self.fill not in FILLS:
+      raise errors.UserError(
+        f'fill: {self.fill!r} is not one of {", ".join(FILLS)}'
+        f'{errors.nearest(self.fill, FILLS)}'
+      )
+    if self.confidence not in CONFIDENCES:
+      raise errors.UserError(
+        f'confidence: {self.confidence!r} is not one of '
+        f'{", ".join(CONFIDENCES)}'
+        f'{errors.nearest(self.confidence, CONFIDENCES)}'
+      )
+    if math.isnan(self.threshold):
+      raise errors.UserError('threshold: a number is needed')
+
+
+class Numbers(NamedTuple):
+  """Those of a Sampling, as a compiled program takes them."""
+
+  temperature: Any
+  top_k: Any
+  top_p: Any
+  seed: Any
+
+
+def numbers(sampling: Sampling) -> Numbers | None:
+  """Returns the numbers of a Sampling; None for the likeliest tokens, whose
+  programs are smaller."""
+  if sampling.temperature == 0:
+    return None
+  return Numbers(
+    np.float32(sampling.temperature),
+    np.int32(sampling.top_k),
+    np.float32(sampling.top_p),
+    np.uint32(sampling.seed),
+  )
+
+
+def distribution(logits: Array, n: Numbers | None) -> Array:
   """Returns the probabilities [.., V] that tokens are drawn with.
 
   Args:
     logits: [.., V], float32.
-    sampling: its numbers are part of the program; a seed is not used.
+    n: of the sampling.
   """
   vocab = logits.shape[-1]
-  if sampling.temperature == 0:
+  if n is None:
     return jax.nn.one_hot(jnp.argmax(logits, axis=-1), vocab)
-  probs = jax.nn.softmax(logits / sampling.temperature, axis=-1)
-  if sampling.top_k or sampling.top_p < 1:
-    order = jnp.argsort(-probs, axis=-1, stable=True)
-    ranked = jnp.take_along_axis(probs, order, axis=-1)
-    kept = jnp.cumsum(ranked, axis=-1) - ranked < sampling.top_p
-    if sampling.top_k:
-      kept &= jnp.arange(vocab) < sampling.top_k
-    ranks = jnp.argsort(order, axis=-1)
-    probs = jnp.where(jnp.take_along_axis(kept, ranks, axis=-1), probs, 0.0)
-    probs /= jnp.sum(probs, axis=-1, keepdims=True)
-  return probs
+  probs = jax.nn.softmax(logits / n.temperature, axis=-1)
+  order = jnp.argsort(-probs, axis=-1, stable=True)
+  ranked = jnp.take_along_axis(probs, order, axis=-1)
+  # The first is kept whatever top_p is.
+  kept = (jnp.cumsum(ranked, axis=-1) - ranked < n.top_p) & (
+    (n.top_k == 0) | (jnp.arange(vocab) < n.top_k)
+  )
+  ranks = jnp.argsort(order, axis=-1)
+  probs = jnp.where(jnp.take_along_axis(kept, ranks, axis=-1), probs, 0.0)
+  return probs / jnp.sum(probs, axis=-1, keepdims=True)
 
 
 def draw(probs: Array, uniform: Array) -> Array:
@@ -107,16 +169,8 @@ def confidence(logits: Array, kind: str) -> Array:
   if kind == 'max_prob':
     return jnp.max(probs, axis=-1)
   if kind == 'gap':
-    top = jax.lax.top_k(probs, 2)[0]
-    return top[..., 0] - top[..., 1]
+    first = jnp.argmax(logits, axis=-1, keepdims=True)
+    others = jnp.where(jnp.arange(logits.shape[-1]) == first, 0.0, probs)
+    return jnp.max(probs, axis=-1) - jnp.max(others, axis=-1)
   entropy = -jnp.sum(probs * log_probs, axis=-1)
-  return 1 - entropy / jnp.log(logits.shape[-1])
-
-
-def check_confidence(kind: str) -> None:
-  """Refuses an unknown kind of confidence."""
-  if kind not in CONFIDENCES:
-    raise errors.UserError(
-      f'confidence: {kind!r} is not one of {", ".join(CONFIDENCES)}'
-      f'{errors.nearest(kind, CONFIDENCES)}'
-    )
+  return jnp.maximum(1 - entropy / math.log(logits.shape[-1]), 0.0)

@@ -26,7 +26,7 @@ from familial import records
 from familial.model import config as model_config
 from familial.model import transformer
 
-_CONFIG = 'segment.json'
+CONFIG = 'segment.json'
 _PARAMS = 'params.safetensors'
 _TOKENIZER = 'tokenizer.json'
 # Of a shape: how the same numbers are computed.
@@ -43,6 +43,7 @@ class Segment:
       one of them.
     index: which: it holds the layers above exit exits[index - 1], or above the
       embedding, up to exit exits[index].
+    context: positions that the family was trained on.
     fingerprint: of the whole family: only segments of one family go together.
     params: float32, under the family's names.
   """
@@ -50,6 +51,7 @@ class Segment:
   model: model_config.ModelConfig
   exits: tuple[int, ...]
   index: int
+  context: int
   fingerprint: str
   params: transformer.Params
 
@@ -80,6 +82,7 @@ class Segment:
 def split(
   params: transformer.Params,
   model: model_config.ModelConfig,
+  context: int,
   exits: Sequence[int] = (),
 ) -> list[Segment]:
   """Returns the segments of a family, first to last.
@@ -87,6 +90,7 @@ def split(
   Args:
     params: of the family.
     model: its shape.
+    context: positions it was trained on.
     exits: where to cut, increasing; those of all exits by default. Layers above
       the last of them are left out.
   """
@@ -97,7 +101,9 @@ def split(
     raise errors.UserError(f'exits: {exits} do not increase')
   mark = fingerprint(params, model)
   return [
-    Segment(model, exits, index, mark, _cut(params, model, exits, index))
+    Segment(
+      model, exits, index, context, mark, _cut(params, model, exits, index)
+    )
     for index in range(len(exits))
   ]
 
@@ -139,16 +145,43 @@ def save(
       folder / _TOKENIZER, pathlib.Path(tokenizer).read_bytes()
     )
   records.write_json(
-    folder / _CONFIG,
+    folder / CONFIG,
     {
       'schema': records.SCHEMA,
       'model': _shape(segment.model),
       'exits': list(segment.exits),
       'index': segment.index,
+      'context': segment.context,
       'fingerprint': segment.fingerprint,
       'bytes': nbytes(segment),
     },
   )
+
+
+def export(
+  params: transformer.Params,
+  model: model_config.ModelConfig,
+  context: int,
+  exit_: int,
+  folder: str | os.PathLike[str],
+  tokenizer: str = '',
+) -> list[pathlib.Path]:
+  """Writes a family's segments up to an exit; returns their folders.
+
+  Args:
+    params: of the family.
+    model: its shape.
+    context: positions it was trained on.
+    exit_: the last one's.
+    folder: of the segments' folders.
+    tokenizer: its file; '' for bytes.
+  """
+  model.submodel(exit_)  # Refuses what is no exit.
+  folders = []
+  for segment in split(params, model, context, range(1, exit_ + 1)):
+    folders.append(pathlib.Path(folder) / f'segment_{segment.index}')
+    save(segment, folders[-1], tokenizer)
+  return folders
 
 
 def load(folder: str | os.PathLike[str]) -> Segment:
@@ -158,12 +191,12 @@ def load(folder: str | os.PathLike[str]) -> Segment:
     UserError: where it is none, damaged, or not of the shape it says.
   """
   folder = pathlib.Path(folder)
-  if not (folder / _CONFIG).exists():
-    raise errors.UserError(f'{folder} holds no {_CONFIG}: not a segment')
-  read = records.read_json(folder / _CONFIG)
+  if not (folder / CONFIG).exists():
+    raise errors.UserError(f'{folder} holds no {CONFIG}: not a segment')
+  read = records.read_json(folder / CONFIG)
   if read.get('schema') != records.SCHEMA:
     raise errors.UserError(
-      f'{folder / _CONFIG}: schema {read.get("schema")} is not {records.SCHEMA}'
+      f'{folder / CONFIG}: schema {read.get("schema")} is not {records.SCHEMA}'
     )
   model = config_lib.section(
     model_config.ModelConfig, config_lib.plain(read['model']), 'model'
@@ -186,7 +219,9 @@ def load(folder: str | os.PathLike[str]) -> Segment:
   params = jax.tree_util.tree_map_with_path(
     lambda path, _: jnp.asarray(arrays[_name(path)]), expected
   )
-  return Segment(model, exits, index, read['fingerprint'], params)
+  return Segment(
+    model, exits, index, read['context'], read['fingerprint'], params
+  )
 
 
 def _cut(

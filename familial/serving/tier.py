@@ -15,9 +15,6 @@ cache, Q positions read out (P or 1); the rest as in `transformer`.
 
 from collections.abc import Iterator
 from collections.abc import Sequence
-import dataclasses
-import functools
-import math
 from typing import Any
 from typing import NamedTuple
 
@@ -25,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial.model import attention
 from familial.model import config as model_config
 from familial.model import transformer
+from familial.serving import passes
 from familial.serving import sampling as sampling_lib
 from familial.serving import segments
 
@@ -52,20 +49,6 @@ class Work(NamedTuple):
   row: int
 
 
-class Reading(NamedTuple):
-  """What an exit says of each row of a pass, on the device.
-
-  Attributes:
-    tokens: [T, Q], drawn at each position: what follows it.
-    confidence: [T, Q], how sure the exit is there.
-    logits: [T, Q, V], float32.
-  """
-
-  tokens: Array
-  confidence: Array
-  logits: Array
-
-
 class Tier:
   """A segment with slots for rows.
 
@@ -73,7 +56,6 @@ class Tier:
     segment: what it runs.
     slots: rows it can hold.
     context: positions a row may have.
-    sampling: how tokens are drawn.
     seen: [S], positions that each slot's caches hold.
     states: [S, L, D], the trunk's states at its end, for the next tier; None of
       a last segment.
@@ -86,8 +68,6 @@ class Tier:
     context: int,
     *,
     rows: int = 0,
-    sampling: sampling_lib.Sampling | None = None,
-    confidence: str = 'max_prob',
   ):
     """Allocates the caches.
 
@@ -96,20 +76,13 @@ class Tier:
       slots: rows to hold.
       context: positions a row may have.
       rows: of a pass; 0 for all slots, which spares picking their caches out.
-      sampling: how tokens are drawn; greedily by default.
-      confidence: one of sampling.CONFIDENCES.
     """
-    sampling_lib.check_confidence(confidence)
     model = segment.model
     self.segment, self.slots, self.context = segment, slots, context
-    self.sampling = sampling or sampling_lib.Sampling()
     self._whole = not 0 < rows < slots
     self._rows = slots if self._whole else rows
     self._lengths = [p for p in _LENGTHS if p == 1 or 4 * p <= context]
     self._layers, self._rest = _laid_out(segment)
-    self._program = functools.partial(
-      _advance, model, confidence, dataclasses.replace(self.sampling, seed=0)
-    )
     self._all = np.arange(slots)
     # A slot more takes the rows that fill up a pass. Past the context there is
     # room for the padding of a row's last pass.
@@ -139,49 +112,49 @@ class Tier:
   def run(
     self,
     work: Sequence[Work],
-    inputs: Sequence[Sequence[int]] | Array,
-    threshold: float = math.inf,
+    inputs: Sequence[Any] | Array,
+    policy: sampling_lib.Policy,
     wanted: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
     """Takes positions of some rows in, and reads out the last one of each.
 
     Args:
       work: rows, each once.
-      inputs: the tokens of each row's positions; of a tier that is not the
-        first, the `states` of the one below.
-      threshold: for a stage elsewhere, which sends states only where needed.
-      wanted: likewise.
+      inputs: tokens [length], or states [length, D], of each row; or the
+        `states` of the tier below, all of them.
+      policy: how tokens are drawn, and the kind of confidence.
+      wanted: for a stage elsewhere, which sends states only where needed.
 
     Returns:
       The token drawn and the confidence of each row, [rows].
     """
-    del threshold, wanted
+    del wanted
     tokens = np.zeros(len(work), np.int32)
     confidence = np.zeros(len(work), np.float32)
-    for length, parts in self._passes(work):
-      numbers = np.zeros((4, self._rows), np.int32)
+    for indices, places, length, numbers, x in self._filled(work, inputs):
       slot, start, at, row = numbers
-      if self._whole:
-        start[:] = self.seen  # Who is not of the pass: nobody reads that.
-      else:
-        slot[:] = self.slots
-      x: Any = inputs
-      if self.segment.first:
-        x = np.zeros((self._rows, length), np.int32)
-      places: list[int] = []
-      for index, part in parts:
-        place = part.slot if self._whole else len(places)
-        places.append(place)
-        numbers[:, place] = part.slot, part.start, part.length - 1, part.row
-        if self.segment.first:
-          done = part.start - work[index].start
-          x[place, : part.length] = inputs[index][done : done + part.length]
-        self.seen[part.slot] = part.start + part.length
-      reading = self.step(slot, start, at, row, x, length)
-      indices = [index for index, _ in parts]
+      reading = self.step(slot, start, at, row, x, length, policy.sampling)
       tokens[indices] = np.asarray(reading.tokens)[places, 0]
-      confidence[indices] = np.asarray(reading.confidence)[places, 0]
+      sure = np.asarray(reading.confidence[policy.confidence])
+      confidence[indices] = sure[places, 0]
     return tokens, confidence
+
+  def fill(self, work: Sequence[Work], inputs: Array) -> None:
+    """Takes positions in that left before this tier: they stay as they are.
+
+    Each layer's keys and values are read off the states that they left with,
+    which the next tier gets as well.
+
+    Args:
+      work: rows, each once.
+      inputs: the `states` of the tier below.
+    """
+    for _, _, length, numbers, x in self._filled(work, inputs):
+      slot_T, start_T, _, _ = numbers
+      self._cache, self.states = passes.propagate(
+        self.segment.model, length, self._layers, self._rest, self._cache,
+        self.states, x, None if self._whole else slot_T, start_T,
+      )  # fmt: skip
 
   def step(
     self,
@@ -191,7 +164,8 @@ class Tier:
     row_T: np.ndarray,
     x: Any,
     length: int,
-  ) -> Reading:
+    sampling: sampling_lib.Sampling,
+  ) -> passes.Reading:
     """One pass, as it is compiled; `seen` is the caller's business.
 
     Args:
@@ -199,20 +173,62 @@ class Tier:
       start_T: each row's first position.
       at_T: which of its positions is read out; None for all.
       row_T: numbers of the rows, for their draws.
-      x: tokens [T, P], or the `states` of the tier below.
+      x: tokens [T, P], states [T, P, D], or the `states` of the tier below.
       length: P.
+      sampling: how tokens are drawn.
     """
-    reading, self._cache, self.states = self._program(
-      length, self._layers, self._rest, self._cache, self.states, x,
-      None if self._whole else slot_T, start_T, at_T, row_T,
-      np.uint32(self.sampling.seed),
+    reading, self._cache, self.states = passes.advance(
+      self.segment.model, length, self._layers, self._rest, self._cache,
+      self.states, x, None if self._whole else slot_T, start_T, at_T, row_T,
+      sampling_lib.numbers(sampling),
     )  # fmt: skip
     return reading
+
+  def take(self, work: Sequence[Work]) -> list[np.ndarray]:
+    """Returns the states [length, D] of some rows' positions, on the host."""
+    found: list[list[np.ndarray]] = [[] for _ in work]
+    for length, parts in self._passes(work):
+      slot, start = np.zeros((2, self._rows), np.int32)
+      for place, (_, part) in enumerate(parts):
+        slot[place], start[place] = part.slot, part.start
+      states = np.asarray(passes.cut(self.states, slot, start, length))
+      for place, (index, part) in enumerate(parts):
+        found[index].append(states[place, : part.length])
+    return [np.concatenate(pieces) for pieces in found]
 
   def forget(self, slot: int) -> None:
     """Empties a slot: what the next row finds in it is zeros again."""
     self.seen[slot] = 0
-    self._cache, self.states = _clear(self._cache, self.states, slot)
+    self._cache, self.states = passes.clear(self._cache, self.states, slot)
+
+  def _filled(
+    self, work: Sequence[Work], inputs: Sequence[Any] | Array
+  ) -> Iterator[tuple[list[int], list[int], int, np.ndarray, Any]]:
+    """Yields passes as they are compiled: whose they are and at which of their
+    rows, their length, slots, starts, places read out and numbers of rows
+    [4, T], and inputs; notes that their positions are held."""
+    whole = isinstance(inputs, jax.Array)
+    for length, parts in self._passes(work):
+      numbers = np.zeros((4, self._rows), np.int32)
+      slot, start = numbers[:2]
+      if self._whole:
+        start[:] = self.seen  # Who is not of the pass: nobody reads that.
+      else:
+        slot[:] = self.slots
+      x: Any = inputs
+      if not whole:
+        like = np.asarray(inputs[0])
+        x = np.zeros((self._rows, length, *like.shape[1:]), like.dtype)
+      places: list[int] = []
+      for index, part in parts:
+        place = part.slot if self._whole else len(places)
+        places.append(place)
+        numbers[:, place] = part.slot, part.start, part.length - 1, part.row
+        if not whole:
+          done = part.start - work[index].start
+          x[place, : part.length] = inputs[index][done : done + part.length]
+        self.seen[part.slot] = part.start + part.length
+      yield [index for index, _ in parts], places, length, numbers, x
 
   def _passes(
     self, work: Sequence[Work]
@@ -265,77 +281,3 @@ def _zeros(shape: tuple[int, ...], model: model_config.ModelConfig) -> Array:
 
 def _number(name: str) -> int:
   return int(name.rpartition('_')[2]) if 'segment_' in name else -1
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7))
-def _advance(
-  model: model_config.ModelConfig,
-  confidence: str,
-  sampling: sampling_lib.Sampling,
-  length: int,
-  layers: list[transformer.Params],
-  rest: transformer.Params,
-  cache: list[tuple[Array, Array]],
-  states: Array | None,
-  x: Array,
-  slot_T: Array | None,
-  start_T: Array,
-  at_T: Array | None,
-  row_T: Array,
-  seed: Array,
-) -> tuple[Reading, list[tuple[Array, Array]], Array | None]:
-  """The pass of `Tier.step`."""
-  if 'embedding' in rest:
-    x_TxPxD = rest['embedding'][x].astype(model.dtype)
-  else:
-    rows = x if slot_T is None else x[slot_T]
-    x_TxPxD = jax.vmap(
-      lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length)
-    )(rows, start_T)
-  position_TxP = start_T[:, None] + np.arange(length)
-  tables = attention.rotary(
-    model.rope_theta, model.head_dim, cache[0][0].shape[2]
-  )
-  cos, sin = (jnp.asarray(table)[position_TxP][:, None] for table in tables)
-  grown: list[tuple[Array, Array]] = []
-
-  def attend(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
-    out, kept = attention.cached(
-      attention.rotate(q_TxHxPxE, cos, sin),
-      attention.rotate(k_TxKxPxE, cos, sin),
-      v_TxKxPxE,
-      cache[len(grown)],
-      start_T,
-      slot_T,
-    )
-    grown.append(kept)
-    return out
-
-  layer = transformer.Layer(model)
-  for params in layers:
-    x_TxPxD = layer.apply({'params': params}, x_TxPxD, attend)
-  if states is not None:
-    states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
-  if 'branch' in rest:
-    x_TxPxD = layer.apply({'params': rest['branch']}, x_TxPxD, attend)
-  if at_T is not None:
-    x_TxPxD = jnp.take_along_axis(x_TxPxD, at_T[:, None, None], axis=1)
-    position_TxP = start_T[:, None] + at_T[:, None]
-  h_TxQxD = transformer.head_norm(rest, model, x_TxPxD)
-  logits_TxQxV = transformer.read_out(h_TxQxD, rest['unembedding'])
-  if sampling.temperature == 0:
-    tokens_TxQ = jnp.argmax(logits_TxQxV, axis=-1).astype(jnp.int32)
-  else:
-    tokens_TxQ = sampling_lib.draw(
-      sampling_lib.distribution(logits_TxQxV, sampling),
-      sampling_lib.uniforms(seed, row_T, position_TxP, sampling_lib.DRAW),
-    )
-  sure_TxQ = sampling_lib.confidence(logits_TxQxV, confidence)
-  return Reading(tokens_TxQ, sure_TxQ, logits_TxQxV), grown, states
-
-
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _clear(
-  cache: list[tuple[Array, Array]], states: Array | None, slot: int
-) -> tuple[list[tuple[Array, Array]], Array | None]:
-  return jax.tree.map(lambda kept: kept.at[slot].set(0.0), (cache, states))

@@ -1,0 +1,1 @@
+"""The subcommands: each declares its flags and calls the library."""

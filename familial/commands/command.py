@@ -1,0 +1,53 @@
+"""What a subcommand is, and the flags that several have."""
+
+from collections.abc import Callable
+import dataclasses
+
+from absl import flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A subcommand.
+
+  Attributes:
+    help: one line.
+    define: declares its flags.
+    run: takes the parsed flags, returns the summary line.
+  """
+
+  help: str
+  define: Callable[[flags.FlagValues], None]
+  run: Callable[[flags.FlagValues], str]
+
+
+def define_config(values: flags.FlagValues, default: str) -> None:
+  """Declares --config, with a default file."""
+  from ml_collections import config_flags
+
+  config_flags.DEFINE_config_file(
+    'config',
+    default,
+    'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
+    'values are overridden by --config.key=value.',
+    lock_config=True,
+    flag_values=values,
+  )
+
+
+def define_workdir(values: flags.FlagValues) -> None:
+  """Declares --workdir."""
+  define_folder(
+    'workdir', 'Folder of the study or run; made if missing.', values
+  )
+
+
+def define_folder(name: str, text: str, values: flags.FlagValues) -> None:
+  """Declares a flag that names a folder and must be given."""
+  flags.DEFINE_string(name, None, text, required=True, flag_values=values)
+  flags.register_validator(
+    name,
+    lambda folder: folder != '',  # As of a shell's variable that is not set.
+    message='it must name a folder',
+    flag_values=values,
+  )

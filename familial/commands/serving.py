@@ -1,0 +1,349 @@
+"""`familial evaluate`, `export`, `import`, `generate` and `relay`."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from absl import flags
+
+from familial import errors
+from familial.commands import command
+
+_FORMATS = ('familial', 'hugging_face', 'segments')
+
+
+def _define_checkpoint(values: flags.FlagValues) -> None:
+  command.define_folder(
+    'checkpoint', 'Run or export, or one of its checkpoints.', values
+  )
+  flags.DEFINE_string(
+    'step',
+    'last',
+    'Checkpoint of a run: last, best, or a number of steps.',
+    flag_values=values,
+  )
+
+
+def _define_evaluate(values: flags.FlagValues) -> None:
+  _define_checkpoint(values)
+  flags.DEFINE_list(
+    'exits', ['all'], 'Exits to report: all, or as 1,3.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'tokens',
+    0,
+    "Held-out tokens; 0 for as many as the run's own evaluations.",
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_bool('draw', True, 'Write figures too.', flag_values=values)
+  command.define_folder('out', 'Folder of the result.', values)
+
+
+def _define_export(values: flags.FlagValues) -> None:
+  _define_checkpoint(values)
+  flags.DEFINE_integer(
+    'exit', 0, 'Which, from 1; 0 for the last.', flag_values=values
+  )
+  flags.DEFINE_enum(
+    'format',
+    'familial',
+    _FORMATS,
+    "A model of this project's, Hugging Face files, or one folder for each "
+    'segment up to the exit, to be served.',
+    flag_values=values,
+  )
+  command.define_folder('out', 'Folder of the result.', values)
+
+
+def _define_import(values: flags.FlagValues) -> None:
+  command.define_folder(
+    'from', 'Folder of Hugging Face files of a Llama-like model.', values
+  )
+  flags.DEFINE_list(
+    'exits',
+    [],
+    'Layers after which exits are added, as 8,16; the last layer always has '
+    'one.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'exit_kind',
+    'head',
+    ['head', 'separate', 'branch'],
+    'Of the exits added.',
+    flag_values=values,
+  )
+  command.define_folder('out', 'Folder of the result.', values)
+
+
+def _define_generate(values: flags.FlagValues) -> None:
+  _define_checkpoint(values)
+  flags.DEFINE_multi_string(
+    'prompt',
+    None,
+    'Text to go on from; may be repeated.',
+    required=True,
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'mode',
+    'exit',
+    ['exit', 'confidence', 'speculative', 'relay'],
+    'One exit always; the first that is sure; the last one from drafts of '
+    'another; a chain of servers.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'exit',
+    0,
+    'The exit of mode exit, and the deepest of the others, from 1; 0 for the '
+    "model's last.",
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'threshold',
+    0.9,
+    'Confidence from which on an exit is believed.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'confidence',
+    'max_prob',
+    ['max_prob', 'gap', 'entropy'],
+    'Largest probability; it less the second; 1 - entropy / log V.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'fill',
+    'defer',
+    ['defer', 'propagate'],
+    'What deeper layers make of a position that left before them: take it in '
+    'when a later one gets there (exact), or read keys and values off the '
+    'state it left with (skips the layers).',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'draft_exit', 1, 'Whose drafts are read.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'drafts', 3, 'Tokens drafted at a time.', flag_values=values
+  )
+  flags.DEFINE_list(
+    'servers',
+    [],
+    'HOST:PORT of each segment in order, for mode relay.',
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    'state_dtype',
+    'float32',
+    ['float32', 'bfloat16', 'int8'],
+    'Of the states between servers.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'max_tokens', 64, 'To generate at most.', flag_values=values
+  )
+  flags.DEFINE_float(
+    'temperature', 0.0, '0 takes the likeliest token.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'top_k', 0, 'Of the likeliest tokens alone; 0: all.', flag_values=values
+  )
+  flags.DEFINE_float(
+    'top_p',
+    1.0,
+    'Of the likeliest that reach this probability together.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer('seed', 0, 'Of what is drawn.', flag_values=values)
+  flags.DEFINE_string(
+    'out', '', 'JSON file of the result, if one is wanted.', flag_values=values
+  )
+
+
+def _define_relay(values: flags.FlagValues) -> None:
+  command.define_folder(
+    'segment',
+    'Folder of one segment, as familial export --format=segments writes it.',
+    values,
+  )
+  flags.DEFINE_integer(
+    'port',
+    None,
+    'To listen on; 0 for any that is free.',
+    required=True,
+    lower_bound=0,
+    upper_bound=65535,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'host',
+    'localhost',
+    'Address to listen on; [::] for all, and nothing is encrypted.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'slots', 64, 'Rows that may be open.', lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'rows',
+    8,
+    'Rows of a pass: fewer than there are cost as many.',
+    lower_bound=1,
+    flag_values=values,
+  )
+
+
+def _evaluate(values: flags.FlagValues) -> str:
+  from familial.serving import evaluating
+  from familial.serving import models
+
+  exits = None
+  if values.exits != ['all']:
+    exits = _integers('exits', values.exits)
+  model = models.load(values.checkpoint, values.step)
+  found = evaluating.evaluate(model, exits, tokens=values.tokens or None)
+  return evaluating.write(found, values.out, draw=values.draw)
+
+
+def _export(values: flags.FlagValues) -> str:
+  from familial.serving import models
+  from familial.serving import segments
+
+  model = models.load(values.checkpoint, values.step)
+  exit_ = values.exit or model.config.model.granularity
+  if values.format == 'segments':
+    folders = segments.export(
+      model.params, model.config.model, model.context, exit_, values.out,
+      model.tokenizer_path,
+    )  # fmt: skip
+    return f'wrote {", ".join(map(str, folders))}'
+  from familial.serving import export
+
+  write = {
+    'familial': export.to_familial,
+    'hugging_face': export.to_hugging_face,
+  }[values.format]
+  write(model, exit_, values.out)
+  return f'wrote exit {exit_} of {model.folder} to {values.out}'
+
+
+def _import(values: flags.FlagValues) -> str:
+  from familial.serving import importing
+
+  return importing.from_hugging_face(
+    str(values['from'].value),
+    _integers('exits', values.exits),
+    values.exit_kind,
+    values.out,
+  )
+
+
+def _generate(values: flags.FlagValues) -> str:
+  from familial import records
+  from familial.serving import generating
+  from familial.serving import models
+  from familial.serving import sampling
+  from familial.training import compilation
+
+  compilation.prepare()
+  options = generating.Options(
+    mode=values.mode,
+    exit=values.exit,
+    draft_exit=values.draft_exit,
+    drafts=values.drafts,
+    max_tokens=values.max_tokens,
+    policy=sampling.Policy(
+      sampling.Sampling(
+        values.temperature, values.top_k, values.top_p, values.seed
+      ),
+      values.confidence,
+      values.threshold,
+      values.fill,
+    ),
+  )
+  if values.mode == 'relay':
+    if not values.servers:
+      raise errors.UserError(
+        '--servers: mode relay needs HOST:PORT of each segment, in order'
+      )
+    outcome = generating.relay(
+      models.tokenizer_of(values.checkpoint), values.servers, values.prompt,
+      options, dtype=values.state_dtype, say=_warn,
+    )  # fmt: skip
+  else:
+    model = models.load(values.checkpoint, values.step)
+    outcome = generating.run(model, values.prompt, options)
+  for text in outcome.texts:
+    print(text, flush=True)
+  if values.out:
+    records.write_json(values.out, {'texts': outcome.texts, **outcome.report})
+  return generating.line(outcome.report)
+
+
+def _relay(values: flags.FlagValues) -> str:
+  # Its library would print about a port in use, beside our line.
+  os.environ.setdefault('GRPC_VERBOSITY', 'NONE')
+  from familial.serving import segments
+  from familial.serving import server
+  from familial.training import compilation
+
+  compilation.prepare()
+  segment = segments.load(values.segment)
+  relay = server.Relay(segment, values.slots, segment.context, rows=values.rows)
+  with server.serve(relay, values.port, values.host) as port:
+    print(
+      f'segment {segment.index} of {len(segment.exits)}, up to exit '
+      f'{segment.exit}, of model {segment.fingerprint}: listening on port '
+      f'{port}; {json.dumps(segments.nbytes(segment))} bytes of parameters, '
+      f'{relay.tier.nbytes} of caches',
+      flush=True,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+  return f'port {port}: stopped'
+
+
+def _warn(line: str) -> None:
+  print(f'familial: {line}', file=sys.stderr)
+
+
+def _integers(flag: str, texts: list[str]) -> tuple[int, ...]:
+  try:
+    return tuple(map(int, texts))
+  except ValueError:
+    raise errors.UserError(
+      f'--{flag}={",".join(texts)!r}: whole numbers, joined by commas'
+    ) from None
+
+
+COMMANDS: dict[str, Any] = {
+  'evaluate': command.Command(
+    'loss, calibration and early-exit trade-off of a checkpoint',
+    _define_evaluate,
+    _evaluate,
+  ),
+  'export': command.Command(
+    'one exit as a model of its own, or segments to serve',
+    _define_export,
+    _export,
+  ),
+  'import': command.Command(
+    'a Llama-like model of Hugging Face, with exits added',
+    _define_import,
+    _import,
+  ),
+  'generate': command.Command(
+    'text by an exit, by confidence, by drafts, by a relay',
+    _define_generate,
+    _generate,
+  ),
+  'relay': command.Command('serves one segment', _define_relay, _relay),
+}

@@ -1,0 +1,90 @@
+"""`familial run`, `train` and `report`."""
+
+from absl import flags
+
+from familial import errors
+from familial.commands import command
+
+_SINGLE = 'experiments/single.py'
+
+
+def _define_run(values: flags.FlagValues) -> None:
+  command.define_config(values, 'experiments/quickstart.py')
+  command.define_workdir(values)
+  flags.DEFINE_integer(
+    'workers',
+    1,
+    'Processes that train cells side by side on this host, '
+    'each on its share of the cores.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'plan_only', False, 'Stop after the plan.', flag_values=values
+  )
+  _define_tensorboard(values)
+
+
+def _define_train(values: flags.FlagValues) -> None:
+  command.define_config(values, _SINGLE)
+  command.define_workdir(values)
+  _define_tensorboard(values)
+
+
+def _define_tensorboard(values: flags.FlagValues) -> None:
+  flags.DEFINE_bool(
+    'tensorboard',
+    False,
+    "Write TensorBoard events too; needs the extra 'tensorboard'.",
+    flag_values=values,
+  )
+
+
+def _run(values: flags.FlagValues) -> str:
+  from familial import config
+  from familial.studies import isoflop
+
+  return isoflop.run(
+    config.study(values.config),
+    values.workdir,
+    workers=values.workers,
+    plan_only=values.plan_only,
+    tensorboard=values.tensorboard,
+  )
+
+
+def _train(values: flags.FlagValues) -> str:
+  from familial import config
+  from familial import records
+  from familial.training import loop
+
+  if 'grid' in values.config:
+    raise errors.UserError(
+      "--config: this is a study's, for familial run; familial train takes one "
+      f"run's, such as {_SINGLE}"
+    )
+  run = config.run(values.config)
+  with records.held(values.workdir) as mine:
+    if not mine:
+      raise errors.UserError(
+        f'--workdir={values.workdir}: another process is training there'
+      )
+    loop.run(run, values.workdir, tensorboard=values.tensorboard)
+  return f'{values.workdir}: {records.outcome(values.workdir)}'
+
+
+def _report(values: flags.FlagValues) -> str:
+  from familial.report import page
+
+  return f'wrote {page.write(values.workdir)}'
+
+
+COMMANDS = {
+  'run': command.Command(
+    'a whole study: plan, train, fit, report; resumable', _define_run, _run
+  ),
+  'train': command.Command('one run', _define_train, _train),
+  'report': command.Command(
+    'figures and one HTML page of a study', command.define_workdir, _report
+  ),
+}

@@ -1,0 +1,234 @@
+"""What `familial generate` does: text for prompts, and what it cost."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from familial import errors
+from familial.data import tokenizers
+from familial.serving import client
+from familial.serving import decoding
+from familial.serving import models
+from familial.serving import sampling as sampling_lib
+from familial.serving import segments
+from familial.serving import tier as tier_lib
+
+MODES = ('exit', 'confidence', 'speculative', 'relay')
+_SLOTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to generate.
+
+  Attributes:
+    mode: exit, always the same one; confidence, the first that is sure;
+      speculative, the last one from another's drafts.
+    exit: of mode exit, and the last of the others; 0 for the model's last.
+    draft_exit: of mode speculative, whose drafts are read.
+    drafts: tokens drafted a round.
+    max_tokens: to generate at most.
+    policy: how tokens are drawn, and when an exit is sure.
+    slots: prompts at once.
+  """
+
+  mode: str = 'exit'
+  exit: int = 0
+  draft_exit: int = 1
+  drafts: int = 3
+  max_tokens: int = 64
+  policy: sampling_lib.Policy = dataclasses.field(
+    default_factory=sampling_lib.Policy
+  )
+  slots: int = _SLOTS
+
+  def __post_init__(self) -> None:
+    if self.mode not in MODES:
+      raise errors.UserError(
+        f'mode: {self.mode!r} is not one of {", ".join(MODES)}'
+        f'{errors.nearest(self.mode, MODES)}'
+      )
+    for name in ('max_tokens', 'slots'):
+      if getattr(self, name) < 1:
+        raise errors.UserError(
+          f'{name}: {getattr(self, name)} is not allowed; it must be at least 1'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What came of it.
+
+  Attributes:
+    texts: prompts and what follows them.
+    completions: the same as tokens.
+    report: mode; tokens generated and their seconds, the compilation of
+      programs included; `share` of the tokens by exit; of speculative decoding
+      the `acceptance` of drafts; of a relay, by hop, bytes and calls.
+  """
+
+  texts: list[str]
+  completions: list[decoding.Completion]
+  report: dict[str, Any]
+
+
+def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
+  """Returns a prompt's tokens: those of a document that begins with it."""
+  return [tokenizer.separator, *map(int, tokenizer.encode([prompt])[0])]
+
+
+def run(
+  model: models.Model, prompts: Sequence[str], options: Options
+) -> Outcome:
+  """Completes prompts with a model of this process.
+
+  Args:
+    model: the family.
+    prompts: texts.
+    options: mode exit, confidence or speculative, and the rest.
+  """
+  shape = model.config.model
+  last = options.exit or shape.granularity
+  shape.submodel(last)  # Refuses what is no exit.
+  cuts = {
+    'exit': (last,),
+    'confidence': tuple(range(1, last + 1)),
+    'speculative': (options.draft_exit, last),
+  }[options.mode]
+  if options.mode == 'speculative' and not 0 < options.draft_exit < last:
+    raise errors.UserError(
+      f'draft_exit: {options.draft_exit} is not allowed; it must be from 1 to '
+      f'{last - 1}, before exit {last}, which reads its drafts'
+    )
+  slots = min(options.slots, len(prompts))
+  tokens = [encode(model.tokenizer, prompt) for prompt in prompts]
+  decoding.check(tokens, model.context)
+  tiers = [
+    tier_lib.Tier(segment, slots, model.context)
+    for segment in segments.split(model.params, shape, model.context, cuts)
+  ]
+  limits: dict[str, Any] = {
+    'context': model.context,
+    'max_tokens': options.max_tokens,
+    'stop': model.tokenizer.separator,
+  }
+  tick = time.monotonic()
+  more: dict[str, Any] = {}
+  if options.mode == 'speculative':
+    draft, deep = tiers
+    found, drafting = decoding.speculate(
+      draft, deep, tokens, **limits, sampling=options.policy.sampling,
+      drafts=options.drafts,
+    )  # fmt: skip
+    more = {
+      **dataclasses.asdict(drafting),
+      'acceptance': drafting.accepted / drafting.drafted,
+    }
+  else:
+    found = decoding.generate(tiers, tokens, **limits, policy=options.policy)
+  seconds = time.monotonic() - tick
+  return _outcome(found, model.tokenizer, options.mode, cuts, seconds, more)
+
+
+def relay(
+  tokenizer: tokenizers.Tokenizer,
+  servers: Sequence[str],
+  prompts: Sequence[str],
+  options: Options,
+  *,
+  dtype: str = 'float32',
+  say: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+  """Completes prompts with a chain of servers, first to last.
+
+  Args:
+    tokenizer: of the model.
+    servers: HOST:PORT of each segment's.
+    prompts: texts.
+    options: max_tokens and policy count.
+    dtype: of the states on the way.
+    say: is told in a line of a server that does not answer.
+  """
+  tokens = [encode(tokenizer, prompt) for prompt in prompts]
+  with contextlib.ExitStack() as stack:
+    stages = client.connect(servers, dtype=dtype, say=say)
+    for stage in stages:
+      stack.callback(stage.close)
+    context = min(stage.what['context'] for stage in stages)
+    if stages[0].what['vocab_size'] != tokenizer.vocab_size:
+      raise errors.UserError(
+        f'{servers[0]}: serves a model of {stages[0].what["vocab_size"]} '
+        f'tokens, and the tokenizer has {tokenizer.vocab_size}'
+      )
+    tick = time.monotonic()
+    found = decoding.generate(
+      stages, tokens, context=context, max_tokens=options.max_tokens,
+      stop=tokenizer.separator, policy=options.policy, say=say,
+    )  # fmt: skip
+    seconds = time.monotonic() - tick
+    hops = [
+      {
+        'server': stage.address,
+        'calls': len(stage.seconds),
+        'positions': stage.positions,
+        'bytes_sent': stage.sent,
+        'bytes_received': stage.received,
+        'milliseconds_median': 1e3 * float(np.median(stage.seconds or [0.0])),
+      }
+      for stage in stages
+    ]
+    cuts = tuple(stages[0].what['exits'])
+  return _outcome(found, tokenizer, 'relay', cuts, seconds, {'hops': hops})
+
+
+def _outcome(
+  found: list[decoding.Completion],
+  tokenizer: tokenizers.Tokenizer,
+  mode: str,
+  cuts: Sequence[int],
+  seconds: float,
+  more: dict[str, Any],
+) -> Outcome:
+  gave = np.concatenate([completion.exits for completion in found])
+  return Outcome(
+    [tokenizer.decode(completion.tokens) for completion in found],
+    found,
+    {
+      'mode': mode,
+      'tokens': len(gave),
+      'seconds': seconds,
+      'share': {
+        f'exit_{exit_}': float(np.mean(gave == place))
+        for place, exit_ in enumerate(cuts)
+      },
+      **more,
+    },
+  )
+
+
+def line(report: dict[str, Any]) -> str:
+  """Returns a report in a line."""
+  rate = report['tokens'] / report['seconds']
+  parts = [
+    f'{report["mode"]}: {report["tokens"]} tokens in {report["seconds"]:.2f} s '
+    f'({rate:,.0f} tokens/s with compiling)',
+    'by exit '
+    + ', '.join(
+      f'{name.removeprefix("exit_")}: {share:.0%}'
+      for name, share in report['share'].items()
+    ),
+  ]
+  if 'acceptance' in report:
+    parts.append(f'{report["acceptance"]:.0%} of drafts accepted')
+  parts += [
+    f'{hop["server"]} {hop["positions"]} positions, '
+    f'{hop["bytes_sent"] + hop["bytes_received"]} bytes, '
+    f'{hop["milliseconds_median"]:.1f} ms a call'
+    for hop in report.get('hops', [])
+  ]
+  return '; '.join(parts)

@@ -1,0 +1,204 @@
+"""The compiled passes of a tier: pure functions of parameters and caches.
+
+Shapes: S slots, T rows of a pass, P positions of a pass, L positions of a
+cache, Q positions read out (P or 1); the rest as in `transformer`.
+"""
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from familial.model import attention
+from familial.model import config as model_config
+from familial.model import transformer
+from familial.serving import sampling as sampling_lib
+
+Array = jax.Array
+# Keys and values of a layer, each [S, K, L, E].
+Cache = tuple[Array, Array]
+
+
+class Reading(NamedTuple):
+  """What an exit says of each row of a pass, on the device.
+
+  Attributes:
+    tokens: [T, Q], drawn at each position: what follows it.
+    confidence: [kind: [T, Q]], how sure the exit is there, of each kind.
+    logits: [T, Q, V], float32.
+  """
+
+  tokens: Array
+  confidence: dict[str, Array]
+  logits: Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4, 5))
+def advance(
+  model: model_config.ModelConfig,
+  length: int,
+  layers: list[transformer.Params],
+  rest: transformer.Params,
+  cache: list[Cache],
+  states: Array | None,
+  x: Array,
+  slot_T: Array | None,
+  start_T: Array,
+  at_T: Array | None,
+  row_T: Array,
+  numbers: sampling_lib.Numbers | None,
+) -> tuple[Reading, list[Cache], Array | None]:
+  """Takes positions through the layers, and reads the exit out.
+
+  Args:
+    model: of the family.
+    length: P.
+    layers: of the segment, one by one.
+    rest: the exit's norm, unembedding and branch; the embedding of a first one.
+    cache: of each layer, the branch's last; donated.
+    states: where the trunk's states at the end are kept [S, L, D], or None;
+      donated.
+    x: tokens [T, P], states [T, P, D], or those of all slots [S, L, D].
+    slot_T: each row's slot; None where all are in the pass, in order.
+    start_T: each row's first position.
+    at_T: which of its positions is read out; None for all.
+    row_T: numbers of the rows, for their draws.
+    numbers: of the sampling.
+
+  Returns:
+    The reading, the caches, the states.
+  """
+  x_TxPxD: Any = _inputs(model, rest, x, slot_T, start_T, length)
+  position_TxP = start_T[:, None] + np.arange(length)
+  cos, sin = _turns(model, cache, position_TxP)
+  grown: list[Cache] = []
+
+  def attend(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
+    out, kept = attention.cached(
+      attention.rotate(q_TxHxPxE, cos, sin),
+      attention.rotate(k_TxKxPxE, cos, sin),
+      v_TxKxPxE,
+      cache[len(grown)],
+      start_T,
+      slot_T,
+    )
+    grown.append(kept)
+    return out
+
+  layer: Any = transformer.Layer(model)
+  for params in layers:
+    x_TxPxD = layer.apply({'params': params}, x_TxPxD, attend)
+  if states is not None:
+    states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
+  if 'branch' in rest:
+    x_TxPxD = layer.apply({'params': rest['branch']}, x_TxPxD, attend)
+  if at_T is not None:
+    x_TxPxD = jnp.take_along_axis(x_TxPxD, at_T[:, None, None], axis=1)
+    position_TxP = start_T[:, None] + at_T[:, None]
+  h_TxQxD = transformer.head_norm(rest, model, x_TxPxD)
+  logits_TxQxV = transformer.read_out(h_TxQxD, rest['unembedding'])
+  if numbers is None:
+    tokens_TxQ = jnp.argmax(logits_TxQxV, axis=-1).astype(jnp.int32)
+  else:
+    tokens_TxQ = sampling_lib.draw(
+      sampling_lib.distribution(logits_TxQxV, numbers),
+      sampling_lib.uniforms(
+        numbers.seed, row_T, position_TxP, sampling_lib.DRAW
+      ),
+    )
+  sure = {
+    kind: sampling_lib.confidence(logits_TxQxV, kind)
+    for kind in sampling_lib.CONFIDENCES
+  }
+  return Reading(tokens_TxQ, sure, logits_TxQxV), grown, states
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4, 5))
+def propagate(
+  model: model_config.ModelConfig,
+  length: int,
+  layers: list[transformer.Params],
+  rest: transformer.Params,
+  cache: list[Cache],
+  states: Array | None,
+  x: Array,
+  slot_T: Array | None,
+  start_T: Array,
+) -> tuple[list[Cache], Array | None]:
+  """Takes positions in that stay as they are; arguments as in `advance`."""
+  x_TxPxD = _inputs(model, rest, x, slot_T, start_T, length)
+  cos, sin = _turns(model, cache, start_T[:, None] + np.arange(length))
+  grown: list[Cache] = []
+
+  def keep(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
+    keys, values = cache[len(grown)]
+    turned = attention.rotate(k_TxKxPxE, cos, sin)
+    grown.append(
+      (
+        attention.write(keys, turned, slot_T, start_T, 1),
+        attention.write(values, v_TxKxPxE, slot_T, start_T, 1),
+      )
+    )
+    return q_TxHxPxE
+
+  branch = [rest['branch']] if 'branch' in rest else []
+  for params in layers + branch:
+    # What it returns is not used: the compiler leaves out all but k and v.
+    transformer.Layer(model).apply({'params': params}, x_TxPxD, keep)
+  if states is not None:
+    states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
+  return grown, states
+
+
+def _inputs(
+  model: model_config.ModelConfig,
+  rest: transformer.Params,
+  x: Array,
+  slot_T: Array | None,
+  start_T: Array,
+  length: int,
+) -> Array:
+  """Returns a pass's first states [T, P, D], whatever `Tier.step` was given."""
+  if 'embedding' in rest:
+    x = rest['embedding'][x]
+  elif x.shape[:2] != (start_T.shape[0], length):
+    x = _rows(x, slot_T, start_T, length)
+  return x.astype(model.dtype)
+
+
+def _turns(
+  model: model_config.ModelConfig,
+  cache: list[Cache],
+  position_TxP: Array,
+) -> tuple[Array, Array]:
+  """Returns the rotations [T, 1, P, E / 2] of positions."""
+  length = cache[0][0].shape[2]
+  cos, sin = attention.rotary(model.rope_theta, model.head_dim, length)
+  return (
+    jnp.asarray(cos)[position_TxP][:, None],
+    jnp.asarray(sin)[position_TxP][:, None],
+  )
+
+
+def _rows(
+  states: Array, slot_T: Array | None, start_T: Array, length: int
+) -> Array:
+  """Returns some rows' positions [T, P, ..] of a buffer of all slots."""
+  rows = states if slot_T is None else states[slot_T]
+  return jax.vmap(
+    lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length)
+  )(rows, start_T)
+
+
+cut = jax.jit(_rows, static_argnums=3)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def clear(
+  cache: list[Cache], states: Array | None, slot: int
+) -> tuple[list[Cache], Array | None]:
+  """Zeroes a slot."""
+  return jax.tree.map(lambda kept: kept.at[slot].set(0.0), (cache, states))
