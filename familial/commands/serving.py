@@ -40,6 +40,12 @@ def _define_evaluate(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_bool('draw', True, 'Write figures too.', flag_values=values)
+  flags.DEFINE_bool(
+    'decode',
+    False,
+    'Also time every mode of familial generate, and count what a relay sends.',
+    flag_values=values,
+  )
   command.define_folder('out', 'Folder of the result.', values)
 
 
@@ -201,14 +207,20 @@ def _define_relay(values: flags.FlagValues) -> None:
 
 def _evaluate(values: flags.FlagValues) -> str:
   from familial.serving import evaluating
+  from familial.serving import measuring
   from familial.serving import models
+  from familial.training import compilation
 
+  compilation.prepare()
   exits = None
   if values.exits != ['all']:
     exits = _integers('exits', values.exits)
   model = models.load(values.checkpoint, values.step)
   found = evaluating.evaluate(model, exits, tokens=values.tokens or None)
-  return evaluating.write(found, values.out, draw=values.draw)
+  line = evaluating.write(found, values.out, draw=values.draw)
+  if values.decode:
+    print(measuring.write(measuring.measure(model), values.out))
+  return line
 
 
 def _export(values: flags.FlagValues) -> str:

@@ -160,11 +160,53 @@ def exit_states(
   x_BxLxD = params['embedding'][inputs_BxL].astype(config.dtype)
   states = []
   for index in range(config.granularity):
-    x_BxLxD = _segment(
-      params[f'segment_{index}'], config, x_BxLxD, segments_BxL
-    )
+    x_BxLxD = segment(params, config, index, x_BxLxD, segments_BxL)
     states.append(x_BxLxD)
   return states
+
+
+def segment(
+  params: Params,
+  config: ModelConfig,
+  index: int,
+  x_BxLxD: Array,
+  segments_BxL: Array | None = None,
+  stay_BxL: Array | None = None,
+) -> Array:
+  """Returns the trunk's state after segment 0..G-1, given that before it.
+
+  Its layers are applied in a row, or as one scanned layer.
+
+  Args:
+    params: of the model.
+    config: its shape.
+    index: which segment.
+    x_BxLxD: the states.
+    segments_BxL: documents that attention must not cross, or None.
+    stay_BxL: positions that are read but not changed, or None.
+  """
+  apply, stacked = _apply_layer(config), params[f'segment_{index}']
+
+  def one(x_BxLxD: Array, layer: Params) -> Array:
+    new_BxLxD = apply(layer, x_BxLxD, segments_BxL)
+    if stay_BxL is None:
+      return new_BxLxD
+    return jnp.where(stay_BxL[..., None], x_BxLxD, new_BxLxD)
+
+  if config.unroll:
+    leaves, tree = jax.tree.flatten(stacked)
+    depth = leaves[0].shape[0]
+    # A split transposes to one concatenation; indexing layer by layer would
+    # add up `depth` padded gradients of the whole stack.
+    split = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
+    for layer in range(depth):
+      x_BxLxD = one(
+        x_BxLxD, jax.tree.unflatten(tree, [s[layer][0] for s in split])
+      )
+    return x_BxLxD
+  return jax.lax.scan(lambda x, layer: (one(x, layer), None), x_BxLxD, stacked)[
+    0
+  ]
 
 
 def head_state(
@@ -286,29 +328,3 @@ def _apply_layer(config: ModelConfig) -> Callable[..., Array]:
     return cast(Array, Layer(config).apply({'params': params}, x_BxLxD, attend))
 
   return jax.checkpoint(apply) if config.remat else apply
-
-
-def _segment(
-  stacked: Params,
-  config: ModelConfig,
-  x_BxLxD: Array,
-  segments_BxL: Array | None,
-) -> Array:
-  """Applies a segment's layers: in a row, or as one scanned layer."""
-  apply = _apply_layer(config)
-  if config.unroll:
-    leaves, tree = jax.tree.flatten(stacked)
-    depth = leaves[0].shape[0]
-    # A split transposes to one concatenation; indexing layer by layer would
-    # add up `depth` padded gradients of the whole stack.
-    split = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
-    for layer in range(depth):
-      x_BxLxD = apply(
-        jax.tree.unflatten(tree, [s[layer][0] for s in split]),
-        x_BxLxD,
-        segments_BxL,
-      )
-    return x_BxLxD
-  return jax.lax.scan(
-    lambda x, layer: (apply(layer, x, segments_BxL), None), x_BxLxD, stacked
-  )[0]

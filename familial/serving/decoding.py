@@ -162,7 +162,9 @@ def generate(
         seen[:, slot] = len(prompts[index]) - 1
         whole = [tier_lib.Work(slot, 0, int(seen[0, slot]), index)]
         for place, stage in enumerate(stages):
-          before: Any = stages[place - 1].states if place else [prompts[index]]
+          before: Any = [prompts[index][:-1]]
+          if place:
+            before = stages[place - 1].states
           stage.run(whole, before, policy, [0])
     going = sorted(rows)
     answers: dict[int, tuple[int, int]] = {}

@@ -8,6 +8,7 @@ import numpy as np
 
 from familial.report import style
 from familial.serving import evaluating
+from familial.serving import measuring
 
 Figure = mpl_figure.Figure
 _DPI = 150
@@ -24,9 +25,67 @@ def draw(evaluation: evaluating.Evaluation, folder: pathlib.Path) -> None:
   figures = {'reliability': reliability(evaluation)}
   if evaluation.curves:
     figures['thresholds'] = curves(evaluation)
-  folder.mkdir(parents=True, exist_ok=True)
   for name, figure in figures.items():
-    figure.savefig(folder / f'{name}.png', dpi=_DPI)
+    save(figure, folder / f'{name}.png')
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a figure as PNG; its folder is made if missing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=_DPI)
+
+
+@style.drawn
+def decoding(measured: measuring.Decoding) -> Figure:
+  """Tokens a second by mode, and bytes a token by hop."""
+  counts = list(dict.fromkeys(speed.rows for speed in measured.speeds))
+  figure, axes = style.panels(
+    len(counts) + 1,
+    f'{measured.run}: greedy decoding after {measured.prompt_tokens} tokens',
+    height=3.4,
+  )
+  colours = {
+    mode: style.CYCLE[place]
+    for place, mode in enumerate(('exit', 'confidence', 'speculative'))
+  }
+  for ax, count in zip(axes, counts, strict=False):
+    speeds = [s for s in measured.speeds if s.rows == count][::-1]
+    rates = [speed.tokens / speed.seconds for speed in speeds]
+    ax.barh(
+      [_way(speed) for speed in speeds],
+      rates,
+      color=[colours[speed.mode] for speed in speeds],
+    )
+    for place, rate in enumerate(rates):
+      ax.annotate(
+        f'{rate:,.0f}', (rate, place), (3, 0), textcoords='offset points',
+        va='center', fontsize='small',
+      )  # fmt: skip
+    ax.set_xlim(0, 1.25 * max(rates))
+    ax.set_title(f'{count} text{"s" * (count > 1)} at once')
+    ax.set_xlabel('tokens a second')
+  hops = list(dict.fromkeys(hop.to for hop in measured.hops))
+  dtypes = list(dict.fromkeys(hop.dtype for hop in measured.hops))
+  width = 0.8 / len(dtypes)
+  for index, dtype in enumerate(dtypes):
+    sizes = [hop.bytes for hop in measured.hops if hop.dtype == dtype]
+    axes[-1].bar(
+      np.arange(len(hops)) + (index - (len(dtypes) - 1) / 2) * width,
+      sizes, width, label=dtype, color=style.CYCLE[index],
+    )  # fmt: skip
+  axes[-1].set_xticks(range(len(hops)), [f'to exit {to}' for to in hops])
+  axes[-1].set_title('relay, all texts at once')
+  axes[-1].set_ylabel('bytes a token')
+  top = max(hop.bytes for hop in measured.hops)
+  axes[-1].set_ylim(0, 1.45 * top)  # Room for the legend.
+  axes[-1].legend(loc='upper left')
+  return figure
+
+
+def _way(speed: measuring.Speed) -> str:
+  """Returns a mode as an axis names it."""
+  kind = 'first sure exit, ' if speed.mode == 'confidence' else ''
+  return kind + speed.detail
 
 
 @style.drawn

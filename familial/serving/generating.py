@@ -82,6 +82,32 @@ def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
   return [tokenizer.separator, *map(int, tokenizer.encode([prompt])[0])]
 
 
+def tiers(
+  model: models.Model, slots: int, cuts: Sequence[int], all_rows: bool
+) -> list[tier_lib.Tier]:
+  """Returns a model's segments, ready to decode with.
+
+  Args:
+    model: the family.
+    slots: texts at once.
+    cuts: the exits at their ends.
+    all_rows: whether all rows go through all of them. Otherwise, from the second
+      on, a pass has a quarter of the slots: enough for its products to be worth
+      it, few enough for rows that left early to save them.
+  """
+  return [
+    tier_lib.Tier(
+      segment,
+      slots,
+      model.context,
+      rows=0 if all_rows or segment.first else max(1, slots // 4),
+    )
+    for segment in segments.split(
+      model.params, model.config.model, model.context, cuts
+    )
+  ]
+
+
 def run(
   model: models.Model, prompts: Sequence[str], options: Options
 ) -> Outcome:
@@ -108,10 +134,7 @@ def run(
   slots = min(options.slots, len(prompts))
   tokens = [encode(model.tokenizer, prompt) for prompt in prompts]
   decoding.check(tokens, model.context)
-  tiers = [
-    tier_lib.Tier(segment, slots, model.context)
-    for segment in segments.split(model.params, shape, model.context, cuts)
-  ]
+  stages = tiers(model, slots, cuts, options.mode != 'confidence')
   limits: dict[str, Any] = {
     'context': model.context,
     'max_tokens': options.max_tokens,
@@ -120,7 +143,7 @@ def run(
   tick = time.monotonic()
   more: dict[str, Any] = {}
   if options.mode == 'speculative':
-    draft, deep = tiers
+    draft, deep = stages
     found, drafting = decoding.speculate(
       draft, deep, tokens, **limits, sampling=options.policy.sampling,
       drafts=options.drafts,
@@ -130,7 +153,7 @@ def run(
       'acceptance': drafting.accepted / drafting.drafted,
     }
   else:
-    found = decoding.generate(tiers, tokens, **limits, policy=options.policy)
+    found = decoding.generate(stages, tokens, **limits, policy=options.policy)
   seconds = time.monotonic() - tick
   return _outcome(found, model.tokenizer, options.mode, cuts, seconds, more)
 
@@ -154,6 +177,11 @@ def relay(
     dtype: of the states on the way.
     say: is told in a line of a server that does not answer.
   """
+  if options.policy.fill != 'defer':
+    raise errors.UserError(
+      f'fill: {options.policy.fill!r} is not allowed in mode relay; it must be '
+      "'defer': what is handed on is taken in as it is"
+    )
   tokens = [encode(tokenizer, prompt) for prompt in prompts]
   with contextlib.ExitStack() as stack:
     stages = client.connect(servers, dtype=dtype, say=say)

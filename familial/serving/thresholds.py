@@ -132,7 +132,7 @@ def at(readings: Readings, kind: str, threshold: float) -> Outcome:
   # In float32, as confidences are compared in decoding.
   sure = readings.confidences[kind] >= np.float32(threshold)
   sure[-1] = True
-  return _outcome(readings, np.argmax(sure, axis=0), threshold)
+  return outcome(readings, np.argmax(sure, axis=0), threshold)
 
 
 def oracle(readings: Readings) -> Outcome:
@@ -140,7 +140,7 @@ def oracle(readings: Readings) -> Outcome:
 
   No choice among these exits has a lower loss; it needs to know the target.
   """
-  return _outcome(readings, np.argmin(readings.nats_GxWxL, axis=0), None)
+  return outcome(readings, np.argmin(readings.nats_GxWxL, axis=0), None)
 
 
 def threshold_for(
@@ -156,6 +156,50 @@ def threshold_for(
       share of it, at least 0.
   """
   return next(o for o in outcomes if o.increase <= loss_increase)
+
+
+def outcome(
+  readings: Readings,
+  exit_WxL: np.ndarray,
+  threshold: float | None,
+  own_WxL: np.ndarray | None = None,
+) -> Outcome:
+  """Returns the outcome of a choice of exits.
+
+  Args:
+    readings: what they say.
+    exit_WxL: which of the exits answers each position, from 0.
+    threshold: that chose, or None.
+    own_WxL: nats of the answers, where they are not those of the readings.
+  """
+  counted_WxL, nats_GxWxL = readings.counted_WxL, readings.nats_GxWxL
+  count = len(readings.exits)
+  if own_WxL is None:
+    own_WxL = np.take_along_axis(nats_GxWxL, exit_WxL[None], axis=0)[0]
+  own_W, deep_W = (
+    evaluation.by_window(nats_WxL, counted_WxL)
+    for nats_WxL in (own_WxL, nats_GxWxL[-1])
+  )
+  increase, error = evaluation.ratio(own_W - deep_W, deep_W)
+  layers_G = np.asarray(readings.layers)
+  answers_G = np.bincount(exit_WxL[counted_WxL], minlength=count)
+  # From the end, the deepest exit so far. A document's keys are above all keys
+  # of those after it, so the maximum begins anew with each.
+  offset_WxL = readings.documents_WxL * (count + 1)
+  key_WxL = np.where(counted_WxL, exit_WxL, -1) - offset_WxL
+  deepest_WxL = np.maximum.accumulate(key_WxL[:, ::-1], axis=1)[:, ::-1]
+  taken_WxL = (deepest_WxL + offset_WxL)[counted_WxL]
+  tokens = counted_WxL.sum()
+  return Outcome(
+    threshold=threshold,
+    shares=tuple((answers_G / tokens).tolist()),
+    loss=float(own_W.sum() / tokens),
+    increase=increase,
+    increase_low=None if error is None else increase - _Z * error,
+    increase_high=None if error is None else increase + _Z * error,
+    layers=float(answers_G @ layers_G / tokens),
+    layers_deferred=float(layers_G[taken_WxL].mean()),
+  )
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[Bin, ...]:
@@ -189,36 +233,3 @@ def calibration_error(bins: Iterable[Bin]) -> float:
     if b.confidence is not None and b.accuracy is not None:
       apart += b.tokens * abs(b.confidence - b.accuracy)
   return apart / total
-
-
-def _outcome(
-  readings: Readings, exit_WxL: np.ndarray, threshold: float | None
-) -> Outcome:
-  """Args: exit_WxL: which of the exits answers each position, from 0."""
-  counted_WxL, nats_GxWxL = readings.counted_WxL, readings.nats_GxWxL
-  count = len(readings.exits)
-  own_WxL = np.take_along_axis(nats_GxWxL, exit_WxL[None], axis=0)[0]
-  own_W, deep_W = (
-    evaluation.by_window(nats_WxL, counted_WxL)
-    for nats_WxL in (own_WxL, nats_GxWxL[-1])
-  )
-  increase, error = evaluation.ratio(own_W - deep_W, deep_W)
-  layers_G = np.asarray(readings.layers)
-  answers_G = np.bincount(exit_WxL[counted_WxL], minlength=count)
-  # From the end, the deepest exit so far. A document's keys are above all keys
-  # of those after it, so the maximum begins anew with each.
-  offset_WxL = readings.documents_WxL * (count + 1)
-  key_WxL = np.where(counted_WxL, exit_WxL, -1) - offset_WxL
-  deepest_WxL = np.maximum.accumulate(key_WxL[:, ::-1], axis=1)[:, ::-1]
-  taken_WxL = (deepest_WxL + offset_WxL)[counted_WxL]
-  tokens = counted_WxL.sum()
-  return Outcome(
-    threshold=threshold,
-    shares=tuple((answers_G / tokens).tolist()),
-    loss=float(own_W.sum() / tokens),
-    increase=increase,
-    increase_low=None if error is None else increase - _Z * error,
-    increase_high=None if error is None else increase + _Z * error,
-    layers=float(answers_G @ layers_G / tokens),
-    layers_deferred=float(layers_G[taken_WxL].mean()),
-  )

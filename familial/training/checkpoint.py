@@ -38,6 +38,9 @@ class Checkpoints:
             ),
           ]
         ),
+        # Not only for the policy: without it no metric is written.
+        best_fn=lambda metrics: metrics['loss'],
+        best_mode='min',
         enable_async_checkpointing=True,
       ),
     )
@@ -59,7 +62,12 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """Returns the step of the checkpoint of lowest loss, or None."""
-    return self._manager.best_step()
+    found = {
+      step: metrics['loss']
+      for step in self._manager.all_steps()
+      if (metrics := self._manager.metrics(step))
+    }
+    return min(found, key=found.__getitem__) if found else None
 
   def restore(
     self, like: step_lib.State, step: int | None = None

@@ -65,11 +65,8 @@ class Family:
     config, params, out = self.config, self.params, []
     x = params['embedding'][tokens_L[None]]
     for place in range(config.granularity):
-      stack = params[f'segment_{place}']
-      for layer in range(jax.tree.leaves(stack)[0].shape[0]):
-        own = jax.tree.map(lambda leaf, i=layer: leaf[i], stack)
-        new = transformer._apply_layer(config)(own, x, None)
-        x = jnp.where((left_L < place)[None, :, None], x, new)
+      stay = (left_L < place)[None]
+      x = transformer.segment(params, config, place, x, None, stay)
       h = transformer.head_state(params, config, place + 1, x)
       w = transformer.unembedding(params, config, place + 1)
       out.append(transformer.read_out(h, w)[0])

@@ -1,0 +1,302 @@
+"""How fast a family decodes in each mode, and what a relay of it sends."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from familial import records
+from familial.data import batches as batches_lib
+from familial.data import packing
+from familial.serving import client
+from familial.serving import decoding
+from familial.serving import evaluating
+from familial.serving import generating
+from familial.serving import models
+from familial.serving import propagation
+from familial.serving import sampling
+from familial.serving import segments
+from familial.serving import server
+from familial.serving import thresholds
+from familial.serving import tier as tier_lib
+from familial.serving import wire
+
+_REPEATS = 3
+_DRAFTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+  """A way to decode, measured.
+
+  Attributes:
+    mode: exit, confidence or speculative.
+    detail: which exit, or how.
+    rows: prompts at once.
+    tokens: generated.
+    seconds: the least of some runs, nothing compiled.
+    threshold: of confidence.
+    loss_increase: over the last exit's, on held-out text, as a share.
+    layers: of the trunk that a token needs up to its exit, as a share of all.
+    shares: of the tokens, by exit; of drafts, those accepted.
+  """
+
+  mode: str
+  detail: str
+  rows: int
+  tokens: int
+  seconds: float
+  threshold: float | None = None
+  loss_increase: float | None = None
+  layers: float | None = None
+  shares: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hop:
+  """What goes to a tier of a relay.
+
+  Attributes:
+    dtype: of the states.
+    to: the exit at the tier's end.
+    bytes: sent a generated token of all, headers included.
+    agree: share of the tokens that are those of float32 states, up to the first
+      that is not, in each text.
+  """
+
+  dtype: str
+  to: int
+  bytes: float
+  agree: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """What was measured; decoding.json has these keys.
+
+  Attributes:
+    run: name of its folder.
+    step: of the checkpoint.
+    prompt_tokens: of each prompt, which are beginnings of held-out windows.
+    speeds: of each mode.
+    hops: of a relay through all exits, at the threshold of deferred
+      computation, for all rows at once.
+  """
+
+  run: str
+  step: int
+  prompt_tokens: int
+  speeds: tuple[Speed, ...]
+  hops: tuple[Hop, ...]
+
+
+def measure(
+  model: models.Model,
+  rows: Sequence[int] = (1, 16),
+  corpus: packing.Corpus | None = None,
+) -> Decoding:
+  """Decodes the second halves of held-out windows, in every mode.
+
+  Thresholds are those with a loss at most 1 % above the last exit's.
+
+  Args:
+    model: with at least two exits.
+    rows: numbers of prompts at once.
+    corpus: of the run, where it is at hand.
+  """
+  shape, data, train = model.config.model, model.config.data, model.config.train
+  corpus = corpus or packing.load(data)
+  batches = batches_lib.heldout(
+    corpus, data, train.eval_tokens, train.eval_batch_size
+  )
+  exits = tuple(range(1, shape.granularity + 1))
+  readings = evaluating.readings(model.params, shape, batches, exits)
+  most = evaluating.LOSS_INCREASE
+  deferred = thresholds.threshold_for(
+    thresholds.curve(readings, 'max_prob'), most
+  )
+  propagated = propagation.threshold_for(
+    model.params, shape, batches, readings, 'max_prob', most
+  )
+  half = model.context // 2
+  windows = np.concatenate([batch['inputs_BxL'] for batch in batches])
+  speeds = []
+  for count in rows:
+    prompts = windows[:count, :half].tolist()
+    speeds += _speeds(model, prompts, readings, deferred, propagated)
+  return Decoding(
+    run=model.folder.absolute().name,
+    step=model.step,
+    prompt_tokens=half,
+    speeds=tuple(speeds),
+    hops=tuple(_hops(model, prompts, deferred.threshold or 0.0)),
+  )
+
+
+def write(measured: Decoding, out: str | os.PathLike[str]) -> str:
+  """Writes decoding.json and decoding.png into a folder; returns a table."""
+  from familial.serving import figures  # Brings matplotlib.
+
+  out = pathlib.Path(out)
+  values = {'schema': records.SCHEMA, **dataclasses.asdict(measured)}
+  records.write_json(out / 'decoding.json', values)
+  figures.save(figures.decoding(measured), out / 'decoding.png')
+  lines = [
+    f'{"mode":<12}{"how":<18}{"texts":>6}{"tokens/s":>10}{"threshold":>10}'
+    f'{"loss":>8}{"layers":>8}  shares of exits, or of drafts accepted'
+  ]
+  for speed in measured.speeds:
+    numbers = [
+      ('', '{:.3f}', speed.threshold),
+      ('+', '{:.1%}', speed.loss_increase),
+      ('', '{:.0%}', speed.layers),
+    ]
+    texts = [
+      '-' if value is None else sign + form.format(value)
+      for sign, form, value in numbers
+    ]
+    lines.append(
+      f'{speed.mode:<12}{speed.detail:<18}{speed.rows:>6}'
+      f'{speed.tokens / speed.seconds:>10,.0f}'
+      f'{texts[0]:>10}{texts[1]:>8}{texts[2]:>8}  '
+      + ', '.join(f'{share:.0%}' for share in speed.shares)
+    )
+  lines += [
+    f'relay, {hop.dtype} states to exit {hop.to}: {hop.bytes:.0f} bytes a token, '
+    f"{hop.agree:.1%} of tokens as with float32's"
+    for hop in measured.hops
+  ]
+  return '\n'.join(lines)
+
+
+def _limits(model: models.Model) -> dict[str, Any]:
+  # No token ends a text: all modes make as many.
+  return {'context': model.context, 'max_tokens': model.context, 'stop': -1}
+
+
+def _speeds(
+  model: models.Model,
+  prompts: list[list[int]],
+  readings: thresholds.Readings,
+  deferred: thresholds.Outcome,
+  propagated: thresholds.Outcome,
+) -> list[Speed]:
+  shape, limits = model.config.model, _limits(model)
+  greedy = sampling.Policy()
+  last = shape.granularity
+  found = []
+
+  def tiers(*cuts: int, all_rows: bool = True) -> list[tier_lib.Tier]:
+    return generating.tiers(model, len(prompts), cuts, all_rows)
+
+  def generated(
+    stages: list[tier_lib.Tier], policy: sampling.Policy
+  ) -> Callable[[], list[decoding.Completion]]:
+    return lambda: decoding.generate(stages, prompts, **limits, policy=policy)
+
+  loss = readings.nats_GxWxL[:, readings.counted_WxL].mean(1)
+  for exit_ in range(1, last + 1):
+    texts, seconds = _timed(generated(tiers(exit_), greedy))
+    found.append(
+      Speed(
+        'exit', f'exit {exit_}', len(prompts), _tokens(texts), seconds,
+        loss_increase=float(loss[exit_ - 1] / loss[-1] - 1),
+        layers=shape.exits[exit_ - 1] / shape.depth,
+      )
+    )  # fmt: skip
+  for fill, outcome in (('defer', deferred), ('propagate', propagated)):
+    policy = sampling.Policy(threshold=outcome.threshold or 0.0, fill=fill)
+    texts, seconds = _timed(
+      generated(
+        tiers(*range(1, last + 1), all_rows=False),
+        policy,
+      )
+    )
+    gave = np.concatenate([text.exits for text in texts])
+    layers = np.asarray(shape.exits)[gave]
+    found.append(
+      Speed(
+        'confidence', fill, len(prompts), len(gave), seconds,
+        threshold=outcome.threshold, loss_increase=outcome.increase,
+        layers=float(layers.mean() / shape.depth),
+        shares=tuple((np.bincount(gave, minlength=last) / len(gave)).tolist()),
+      )
+    )  # fmt: skip
+  for exit_ in range(1, last):
+    draft, deep = tiers(exit_, last)
+    (texts, drafting), seconds = _timed(
+      functools.partial(
+        decoding.speculate, draft, deep, prompts, **limits,
+        sampling=greedy.sampling, drafts=_DRAFTS,
+      )
+    )  # fmt: skip
+    found.append(
+      Speed(
+        'speculative', f'drafts of exit {exit_}', len(prompts), _tokens(texts),
+        seconds, loss_increase=0.0,
+        shares=(drafting.accepted / drafting.drafted,),
+      )
+    )  # fmt: skip
+  return found
+
+
+def _hops(
+  model: models.Model, prompts: list[list[int]], threshold: float
+) -> list[Hop]:
+  shape = model.config.model
+  policy = sampling.Policy(threshold=threshold)
+  expected: list[decoding.Completion] = []
+  found = []
+  for dtype in wire.DTYPES:
+    with contextlib.ExitStack() as stack:
+      addresses = []
+      for segment in segments.split(model.params, shape, model.context):
+        relay = server.Relay(segment, len(prompts), model.context)
+        port = stack.enter_context(server.serve(relay, 0))
+        addresses.append(f'localhost:{port}')
+      stages = client.connect(addresses, dtype=dtype)
+      for stage in stages:
+        stack.callback(stage.close)
+      texts = decoding.generate(
+        stages, prompts, **_limits(model), policy=policy
+      )
+      expected = expected or texts
+      agree = np.concatenate(
+        [
+          np.cumprod(np.equal(a.generated, b.generated))
+          for a, b in zip(texts, expected, strict=True)
+        ]
+      )
+      found += [
+        Hop(
+          dtype,
+          place + 1,
+          stage.sent / _tokens(texts),
+          float(agree.mean()),
+        )
+        for place, stage in enumerate(stages)
+      ]
+  return found
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+  """Returns what a call gives, and the least seconds of some that compile
+  nothing."""
+  run()
+  seconds = []
+  for _ in range(_REPEATS):
+    tick = time.monotonic()
+    result = run()
+    seconds.append(time.monotonic() - tick)
+  return result, min(seconds)
+
+
+def _tokens(texts: list[decoding.Completion]) -> int:
+  return sum(len(text.generated) for text in texts)

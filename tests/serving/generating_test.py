@@ -1,0 +1,263 @@
+import contextlib
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import main
+from familial.data import batches
+from familial.data import tokenizers
+from familial.serving import client
+from familial.serving import evaluating
+from familial.serving import generating
+from familial.serving import measuring
+from familial.serving import models
+from familial.serving import propagation
+from familial.serving import sampling
+from familial.serving import segments
+from familial.serving import server
+from familial.serving import thresholds
+from familial.training import loop
+from tests.serving.conftest import Family
+
+PROMPTS = ['1: the exit of', '22: a', 'deep layer']
+
+
+@pytest.fixture(scope='module')
+def run(run_config, shape, corpus, tmp_path_factory):
+  """A run that has learnt a little."""
+  folder = tmp_path_factory.mktemp('generating') / 'run'
+  config = run_config(
+    shape(vocab_size=256, exits=(1, 2, 3)),
+    steps=150, base_lr=0.1, evaluations=1,
+  )  # fmt: skip
+  loop.run(config, folder, corpus, quiet=True)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def model(run):
+  return models.load(run)
+
+
+def test_modes_that_are_exact_say_the_same(model):
+  plain = generating.run(model, PROMPTS, generating.Options(max_tokens=10))
+  drafted = generating.run(
+    model, PROMPTS, generating.Options('speculative', max_tokens=10)
+  )
+  never = sampling.Policy(threshold=2.0)
+  sure = generating.run(
+    model,
+    PROMPTS,
+    generating.Options('confidence', max_tokens=10, policy=never),
+  )
+  assert plain.texts == drafted.texts == sure.texts
+  assert all(t.startswith(p) for t, p in zip(plain.texts, PROMPTS, strict=True))
+  assert plain.report['tokens'] == 30 and plain.report['share'] == {'exit_3': 1}
+  assert sure.report['share'] == {'exit_1': 0, 'exit_2': 0, 'exit_3': 1}
+  assert 0 < drafted.report['acceptance'] <= 1
+  line = generating.line(drafted.report)
+  assert '30 tokens' in line and 'drafts accepted' in line
+
+
+def test_always_and_never_sure_are_the_outer_exits(model):
+  first = generating.run(model, PROMPTS, generating.Options(exit=1))
+  always = generating.run(
+    model,
+    PROMPTS,
+    generating.Options('confidence', policy=sampling.Policy(threshold=0.0)),
+  )
+  assert always.texts == first.texts
+  upto = generating.run(
+    model, PROMPTS, generating.Options('confidence', exit=2)
+  )
+  second = generating.run(model, PROMPTS, generating.Options(exit=2))
+  assert upto.texts == second.texts
+
+
+def test_a_relay_says_what_one_process_does(model):
+  policy = sampling.Policy(threshold=0.5)
+  options = generating.Options('confidence', max_tokens=8, policy=policy)
+  expected = generating.run(model, PROMPTS, options)
+  with contextlib.ExitStack() as stack:
+    servers = []
+    for segment in segments.split(
+      model.params, model.config.model, model.context
+    ):
+      relay = server.Relay(segment, 3, model.context)
+      port = stack.enter_context(server.serve(relay, 0))
+      servers.append(f'localhost:{port}')
+    found = generating.relay(model.tokenizer, servers, PROMPTS, options)
+    assert found.texts == expected.texts
+    assert found.report['share'] == expected.report['share']
+    hops = found.report['hops']
+    assert [hop['server'] for hop in hops] == servers
+    assert all(hop['bytes_sent'] > 0 for hop in hops)
+    assert servers[2] in generating.line(found.report)
+    other = dataclasses.replace(options, mode='relay')
+
+    class Small(tokenizers.Bytes):
+      vocab_size = 200
+
+    with pytest.raises(errors.UserError, match='the tokenizer has 200'):
+      generating.relay(Small(), servers, PROMPTS, other)
+    with pytest.raises(errors.UserError, match="did you mean 'int8'"):
+      client.connect(servers, dtype='int9')
+    propagate = dataclasses.replace(policy, fill='propagate', threshold=2.0)
+    with pytest.raises(errors.UserError, match="'propagate' is not allowed"):
+      generating.relay(
+        model.tokenizer, servers, PROMPTS,
+        dataclasses.replace(options, policy=propagate),
+      )  # fmt: skip
+
+
+def test_options_that_do_not_go_are_one_line(model):
+  for options, said in (
+    ({'exit': 4}, 'exit: 4 is not one of 1'),
+    ({'mode': 'speculative', 'draft_exit': 3}, 'draft_exit: 3'),
+    ({'mode': 'speculative', 'draft_exit': 0}, 'draft_exit: 0'),
+    ({'mode': 'speculative', 'drafts': 99}, 'drafts: 99'),
+  ):
+    with pytest.raises(errors.UserError, match=said):
+      generating.run(model, PROMPTS, generating.Options(**options))
+  for options, said in (
+    ({'mode': 'speculativ'}, "did you mean 'speculative'"),
+    ({'max_tokens': 0}, 'max_tokens: 0'),
+  ):
+    with pytest.raises(errors.UserError, match=said):
+      generating.Options(**options)
+  with pytest.raises(errors.UserError, match='prompt 0 has 34 tokens'):
+    generating.run(model, ['x' * 33], generating.Options())
+
+
+@pytest.fixture(scope='module')
+def heldout(model, corpus):
+  return batches.heldout(corpus, model.config.data, 500, 8)
+
+
+def test_propagation_that_nobody_or_everybody_leaves(model, heldout):
+  shape = model.config.model
+  readings = evaluating.readings(model.params, shape, heldout, (1, 2, 3))
+  loss = readings.nats_GxWxL[:, readings.counted_WxL].mean(1)
+  for threshold, place in ((2.0, 2), (0.0, 0)):
+    found = propagation.at(
+      model.params, shape, heldout, readings, 'max_prob', threshold
+    )
+    assert found.loss == pytest.approx(loss[place], rel=1e-6)
+    assert found.shares[place] == 1
+
+
+def test_propagation_is_the_pass_in_which_those_who_left_stay(model, heldout):
+  """Loss and shares, against passes that are told who left."""
+  shape = model.config.model
+  readings = evaluating.readings(model.params, shape, heldout, (1, 2, 3))
+  found = propagation.at(
+    model.params, shape, heldout, readings, 'max_prob', 0.4
+  )
+  made = Family()
+  made.params, made.config = model.params, shape
+  nats, places = [], []
+  for batch in heldout:
+    for row in range(8):
+      if not batch['weights_BxL'][row].any():
+        continue
+      left = np.full(32, 2)
+      for place in range(2):  # Who left before is known when a place is read.
+        logits = made.frozen(batch['inputs_BxL'][row], left)[place]
+        sure = np.asarray(sampling.confidence(logits, 'max_prob')) >= 0.4
+        left = np.where((left > place) & sure, place, left)
+      logits = made.frozen(batch['inputs_BxL'][row], left)
+      own = np.take_along_axis(logits, left[None, :, None], 0)[0]
+      own = own - np.log(np.exp(own).sum(-1, keepdims=True))
+      target = batch['targets_BxL'][row][:, None]
+      counted = batch['weights_BxL'][row] > 0
+      nats.append(-np.take_along_axis(own, target, 1)[counted, 0])
+      places.append(left[counted])
+  assert found.loss == pytest.approx(np.concatenate(nats).mean(), rel=1e-5)
+  shares = np.bincount(np.concatenate(places), minlength=3) / 500
+  np.testing.assert_allclose(found.shares, shares, atol=1e-9)
+  assert 0.02 < shares[0] < 0.98
+  exact = thresholds.at(readings, 'max_prob', 0.4)
+  assert abs(found.loss - exact.loss) > 1e-4
+
+
+def test_measured_speeds_and_bytes(model, corpus, tmp_path, monkeypatch):
+  monkeypatch.setattr(measuring, '_REPEATS', 1)
+  found = measuring.measure(model, rows=(2,), corpus=corpus)
+  assert [s.mode for s in found.speeds] == (
+    ['exit'] * 3 + ['confidence'] * 2 + ['speculative'] * 2
+  )
+  assert {speed.tokens for speed in found.speeds} == {2 * 16}
+  for speed in found.speeds[3:5]:
+    assert speed.loss_increase <= evaluating.LOSS_INCREASE
+    assert sum(speed.shares) == pytest.approx(1)
+  first = [hop for hop in found.hops if hop.to == 1]
+  sizes = [hop.bytes for hop in first]  # Of tokens, whatever the type.
+  assert max(sizes) < 1.01 * min(sizes)
+  assert all(hop.agree == 1 for hop in found.hops if hop.dtype == 'float32')
+  table = measuring.write(found, tmp_path)
+  assert 'speculative' in table and 'bytes a token' in table
+  saved = json.loads((tmp_path / 'decoding.json').read_text())
+  assert len(saved['speeds']) == 7 and len(saved['hops']) == 9
+  assert (tmp_path / 'decoding.png').stat().st_size > 10_000
+
+
+@pytest.fixture
+def familial(monkeypatch, capsys):
+  def run(*arguments):
+    status = main._main(['familial', *arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+  return run
+
+
+def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
+  checkpoint = f'--checkpoint={run}'
+  status, out, _ = familial(
+    'evaluate', checkpoint, f'--out={tmp_path}/e', '--exits=1,3', '--nodraw'
+  )
+  assert status == 0 and 'loss by exit' in out
+  values = json.loads((tmp_path / 'e' / 'evaluation.json').read_text())
+  assert [score['exit'] for score in values['exits']] == [1, 3]
+  said = ['--prompt=1: the', '--prompt=a', '--max_tokens=5']
+  status, out, _ = familial(
+    'generate', checkpoint, *said, f'--out={tmp_path}/g.json'
+  )
+  texts = json.loads((tmp_path / 'g.json').read_text())['texts']
+  assert status == 0 and out.startswith(texts[0]) and texts[1] in out
+  assert re.search(r'exit: 10 tokens in .* by exit 3: 100%', out)
+  status, out, _ = familial(
+    'export', checkpoint, '--format=segments', '--exit=2', f'--out={tmp_path}/s'
+  )
+  assert status == 0
+  assert [path.name for path in sorted((tmp_path / 's').iterdir())] == [
+    'segment_0', 'segment_1',
+  ]  # fmt: skip
+  assert models.tokenizer_of(tmp_path / 's' / 'segment_0').vocab_size == 256
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['evaluate', '--exits=1,x'], '--exits'),
+    (['evaluate', '--exits=4'], 'exit'),
+    (['evaluate', '--step=77'], 'no such checkpoint'),
+    (['generate', '--prompt=a', '--exit=9'], 'exit: 9'),
+    (['generate', '--prompt=a', '--temperature=-1'], 'temperature'),
+    (['generate', '--prompt=a', '--mode=relay'], '--servers'),
+    (['generate', f'--prompt={"x" * 99}'], 'context of 32'),
+    (['generate'], '--prompt'),
+    (['export', '--exit=9'], 'exit: 9'),
+    (['relay', '--port=0'], '--segment'),
+  ],
+)
+def test_what_cannot_work_is_one_line(familial, run, tmp_path, arguments, said):
+  checkpoint = [f'--checkpoint={run}'] * (arguments[0] != 'relay')
+  out = [f'--out={tmp_path}/o'] * (arguments[0] in ('evaluate', 'export'))
+  status, _, err = familial(*arguments, *checkpoint, *out)
+  assert status == 2 and said in err and err.count('\n') == 1
+  assert not (tmp_path / 'o').exists()
