@@ -1,15 +1,17 @@
 # Everything below makes its own environment from pinned versions when it is
-# missing; the benchmarks' is another, for torch must not enter .venv.
+# missing; those of the benchmarks and of make interop are others, for torch
+# must not enter .venv.
 PYTHON ?= python3.11
 VENV := .venv
 BENCH := .venv-bench
+INTEROP := .venv-interop
 BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null || echo py311)
 CONSTRAINTS := constraints/$(TAG).txt
 WORKDIR ?= runs/quickstart
 WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_count())')
 
-.PHONY: quickstart test slow lint format bench
+.PHONY: quickstart test slow interop lint format bench
 
 quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
@@ -19,6 +21,9 @@ test: $(VENV)/test  ## the fast tests, a process a core
 
 slow: $(VENV)/test  ## the tests that take minutes: an hour or two in all
 	$(BIN)/python -m pytest -m "slow and not bench"
+
+interop: $(INTEROP)/interop  ## exported and imported models, against transformers
+	$(INTEROP)/bin/python -m pytest -m interop tests/interop
 
 lint: $(VENV)/dev  ## formatter, linter, types
 	$(BIN)/ruff format --check .
@@ -32,13 +37,14 @@ format: $(VENV)/dev
 bench: $(BENCH)/bench  ## timings, as ratios to a peer in the same run
 	$(BENCH)/bin/python -m pytest -m "bench and not slow" -s tests/benchmarks
 
-$(VENV)/installed $(BENCH)/installed: setup.cfg $(CONSTRAINTS)
+$(VENV)/installed $(BENCH)/installed $(INTEROP)/installed: setup.cfg $(CONSTRAINTS)
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
 	touch $@
 
 $(VENV)/test $(VENV)/dev: $(VENV)/installed
 $(BENCH)/bench: $(BENCH)/installed
-$(VENV)/test $(VENV)/dev $(BENCH)/bench:
+$(INTEROP)/interop: $(INTEROP)/installed
+$(VENV)/test $(VENV)/dev $(BENCH)/bench $(INTEROP)/interop:
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$(@F)]'
 	touch $@

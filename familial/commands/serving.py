@@ -219,7 +219,9 @@ def _evaluate(values: flags.FlagValues) -> str:
   found = evaluating.evaluate(model, exits, tokens=values.tokens or None)
   line = evaluating.write(found, values.out, draw=values.draw)
   if values.decode:
-    print(measuring.write(measuring.measure(model), values.out))
+    measured = measuring.measure(model)
+    measuring.write(measured, values.out)
+    print(measuring.text(measured))
   return line
 
 

@@ -20,7 +20,8 @@ class DataConfig:
     path: text_files: the folder that is read, with its subfolders.
     cache_dir: where prepared data live; '' stands for $FAMILIAL_CACHE, and
       ~/.cache/familial where that is unset.
-    tokenizer: bytes, or bpe (byte-level, trained on the train split).
+    tokenizer: bytes, bpe (byte-level, trained on the train split), or a file,
+      FOLDER/tokenizer.json: that of a run, an export or an import.
     vocab_size: tokens of the vocabulary, the separator included; bytes: 256.
     seq_len: tokens a window, L.
     document_mask: attention and loss do not cross documents.
@@ -54,10 +55,11 @@ class DataConfig:
         f"data.path={self.path!r} is only read with corpus='text_files', "
         f'not with corpus={self.corpus!r}'
       )
-    if self.tokenizer not in TOKENIZERS:
+    if self.tokenizer not in TOKENIZERS and not self.tokenizer_file:
       raise errors.UserError(
         f'data.tokenizer={self.tokenizer!r} is not one of '
-        f'{", ".join(TOKENIZERS)}{errors.nearest(self.tokenizer, TOKENIZERS)}'
+        f'{", ".join(TOKENIZERS)}, or a file that ends in .json'
+        f'{errors.nearest(self.tokenizer, TOKENIZERS)}'
       )
     if self.tokenizer == 'bytes' and self.vocab_size != 256:
       raise errors.UserError(
@@ -74,6 +76,11 @@ class DataConfig:
       raise errors.UserError(
         f'data.heldout_percent={self.heldout_percent} is not within 1 to 50'
       )
+
+  @property
+  def tokenizer_file(self) -> str:
+    """The file that holds the tokenizer; '' where there is none yet."""
+    return self.tokenizer if self.tokenizer.endswith('.json') else ''
 
 
 def cache_folder(config: DataConfig) -> pathlib.Path:

@@ -91,7 +91,8 @@ def load(config: config_lib.DataConfig) -> Corpus:
   A damaged folder of the cache is reported, removed and made again.
 
   Raises:
-    UserError: if the corpus is unknown, missing, empty or too small to split.
+    UserError: if the corpus is unknown, missing, empty or too small to split,
+      or its tokenizer's file is none or has a vocabulary of another size.
   """
   cache = config_lib.cache_folder(config)
   try:
@@ -100,10 +101,14 @@ def load(config: config_lib.DataConfig) -> Corpus:
     raise errors.UserError(
       f'cache_dir={str(cache)!r} cannot be made: {error.strerror}'
     ) from error
+  given = [_hash_of_tokenizer(config)] if config.tokenizer_file else []
   data_dir, source = _source(config, cache)
-  key = _hash(source, config.vocab_size, config.heldout_percent, VERSION)
+  key = _hash(
+    source, config.vocab_size, config.heldout_percent, VERSION, *given
+  )
   stem = config.corpus.replace('/', '-').replace(':', '-')
-  folder = cache / 'packed' / f'{stem}-{config.tokenizer}-{key}'
+  kind = 'file' if given else config.tokenizer
+  folder = cache / 'packed' / f'{stem}-{kind}-{key}'
   for _ in range(2):
     _publish(folder, lambda temporary: _pack(config, data_dir, temporary))
     try:
@@ -139,6 +144,15 @@ def _pack(
   """Writes the packed corpus into `folder`, which exists and is empty."""
   from familial.data import corpora
 
+  if config.tokenizer_file:
+    # Checked before the text is prepared, which may take hours.
+    size = tokenizers.load(config.tokenizer_file).vocab_size
+    if size != config.vocab_size:
+      raise errors.UserError(
+        f'data.vocab_size={config.vocab_size}: tokenizer='
+        f'{config.tokenizer_file!r} has {size} tokens'
+      )
+    shutil.copyfile(config.tokenizer_file, folder / _TOKENIZER)
   own = config.corpus in files.CORPORA
   if own:
     _publish(data_dir, lambda temporary: corpora.build(config, temporary))
@@ -159,10 +173,11 @@ def _write(
   from familial.data import corpora
 
   tokenizer_path, tokenizer_hash = '', ''
+  file = folder / _TOKENIZER
   if config.tokenizer == 'bpe':
-    file = folder / _TOKENIZER
     _, texts = corpora.documents(config, data_dir)['train']
     tokenizers.train(texts, config.vocab_size, file)
+  if file.exists():
     tokenizer_path, tokenizer_hash = str(file), _hash_of_file(file)
   tokenizer = tokenizers.load(tokenizer_path)
   meta: dict[str, Any] = {
@@ -321,6 +336,15 @@ def _documents_file(folder: pathlib.Path, split: str) -> pathlib.Path:
 def _hash(*parts: Any) -> str:
   text = json.dumps(parts, sort_keys=True)
   return hashlib.sha256(text.encode('utf-8')).hexdigest()[:16]
+
+
+def _hash_of_tokenizer(config: config_lib.DataConfig) -> str:
+  try:
+    return _hash_of_file(config.tokenizer_file)
+  except OSError as error:
+    raise errors.UserError(
+      f'data.tokenizer={config.tokenizer_file!r}: {error.strerror}'
+    ) from None
 
 
 def _hash_of_file(file: str | pathlib.Path) -> str:

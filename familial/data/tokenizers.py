@@ -1,6 +1,7 @@
 """Text to tokens and back: bytes, or a byte-level BPE.
 
-Both have a separator, a token that no text contains; it ends every document.
+Both have a separator, a token that no text contains; it ends every document. In
+a file it is the token of that name: an import gives it to what ended texts.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,25 @@ import numpy as np
 
 from familial import errors
 
-_SEPARATOR = '<|separator|>'
+SEPARATOR = '<|separator|>'
+# Every byte that UTF-8 uses, and what a tokenizer that is not byte-level
+# changes: a first character that is no space, two spaces, an accent of its own.
+_PROBE = ''.join(
+  map(
+    chr,
+    [
+      *range(0x100),
+      *range(0x100, 0x800, 0x40),
+      *range(0x800, 0xD800, 0x1000),
+      0xE000,
+      0xF000,
+      *range(0x10000, 0x110000, 0x40000),
+      0x10FFFF,
+      *b'e  ',
+      0x301,
+    ],
+  )
+)
 # Merges hardly change after this much text, and the trainer counts in memory.
 _TRAINING_BYTES = 2**28
 
@@ -56,19 +75,33 @@ class Bytes:
 
 
 class BPE:
-  """A byte-level BPE from a file of the `tokenizers` library."""
+  """A byte-level BPE from the text of a file of the `tokenizers` library."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, text: str):
     import tokenizers
 
-    self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    self._tokenizer = tokenizers.Tokenizer.from_str(text)
     # A text that spells the separator out is still only text.
     self._tokenizer.encode_special_tokens = True
     self.vocab_size: int = self._tokenizer.get_vocab_size()
-    separator = self._tokenizer.token_to_id(_SEPARATOR)
+    separator = self._tokenizer.token_to_id(SEPARATOR)
     if separator is None:
-      raise ValueError(f'it has no token {_SEPARATOR!r}')
+      raise ValueError(f'it has no token {SEPARATOR!r}')
     self.separator: int = separator
+    numbers = self._tokenizer.get_vocab().values()
+    if sorted(numbers) != list(range(self.vocab_size)):
+      raise ValueError(
+        f'its {self.vocab_size} tokens are not numbered from 0 without gaps'
+      )
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    texts = [_PROBE, *(f' {t.content} ' for t in added if not t.special)]
+    lengths_V = self.byte_lengths()
+    for text, tokens in zip(texts, self.encode(texts), strict=True):
+      size = len(text.encode('utf-8'))
+      if (
+        self.decode(tokens.tolist()) != text or lengths_V[tokens].sum() != size
+      ):
+        raise ValueError('it is no byte-level BPE, which gives back any text')
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the tokens of each text, without separators."""
@@ -88,6 +121,9 @@ class BPE:
     # In this vocabulary a character of a token stands for one byte.
     for token, number in self._tokenizer.get_vocab().items():
       lengths_V[number] = len(token)
+    # But those that were added to it are plain text.
+    for number, added in self._tokenizer.get_added_tokens_decoder().items():
+      lengths_V[number] = len(added.content.encode('utf-8'))
     lengths_V[self.separator] = 0
     return lengths_V
 
@@ -101,7 +137,7 @@ def load(path: str) -> Tokenizer:
   if not path:
     return Bytes()
   try:
-    return BPE(pathlib.Path(path))
+    return BPE(pathlib.Path(path).read_text('utf-8'))
   except Exception as error:  # The library raises bare Exceptions.
     line = str(error).splitlines()[0]
     raise errors.UserError(f'tokenizer_path={path!r}: {line}') from error
@@ -125,7 +161,7 @@ def train(texts: Iterator[str], vocab_size: int, path: pathlib.Path) -> None:
     _first_bytes(texts),
     tokenizers.trainers.BpeTrainer(
       vocab_size=vocab_size,
-      special_tokens=[_SEPARATOR],
+      special_tokens=[SEPARATOR],
       initial_alphabet=level.alphabet(),
       show_progress=False,
     ),

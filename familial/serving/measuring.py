@@ -140,14 +140,18 @@ def measure(
   )
 
 
-def write(measured: Decoding, out: str | os.PathLike[str]) -> str:
-  """Writes decoding.json and decoding.png into a folder; returns a table."""
+def write(measured: Decoding, out: str | os.PathLike[str]) -> None:
+  """Writes decoding.json and decoding.png into a folder."""
   from familial.serving import figures  # Brings matplotlib.
 
   out = pathlib.Path(out)
   values = {'schema': records.SCHEMA, **dataclasses.asdict(measured)}
   records.write_json(out / 'decoding.json', values)
   figures.save(figures.decoding(measured), out / 'decoding.png')
+
+
+def text(measured: Decoding) -> str:
+  """Returns a table of the modes, and a line a hop."""
   lines = [
     f'{"mode":<12}{"how":<18}{"texts":>6}{"tokens/s":>10}{"threshold":>10}'
     f'{"loss":>8}{"layers":>8}  shares of exits, or of drafts accepted'

@@ -11,6 +11,7 @@ from familial import errors
 from familial import records
 from familial.data import tokenizers
 from familial.model import transformer
+from familial.serving import segments
 from familial.training import checkpoint
 from familial.training import config as train_config
 
@@ -64,15 +65,10 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
     lambda: transformer.init(config.model, jax.random.key(0))
   )
   params = checkpoint.read_params(folder / 'checkpoints', number, like)
-  path = str(folder / TOKENIZER) if (folder / TOKENIZER).exists() else ''
-  if config.data.tokenizer != 'bytes' and not path:
-    raise errors.UserError(f'{folder} has lost its {TOKENIZER}')
-  tokenizer = tokenizers.load(path)
-  if tokenizer.vocab_size != config.model.vocab_size:
-    raise errors.UserError(
-      f'{path or "the byte tokenizer"} has {tokenizer.vocab_size} tokens, and '
-      f'the model of {folder} {config.model.vocab_size}'
-    )
+  tokenizer, path = read_tokenizer(folder, config.model.vocab_size)
+  if config.data.tokenizer_file:  # Which may have been moved, with the folder.
+    data = dataclasses.replace(config.data, tokenizer=path)
+    config = dataclasses.replace(config, data=data)
   return Model(folder, number, config, params, tokenizer, path)
 
 
@@ -89,6 +85,34 @@ def read_config(folder: pathlib.Path) -> train_config.RunConfig:
   if values.pop('schema', None) != records.SCHEMA:
     raise errors.UserError(f'{path}: its schema is not {records.SCHEMA}')
   return config_lib.run(values)
+
+
+def tokenizer_of(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a run, an export or a segment."""
+  folder = pathlib.Path(folder)
+  if (folder / segments.CONFIG).exists():
+    vocab_size = segments.load(folder).model.vocab_size
+  else:
+    vocab_size = read_config(folder).model.vocab_size
+  return read_tokenizer(folder, vocab_size)[0]
+
+
+def read_tokenizer(
+  folder: pathlib.Path, vocab_size: int
+) -> tuple[tokenizers.Tokenizer, str]:
+  """Returns the tokenizer of a run, an export or a segment, and its file.
+
+  Raises:
+    UserError: if it is not of the model's vocabulary.
+  """
+  path = str(folder / TOKENIZER) if (folder / TOKENIZER).exists() else ''
+  tokenizer = tokenizers.load(path)
+  if tokenizer.vocab_size != vocab_size:
+    raise errors.UserError(
+      f'{path or "the byte tokenizer"} has {tokenizer.vocab_size} tokens, and '
+      f'the model of {folder} has {vocab_size}'
+    )
+  return tokenizer, path
 
 
 def _step(folder: pathlib.Path, step: str) -> int:

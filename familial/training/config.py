@@ -66,9 +66,11 @@ class TrainConfig:
     other_weight: of the exits before the last in `final_one`.
     trained: `all`, or `exits`: all exits but the last, on the frozen trunk of
       `init_from`.
-    init_from: folder of a finished dense run (one exit) of this backbone's
-      shape and data, whose trunk and exit are the initial trunk and last exit;
-      relative to this run's. '' for fresh.
+    init_from: folder of a finished run, an export or an import, relative to
+      this run's, whose parameters are the initial ones; '' for fresh. With one
+      exit, it gives the trunk and the last exit; with this run's exits, all.
+      Its model's shape and its data must be this run's; of an import's data,
+      the tokenizer.
     seed: of initialisation and of the order of the data.
     evaluations: evaluations spaced evenly over the run, the last at its end.
     eval_tokens: held-out tokens of each, always the same ones.
@@ -173,7 +175,8 @@ class RunConfig:
   Attributes:
     cell: name within the study.
     arm: why the study wants it: `grid`, `seed`, `twin`, `weighting`,
-      `frozen`, `kind`, `branch`, `rate`, `gradients` or, alone, `single`.
+      `frozen`, `kind`, `branch`, `rate`, `gradients` or, alone, `single`; of a
+      model that was not trained here, `export` or `import`.
     budget: FLOPs that the study planned for it.
     model: the model.
     data: the corpus and its sequences.

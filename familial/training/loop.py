@@ -9,7 +9,6 @@ restore the last checkpoint if there is one, drop later rows, go on.
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -35,23 +34,11 @@ from familial.training import compilation
 from familial.training import config as train_config
 from familial.training import events
 from familial.training import optimizer
+from familial.training import parents
 from familial.training import sharding
 from familial.training import step as step_lib
 
 _PROGRESS_SECONDS = 5.0
-# In what a run and its dense parent may differ: how the same is computed, what
-# a dense model does not have, and where prepared data are kept.
-_FREE = frozenset(
-  {
-    'model.attention',
-    'model.unroll',
-    'model.remat',
-    'model.loss_chunk',
-    'model.exit_kind',
-    'model.branch_unembedding',
-    'data.cache_dir',
-  }
-)
 
 
 def run(
@@ -81,12 +68,11 @@ def run(
   compilation.prepare(config.data)
   attention.check(config.model.attention)
   folder = pathlib.Path(folder)
-  lineage = _lineage(folder, config)
-  records.open_run(folder, config, lineage)
+  records.open_run(folder, config, parents.lineage(folder, config))
   if (status := records.status(folder)) in ('finished', 'diverged'):
     return status
   corpus = corpus or packing.load(config.data)
-  _check_corpus(folder, corpus.fingerprint)
+  lineage = _check_corpus(folder, corpus.fingerprint)
   if corpus.tokenizer_path:
     shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
   job = _Job(config, folder, corpus, lineage['inherited_flops'])
@@ -203,7 +189,7 @@ class _Job:
     )
     if train.init_from:
       state = state._replace(
-        params=_graft(state.params, self.folder, self.config)
+        params=parents.graft(state.params, self.folder, self.config)
       )
     return sharding.replicate(state, self.mesh)
 
@@ -346,89 +332,17 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
-def _lineage(
-  folder: pathlib.Path, config: train_config.RunConfig
-) -> records.Row:
-  """Returns what a run starts from, and the FLOPs that went into it."""
-  lineage: records.Row = {
-    'parent': None,
-    'expansion': None,
-    'inherited_flops': 0,
-  }
-  init_from = config.train.init_from
-  if not init_from:
-    return lineage
-  parent = _resolve(folder, init_from)
-  rows = records.read(parent / records.ROWS)
-  if not rows or rows[-1]['status'] != 'finished':
-    raise errors.UserError(
-      f'train.init_from: {init_from!r} is not a finished run'
-    )
-  for key, was, now in records.differences(parent, _dense(config)):
-    if key.startswith(('model.', 'data.')) and key not in _FREE:
-      raise errors.UserError(
-        f'train.init_from: {init_from!r} was trained with {key} = {was!r}, and '
-        f'this run needs {now!r}'
-      )
-  return {
-    **lineage,
-    'parent': pathlib.Path(init_from).name,
-    'inherited_flops': rows[-1]['flops'],
-  }
-
-
-def _dense(config: train_config.RunConfig) -> train_config.RunConfig:
-  """Returns a run whose trunk and exit this one's can be."""
-  return dataclasses.replace(
-    config,
-    model=config.model.submodel(config.model.granularity),
-    train=dataclasses.replace(config.train, trained='all', init_from=''),
-  )
-
-
-def _check_corpus(folder: pathlib.Path, fingerprint: str) -> None:
-  """Notes a run's corpus in its lineage; refuses to go on with another one."""
+def _check_corpus(folder: pathlib.Path, fingerprint: str) -> records.Row:
+  """Returns a run's lineage with its corpus noted; refuses another corpus."""
   path = folder / 'lineage.json'
   lineage = records.read_json(path)
   if 'corpus' not in lineage:
-    records.write_json(path, {**lineage, 'corpus': fingerprint})
+    lineage['corpus'] = fingerprint
+    records.write_json(path, lineage)
   elif lineage['corpus'] != fingerprint:
     raise errors.UserError(
       f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '
       'which is what data.corpus gives here now; use another workdir, or that '
       'text'
     )
-
-
-def _resolve(folder: pathlib.Path, init_from: str) -> pathlib.Path:
-  """Returns the parent run's folder, by name: `folder` may not exist yet."""
-  return pathlib.Path(os.path.normpath(folder / init_from))
-
-
-def _graft(
-  params: Any, folder: pathlib.Path, config: train_config.RunConfig
-) -> Any:
-  """Returns params whose trunk and last exit are those of a dense run."""
-  dense = _dense(config)
-  like = step_lib.init(
-    dense.model,
-    'all',
-    jax.random.key(0),
-    optimizer.hyper(dense.train, dense.model.exits),
-  )
-  parent = _resolve(folder, config.train.init_from)
-  checkpoints = checkpoint.Checkpoints(parent / 'checkpoints', 1)
-  trunk = checkpoints.restore(like).params
-  checkpoints.close()
-  start = 0
-  grafted = dict(params)
-  for index, depth in enumerate(config.model.segment_depths):
-    grafted[f'segment_{index}'] = jax.tree.map(
-      lambda leaf, a=start, b=start + depth: leaf[a:b], trunk['segment_0']
-    )
-    start += depth
-  grafted[f'exit_{config.model.granularity}'] = trunk['exit_1']
-  for name in ('embedding', 'unembedding'):
-    if name in trunk:
-      grafted[name] = trunk[name]
-  return grafted
+  return lineage

@@ -13,6 +13,7 @@ from familial.data import config
     ({'corpus': 'text_files'}, ['path', 'text_files']),
     ({'path': '/tmp'}, ['path', '/tmp', 'python_source']),
     ({'tokenizer': 'byte'}, ["'byte'", 'bytes, bpe', "did you mean 'bytes'"]),
+    ({'tokenizer': 'my/tokenizer'}, ["'my/tokenizer'", 'ends in .json']),
     ({'vocab_size': 512}, ['vocab_size=512', '256']),
     ({'tokenizer': 'bpe'}, ['vocab_size=256', '257']),
     ({'seq_len': 0}, ['seq_len=0']),
@@ -27,6 +28,12 @@ def test_a_bad_value_is_named_in_one_line(values, said):
   assert '\n' not in message
   for part in said:
     assert part in message
+
+
+def test_a_tokenizer_may_be_a_file():
+  named = config.DataConfig(tokenizer='a/tokenizer.json', vocab_size=9)
+  assert named.tokenizer_file == 'a/tokenizer.json'
+  assert config.DataConfig().tokenizer_file == ''
 
 
 def test_cache_folder_is_the_key_then_the_environment_then_home(monkeypatch):

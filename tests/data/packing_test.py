@@ -59,7 +59,14 @@ def _bpe(settings):
   return dataclasses.replace(settings, tokenizer='bpe', vocab_size=270)
 
 
-@pytest.mark.parametrize('change', [lambda c: c, _bpe])
+def _file(settings):
+  path = pathlib.Path(settings.path).parent / 'mine.json'
+  if not path.exists():
+    tokenizers.train(iter(_TEXTS), 265, path)
+  return dataclasses.replace(settings, tokenizer=str(path), vocab_size=265)
+
+
+@pytest.mark.parametrize('change', [lambda c: c, _bpe, _file])
 def test_documents_come_back_each_in_its_split(settings, change):
   corpus = packing.load(change(settings))
   found = []
@@ -135,6 +142,30 @@ def test_bpe_is_trained_on_the_train_split_only(tmp_path, settings):
   tokens = list(vocabulary['model']['vocab'])
   assert any('abc' in t for t in tokens)
   assert not any('qz' in t for t in tokens)
+
+
+def test_a_tokenizer_that_is_given_is_kept(settings):
+  settings = _file(settings)
+  first = packing.load(settings)
+  given = pathlib.Path(settings.tokenizer)
+  kept = pathlib.Path(first.tokenizer_path)
+  assert kept.read_bytes() == given.read_bytes()
+  assert (first.vocab_size, first.separator) == (265, 0)
+  # Wherever it lies; but another one, or a retrained one, is another corpus.
+  moved = given.rename(given.with_name('moved.json'))
+  again = dataclasses.replace(settings, tokenizer=str(moved))
+  assert packing.load(again).fingerprint == first.fingerprint
+  tokenizers.train(iter(['abc abd ' * 40]), 260, moved)
+  other = packing.load(dataclasses.replace(again, vocab_size=260))
+  assert other.fingerprint != first.fingerprint
+  with pytest.raises(errors.UserError, match=r'size=265.*has 260 tokens'):
+    packing.load(again)
+  with pytest.raises(errors.UserError, match=r"data\.tokenizer='.*mine\.json'"):
+    packing.load(settings)
+  moved.write_text('{}')
+  with pytest.raises(errors.UserError, match=r"moved\.json'") as raised:
+    packing.load(again)
+  assert '\n' not in str(raised.value)
 
 
 def _held_out(text):

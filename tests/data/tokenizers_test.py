@@ -1,7 +1,10 @@
+import json
+
 import hypothesis
 from hypothesis import strategies
 import numpy as np
 import pytest
+import tokenizers as library
 
 from familial import errors
 from familial.data import tokenizers
@@ -71,6 +74,45 @@ def test_a_file_that_is_no_tokenizer_is_said(tmp_path, content):
   with pytest.raises(errors.UserError, match='tokenizer_path=') as raised:
     tokenizers.load(str(path))
   assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    ({'add_prefix_space': True}, 'byte-level'),
+    ({'type': 'Whitespace'}, 'byte-level'),
+    ({'vocab': 300}, 'numbered'),
+  ],
+)
+def test_a_tokenizer_that_changes_text_is_said(
+  tmp_path, bpe_path, change, said
+):
+  with open(bpe_path, encoding='utf-8') as file:
+    made = json.load(file)
+  if 'vocab' in change:
+    made['model']['vocab']['a'] = change['vocab']
+  else:
+    made['pre_tokenizer'] |= change
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(json.dumps(made), 'utf-8')
+  with pytest.raises(errors.UserError, match=said):
+    tokenizers.load(str(path))
+
+
+def test_an_added_token_has_the_bytes_of_its_text(tmp_path, bpe_path):
+  made = library.Tokenizer.from_file(bpe_path)
+  made.add_tokens(['東京'])
+  made.save(str(tmp_path / 'tokenizer.json'))
+  tokenizer = tokenizers.load(str(tmp_path / 'tokenizer.json'))
+  [tokens] = tokenizer.encode(['東京'])
+  assert tokens.tolist() == [280]
+  assert tokenizer.byte_lengths()[280] == 6
+  assert tokenizer.decode(tokens.tolist()) == '東京'
+  # Of these letters the library takes each for a byte.
+  made.add_tokens(['Größe'])
+  made.save(str(tmp_path / 'tokenizer.json'))
+  with pytest.raises(errors.UserError, match='byte-level'):
+    tokenizers.load(str(tmp_path / 'tokenizer.json'))
 
 
 def test_a_tokenizer_without_our_separator_is_said(tmp_path, bpe_path):

@@ -198,7 +198,8 @@ def test_measured_speeds_and_bytes(model, corpus, tmp_path, monkeypatch):
   sizes = [hop.bytes for hop in first]  # Of tokens, whatever the type.
   assert max(sizes) < 1.01 * min(sizes)
   assert all(hop.agree == 1 for hop in found.hops if hop.dtype == 'float32')
-  table = measuring.write(found, tmp_path)
+  measuring.write(found, tmp_path)
+  table = measuring.text(found)
   assert 'speculative' in table and 'bytes a token' in table
   saved = json.loads((tmp_path / 'decoding.json').read_text())
   assert len(saved['speeds']) == 7 and len(saved['hops']) == 9

@@ -372,7 +372,10 @@ def test_exits_on_a_frozen_trunk(corpus, run_config, shape, tmp_path):
     missing = run_config(model, trained='exits', init_from='../exits2')
     loop.run(missing, tmp_path / 'a', corpus, quiet=True)
   for other, key in (
-    (run_config(model, trained='exits', init_from='../exits'), 'model.exits'),
+    (
+      run_config(dense.model, init_from='../exits'),
+      'model.exits',
+    ),
     (_with(config, 'model', heads=2), 'model.heads'),
     (_with(config, 'model', base_width=64), 'model.base_width'),
     (_with(config, 'model', rope_theta=1e5), 'model.rope_theta'),

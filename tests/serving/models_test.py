@@ -1,0 +1,168 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import records
+from familial.model import transformer
+from familial.serving import models
+from familial.training import checkpoint
+from familial.training import loop
+from familial.training import optimizer
+from familial.training import step as step_lib
+
+
+@pytest.fixture(scope='module')
+def run(run_config, corpus, tmp_path_factory):
+  """A finished run with two checkpoints."""
+  folder = tmp_path_factory.mktemp('models') / 'run'
+  loop.run(run_config(steps=6, evaluations=2, warmup_steps=1), folder, corpus,
+           quiet=True)  # fmt: skip
+  return folder
+
+
+def restored(folder, step):
+  """The whole state, as training reads it."""
+  config = models.read_config(folder)
+  hyper = optimizer.hyper(config.train, config.model.exits)
+  like = step_lib.init(config.model, 'all', jax.random.key(0), hyper)
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
+  state = checkpoints.restore(like, step)
+  checkpoints.close()
+  return state
+
+
+@pytest.mark.parametrize(
+  ('step', 'number'), [('last', 6), ('best', 6), ('3', 3), ('6', 6)]
+)
+def test_a_run_is_read_at_any_of_its_steps(run, step, number):
+  model = models.load(run, step)
+  assert (model.step, model.folder, model.context) == (number, run, 32)
+  expected = restored(run, number).params
+  jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+  if step.isdigit():
+    same = models.load(run / 'checkpoints' / step)
+    assert (same.step, same.folder) == (number, run)
+
+
+def test_best_is_the_lowest_loss(run_config, tmp_path):
+  config = run_config()
+  records.open_run(tmp_path, config)
+  hyper = optimizer.hyper(config.train, config.model.exits)
+  state = step_lib.init(config.model, 'all', jax.random.key(0), hyper)
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints', 2)
+  for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0)):
+    checkpoints.save(state._replace(step=np.int32(step)), loss)
+    checkpoints.wait()
+  checkpoints.close()
+  assert models.load(tmp_path, 'best').step == 2
+  assert models.load(tmp_path).step == 3
+
+
+@pytest.mark.slow
+def test_what_eight_devices_saved_one_reads(run_config, tmp_path):
+  """Saved with parameters split over eight devices."""
+  script = f"""
+import jax, numpy as np
+from familial.training import checkpoint, optimizer, step
+from familial.model import config
+model = config.ModelConfig(vocab_size=256, width=16, depth=2, heads=4,
+                           kv_heads=2, mlp_width=24, exits=(1, 2), base_width=32)
+from familial.training import config as tc
+h = optimizer.hyper(tc.TrainConfig(steps=24, batch_size=8, base_lr=0.02), (1, 2))
+state = step.init(model, 'all', jax.random.key(5), h)
+mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+def place(x):
+  spec = jax.sharding.PartitionSpec('data') if x.ndim and x.shape[0] % 8 == 0 else jax.sharding.PartitionSpec()
+  return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+c = checkpoint.Checkpoints({str(tmp_path / 'checkpoints')!r}, 1)
+c.save(jax.tree.map(place, state)._replace(step=jax.numpy.int32(7)), 1.0)
+c.close()
+"""
+  subprocess.run(
+    [sys.executable, '-c', script], check=True,
+    env={**os.environ,
+         'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+  )  # fmt: skip
+  config = run_config()
+  records.open_run(tmp_path, config)
+  found = models.load(tmp_path).params
+  expected = transformer.init(config.model, jax.random.key(5))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected
+  )
+
+
+def test_what_is_no_model_is_one_line(run, tmp_path):
+  with pytest.raises(errors.UserError, match=r'holds no config\.json'):
+    models.load(tmp_path)
+  with pytest.raises(errors.UserError, match='no such checkpoint'):
+    models.load(run, '4')
+  with pytest.raises(errors.UserError, match="step: 'lst' is not 'last'"):
+    models.load(run, 'lst')
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  shutil.copy(run / 'config.json', empty)
+  with pytest.raises(errors.UserError, match='holds no checkpoint'):
+    models.load(empty)
+  (empty / 'config.json').write_text('{"schema": 1, "grid": {}, "train": {}}')
+  with pytest.raises(errors.UserError, match='not the config of a single run'):
+    models.load(empty)
+
+
+def changed(run, to, change):
+  """A copy of a run whose config says something else."""
+  shutil.copytree(run, to)
+  config = json.loads((to / 'config.json').read_text())
+  change(config)
+  (to / 'config.json').write_text(json.dumps(config))
+  return to
+
+
+def test_another_shape_is_refused_before_anything_is_read(
+  run, tmp_path, monkeypatch
+):
+  read = []
+  monkeypatch.setattr(
+    'orbax.checkpoint.Checkpointer.restore', lambda *a, **k: read.append(a)
+  )
+  wider = changed(
+    run, tmp_path / 'wider', lambda c: c['model'].update(mlp_width=32)
+  )
+  with pytest.raises(
+    errors.UserError, match=r'segment_0\.mlp\.\w+\.kernel is \(1, .* needed|has'
+  ):
+    models.load(wider)
+  deeper = changed(
+    run,
+    tmp_path / 'deeper',
+    lambda c: c['model'].update(depth=3, exits=[1, 2, 3]),
+  )
+  with pytest.raises(errors.UserError, match=r'exit_3\.norm\.gain is missing'):
+    models.load(deeper)
+  assert not read
+
+
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run, copy)
+  state = copy / 'checkpoints' / '6' / 'state'
+  for path in state.rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'not what it was')
+  with pytest.raises(errors.UserError, match='6: a damaged checkpoint'):
+    models.load(copy)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(run, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run, copy)
+  (copy / 'tokenizer.json').write_text('{"version": "1.0"}')
+  with pytest.raises(errors.UserError, match='tokenizer'):
+    models.load(copy)

@@ -1,0 +1,203 @@
+"""Runs that start from an export, an import or a family of their shape."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import flops
+from familial import records
+from familial.data import packing
+from familial.serving import export
+from familial.serving import importing
+from familial.serving import models
+from familial.training import loop
+from familial.training import parents
+
+
+@pytest.fixture(scope='module')
+def family(run_config, shape, corpus, tmp_path_factory):
+  """(config, folder) of a finished family."""
+  model = shape(vocab_size=256, depth=3, exits=(1, 3), exit_kind='separate')
+  config = run_config(model, steps=3, evaluations=1, warmup_steps=1)
+  folder = tmp_path_factory.mktemp('parents') / 'family'
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  return config, folder
+
+
+@pytest.fixture
+def exported(family):
+  """Writes an exit of the family beside it; returns (config, folder)."""
+
+  def write(exit_):
+    _, folder = family
+    out = folder.with_name(f'exit{exit_}')
+    if not out.exists():
+      export.to_familial(models.load(folder), exit_, out)
+    return models.load(out).config, out
+
+  return write
+
+
+def _child(config, parent, model=None, **changes):
+  train = dataclasses.replace(
+    config.train, init_from=f'../{parent.name}', **changes
+  )
+  return dataclasses.replace(config, train=train, model=model or config.model)
+
+
+def _start(config, folder):
+  """Returns the parameters that a run starts from."""
+  fresh = jax.eval_shape(
+    lambda: models.transformer.init(config.model, jax.random.key(0))
+  )
+  fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), fresh)
+  return parents.graft(fresh, folder, config)
+
+
+def _same(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def _rows(folder):
+  return records.read(folder / records.ROWS)
+
+
+def test_an_export_is_trained_on(family, exported, corpus):
+  _, parent = family
+  config, alone = exported(1)
+  child = _child(config, alone, steps=2)
+  folder = alone.with_name('child')
+  assert loop.run(child, folder, corpus, quiet=True) == 'finished'
+  spent = _rows(parent)[-1]['flops']
+  lineage = records.read_json(folder / 'lineage.json')
+  assert (lineage['parent'], lineage['inherited_flops']) == ('exit1', spent)
+  [row] = _rows(folder)
+  assert row['flops'] == spent + 2 * 8 * 32 * flops.train(config.model, 32)
+  _same(_start(child, folder), models.load(alone).params)
+  # From there and not from a fresh model: at a rate of nearly 0 its loss is
+  # the exit's.
+  still = _child(config, alone, steps=1, base_lr=1e-30, warmup_steps=0)
+  folder = alone.with_name('still')
+  assert loop.run(still, folder, corpus, quiet=True) == 'finished'
+  assert _rows(folder)[0]['loss'] == pytest.approx(
+    _rows(parent)[0]['loss'], abs=1e-6
+  )
+
+
+def test_an_export_gives_a_family_its_trunk(family, exported, corpus):
+  config, parent = family
+  _, alone = exported(2)
+  child = _child(config, alone, steps=2)
+  folder = alone.with_name('again')
+  assert loop.run(child, folder, corpus, quiet=True) == 'finished'
+  found, whole = _start(child, folder), models.load(parent).params
+  for name in ('segment_0', 'segment_1', 'exit_2', 'embedding'):
+    _same(found[name], whole[name])
+  assert not np.asarray(found['exit_1']['norm']['gain']).any()
+
+
+def test_a_family_of_the_same_exits_gives_all(family, corpus):
+  config, parent = family
+  child = _child(config, parent, steps=2, trained='exits')
+  folder = parent.with_name('same')
+  assert loop.run(child, folder, corpus, quiet=True) == 'finished'
+  _same(_start(child, folder), models.load(parent).params)
+  lineage = records.read_json(folder / 'lineage.json')
+  assert lineage['inherited_flops'] == _rows(parent)[-1]['flops']
+
+
+def test_parents_of_another_shape_are_refused(family, exported, corpus, shape):
+  config, parent = family
+  dense, alone = exported(2)
+  for child, key in (
+    (_child(config, parent, _changed(config, exits=(2, 3))), 'model.exits'),
+    (_child(config, parent, _changed(config, exit_kind='head')), 'exit_kind'),
+    (_child(dense, parent), 'model.exits'),
+    (_child(dense, alone, _changed(dense, heads=2)), 'model.heads'),
+    (
+      dataclasses.replace(
+        _child(dense, alone),
+        data=dataclasses.replace(dense.data, heldout_percent=10),
+      ),
+      'data.heldout_percent',
+    ),
+  ):
+    match = rf'^train\.init_from: .*{key} = .*needs'
+    with pytest.raises(errors.UserError, match=match):
+      loop.run(child, parent.with_name('refused'), corpus, quiet=True)
+    assert not parent.with_name('refused').exists()
+  missing = _child(config, parent.with_name('nothing'))
+  with pytest.raises(errors.UserError, match=r'nothing.*finished run, an exp'):
+    loop.run(missing, parent.with_name('refused'), corpus, quiet=True)
+
+
+def _changed(config, **changes):
+  return dataclasses.replace(config.model, **changes)
+
+
+def test_trained_on_in_its_place_it_is_a_run(family, exported, corpus):
+  _, parent = family
+  exported(1)
+  folder = parent.with_name('in_place')
+  export.to_familial(models.load(parent), 1, folder)
+  config = models.load(folder).config
+
+  def stop(step):
+    if step == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(errors.Interrupted):
+    loop.run(config, folder, corpus, quiet=True, on_step=stop)
+  # Begun and not finished, it is nobody's parent.
+  with pytest.raises(errors.UserError, match='not a finished run'):
+    child = _child(config, folder)
+    loop.run(child, parent.with_name('refused'), corpus, quiet=True)
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  spent = _rows(parent)[-1]['flops']
+  assert _rows(folder)[-1]['flops'] == spent + 3 * 8 * 32 * flops.train(
+    config.model, 32
+  )
+
+
+def test_an_import_is_trained_on_with_its_tokenizer(family, text_data):
+  config, parent = family
+  llama, folder = parent.with_name('llama'), parent.with_name('imported')
+  export.to_hugging_face(models.load(parent), 2, llama)
+  importing.from_hugging_face(llama, (1,), 'separate', folder)
+  imported = models.load(folder)
+  data = dataclasses.replace(text_data, tokenizer=imported.tokenizer_path)
+  child = dataclasses.replace(
+    _child(config, folder, imported.config.model, steps=2), data=data
+  )
+  own = parent.with_name('of_import')
+  assert loop.run(child, own, packing.load(data), quiet=True) == 'finished'
+  _same(_start(child, own), imported.params)
+  assert models.load(own).tokenizer.separator == 255
+  [first, _] = _rows(own)
+  assert first['flops'] == 2 * 8 * 32 * flops.train(child.model, 32)
+
+  # An exit of an import is one too: its data are as unknown.
+  export.to_familial(imported, 1, parent.with_name('import_exit'))
+  config = models.load(parent.with_name('import_exit')).config
+  again = dataclasses.replace(
+    _child(config, parent.with_name('import_exit'), steps=1),
+    data=dataclasses.replace(text_data, tokenizer=config.data.tokenizer),
+  )
+  parents.lineage(parent.with_name('refused'), again)
+
+  refused = dataclasses.replace(child, data=text_data)
+  with pytest.raises(errors.UserError, match=r'data\.tokenizer = .*imported'):
+    loop.run(refused, parent.with_name('refused'), quiet=True)
+  text = (folder / 'tokenizer.json').read_text('utf-8')
+  other = folder.with_name('other.json')
+  other.write_text(text + '\n', 'utf-8')
+  data = dataclasses.replace(text_data, tokenizer=str(other))
+  refused = dataclasses.replace(child, data=data)
+  with pytest.raises(errors.UserError, match='another tokenizer than'):
+    loop.run(refused, parent.with_name('refused'), quiet=True)
