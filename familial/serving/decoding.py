@@ -270,6 +270,7 @@ def speculate(
       f'drafts: {drafts} is not allowed; it must be from 1 to {most}, for a '
       f'context of {context}'
     )
+  policy = sampling_lib.Policy(sampling)
   found = [Completion(list(prompt), len(prompt)) for prompt in prompts]
   waiting = list(range(len(prompts)))[::-1]
   free = list(range(draft.slots))[::-1]
@@ -288,7 +289,6 @@ def speculate(
         length = len(prompts[index]) - 1
         fresh.append(tier_lib.Work(slot, 0, length, index))
     if fresh:
-      policy = sampling_lib.Policy(sampling)
       draft.run(fresh, [rows[w.slot].tokens[:-1] for w in fresh], policy)
       assert draft.states is not None
       deep.run(fresh, draft.states, policy)
@@ -306,13 +306,13 @@ def speculate(
         row_T,
         token_TxP,
         1,
-        sampling,
+        policy,
       )
       token_TxP = reading.tokens
       tokens.append(reading.tokens)
       logits.append(reading.logits)
     verdict = deep.step(
-      all_T, start_T, None, row_T, draft.states, drafts + 1, sampling
+      all_T, start_T, None, row_T, draft.states, drafts + 1, policy
     )
     kept_T, new_TxP = _verdict(
       sampling_lib.numbers(sampling),

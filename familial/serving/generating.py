@@ -92,15 +92,15 @@ def tiers(
     slots: texts at once.
     cuts: the exits at their ends.
     all_rows: whether all rows go through all of them. Otherwise, from the second
-      on, a pass has a quarter of the slots: enough for its products to be worth
-      it, few enough for rows that left early to save them.
+      on, a pass has half of the slots: fewer rows cost hardly less, and rows that
+      left early are to save something.
   """
   return [
     tier_lib.Tier(
       segment,
       slots,
       model.context,
-      rows=0 if all_rows or segment.first else max(1, slots // 4),
+      rows=0 if all_rows or segment.first else max(1, slots // 2),
     )
     for segment in segments.split(
       model.params, model.config.model, model.context, cuts

@@ -27,18 +27,19 @@ class Reading(NamedTuple):
 
   Attributes:
     tokens: [T, Q], drawn at each position: what follows it.
-    confidence: [kind: [T, Q]], how sure the exit is there, of each kind.
+    confidence: [T, Q], how sure the exit is there.
     logits: [T, Q, V], float32.
   """
 
   tokens: Array
-  confidence: dict[str, Array]
+  confidence: Array
   logits: Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(5, 6))
 def advance(
   model: model_config.ModelConfig,
+  confidence: str,
   length: int,
   layers: list[transformer.Params],
   rest: transformer.Params,
@@ -55,6 +56,7 @@ def advance(
 
   Args:
     model: of the family.
+    confidence: its kind.
     length: P.
     layers: of the segment, one by one.
     rest: the exit's norm, unembedding and branch; the embedding of a first one.
@@ -109,11 +111,8 @@ def advance(
         numbers.seed, row_T, position_TxP, sampling_lib.DRAW
       ),
     )
-  sure = {
-    kind: sampling_lib.confidence(logits_TxQxV, kind)
-    for kind in sampling_lib.CONFIDENCES
-  }
-  return Reading(tokens_TxQ, sure, logits_TxQxV), grown, states
+  sure_TxQ = sampling_lib.confidence(logits_TxQxV, confidence)
+  return Reading(tokens_TxQ, sure_TxQ, logits_TxQxV), grown, states
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4, 5))

@@ -133,10 +133,9 @@ class Tier:
     confidence = np.zeros(len(work), np.float32)
     for indices, places, length, numbers, x in self._filled(work, inputs):
       slot, start, at, row = numbers
-      reading = self.step(slot, start, at, row, x, length, policy.sampling)
+      reading = self.step(slot, start, at, row, x, length, policy)
       tokens[indices] = np.asarray(reading.tokens)[places, 0]
-      sure = np.asarray(reading.confidence[policy.confidence])
-      confidence[indices] = sure[places, 0]
+      confidence[indices] = np.asarray(reading.confidence)[places, 0]
     return tokens, confidence
 
   def fill(self, work: Sequence[Work], inputs: Array) -> None:
@@ -164,7 +163,7 @@ class Tier:
     row_T: np.ndarray,
     x: Any,
     length: int,
-    sampling: sampling_lib.Sampling,
+    policy: sampling_lib.Policy,
   ) -> passes.Reading:
     """One pass, as it is compiled; `seen` is the caller's business.
 
@@ -175,12 +174,12 @@ class Tier:
       row_T: numbers of the rows, for their draws.
       x: tokens [T, P], states [T, P, D], or the `states` of the tier below.
       length: P.
-      sampling: how tokens are drawn.
+      policy: how tokens are drawn, and the kind of confidence.
     """
     reading, self._cache, self.states = passes.advance(
-      self.segment.model, length, self._layers, self._rest, self._cache,
-      self.states, x, None if self._whole else slot_T, start_T, at_T, row_T,
-      sampling_lib.numbers(sampling),
+      self.segment.model, policy.confidence, length, self._layers, self._rest,
+      self._cache, self.states, x, None if self._whole else slot_T, start_T,
+      at_T, row_T, sampling_lib.numbers(policy.sampling),
     )  # fmt: skip
     return reading
 

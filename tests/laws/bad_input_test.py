@@ -14,6 +14,7 @@ import pytest
 
 from familial import errors
 from familial import main
+from familial.commands import laws as commands
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimate
 from familial.laws import fitting
@@ -531,7 +532,7 @@ def test_a_damaged_parquet_file_is_read_or_refused(tmp_path, place, byte):
 def test_any_text_of_a_flag_is_taken_or_refused(text):
   table = tables.Table({'N': np.ones(2), 'loss': np.ones(2)}, np.arange(2))
   for function in (
-    main._mapping, table.where, forms.get, lambda t: main._numbers('c', [t])
+    commands._mapping, table.where, forms.get, lambda t: commands._numbers('c', [t])
   ):  # fmt: skip
     try:
       function(text)
