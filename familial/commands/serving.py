@@ -46,7 +46,12 @@ def _define_evaluate(values: flags.FlagValues) -> None:
     'Also time every mode of familial generate, and count what a relay sends.',
     flag_values=values,
   )
-  command.define_folder('out', 'Folder of the result.', values)
+  flags.DEFINE_string(
+    'out',
+    '',
+    "Folder of the result; by default evaluation, in the model's folder.",
+    flag_values=values,
+  )
 
 
 def _define_export(values: flags.FlagValues) -> None:
@@ -217,10 +222,11 @@ def _evaluate(values: flags.FlagValues) -> str:
     exits = _integers('exits', values.exits)
   model = models.load(values.checkpoint, values.step)
   found = evaluating.evaluate(model, exits, tokens=values.tokens or None)
-  line = evaluating.write(found, values.out, draw=values.draw)
+  out = values.out or model.folder / 'evaluation'
+  line = evaluating.write(found, out, draw=values.draw)
   if values.decode:
     measured = measuring.measure(model)
-    measuring.write(measured, values.out)
+    measuring.write(measured, out)
     print(measuring.text(measured))
   return line
 

@@ -184,6 +184,7 @@ def test_propagation_is_the_pass_in_which_those_who_left_stay(model, heldout):
   assert abs(found.loss - exact.loss) > 1e-4
 
 
+@pytest.mark.slow
 def test_measured_speeds_and_bytes(model, corpus, tmp_path, monkeypatch):
   monkeypatch.setattr(measuring, '_REPEATS', 1)
   found = measuring.measure(model, rows=(2,), corpus=corpus)
@@ -218,11 +219,9 @@ def familial(monkeypatch, capsys):
 
 def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
   checkpoint = f'--checkpoint={run}'
-  status, out, _ = familial(
-    'evaluate', checkpoint, f'--out={tmp_path}/e', '--exits=1,3', '--nodraw'
-  )
+  status, out, _ = familial('evaluate', checkpoint, '--exits=1,3', '--nodraw')
   assert status == 0 and 'loss by exit' in out
-  values = json.loads((tmp_path / 'e' / 'evaluation.json').read_text())
+  values = json.loads((run / 'evaluation' / 'evaluation.json').read_text())
   assert [score['exit'] for score in values['exits']] == [1, 3]
   said = ['--prompt=1: the', '--prompt=a', '--max_tokens=5']
   status, out, _ = familial(

@@ -78,17 +78,23 @@ def ask(relay_, ids, starts, inputs, index=None, **changes):
   return wire.unpack_reply(answer, request, width, last)
 
 
-def test_a_chain_says_what_the_unsplit_model_does(prompts):
-  for policy in (
+@pytest.mark.parametrize(
+  'policy',
+  [
     POLICY,
-    sampling.Policy(sampling.Sampling(temperature=1.0), 'entropy', 0.3),
-  ):
-    with chain([relay(i) for i in range(3)]) as addresses:
-      with connected(addresses) as stages:
-        found = decoding.generate(stages, prompts, **LIMITS, policy=policy)
-    assert found == local(prompts, policy)
-    gave = np.concatenate([completion.exits for completion in found])
-    assert set(gave) == {0, 1, 2}
+    pytest.param(
+      sampling.Policy(sampling.Sampling(temperature=1.0), 'entropy', 0.3),
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_a_chain_says_what_the_unsplit_model_does(prompts, policy):
+  with chain([relay(i) for i in range(3)]) as addresses:
+    with connected(addresses) as stages:
+      found = decoding.generate(stages, prompts, **LIMITS, policy=policy)
+  assert found == local(prompts, policy)
+  gave = np.concatenate([completion.exits for completion in found])
+  assert set(gave) == {0, 1, 2}
 
 
 def test_logits_are_those_of_the_unsplit_model_bit_for_bit():
