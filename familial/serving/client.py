@@ -94,6 +94,7 @@ class Remote:
     inputs: Any,
     policy: sampling_lib.Policy,
     wanted: Sequence[int] = (),
+    stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
     """Has the server take positions in; see decoding.Stage.
 
@@ -101,6 +102,10 @@ class Remote:
       decoding.LostError: if it no longer holds what comes before them.
       decoding.DownError: if it does not answer.
     """
+    if stays:
+      raise errors.UserError(
+        "fill: 'propagate' is not allowed in a relay; it must be 'defer'"
+      )
     if isinstance(inputs, dict):
       parts = []
       for w in work:
@@ -144,12 +149,6 @@ class Remote:
         self.states[w.slot] = first, reply.states[done : done + length]
         done += length
     return reply.tokens, reply.confidence
-
-  def fill(self, work: Sequence[tier_lib.Work], inputs: Any) -> None:
-    """Is not to be had: what a relay hands on is taken in as it is."""
-    raise errors.UserError(
-      "fill: 'propagate' is not allowed in mode relay; it must be defer"
-    )
 
   def forget(self, slot: int) -> None:
     """Ends a row: the server may free its slot."""

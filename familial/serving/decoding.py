@@ -67,6 +67,7 @@ class Stage(Protocol):
     inputs: Any,
     policy: sampling_lib.Policy,
     wanted: Sequence[int],
+    stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
     """Takes positions in; see Tier.run.
 
@@ -76,10 +77,8 @@ class Stage(Protocol):
       policy: how tokens are drawn; rows less sure than its threshold will go
         on to the next stage.
       wanted: of each row, the first position whose state that needs.
+      stays: how many of each row's first positions stay as they left.
     """
-
-  def fill(self, work: Sequence[tier_lib.Work], inputs: Any) -> None:
-    """Takes positions in that left before it; see Tier.fill."""
 
   def forget(self, slot: int) -> None:
     """Empties a slot."""
@@ -180,18 +179,10 @@ def generate(
         inputs = stages[place - 1].states
       deeper = place + 1 < up
       wanted = [int(seen[place + 1, s]) if deeper else 0 for s in going]
-      if propagate and place:
-        skipped = [
-          w._replace(length=w.length - 1) for w in work if w.length > 1
-        ]
-        if skipped:
-          stages[place].fill(skipped, inputs)
-        work = [
-          w._replace(start=w.start + w.length - 1, length=1) for w in work
-        ]
+      stays = [w.length - 1 for w in work] if propagate and place else []
       bar = policy if deeper else dataclasses.replace(policy, threshold=-1.0)
       try:
-        tokens, sure = stages[place].run(work, inputs, bar, wanted)
+        tokens, sure = stages[place].run(work, inputs, bar, wanted, stays)
       except LostError as error:
         # From its tokens on again, in the next round.
         seen[:, error.slots] = 0

@@ -20,6 +20,7 @@ from familial.serving import sampling as sampling_lib
 Array = jax.Array
 # Keys and values of a layer, each [S, K, L, E].
 Cache = tuple[Array, Array]
+BEHIND = 4  # positions of a row that a pass takes in as they are
 
 
 class Reading(NamedTuple):
@@ -51,6 +52,7 @@ def advance(
   at_T: Array | None,
   row_T: Array,
   numbers: sampling_lib.Numbers | None,
+  behind_T: Array | None,
 ) -> tuple[Reading, list[Cache], Array | None]:
   """Takes positions through the layers, and reads the exit out.
 
@@ -69,6 +71,9 @@ def advance(
     at_T: which of its positions is read out; None for all.
     row_T: numbers of the rows, for their draws.
     numbers: of the sampling.
+    behind_T: first of `BEHIND` positions of each row that stay as they are, and
+      are taken in before; what lies past the row's own start is written over.
+      None for no such positions.
 
   Returns:
     The reading, the caches, the states.
@@ -76,27 +81,37 @@ def advance(
   x_TxPxD: Any = _inputs(model, rest, x, slot_T, start_T, length)
   position_TxP = start_T[:, None] + np.arange(length)
   cos, sin = _turns(model, cache, position_TxP)
+  if behind_T is not None:
+    stay_TxPxD = _inputs(model, rest, x, slot_T, behind_T, BEHIND)
+    turns = _turns(model, cache, behind_T[:, None] + np.arange(BEHIND))
   grown: list[Cache] = []
 
   def attend(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
-    out, kept = attention.cached(
+    out, grown[-1] = attention.cached(
       attention.rotate(q_TxHxPxE, cos, sin),
       attention.rotate(k_TxKxPxE, cos, sin),
       v_TxKxPxE,
-      cache[len(grown)],
+      grown[-1],
       start_T,
       slot_T,
     )
-    grown.append(kept)
     return out
 
-  layer: Any = transformer.Layer(model)
+  def through(params: transformer.Params, x_TxPxD: Any) -> Any:
+    kept = cache[len(grown)]
+    if behind_T is not None:
+      kept = _kept(model, params, stay_TxPxD, kept, turns, slot_T, behind_T)
+    grown.append(kept)
+    return transformer.Layer(model).apply({'params': params}, x_TxPxD, attend)
+
   for params in layers:
-    x_TxPxD = layer.apply({'params': params}, x_TxPxD, attend)
+    x_TxPxD = through(params, x_TxPxD)
   if states is not None:
+    if behind_T is not None:
+      states = attention.write(states, stay_TxPxD, slot_T, behind_T, 0)
     states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
   if 'branch' in rest:
-    x_TxPxD = layer.apply({'params': rest['branch']}, x_TxPxD, attend)
+    x_TxPxD = through(rest['branch'], x_TxPxD)
   if at_T is not None:
     x_TxPxD = jnp.take_along_axis(x_TxPxD, at_T[:, None, None], axis=1)
     position_TxP = start_T[:, None] + at_T[:, None]
@@ -129,27 +144,42 @@ def propagate(
 ) -> tuple[list[Cache], Array | None]:
   """Takes positions in that stay as they are; arguments as in `advance`."""
   x_TxPxD = _inputs(model, rest, x, slot_T, start_T, length)
-  cos, sin = _turns(model, cache, start_T[:, None] + np.arange(length))
-  grown: list[Cache] = []
+  turns = _turns(model, cache, start_T[:, None] + np.arange(length))
+  every = layers + ([rest['branch']] if 'branch' in rest else [])
+  grown = [
+    _kept(model, params, x_TxPxD, kept, turns, slot_T, start_T)
+    for params, kept in zip(every, cache, strict=True)
+  ]
+  if states is not None:
+    states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
+  return grown, states
+
+
+def _kept(
+  model: model_config.ModelConfig,
+  params: transformer.Params,
+  x_TxPxD: Array,
+  kept: Cache,
+  turns: tuple[Array, Array],
+  slot_T: Array | None,
+  start_T: Array,
+) -> Cache:
+  """Returns a layer's cache with positions that pass it by."""
+  found: list[Cache] = []
 
   def keep(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
-    keys, values = cache[len(grown)]
-    turned = attention.rotate(k_TxKxPxE, cos, sin)
-    grown.append(
+    turned = attention.rotate(k_TxKxPxE, *turns)
+    found.append(
       (
-        attention.write(keys, turned, slot_T, start_T, 1),
-        attention.write(values, v_TxKxPxE, slot_T, start_T, 1),
+        attention.write(kept[0], turned, slot_T, start_T, 1),
+        attention.write(kept[1], v_TxKxPxE, slot_T, start_T, 1),
       )
     )
     return q_TxHxPxE
 
-  branch = [rest['branch']] if 'branch' in rest else []
-  for params in layers + branch:
-    # What it returns is not used: the compiler leaves out all but k and v.
-    transformer.Layer(model).apply({'params': params}, x_TxPxD, keep)
-  if states is not None:
-    states = attention.write(states, x_TxPxD, slot_T, start_T, 0)
-  return grown, states
+  # What it returns is not used: the compiler leaves out all but k and v.
+  transformer.Layer(model).apply({'params': params}, x_TxPxD, keep)
+  return found[0]
 
 
 def _inputs(

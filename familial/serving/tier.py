@@ -81,7 +81,9 @@ class Tier:
     self.segment, self.slots, self.context = segment, slots, context
     self._whole = not 0 < rows < slots
     self._rows = slots if self._whole else rows
-    self._lengths = [p for p in _LENGTHS if p == 1 or 4 * p <= context]
+    self._lengths = [
+      p for p in _LENGTHS if p <= passes.BEHIND or 4 * p <= context
+    ]
     self._layers, self._rest = _laid_out(segment)
     self._all = np.arange(slots)
     # A slot more takes the rows that fill up a pass. Past the context there is
@@ -115,6 +117,7 @@ class Tier:
     inputs: Sequence[Any] | Array,
     policy: sampling_lib.Policy,
     wanted: Sequence[int] = (),
+    stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
     """Takes positions of some rows in, and reads out the last one of each.
 
@@ -124,6 +127,8 @@ class Tier:
         `states` of the tier below, all of them.
       policy: how tokens are drawn, and the kind of confidence.
       wanted: for a stage elsewhere, which sends states only where needed.
+      stays: how many of each row's first positions stay as they left the tiers
+        below, as `fill` has them; () for none at all.
 
     Returns:
       The token drawn and the confidence of each row, [rows].
@@ -131,9 +136,27 @@ class Tier:
     del wanted
     tokens = np.zeros(len(work), np.int32)
     confidence = np.zeros(len(work), np.float32)
+    behind = np.minimum(stays, passes.BEHIND).astype(np.int32)
+    if stays:
+      assert isinstance(inputs, jax.Array)
+      early = [
+        w._replace(length=stay - passes.BEHIND)
+        for w, stay in zip(work, stays, strict=True)
+        if stay > passes.BEHIND
+      ]
+      if early:
+        self.fill(early, inputs)
+      work = [
+        w._replace(start=w.start + stay, length=w.length - stay)
+        for w, stay in zip(work, stays, strict=True)
+      ]
     for indices, places, length, numbers, x in self._filled(work, inputs):
       slot, start, at, row = numbers
-      reading = self.step(slot, start, at, row, x, length, policy)
+      behind_T = None
+      if stays:
+        behind_T = start.copy()
+        behind_T[places] -= behind[indices]
+      reading = self.step(slot, start, at, row, x, length, policy, behind_T)
       tokens[indices] = np.asarray(reading.tokens)[places, 0]
       confidence[indices] = np.asarray(reading.confidence)[places, 0]
     return tokens, confidence
@@ -164,6 +187,7 @@ class Tier:
     x: Any,
     length: int,
     policy: sampling_lib.Policy,
+    behind_T: np.ndarray | None = None,
   ) -> passes.Reading:
     """One pass, as it is compiled; `seen` is the caller's business.
 
@@ -175,11 +199,12 @@ class Tier:
       x: tokens [T, P], states [T, P, D], or the `states` of the tier below.
       length: P.
       policy: how tokens are drawn, and the kind of confidence.
+      behind_T: first of some positions that stay; see passes.advance.
     """
     reading, self._cache, self.states = passes.advance(
       self.segment.model, policy.confidence, length, self._layers, self._rest,
       self._cache, self.states, x, None if self._whole else slot_T, start_T,
-      at_T, row_T, sampling_lib.numbers(policy.sampling),
+      at_T, row_T, sampling_lib.numbers(policy.sampling), behind_T,
     )  # fmt: skip
     return reading
 

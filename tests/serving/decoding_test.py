@@ -210,7 +210,7 @@ class Flaky:
   def states(self):
     return self.stage.states
 
-  def run(self, work, inputs, policy, wanted):
+  def run(self, work, inputs, policy, wanted, stays=()):
     self.calls += 1
     if self.down is not None and self.calls >= self.down:
       raise decoding.DownError('cloud:1: gone')

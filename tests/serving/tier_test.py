@@ -203,3 +203,28 @@ def test_filled_positions_stay_as_they_left(family, kind, rows):
       expected = float(jax.nn.softmax(logits[place, -1]).max())
       near = abs(sure[0] - expected) < 1e-5
       assert near != wrong or place < 2  # One layer reads no frozen state.
+
+
+@pytest.mark.parametrize('stay', [2, 9])
+def test_positions_that_stay_are_taken_in_with_the_pass(family, stay):
+  made = family(exit_kind='branch')
+  rng = np.random.default_rng(0)
+  text = rng.integers(0, VOCAB, 20)
+  found = []
+  for together in (True, False):
+    low, middle, deep = made.tiers(2, 1, 2, 3)
+    low.run([tier_lib.Work(1, 0, 20, 0)], [text], GREEDY)
+    below = low
+    for tier in (middle, deep):
+      tier.run([tier_lib.Work(1, 0, 5, 0)], below.states, GREEDY)
+      work = tier_lib.Work(1, 5, stay + 1, 0)
+      if together:
+        said = tier.run([work], below.states, GREEDY, stays=[stay])
+      else:
+        tier.fill([work._replace(length=stay)], below.states)
+        last = tier_lib.Work(1, 5 + stay, 1, 0)
+        said = tier.run([last], below.states, GREEDY)
+      found.append([float(part[0]) for part in said])
+      assert tier.seen.tolist() == [0, 6 + stay]
+      below = tier
+  np.testing.assert_allclose(found[:2], found[2:], atol=1e-6)
