@@ -73,8 +73,9 @@ def decoding(measured: measuring.Decoding) -> Figure:
       np.arange(len(hops)) + (index - (len(dtypes) - 1) / 2) * width,
       sizes, width, label=dtype, color=style.CYCLE[index],
     )  # fmt: skip
-  axes[-1].set_xticks(range(len(hops)), [f'to exit {to}' for to in hops])
-  axes[-1].set_title('relay, all texts at once')
+  axes[-1].set_xticks(range(len(hops)), [str(to) for to in hops])
+  axes[-1].set_xlabel('to the tier of exit')
+  axes[-1].set_title(f'relay, {counts[-1]} texts')
   axes[-1].set_ylabel('bytes a token')
   top = max(hop.bytes for hop in measured.hops)
   axes[-1].set_ylim(0, 1.45 * top)  # Room for the legend.

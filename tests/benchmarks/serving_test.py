@@ -174,4 +174,4 @@ def test_a_relay_beside_the_unsplit_model(fresh, tmp_path):
     f'{hop.sent / hop.positions:.0f} bytes a position to the second tier, '
     f'{width} of them states; {extra:.0f} more a call'
   )
-  assert overhead < 0.5
+  assert overhead < 2
