@@ -215,11 +215,15 @@ def _turns(
 def _rows(
   states: Array, slot_T: Array | None, start_T: Array, length: int
 ) -> Array:
-  """Returns some rows' positions [T, P, ..] of a buffer of all slots."""
-  rows = states if slot_T is None else states[slot_T]
+  """Returns some rows' positions [T, P, D] of a buffer of all slots [S, L, D]."""
+  if slot_T is None:
+    slot_T = jnp.arange(start_T.shape[0])
+  # Windows, not rows of which windows are cut: those would be copied whole.
   return jax.vmap(
-    lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length)
-  )(rows, start_T)
+    lambda slot, start: jax.lax.dynamic_slice(
+      states, (slot, start, 0), (1, length, states.shape[2])
+    )[0]
+  )(slot_T, start_T)
 
 
 cut = jax.jit(_rows, static_argnums=3)

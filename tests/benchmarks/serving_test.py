@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from familial import config as config_lib
 from familial.data import tokenizers
 from familial.model import transformer
 from familial.serving import client
@@ -31,30 +32,27 @@ ROOT = pathlib.Path(__file__).parents[2]
 _NEW, _PROMPT, _CONTEXT = 64, 32, 128
 
 
-@pytest.fixture(scope='module')
-def fresh(tmp_path_factory):
+def fresh(width, depth):
   """A model of random parameters: what it says does not matter for its speed."""
-  from familial import config as config_lib
-
   config = config_lib.run(
     {
       'data': {'corpus': 'python_source', 'seq_len': _CONTEXT},
-      'model': dataclasses.asdict(clock.model(256, 8, 3)),
+      'model': dataclasses.asdict(clock.model(width, depth, 3)),
       'train': {'steps': 1, 'batch_size': 1, 'base_lr': 1e-3},
     }
   )
   params = jax.jit(transformer.init, static_argnums=0)(
     config.model, jax.random.key(0)
   )
-  folder = tmp_path_factory.mktemp('fresh') / 'run'
-  return models.Model(folder, 0, config, params, tokenizers.load(''), '')
+  return models.Model(
+    pathlib.Path('fresh'), 0, config, params, tokenizers.load(''), ''
+  )
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """Two minutes of training on the Python library's source."""
   from experiments import single
-  from familial import config as config_lib
 
   config = single.get_config()
   config.model.update(width=128, heads=4, kv_heads=2, mlp_width=352)
@@ -80,11 +78,11 @@ def plain(model, texts, new=_NEW):
 
 
 @pytest.mark.parametrize('rows', [1, 16])
-def test_cached_decoding_beside_transformers(fresh, tmp_path, rows):
+def test_cached_decoding_beside_transformers(tmp_path, rows):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  last = fresh.config.model.granularity
-  export.to_hugging_face(fresh, last, tmp_path / 'hf')
+  model = fresh(256, 8)
+  export.to_hugging_face(model, 3, tmp_path / 'hf')
   peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf')
   texts = prompts(rows)
   inputs = torch.tensor(texts)
@@ -97,7 +95,7 @@ def test_cached_decoding_beside_transformers(fresh, tmp_path, rows):
         eos_token_id=None,
       )  # fmt: skip
 
-  ours = plain(fresh, texts)
+  ours = plain(model, texts)
   ours(), theirs()  # Compiles; warms up.
   seconds = clock.fastest({'ours': ours, 'theirs': theirs}, rounds=3)
   ratio = seconds['theirs'] / seconds['ours']
@@ -135,12 +133,13 @@ def test_drafts_and_early_exits_of_a_trained_model(trained):
         )
 
 
-def test_a_relay_beside_the_unsplit_model(fresh, tmp_path):
+@pytest.mark.parametrize(('width', 'depth'), [(256, 8), (512, 12)])
+def test_a_relay_beside_the_unsplit_model(tmp_path, width, depth):
   """Three servers on this host; every token goes through all of them."""
-  rows, model = 16, fresh.config.model
-  texts = prompts(rows)
-  folders = segments.export(fresh.params, model, _CONTEXT, 3, tmp_path)
-  unsplit = plain(fresh, texts)
+  rows, made = 16, fresh(width, depth)
+  model, texts = made.config.model, prompts(rows)
+  folders = segments.export(made.params, model, _CONTEXT, 3, tmp_path)
+  unsplit = plain(made, texts)
   with contextlib.ExitStack() as stack:
     servers = []
     for folder in folders:
@@ -165,13 +164,14 @@ def test_a_relay_beside_the_unsplit_model(fresh, tmp_path):
     assert [c.tokens for c in relayed()] == [c.tokens for c in unsplit()]
     seconds = clock.fastest({'relay': relayed, 'whole': unsplit}, rounds=3)
     hop = stages[1]
-    width = model.width * 4
-    extra = (hop.sent - hop.positions * width) / len(hop.seconds)
+    states = model.width * 4
+    extra = (hop.sent - hop.positions * states) / len(hop.seconds)
   overhead = seconds['relay'] / seconds['whole'] - 1
   print(
-    f'\n16 texts over three servers on one host, width 256, 8 layers: '
+    f'\n16 texts over three servers on one host, width {width}, {depth} layers: '
+    f'{1e3 * seconds["whole"] / _NEW:.1f} ms a token of all, '
     f'{overhead:+.1%} time a token (15 % or less); '
     f'{hop.sent / hop.positions:.0f} bytes a position to the second tier, '
-    f'{width} of them states; {extra:.0f} more a call'
+    f'{states} of them states; {extra:.0f} more a call'
   )
   assert overhead < 2
