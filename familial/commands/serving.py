@@ -12,8 +12,6 @@ from absl import flags
 from familial import errors
 from familial.commands import command
 
-_FORMATS = ('familial', 'hugging_face', 'segments')
-
 
 def _define_checkpoint(values: flags.FlagValues) -> None:
   command.define_folder(
@@ -62,7 +60,7 @@ def _define_export(values: flags.FlagValues) -> None:
   flags.DEFINE_enum(
     'format',
     'familial',
-    _FORMATS,
+    ['familial', 'hugging_face', 'segments'],
     "A model of this project's, Hugging Face files, or one folder for each "
     'segment up to the exit, to be served.',
     flag_values=values,
@@ -232,25 +230,19 @@ def _evaluate(values: flags.FlagValues) -> str:
 
 
 def _export(values: flags.FlagValues) -> str:
+  from familial.serving import export
   from familial.serving import models
-  from familial.serving import segments
 
   model = models.load(values.checkpoint, values.step)
   exit_ = values.exit or model.config.model.granularity
-  if values.format == 'segments':
-    folders = segments.export(
-      model.params, model.config.model, model.context, exit_, values.out,
-      model.tokenizer_path,
-    )  # fmt: skip
-    return f'wrote {", ".join(map(str, folders))}'
-  from familial.serving import export
-
   write = {
     'familial': export.to_familial,
     'hugging_face': export.to_hugging_face,
+    'segments': export.to_segments,
   }[values.format]
   write(model, exit_, values.out)
-  return f'wrote exit {exit_} of {model.folder} to {values.out}'
+  what = 'segments up to exit' if values.format == 'segments' else 'exit'
+  return f'wrote {what} {exit_} of {model.folder} to {values.out}'
 
 
 def _import(values: flags.FlagValues) -> str:

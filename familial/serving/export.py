@@ -25,6 +25,7 @@ from familial.data import tokenizers as tokenizers_lib
 from familial.model import config as model_config
 from familial.model import transformer
 from familial.serving import models
+from familial.serving import segments
 from familial.training import checkpoint
 from familial.training import config as train_config
 from familial.training import optimizer
@@ -179,6 +180,29 @@ def to_hugging_face(
         **ends,
       },
     )
+
+
+def to_segments(
+  model: models.Model, exit_: int, out: str | os.PathLike[str]
+) -> None:
+  """Writes the segments up to an exit, in folders segment_0, segment_1, ...
+
+  Args:
+    model: the family.
+    exit_: the last one's, 1..G.
+    out: the folder to make.
+
+  Raises:
+    UserError: if there is no such exit, or `out` is not empty.
+  """
+  shape = model.config.model
+  shape.submodel(exit_)  # Refuses what is no exit.
+  cuts = range(1, exit_ + 1)
+  with _whole(out) as folder:
+    for segment in segments.split(model.params, shape, model.context, cuts):
+      segments.save(
+        segment, folder / f'segment_{segment.index}', model.tokenizer_path
+      )
 
 
 def write(

@@ -158,32 +158,6 @@ def save(
   )
 
 
-def export(
-  params: transformer.Params,
-  model: model_config.ModelConfig,
-  context: int,
-  exit_: int,
-  folder: str | os.PathLike[str],
-  tokenizer: str = '',
-) -> list[pathlib.Path]:
-  """Writes a family's segments up to an exit; returns their folders.
-
-  Args:
-    params: of the family.
-    model: its shape.
-    context: positions it was trained on.
-    exit_: the last one's.
-    folder: of the segments' folders.
-    tokenizer: its file; '' for bytes.
-  """
-  model.submodel(exit_)  # Refuses what is no exit.
-  folders = []
-  for segment in split(params, model, context, range(1, exit_ + 1)):
-    folders.append(pathlib.Path(folder) / f'segment_{segment.index}')
-    save(segment, folders[-1], tokenizer)
-  return folders
-
-
 def load(folder: str | os.PathLike[str]) -> Segment:
   """Reads a segment that `save` wrote.
 

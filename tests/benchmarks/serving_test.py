@@ -22,7 +22,6 @@ from familial.serving import generating
 from familial.serving import measuring
 from familial.serving import models
 from familial.serving import sampling
-from familial.serving import segments
 from familial.training import loop
 from tests.benchmarks import clock
 
@@ -138,7 +137,8 @@ def test_a_relay_beside_the_unsplit_model(tmp_path, width, depth):
   """Three servers on this host; every token goes through all of them."""
   rows, made = 16, fresh(width, depth)
   model, texts = made.config.model, prompts(rows)
-  folders = segments.export(made.params, model, _CONTEXT, 3, tmp_path)
+  export.to_segments(made, 3, tmp_path / 'segments')
+  folders = [tmp_path / 'segments' / f'segment_{i}' for i in range(3)]
   unsplit = plain(made, texts)
   with contextlib.ExitStack() as stack:
     servers = []
@@ -174,4 +174,5 @@ def test_a_relay_beside_the_unsplit_model(tmp_path, width, depth):
     f'{hop.sent / hop.positions:.0f} bytes a position to the second tier, '
     f'{states} of them states; {extra:.0f} more a call'
   )
-  assert overhead < 2
+  # What it costs in time is reported; what it sends is a promise.
+  assert extra <= 2048 + 32 * rows

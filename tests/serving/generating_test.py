@@ -238,6 +238,12 @@ def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
     'segment_0', 'segment_1',
   ]  # fmt: skip
   assert models.tokenizer_of(tmp_path / 's' / 'segment_0').vocab_size == 256
+  # Beside those of another family they would be taken for its own.
+  status, _, err = familial(
+    'export', checkpoint, '--format=segments', f'--out={tmp_path}/s'
+  )
+  assert status == 2 and 'is there already' in err
+  assert len(list((tmp_path / 's').iterdir())) == 2
 
 
 @pytest.mark.parametrize(
