@@ -58,6 +58,7 @@ class Remote:
 
     Raises:
       DownError: if nothing answers there.
+      UserError: if what answers is no relay of this version.
     """
     if dtype not in wire.DTYPES:
       raise errors.UserError(
@@ -75,7 +76,7 @@ class Remote:
         ('grpc.max_reconnect_backoff_ms', 500),
       ],
     )
-    self.what: dict[str, Any] = json.loads(self._call('Describe', b''))
+    self.what: dict[str, Any] = _described(address, self._call('Describe', b''))
     self.slots: int = self.what['slots']
     self.states: dict[int, tuple[int, np.ndarray]] = {}
     self.sent = self.received = self.positions = self.handed = 0
@@ -222,10 +223,6 @@ def connect(
       break
     what, first = stage.what, stages[0].what if stages else stage.what
     stages.append(stage)
-    if what.get('version') != wire.VERSION:
-      raise errors.UserError(
-        f'{address}: speaks version {what.get("version")!r}, not {wire.VERSION}'
-      )
     if what['fingerprint'] != first['fingerprint']:
       raise errors.UserError(
         f'{address}: serves model {what["fingerprint"]}, and {addresses[0]} '
@@ -237,3 +234,17 @@ def connect(
         f'segment {place} of {first["exits"]} is due there'
       )
   return stages
+
+
+def _described(address: str, content: bytes) -> dict[str, Any]:
+  """Returns what a server says of itself, which may be anything."""
+  try:
+    what = json.loads(content)
+    version = what['version']
+  except (ValueError, LookupError, TypeError):
+    version = None
+  if version != wire.VERSION:
+    raise errors.UserError(
+      f'{address}: answers as no relay of version {wire.VERSION} does'
+    )
+  return dict(what)

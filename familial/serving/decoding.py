@@ -158,27 +158,28 @@ def generate(
         stage.forget(slot)
       if propagate and len(prompts[index]) > 1:
         # A prompt goes all the way: only what is generated leaves early.
-        seen[:, slot] = len(prompts[index]) - 1
-        whole = [tier_lib.Work(slot, 0, int(seen[0, slot]), index)]
+        known = prompts[index][:-1]
+        whole = tier_lib.Work(slot, 0, len(known), index)
         for place, stage in enumerate(stages):
-          before: Any = [prompts[index][:-1]]
-          if place:
-            before = stages[place - 1].states
-          stage.run(whole, before, policy, [0])
+          before = stages[place - 1].states if place else [known]
+          stage.run([whole], before, policy, [0])
+        seen[:, slot] = len(known)
     going = sorted(rows)
     answers: dict[int, tuple[int, int]] = {}
     place = 0
     while going and place < up:
+      starts = seen[place, going].tolist()
       work = [
-        tier_lib.Work(s, begin, len(rows[s].tokens) - begin, numbers[s])
-        for s in going
-        for begin in (int(seen[place, s]),)
+        tier_lib.Work(
+          slot, start, len(rows[slot].tokens) - start, numbers[slot]
+        )
+        for slot, start in zip(going, starts, strict=True)
       ]
       inputs: Any = [rows[w.slot].tokens[w.start :] for w in work]
       if place:
         inputs = stages[place - 1].states
       deeper = place + 1 < up
-      wanted = [int(seen[place + 1, s]) if deeper else 0 for s in going]
+      wanted = seen[min(place + 1, up - 1), going].tolist()
       stays = [w.length - 1 for w in work] if propagate and place else []
       bar = policy if deeper else dataclasses.replace(policy, threshold=-1.0)
       try:

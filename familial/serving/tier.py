@@ -85,7 +85,6 @@ class Tier:
       p for p in _LENGTHS if p <= passes.BEHIND or 4 * p <= context
     ]
     self._layers, self._rest = _laid_out(segment)
-    self._all = np.arange(slots)
     # A slot more takes the rows that fill up a pass. Past the context there is
     # room for the padding of a row's last pass.
     held = slots + (not self._whole)
@@ -231,7 +230,7 @@ class Tier:
     """Yields passes as they are compiled: whose they are and at which of their
     rows, their length, slots, starts, places read out and numbers of rows
     [4, T], and inputs; notes that their positions are held."""
-    whole = isinstance(inputs, jax.Array)
+    of_all = isinstance(inputs, jax.Array)
     for length, parts in self._passes(work):
       numbers = np.zeros((4, self._rows), np.int32)
       slot, start = numbers[:2]
@@ -240,7 +239,7 @@ class Tier:
       else:
         slot[:] = self.slots
       x: Any = inputs
-      if not whole:
+      if not of_all:
         like = np.asarray(inputs[0])
         x = np.zeros((self._rows, length, *like.shape[1:]), like.dtype)
       places: list[int] = []
@@ -248,7 +247,7 @@ class Tier:
         place = part.slot if self._whole else len(places)
         places.append(place)
         numbers[:, place] = part.slot, part.start, part.length - 1, part.row
-        if not whole:
+        if not of_all:
           done = part.start - work[index].start
           x[place, : part.length] = inputs[index][done : done + part.length]
         self.seen[part.slot] = part.start + part.length

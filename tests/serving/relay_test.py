@@ -250,6 +250,13 @@ def test_segments_that_do_not_go_together_are_refused():
       client.connect([first, wide])
 
 
+@pytest.mark.parametrize('says', [b'', b'hello', b'[1]', b'{"version": "0"}'])
+def test_a_server_that_is_no_relay_is_refused(says, monkeypatch):
+  monkeypatch.setattr(client.Remote, '_call', lambda *unused: says)
+  with pytest.raises(errors.UserError, match='edge:1: answers as no relay'):
+    client.connect(['edge:1'])
+
+
 def test_a_request_to_another_model_or_segment_is_refused():
   one = relay(1)
   states = np.zeros((2, one.tier.segment.model.width), np.float32)
