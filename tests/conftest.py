@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,5 +105,42 @@ def run_config(
       data=text_data,
       train=train_config.TrainConfig(**{**values, **changes}),
     )
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def untrained() -> Callable[..., Any]:
+  """Makes models of random parameters, gains among them."""
+  # Here, for JAX reads its cache's folder when it is imported.
+  import jax
+  import jax.numpy as jnp
+
+  from familial.data import tokenizers
+  from familial.model import transformer
+  from familial.serving import models
+
+  def make(
+    folder: pathlib.Path,
+    model: model_config.ModelConfig,
+    data: data_config.DataConfig,
+    path: str = '',
+  ) -> models.Model:
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda leaf: jnp.asarray(
+        leaf * rng.uniform(0.5, 1.5, leaf.shape), jnp.float32
+      ),
+      transformer.init(model, jax.random.key(0)),
+    )
+    config = train_config.RunConfig(
+      cell='cell',
+      arm='single',
+      budget=0.0,
+      model=model,
+      data=data,
+      train=train_config.TrainConfig(steps=1, batch_size=1, base_lr=0.01),
+    )
+    return models.Model(folder, 0, config, params, tokenizers.load(path), path)
 
   return make

@@ -13,7 +13,6 @@ from familial.model import transformer
 from familial.serving import export
 from familial.serving import importing
 from familial.serving import models
-from familial.training import config as train_config
 
 pytestmark = pytest.mark.interop
 _CONTEXT = 48
@@ -47,7 +46,7 @@ def bpe_path(tmp_path_factory):
 
 
 @pytest.fixture
-def family(shape, tmp_path):
+def family(shape, tmp_path, untrained):
   """Makes random families of 4 layers with exits after 1, 3 and 4."""
 
   def make(path='', **changes):
@@ -61,22 +60,7 @@ def family(shape, tmp_path):
     model = shape(
       depth=4, exits=(1, 3, 4), vocab_size=tokenizer.vocab_size, **values
     )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-      lambda leaf: jnp.asarray(
-        leaf * rng.uniform(0.5, 1.5, leaf.shape), jnp.float32
-      ),
-      transformer.init(model, jax.random.key(0)),
-    )
-    config = train_config.RunConfig(
-      cell='cell',
-      arm='single',
-      budget=0.0,
-      model=model,
-      data=data,
-      train=train_config.TrainConfig(steps=1, batch_size=1, base_lr=0.01),
-    )
-    return models.Model(tmp_path, 0, config, params, tokenizer, path)
+    return untrained(tmp_path, model, data, path)
 
   return make
 

@@ -12,12 +12,10 @@ import tokenizers as library
 from familial import errors
 from familial import records
 from familial.data import config as data_config
-from familial.data import tokenizers
 from familial.model import transformer
 from familial.serving import export
 from familial.serving import importing
 from familial.serving import models
-from familial.training import config as train_config
 
 _TOKENS = jnp.asarray(
   np.random.default_rng(1).integers(0, 255, (2, 8)), jnp.int32
@@ -27,27 +25,13 @@ _YARN = {'rope_type': 'yarn', 'rope_theta': 1e4}
 
 
 @pytest.fixture
-def llama(shape, tmp_path):
+def llama(shape, tmp_path, untrained):
   """Writes a Llama of 3 layers; returns (model, folder)."""
 
   def make(**changes):
     model = shape(vocab_size=256, exits=(3,), **changes)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-      lambda leaf: jnp.asarray(
-        leaf * rng.uniform(0.5, 1.5, leaf.shape), jnp.float32
-      ),
-      transformer.init(model, jax.random.key(0)),
-    )
-    config = train_config.RunConfig(
-      cell='cell',
-      arm='single',
-      budget=0.0,
-      model=model,
-      data=data_config.DataConfig(seq_len=32),
-      train=train_config.TrainConfig(steps=1, batch_size=1, base_lr=0.01),
-    )
-    family = models.Model(tmp_path, 0, config, params, tokenizers.Bytes(), '')
+    data = data_config.DataConfig(seq_len=32)
+    family = untrained(tmp_path, model, data)
     export.to_hugging_face(family, 1, tmp_path / 'llama')
     return family, tmp_path / 'llama'
 
