@@ -151,10 +151,11 @@ def test_positions_are_forgotten_from_a_start_on(family):
 def test_a_forgotten_slot_hides_what_was_no_number(family):
   made = family()
   low, deep = made.tiers(2, 1, 3)
-  bad = np.full((4, made.config.width), np.nan, np.float32)
-  work = [tier_lib.Work(0, 0, 4, 0)]
-  deep.run(work, [bad], GREEDY)
+  # Longer than what comes after it: a mask does not hide a NaN, 0 x NaN is one.
+  bad = np.full((20, made.config.width), np.nan, np.float32)
+  deep.run([tier_lib.Work(0, 0, 20, 0)], [bad], GREEDY)
   deep.forget(0)
+  work = [tier_lib.Work(0, 0, 4, 0)]
   text = np.arange(4)
   low.run(work, [text], GREEDY)
   _, sure = deep.run(work, low.states, GREEDY)
