@@ -25,6 +25,8 @@ SCHEMA = 1
 ROWS = 'metrics.jsonl'
 PROGRESS = 'progress.jsonl'
 GRADIENTS = 'gradients.jsonl'
+# How a run ends; it is never trained again.
+DONE = ('finished', 'diverged')
 Row = dict[str, Any]
 
 

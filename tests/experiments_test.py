@@ -128,7 +128,7 @@ def test_gpu_spans_three_decades_in_twenty_minutes():
   cells = cells_lib.build(config)
   assert config.grid.seconds == 1200
   for speed, decades in ((3e13, 3), (1e14, 3.5), (3e14, 4)):
-    calibrated = plan_lib.Speed((24, 384), (speed, speed), 5.0)
+    calibrated = plan_lib.Speed((24, 384), (speed, speed), 5.0, 'cpu')
     kept = plan_lib.within(1200, cells, calibrated, 1)
     budgets = [cell.budget for cell in kept if cell.arm == 'grid']
     assert math.log10(max(budgets) / min(budgets)) > decades - 0.01

@@ -1,5 +1,6 @@
 """The shape of a familial model and how it is computed."""
 
+from collections.abc import Sequence
 import dataclasses
 
 from familial import errors
@@ -179,6 +180,25 @@ class ModelConfig:
       branch_unembedding='shared',
       tied=self.tied and not self.owns_unembedding(exit_),
     )
+
+
+def common(model: ModelConfig) -> ModelConfig:
+  """Returns what models that one program trains together must agree in.
+
+  Exits of kind `head` add a product each and nothing to the trunk, so such
+  models may differ in them; other exits are part of the shape.
+  """
+  if model.granularity > 1 and model.exit_kind != 'head':
+    return model
+  return dataclasses.replace(
+    model, exits=(model.depth,), exit_kind='head', branch_unembedding='shared'
+  )
+
+
+def union(models: Sequence[ModelConfig]) -> ModelConfig:
+  """Returns the model with the exits of all of some that agree in `common`."""
+  exits = set().union(*(model.exits for model in models))
+  return dataclasses.replace(common(models[0]), exits=tuple(sorted(exits)))
 
 
 def even_exits(depth: int, granularity: int) -> tuple[int, ...]:

@@ -128,13 +128,10 @@ def init(config: ModelConfig, key: Array) -> Params:
       embedding_key, (config.vocab_size, config.width), config
     )
   }
-  trunk = _init_layers(config, jax.random.split(trunk_key, config.depth))
-  for index, (start, stop) in enumerate(
-    zip((0,) + config.exits[:-1], config.exits, strict=True)
-  ):
-    params[f'segment_{index}'] = jax.tree.map(
-      lambda leaf, a=start, b=stop: leaf[a:b], trunk
-    )
+  params |= cut(
+    _init_layers(config, jax.random.split(trunk_key, config.depth)),
+    config.exits,
+  )
   unembedding = (config.width, config.vocab_size)
   for exit_ in range(1, config.granularity + 1):
     branch_key, own_key = jax.random.split(jax.random.fold_in(exits_key, exit_))
@@ -148,6 +145,23 @@ def init(config: ModelConfig, key: Array) -> Params:
   if not config.tied:
     params['unembedding'] = _normal(unembedding_key, unembedding, config)
   return params
+
+
+def cut(layers: Params, exits: tuple[int, ...]) -> Params:
+  """Returns `segment_0`, .. of a trunk's layers, stacked on axis 0."""
+  starts = (0,) + exits[:-1]
+  return {
+    f'segment_{index}': jax.tree.map(
+      lambda leaf, a=start, b=stop: leaf[a:b], layers
+    )
+    for index, (start, stop) in enumerate(zip(starts, exits, strict=True))
+  }
+
+
+def trunk(params: Params, exit_: int) -> Params:
+  """Returns the layers up to exit 1..G, stacked on axis 0."""
+  segments = [params[f'segment_{index}'] for index in range(exit_)]
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
 
 
 def exit_states(

@@ -61,12 +61,16 @@ def submodel(
   """
   shape = model.submodel(exit_)
   head = params[f'exit_{exit_}']
-  layers = [params[f'segment_{index}'] for index in range(exit_)]
+  layers = transformer.trunk(params, exit_)
   if 'branch' in head:
-    layers.append(jax.tree.map(lambda leaf: leaf[None], head['branch']))
+    layers = jax.tree.map(
+      lambda below, leaf: jnp.concatenate([below, leaf[None]]),
+      layers,
+      head['branch'],
+    )
   alone = {
     'embedding': params['embedding'],
-    'segment_0': jax.tree.map(lambda *parts: jnp.concatenate(parts), *layers),
+    'segment_0': layers,
     'exit_1': {'norm': head['norm']},
   }
   if not shape.tied:

@@ -340,12 +340,8 @@ def _params(
     unembedding = jnp.asarray(tensors['lm_head.weight'][: model.vocab_size].T)
     params['unembedding'] = unembedding
   norm = {'gain': jnp.asarray(tensors['model.norm.weight'])}
-  start = 0
+  params |= transformer.cut(trunk, model.exits)
   for exit_, stop in enumerate(model.exits, start=1):
-    params[f'segment_{exit_ - 1}'] = jax.tree.map(
-      lambda leaf, a=start, b=stop: leaf[a:b], trunk
-    )
-    start = stop
     head: transformer.Params = {'norm': norm}
     if model.kind_of(exit_) == 'branch':
       head['branch'] = jax.tree.map(lambda leaf, at=stop: leaf[at], trunk)

@@ -14,8 +14,10 @@ import numpy as np
 from familial import cores as cores_lib
 from familial import errors
 from familial import flops as flops_lib
+from familial.model import config as model_config
 from familial.studies import cells as cells_lib
 from familial.studies import config as study_config
+from familial.studies import groups as groups_lib
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
@@ -32,11 +34,13 @@ class Speed:
     widths: of the two.
     flops_per_second: of one worker, for each.
     compile_seconds: of one program.
+    backend: that was timed.
   """
 
   widths: tuple[int, int]
   flops_per_second: tuple[float, float]
   compile_seconds: float
+  backend: str
 
   def at(self, width: int) -> float:
     """Returns FLOP/s at a width, linear in the logarithms."""
@@ -81,10 +85,12 @@ def make(
     },
     'cells': rows,
     'flops': sum(row['flops'] for row in rows),
-    'seconds': _total_seconds(rows, _programs(cells), speed, workers),
+    'seconds': _total_seconds(
+      rows, _programs(cells, speed.backend, workers), speed, workers
+    ),
     'workers': workers,
     'speed': dataclasses.asdict(speed),
-    'programs': _programs(cells),
+    'programs': _programs(cells, speed.backend, workers),
     'power': _power(study, cells),
     'warnings': _warnings(rows),
   }
@@ -117,7 +123,9 @@ def within(
       or pathlib.Path(cell.train.init_from).name in names
     ]
     spent = [{'seconds': _seconds(cell, speed)} for cell in kept]
-    total = _total_seconds(spent, _programs(kept), speed, workers)
+    total = _total_seconds(
+      spent, _programs(kept, speed.backend, workers), speed, workers
+    )
     if total <= seconds:
       return kept
   raise errors.UserError(
@@ -181,7 +189,7 @@ def calibrate(cells: Cells, workers: int) -> Speed:
   with futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
     calibration = pool.submit(_time_steps, [by_size[0], by_size[-1]], share)
     try:
-      timed = calibration.result()
+      timed, backend = calibration.result()
     except process.BrokenProcessPool:
       raise errors.UserError(
         f'{by_size[-1].cell}: the process that timed its steps was killed, as '
@@ -191,16 +199,20 @@ def calibrate(cells: Cells, workers: int) -> Speed:
     (by_size[0].model.width, by_size[-1].model.width),
     (timed[0][0], timed[1][0]),
     (timed[0][1] + timed[1][1]) / 2,
+    backend,
   )
 
 
 def _time_steps(
   cells: list[train_config.RunConfig], cores: list[int]
-) -> list[tuple[float, float]]:
+) -> tuple[list[tuple[float, float]], str]:
   cores_lib.keep_to(cores)
+  import jax
+
   from familial.training import timing
 
-  return [timing.measure(cell, _CALIBRATION_STEPS) for cell in cells]
+  timed = [timing.measure(cell, _CALIBRATION_STEPS) for cell in cells]
+  return timed, jax.default_backend()
 
 
 def _row(
@@ -241,11 +253,18 @@ def _seconds(cell: train_config.RunConfig, speed: Speed) -> float:
   return (cells_lib.cost(cell) + evaluation) / speed.at(cell.model.width)
 
 
-def _programs(cells: Cells) -> int:
+def _programs(cells: Cells, backend: str, workers: int) -> int:
   """Returns how many there are to train, and one a model to evaluate."""
-  return len({c.model for c in cells}) + len(
-    {(c.model, c.train.batch_size, c.train.trained) for c in cells}
-  )
+  training = {
+    (
+      model_config.union([cell.model for cell in group]),
+      len(group),
+      group[0].train.batch_size,
+      group[0].train.trained,
+    )
+    for group in groups_lib.groups(cells, backend, workers)
+  }
+  return len({cell.model for cell in cells}) + len(training)
 
 
 def _total_seconds(

@@ -7,6 +7,7 @@ checkpoint.
 """
 
 from collections.abc import Sequence
+import contextlib
 import multiprocessing
 from multiprocessing import queues
 import os
@@ -22,10 +23,10 @@ from familial import cores as cores_lib
 from familial import errors
 from familial import records
 from familial.studies import cells as cells_lib
+from familial.studies import groups as groups_lib
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
-DONE = ('finished', 'diverged')
 _ATTEMPTS = 2
 _RESTARTS = 3
 
@@ -58,7 +59,7 @@ def execute(
   left = [
     cell
     for cell in cells
-    if records.status(folder(workdir, cell.cell)) not in DONE
+    if records.status(folder(workdir, cell.cell)) not in records.DONE
   ]
   if not left:
     return []
@@ -69,7 +70,7 @@ def execute(
   return [
     cell.cell
     for cell in cells
-    if records.status(folder(workdir, cell.cell)) not in DONE
+    if records.status(folder(workdir, cell.cell)) not in records.DONE
   ]
 
 
@@ -77,57 +78,101 @@ def work(
   cells: Cells,
   workdir: str | os.PathLike[str],
   *,
+  workers: int = 1,
   quiet: bool = False,
   tensorboard: bool = False,
 ) -> None:
-  """Takes cells one after another until none is left to take.
+  """Takes cells, group after group, until none is left to take.
 
-  A cell that raises is tried once more at the end, then left to the next call;
-  its traceback is in `error.log` of its folder.
+  Cells of one shape are trained together where that pays. Those of a group that
+  raises are each tried once more, alone, then left to the next call; the
+  traceback is in `error.log` of their folders.
+
+  Args:
+    cells: of the study.
+    workdir: of the study.
+    workers: how many processes like this one share them.
+    quiet: no progress bar.
+    tensorboard: write event files too.
   """
-  from familial.data import packing  # Brings JAX: workers set cores first.
+  # These bring JAX: workers set cores first.
+  import jax
+
+  from familial.data import packing
   from familial.training import loop
+  from familial.training import population
 
   corpora: dict[object, packing.Corpus] = {}
   attempts = dict.fromkeys((cell.cell for cell in cells), 0)
+
+  def train(group: list[train_config.RunConfig]) -> None:
+    """Trains cells whose folders are held."""
+    data = group[0].data
+    if data not in corpora:
+      corpora[data] = packing.load(data)
+    folders = [folder(workdir, cell.cell) for cell in group]
+    try:
+      if len(group) == 1:
+        loop.run(
+          group[0],
+          folders[0],
+          corpora[data],
+          quiet=quiet,
+          tensorboard=tensorboard,
+        )
+      else:
+        population.run(
+          group, folders, corpora[data], quiet=quiet, tensorboard=tensorboard
+        )
+      for run in folders:
+        (run / 'error.log').unlink(missing_ok=True)
+    except (errors.UserError, errors.Interrupted):
+      raise
+    except Exception as error:  # Whatever it was, the sweep goes on.
+      for cell, run in zip(group, folders, strict=True):
+        records.write_text(run / 'error.log', traceback.format_exc())
+        print(
+          f'{cell.cell}: {type(error).__name__}: {error} '
+          f'(attempt {attempts[cell.cell]} of {_ATTEMPTS})',
+          file=sys.stderr,
+        )
+
   while True:
-    waiting = False
-    progressed = False
+    waiting = progressed = False
+    ready = []
     for cell in cells:
       run = folder(workdir, cell.cell)
-      if attempts[cell.cell] >= _ATTEMPTS or records.status(run) in DONE:
+      if (
+        attempts[cell.cell] >= _ATTEMPTS or records.status(run) in records.DONE
+      ):
         continue
       # By name: the run's own folder may not be there yet for '..' to leave.
       parent = pathlib.Path(os.path.normpath(run / cell.train.init_from))
-      if cell.train.init_from and records.status(parent) != 'finished':
-        # One that diverged, or failed too often, is not waited for.
-        waiting = waiting or (
-          records.status(parent) not in DONE
-          and attempts.get(parent.name, _ATTEMPTS) < _ATTEMPTS
-        )
-        continue
-      with records.held(run) as mine:
-        if not mine:
-          waiting = True
-          continue
-        progressed = True
-        attempts[cell.cell] += 1
-        try:
-          if cell.data not in corpora:
-            corpora[cell.data] = packing.load(cell.data)
-          loop.run(
-            cell, run, corpora[cell.data], quiet=quiet, tensorboard=tensorboard
-          )
-          (run / 'error.log').unlink(missing_ok=True)
-        except (errors.UserError, errors.Interrupted):
-          raise
-        except Exception as error:  # Whatever it was, the sweep goes on.
-          records.write_text(run / 'error.log', traceback.format_exc())
-          print(
-            f'{cell.cell}: {type(error).__name__}: {error} '
-            f'(attempt {attempts[cell.cell]} of {_ATTEMPTS})',
-            file=sys.stderr,
-          )
+      if not cell.train.init_from or records.status(parent) == 'finished':
+        ready.append(cell)
+      # One that diverged, or failed too often, is not waited for.
+      elif (
+        records.status(parent) not in records.DONE
+        and attempts.get(parent.name, _ATTEMPTS) < _ATTEMPTS
+      ):
+        waiting = True
+    fresh = [cell for cell in ready if not attempts[cell.cell]]
+    again = [[cell] for cell in ready if attempts[cell.cell]]
+    backend = jax.default_backend()
+    for group in groups_lib.groups(fresh, backend, workers) + again:
+      with contextlib.ExitStack() as stack:
+        mine = [
+          cell
+          for cell in group
+          if stack.enter_context(records.held(folder(workdir, cell.cell)))
+          and records.status(folder(workdir, cell.cell)) not in records.DONE
+        ]
+        waiting = waiting or len(mine) < len(group)
+        if mine:
+          progressed = True
+          for cell in mine:
+            attempts[cell.cell] += 1
+          train(mine)
     if not progressed and not waiting:
       return
     if not progressed:
@@ -146,7 +191,7 @@ def _supervise(
     share = cores[index::workers] or cores
     process = context.Process(
       target=_worker,
-      args=(list(cells), str(workdir), share, tensorboard, refusals),
+      args=(list(cells), str(workdir), workers, share, tensorboard, refusals),
     )
     process.start()
     return process
@@ -177,7 +222,8 @@ def _supervise(
         stopping = received or not refusals.empty()
         bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
         done = sum(
-          records.status(folder(workdir, cell.cell)) in DONE for cell in cells
+          records.status(folder(workdir, cell.cell)) in records.DONE
+          for cell in cells
         )
         bar.set_postfix_str(f'{done} of {len(cells)} cells')
         for index, process in enumerate(processes):
@@ -215,6 +261,7 @@ def _supervise(
 def _worker(
   cells: Cells,
   workdir: str,
+  workers: int,
   cores: list[int],
   tensorboard: bool,
   refusals: queues.SimpleQueue[str],
@@ -225,7 +272,7 @@ def _worker(
   # Before JAX makes its thread pool, whose size follows from this.
   cores_lib.keep_to(cores)
   try:
-    work(cells, workdir, quiet=True, tensorboard=tensorboard)
+    work(cells, workdir, workers=workers, quiet=True, tensorboard=tensorboard)
   except errors.Interrupted:
     sys.exit(0)
   except errors.UserError as error:
@@ -241,7 +288,7 @@ def _spent(
 ) -> float:
   """Returns a cell's FLOPs so far, as its progress file says."""
   run = folder(workdir, cell.cell)
-  if records.status(run) in DONE:
+  if records.status(run) in records.DONE:
     return cells_lib.cost(cell)
   rows = records.read(run / records.PROGRESS)
   return (

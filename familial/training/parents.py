@@ -103,13 +103,7 @@ def graft(
   )
   if model.granularity == config.model.granularity:
     return given
-  start = 0
-  grafted = dict(params)
-  for index, depth in enumerate(config.model.segment_depths):
-    grafted[f'segment_{index}'] = jax.tree.map(
-      lambda leaf, a=start, b=start + depth: leaf[a:b], given['segment_0']
-    )
-    start += depth
+  grafted = params | transformer.cut(given['segment_0'], config.model.exits)
   grafted[f'exit_{config.model.granularity}'] = given['exit_1']
   for name in ('embedding', 'unembedding'):
     if name in given:

@@ -23,6 +23,39 @@ def mesh(*batch_sizes: int) -> jax.sharding.Mesh:
   )
 
 
+def population(size: int, batch_size: int) -> jax.sharding.Mesh:
+  """Returns a mesh of axes `member` and `data` for K members.
+
+  Members first: they exchange nothing.
+  """
+  devices = jax.devices()
+  beside = math.gcd(size, len(devices))
+  within = math.gcd(batch_size, len(devices) // beside)
+  return jax.sharding.Mesh(
+    np.array(devices[: beside * within]).reshape(beside, within),
+    ('member', 'data'),
+    axis_types=(AxisType.Auto,) * 2,
+  )
+
+
+def members(tree: Any, over: jax.sharding.Mesh) -> Any:
+  """Returns a tree whose arrays' axis K, the first, is split over `member`.
+
+  Of host arrays, or traced: then it says how a program's outputs lie.
+  """
+  # A program's outputs name no axis of one device, so neither do its inputs:
+  # otherwise it would be compiled for either.
+  spec = PartitionSpec(*['member'][: over.shape['member'] - 1])
+  return jax.device_put(tree, NamedSharding(over, spec))
+
+
+def members_batches(tree: Any, over: jax.sharding.Mesh) -> Any:
+  """Returns batches [T, K, B, ..] split over `member` and `data`."""
+  return jax.device_put(
+    tree, NamedSharding(over, PartitionSpec(None, 'member', 'data'))
+  )
+
+
 def batch(
   arrays: dict[str, np.ndarray], over: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:

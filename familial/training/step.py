@@ -42,8 +42,7 @@ def init(
   return State(params, optimizer.adamw(h, model).init(trainable), jnp.int32(0))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train(
+def advance(
   model: model_config.ModelConfig,
   trained: str,
   state: State,
@@ -55,7 +54,7 @@ def train(
   Args:
     model: the model; with `trained` it fixes the compiled program.
     trained: `all` or `exits`.
-    state: donated.
+    state: of the run.
     batch: as `loss.exit_losses` takes it.
     h: the run's numbers.
   """
@@ -80,6 +79,9 @@ def train(
     State(params, opt_state, state.step + 1),
     Metrics(losses_G, optax.tree.norm(gradient)),
   )
+
+
+train = jax.jit(advance, static_argnums=(0, 1), donate_argnums=2)
 
 
 def partition(

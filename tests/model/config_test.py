@@ -117,3 +117,12 @@ def test_even_exits_are_distinct_and_end_at_the_depth(shape):
 def test_more_exits_than_layers_are_refused(granularity):
   with pytest.raises(errors.UserError, match=r'granularity: .* outnumber'):
     config.even_exits(4, granularity)
+
+
+def test_models_that_one_program_trains(shape):
+  dense, family = shape(exits=(3,), exit_kind='branch'), shape(exits=(2, 3))
+  assert config.common(dense) == config.common(family)
+  assert config.union([dense, family, shape()]).exits == (1, 2, 3)
+  branch = shape(exit_kind='branch')
+  assert config.common(branch) != config.common(family)
+  assert config.union([branch, branch]) == branch

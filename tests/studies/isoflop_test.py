@@ -59,7 +59,7 @@ def calibrated(monkeypatch):
   def calibrate(cells, workers):
     found.append(workers)
     time.sleep(0.2)  # A second process comes meanwhile.
-    return plan_lib.Speed((8, 8), (speed[0], speed[0]), 0.0)
+    return plan_lib.Speed((8, 8), (speed[0], speed[0]), 0.0, 'cpu')
 
   def at(flops_per_second):
     speed[:] = [flops_per_second]

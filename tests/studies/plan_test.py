@@ -10,7 +10,7 @@ from familial import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import plan as plan_lib
 
-SPEED = plan_lib.Speed((8, 32), (1e9, 4e9), 3.0)
+SPEED = plan_lib.Speed((8, 32), (1e9, 4e9), 3.0, 'cpu')
 
 
 def corpus(tokens):
@@ -47,7 +47,9 @@ def test_speed_is_linear_in_the_logarithms():
   assert SPEED.at(16) == pytest.approx(2e9)
   assert SPEED.at(32) == pytest.approx(4e9)
   assert SPEED.at(64) == pytest.approx(4e9)  # Not beyond what was measured.
-  assert plan_lib.Speed((8, 8), (2e9, 2e9), 1.0).at(8) == pytest.approx(2e9)
+  assert plan_lib.Speed((8, 8), (2e9, 2e9), 1.0, 'cpu').at(8) == pytest.approx(
+    2e9
+  )
 
 
 def kill(cells, cores):

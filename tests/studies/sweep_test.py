@@ -50,6 +50,7 @@ def frozen_first(make_study, corpus):
 def fake_loop(monkeypatch, tmp_path, write_rows):
   """Replaces training: cells finish at once, but for what `does` says."""
   from familial.training import loop
+  from familial.training import population
 
   calls = collections.Counter()
   does = {}
@@ -62,7 +63,14 @@ def fake_loop(monkeypatch, tmp_path, write_rows):
     write_rows(tmp_path, cell, losses if outcome == 'finished' else None)
     return outcome
 
+  def together(cells, folders, corpus, **flags):
+    return [
+      run(*member, corpus, **flags)
+      for member in zip(cells, folders, strict=True)
+    ]
+
   monkeypatch.setattr(loop, 'run', run)
+  monkeypatch.setattr(population, 'run', together)
   return types.SimpleNamespace(calls=calls, does=does)
 
 
@@ -122,7 +130,8 @@ def test_two_processes_train_each_cell_once(tiny, tmp_path, monkeypatch):
   assert not list(tmp_path.rglob('error.log'))
   # Again: nothing is trained, nothing is touched.
   before = files_of(tmp_path)
-  monkeypatch.setattr('familial.training.loop.run', None)
+  for module in ('loop', 'population'):
+    monkeypatch.setattr(f'familial.training.{module}.run', None)
   sweep.work(cells, tmp_path)
   assert sweep.execute(cells, tmp_path, workers=2) == []
   assert files_of(tmp_path) == before

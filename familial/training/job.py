@@ -1,0 +1,357 @@
+"""A run under way: its folder, its data, and what it writes.
+
+What a run needs to go on is its config and its last checkpoint: a batch is a
+function of (seed, step), the evaluation of the state alone, and rows after the
+checkpoint are written again.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+import tqdm
+
+from familial import errors
+from familial import evaluation
+from familial import flops as flops_lib
+from familial import records
+from familial.analysis import gradients
+from familial.data import batches as batches_lib
+from familial.data import packing
+from familial.model import attention
+from familial.training import checkpoint
+from familial.training import compilation
+from familial.training import config as train_config
+from familial.training import events
+from familial.training import optimizer
+from familial.training import parents
+from familial.training import sharding
+from familial.training import step as step_lib
+
+_PROGRESS_SECONDS = 5.0
+
+
+def begin(
+  config: train_config.RunConfig, folder: str | os.PathLike[str]
+) -> str:
+  """Opens a run's folder and readies the process; returns the run's status.
+
+  Raises:
+    UserError: if the folder or `init_from` is another model's, or this host
+      cannot train it.
+  """
+  compilation.prepare(config.data)
+  attention.check(config.model.attention)
+  folder = pathlib.Path(folder)
+  records.open_run(folder, config, parents.lineage(folder, config))
+  return records.status(folder)
+
+
+class Job:
+  """A run that is not done yet; a context, which keeps its files open.
+
+  Attributes:
+    config: of the run.
+    folder: of the run.
+    hyper: the numbers that its compiled step takes.
+    source: its training batches, by step.
+    evaluations: the steps after which it is evaluated.
+    start: the step that it goes on from.
+  """
+
+  def __init__(
+    self,
+    config: train_config.RunConfig,
+    folder: str | os.PathLike[str],
+    corpus: packing.Corpus,
+    tensorboard: bool,
+  ):
+    """Opens the run's files and readies its data.
+
+    Args:
+      config: of the run.
+      folder: as `begin` left it.
+      corpus: of the run.
+      tensorboard: write event files too.
+    """
+    folder = pathlib.Path(folder)
+    train = config.train
+    lineage = _check_corpus(folder, corpus.fingerprint)
+    if corpus.tokenizer_path:
+      shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
+    self.config, self.folder = config, folder
+    self.hyper = optimizer.hyper(train, config.model.exits)
+    self.source = batches_lib.Batches(
+      corpus,
+      config.data,
+      train.batch_size,
+      train.seed,
+      jax.process_index(),
+      jax.process_count(),
+    )
+    self.evaluations = {
+      round(train.steps * i / train.evaluations)
+      for i in range(1, train.evaluations + 1)
+    }
+    self._inherited = lineage['inherited_flops']
+    self._fingerprint = corpus.fingerprint
+    self._mesh = sharding.mesh(train.batch_size, train.eval_batch_size)
+    heldout = batches_lib.heldout(
+      corpus, config.data, train.eval_tokens, train.eval_batch_size
+    )
+    self._heldout = [sharding.batch(batch, self._mesh) for batch in heldout]
+    self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
+    with contextlib.ExitStack() as stack:
+      self._checkpoints = checkpoint.Checkpoints(
+        folder / 'checkpoints', train.keep
+      )
+      stack.callback(self._checkpoints.close)
+      self.start = self._checkpoints.latest() or 0
+      self._writer = stack.enter_context(
+        events.writer(folder, tensorboard, self.start)
+      )
+      self._open = stack.pop_all()
+
+  def __enter__(self) -> 'Job':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._open.close()
+
+  def state(self) -> step_lib.State:
+    """Returns the state that the run begins with, or goes on from.
+
+    What was written after that state is dropped.
+    """
+    train, model = self.config.train, self.config.model
+    state = step_lib.init(
+      model, train.trained, jax.random.key(train.seed), self.hyper
+    )
+    if train.init_from:
+      state = state._replace(
+        params=parents.graft(state.params, self.folder, self.config)
+      )
+    state = self.place(state)
+    if self._checkpoints.latest() is not None:
+      state = self._checkpoints.restore(state)
+    # Killed between the last two writes, it lacks its last rows.
+    done = self.start == train.steps
+    records.truncate(self.folder / records.ROWS, self.start - done)
+    for extra in (records.PROGRESS, records.GRADIENTS):
+      records.truncate(self.folder / extra, self.start)
+    if done:
+      self._write(self.start, self._evaluate(state))
+    return state
+
+  def place(self, state: step_lib.State) -> step_lib.State:
+    """Returns a state where the run's programs expect it."""
+    return sharding.replicate(state, self._mesh)
+
+  def batches(self) -> Iterator[dict[str, jax.Array]]:
+    """Yields the batches of the steps that are left, as global arrays."""
+    steps = range(self.start, self.config.train.steps)
+    for _, batch in zip(
+      steps, batches_lib.iterate(self.source, self.start), strict=False
+    ):
+      yield sharding.batch(batch, self._mesh)
+
+  def keep(self, state: step_lib.State, step: int) -> bool:
+    """Saves the state after a step, evaluated first where it is time.
+
+    Args:
+      state: of which nothing is saved before its loss is seen to be finite.
+      step: that was done.
+
+    Returns:
+      Whether the held-out losses are finite; otherwise nothing is written.
+    """
+    if step not in self.evaluations:
+      self._checkpoints.save(state)
+      return True
+    losses = self._evaluate(state)
+    if not np.isfinite(losses).all():
+      return False
+    if self.config.train.gradients:
+      found = gradients.cosines(
+        state.params, self.config.model, self._heldout[0]
+      )
+      path = self.folder / records.GRADIENTS
+      records.append(path, [{'step': step, **row} for row in found])
+    # Rows before their checkpoint: resuming from it keeps them. The last ones
+    # say `finished`, so they come when it is safely on disk.
+    if step < self.config.train.steps:
+      self._write(step, losses)
+      self._checkpoints.save(state, float(losses[-1]))
+    else:
+      self._checkpoints.save(state, float(losses[-1]))
+      self._checkpoints.wait()
+      self._write(step, losses)
+    self._writer.scalars(
+      step, {f'heldout/exit_{i}': loss for i, loss in enumerate(losses, 1)}
+    )
+    return True
+
+  def progress(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes what is known of a step: finite numbers by name."""
+    records.append(self.folder / records.PROGRESS, [{'step': step, **values}])
+    self._writer.scalars(step, {f'train/{k}': v for k, v in values.items()})
+
+  def diverge(self, step: int) -> str:
+    """Records that a loss was not finite; returns `diverged`."""
+    self._write(step, None)
+    print(
+      f'{self.config.cell}: the loss is not finite at step {step}; '
+      'recorded as diverged',
+      file=sys.stderr,
+    )
+    return 'diverged'
+
+  def _evaluate(self, state: step_lib.State) -> np.ndarray:
+    """Returns each exit's held-out loss [G]."""
+    return evaluation.losses(state.params, self.config.model, self._heldout)
+
+  def _write(self, step: int, losses: np.ndarray | None) -> None:
+    """Writes the rows of an evaluation; None for a run that diverged."""
+    if losses is None:
+      status = 'diverged'
+    else:
+      last = step == self.config.train.steps
+      status = 'finished' if last else 'running'
+    epochs = step * self.source.tokens_per_step / self.source.epoch_tokens
+    records.append(
+      self.folder / records.ROWS,
+      records.evaluation_rows(
+        self.config,
+        self.folder.name,
+        self._fingerprint,
+        step,
+        self._inherited,
+        epochs,
+        losses,
+        self._bytes_per_token,
+        status,
+      ),
+    )
+
+
+class Meter:
+  """The progress bar and `progress.jsonl`: speed without compiles or saves."""
+
+  def __init__(self, jobs: Sequence[Job], quiet: bool):
+    """Starts a bar over all steps of runs that advance together."""
+    first = jobs[0].config.cell
+    self._bar = tqdm.tqdm(
+      total=sum(job.config.train.steps for job in jobs),
+      initial=sum(job.start for job in jobs),
+      desc=first if len(jobs) == 1 else f'{first} and {len(jobs) - 1} more',
+      unit='step',
+      disable=quiet,
+      leave=False,
+      file=sys.stderr,
+    )
+    self._since: float | None = None
+    self._steps = 0
+    self._seconds = 0.0
+    self._written = time.monotonic()
+
+  def __enter__(self) -> 'Meter':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._bar.close()
+
+  def pause(self) -> None:
+    """Leaves out of the speed what happens until the next update."""
+    self._since = None
+
+  def update(
+    self, count: int, latest: Mapping[Job, tuple[int, float, float]]
+  ) -> None:
+    """Takes what was done.
+
+    Args:
+      count: steps that each of the runs took.
+      latest: their last step, its deepest exit's loss and its gradient's norm.
+    """
+    now = time.monotonic()
+    if self._since is not None:
+      self._steps += count
+      self._seconds += now - self._since
+    self._since = now
+    self._bar.update(count * len(latest))
+    due = now - self._written > _PROGRESS_SECONDS
+    if due:
+      self._written = now
+    if not self._steps:
+      return
+    speed = self._steps / self._seconds
+    tokens = flops = 0.0
+    for job, (step, loss, norm) in latest.items():
+      config = job.config
+      if not due and step < config.train.steps:
+        continue
+      per_step = config.train.batch_size * config.data.seq_len
+      tokens += speed * per_step
+      values = {
+        'loss': loss,
+        'gradient_norm': norm,
+        'tokens_per_second': speed * per_step,
+        'flops_per_second': speed
+        * per_step
+        * flops_lib.train(
+          config.model, config.data.seq_len, config.train.trained
+        ),
+      }
+      flops += values['flops_per_second']
+      if np.isfinite(list(values.values())).all():
+        job.progress(step, values)
+    if due:
+      self._bar.set_postfix_str(
+        f'loss {loss:.3f}, {tokens:,.0f} tokens/s, {flops / 1e9:.1f} GFLOP/s'
+      )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+  """Yields a function that tells whether SIGTERM or SIGINT has arrived."""
+  received: list[int] = []
+  known = (signal.SIGTERM, signal.SIGINT)
+  try:
+    old = {
+      number: signal.signal(number, lambda n, _: received.append(n))
+      for number in known
+    }
+  except ValueError:  # Not the main thread: signals are its business.
+    yield lambda: False
+    return
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def _check_corpus(folder: pathlib.Path, fingerprint: str) -> records.Row:
+  """Returns a run's lineage with its corpus noted; refuses another corpus."""
+  path = folder / 'lineage.json'
+  lineage = records.read_json(path)
+  if 'corpus' not in lineage:
+    lineage['corpus'] = fingerprint
+    records.write_json(path, lineage)
+  elif lineage['corpus'] != fingerprint:
+    raise errors.UserError(
+      f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '
+      'which is what data.corpus gives here now; use another workdir, or that '
+      'text'
+    )
+  return lineage

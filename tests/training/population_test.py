@@ -1,0 +1,238 @@
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from familial import errors
+from familial import records
+from familial.training import loop
+from familial.training import population
+
+# A population in a process of its own, which prints its mesh and then its
+# members' steps.
+_CHILD = """
+import pickle, sys, time
+from familial.training import population
+from familial.training import sharding
+def on_steps(steps):
+  print(*steps, flush=True)
+  time.sleep(0.05)
+with open(sys.argv[1], 'rb') as file:
+  configs = pickle.load(file)
+mesh = sharding.population(len(configs), configs[0].train.batch_size)
+print(*mesh.devices.shape, sep='x', flush=True)
+population.run(configs, sys.argv[2:], quiet=True, on_steps=on_steps)
+"""
+
+
+@pytest.fixture(scope='module')
+def configs(run_config, shape):
+  """Members that differ in all that they may."""
+
+  def make(exits=(1, 2), cell='cell', **changes):
+    model = shape(vocab_size=256, depth=2, exits=exits)
+    return dataclasses.replace(run_config(model, **changes), cell=cell)
+
+  return [
+    make(),
+    make(cell='seed', seed=3, schedule='wsd', steps=20, evaluations=2),
+    make(
+      cell='rate', base_lr=0.005, weight_decay=0.3, clip=0.0, eval_tokens=90
+    ),
+    make(cell='dense', exits=(2,), steps=26, warmup_steps=0),
+    make(cell='weights', weighting='final_one', weighting_end='linear'),
+  ]
+
+
+@pytest.fixture(scope='module')
+def solo(configs, corpus, tmp_path_factory):
+  """Folders of the same runs, each trained by itself."""
+  workdir = tmp_path_factory.mktemp('solo')
+  return _each(configs, workdir, corpus)
+
+
+@pytest.fixture(scope='module')
+def together(configs, corpus, tmp_path_factory):
+  """Folders of a population that nothing happened to."""
+  folders = _folders(configs, tmp_path_factory.mktemp('together'))
+  programs = population.train._cache_size()
+  ended = population.run(configs, folders, corpus, quiet=True)
+  assert ended == ['finished'] * len(configs)
+  assert population.train._cache_size() == programs + 1
+  return folders
+
+
+def _folders(configs, workdir):
+  return [workdir / config.cell for config in configs]
+
+
+def _each(configs, workdir, corpus):
+  folders = _folders(configs, workdir)
+  for config, folder in zip(configs, folders, strict=True):
+    loop.run(config, folder, corpus, quiet=True)
+  return folders
+
+
+def _rows(folder):
+  return records.read(folder / records.ROWS)
+
+
+def _bytes(folders):
+  return [(folder / records.ROWS).read_bytes() for folder in folders]
+
+
+def _same(folder, expected, tolerance):
+  """Whether a run has the rows of another, its losses but for a tolerance."""
+  for row, other in zip(_rows(folder), _rows(expected), strict=True):
+    for key, value in other.items():
+      if key in ('loss', 'loss_per_byte') and value is not None:
+        assert row[key] == pytest.approx(value, abs=tolerance)
+      else:
+        assert row[key] == value
+
+
+def test_a_member_is_the_run_that_it_would_be_alone(together, solo):
+  for folder, expected in zip(together, solo, strict=True):
+    _same(folder, expected, 1e-6)
+    for name in ('config.json', 'lineage.json'):
+      assert (folder / name).read_bytes() == (expected / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('exit_kind', ['separate', 'branch'])
+def test_members_of_other_exits_are_what_they_are_alone(
+  exit_kind, run_config, shape, corpus, tmp_path
+):
+  model = shape(vocab_size=256, exit_kind=exit_kind, tied=False)
+  configs = [
+    dataclasses.replace(
+      run_config(model, seed=seed, steps=6, evaluations=1), cell=str(seed)
+    )
+    for seed in range(2)
+  ]
+  folders = _folders(configs, tmp_path / 'together')
+  population.run(configs, folders, corpus, quiet=True)
+  solo = _each(configs, tmp_path / 'solo', corpus)
+  for folder, expected in zip(folders, solo, strict=True):
+    _same(folder, expected, 1e-6)
+
+
+@pytest.mark.slow
+def test_after_200_steps_a_member_is_still_that_run(
+  run_config, corpus, tmp_path
+):
+  configs = [
+    dataclasses.replace(
+      run_config(base_lr=rate, steps=200, evaluations=4), cell=f'{rate}'
+    )
+    for rate in (0.005, 0.01)
+  ]
+  folders = _folders(configs, tmp_path / 'together')
+  population.run(configs, folders, corpus, quiet=True)
+  solo = _each(configs, tmp_path / 'solo', corpus)
+  for folder, expected in zip(folders, solo, strict=True):
+    _same(folder, expected, 1e-4)
+
+
+def test_one_that_diverges_freezes_and_the_others_go_on(
+  configs, together, corpus, tmp_path, capsys
+):
+  bad = dataclasses.replace(
+    configs[0],
+    cell='bad',
+    train=dataclasses.replace(
+      configs[0].train, base_lr=1e35, warmup_steps=0, checkpoint_seconds=0.0
+    ),
+  )
+  members = [configs[1], bad, configs[3]]
+  folders = _folders(members, tmp_path / 'together')
+  ended = population.run(members, folders, corpus, quiet=True)
+  assert ended == ['finished', 'diverged', 'finished']
+  for index, place in ((0, 1), (2, 3)):
+    _same(folders[index], together[place], 1e-6)
+  [alone] = _each([bad], tmp_path / 'solo', corpus)
+  assert _bytes([folders[1]]) == _bytes([alone])
+  step = _rows(alone)[0]['step']
+  said = f'bad: the loss is not finite at step {step}'
+  assert capsys.readouterr().err.count(said) == 2
+  # What was said stays said.
+  assert population.run(members, folders, corpus, quiet=True) == ended
+  assert _bytes([folders[1]]) == _bytes([alone])
+
+
+def test_over_eight_devices_they_are_what_they_are_on_one(
+  configs, together, tmp_path
+):
+  folders = _folders(configs[:4], tmp_path)
+  flag = '--xla_force_host_platform_device_count=8'
+  with _start(configs[:4], folders, XLA_FLAGS=flag) as child:
+    printed = child.stdout.read().split()
+  assert child.returncode == 0
+  assert printed[0] == '4x2'
+  for folder, expected in zip(folders, together, strict=False):
+    _same(folder, expected, 1e-5)
+
+
+def _start(configs, folders, **environment):
+  folders[0].parent.mkdir(parents=True, exist_ok=True)
+  path = folders[0].parent / 'configs.pickle'
+  path.write_bytes(pickle.dumps(configs))
+  return subprocess.Popen(
+    [sys.executable, '-c', _CHILD, str(path), *map(str, folders)],
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, **environment},
+  )
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
+  number, configs, together, corpus, tmp_path
+):
+  folders = _folders(configs, tmp_path)
+  with _start(configs, folders) as child:
+    next(child.stdout)
+    for line in child.stdout:
+      if int(line.split()[0]) >= 16:
+        child.send_signal(number)
+        break
+  assert child.returncode
+  assert any(records.status(folder) == 'running' for folder in folders)
+  ended = population.run(configs, folders, corpus, quiet=True)
+  assert ended == ['finished'] * len(configs)
+  assert _bytes(folders) == _bytes(together)
+
+
+def test_members_at_different_steps_go_on_together(
+  configs, together, corpus, tmp_path
+):
+  folders = _folders(configs, tmp_path)
+  for index in (0, 2):  # These have begun alone.
+
+    def stop(step):
+      if step == 13:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(errors.Interrupted):
+      loop.run(configs[index], folders[index], corpus, quiet=True, on_step=stop)
+  population.run(configs, folders, corpus, quiet=True)
+  for folder, expected in zip(folders, together, strict=True):
+    _same(folder, expected, 1e-6)
+
+
+def test_a_member_goes_on_alone(configs, together, corpus, tmp_path):
+  folders = _folders(configs[:2], tmp_path)
+
+  def stop(steps):
+    if max(steps) >= 8:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(errors.Interrupted, match='saved'):
+    population.run(configs[:2], folders, corpus, quiet=True, on_steps=stop)
+  for config, folder, expected in zip(configs, folders, together, strict=False):
+    loop.run(config, folder, corpus, quiet=True)
+    _same(folder, expected, 1e-6)
