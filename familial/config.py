@@ -35,6 +35,7 @@ def study_template() -> ml_collections.ConfigDict:
         **cells.RATIOS,
       },
       'train': _defaults(train_config.TrainConfig, cells.BUDGET_KEYS),
+      'layout': _defaults(train_config.LayoutConfig),
       'rules': _defaults(study_config.Rules),
       'grid': _defaults(study_config.Grid),
       'arms': {},
@@ -51,6 +52,7 @@ def run_template() -> ml_collections.ConfigDict:
       'data': _defaults(data_config.DataConfig),
       'model': _defaults(model_config.ModelConfig),
       'train': _defaults(train_config.TrainConfig),
+      'layout': _defaults(train_config.LayoutConfig),
     }
   )
 
@@ -65,6 +67,7 @@ def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
     'grid': study_config.Grid,
     'fit': study_config.Fit,
     'assumed': study_config.AssumedLaw,
+    'layout': train_config.LayoutConfig,
   }
   built = {
     name: section(cls, values.pop(name, {}), name)
@@ -84,6 +87,7 @@ def run(config: Mapping[str, Any]) -> train_config.RunConfig:
     'data': data_config.DataConfig,
     'model': model_config.ModelConfig,
     'train': train_config.TrainConfig,
+    'layout': train_config.LayoutConfig,
   }
   built = {
     name: section(cls, values.pop(name, {}), name)

@@ -69,7 +69,7 @@ def open_run(
   config: Any,
   lineage: Row | None = None,
   *,
-  free: str = '',
+  free: tuple[str, ...] = (),
 ) -> pathlib.Path:
   """Makes a run folder, or opens the one of this very config.
 
@@ -77,14 +77,14 @@ def open_run(
     folder: of the run.
     config: a dataclass; compared with what the folder was made for.
     lineage: of a run: its parent and the FLOPs inherited from it.
-    free: the section on which nothing that is kept depends: it may change.
+    free: the sections on which nothing that is kept depends: they may change.
   """
   folder = pathlib.Path(folder)
   path = folder / 'config.json'
   if path.exists():
     changed = False
     for key, was, now in differences(folder, config):
-      if key.partition('.')[0] == free:
+      if key.partition('.')[0] in free:
         changed = True
         continue
       raise errors.UserError(

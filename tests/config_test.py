@@ -82,6 +82,7 @@ def test_every_default_of_a_study_can_be_overridden():
     'grid': (study_config.Grid, ()),
     'fit': (study_config.Fit, ()),
     'assumed': (study_config.AssumedLaw, ()),
+    'layout': (train_config.LayoutConfig, ()),
   }
   for name, (cls, decided) in sections.items():
     defaults = {

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from familial.model import attention
+from familial.model import axes
 from familial.model import config as model_config
 
 ModelConfig = model_config.ModelConfig
@@ -171,7 +172,10 @@ def exit_states(
   segments_BxL: Array | None = None,
 ) -> list[Array]:
   """Returns the trunk's state [B, L, D] after each segment, before any norm."""
-  x_BxLxD = params['embedding'][inputs_BxL].astype(config.dtype)
+  # Gathered before it is looked up: rows, not widths, are split from here on.
+  embedding_VxD = axes.constrain(params['embedding'], 'vocab', 'states')
+  x_BxLxD = embedding_VxD[inputs_BxL].astype(config.dtype)
+  x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'positions', 'states')
   states = []
   for index in range(config.granularity):
     x_BxLxD = segment(params, config, index, x_BxLxD, segments_BxL)
@@ -203,6 +207,7 @@ def segment(
 
   def one(x_BxLxD: Array, layer: Params) -> Array:
     new_BxLxD = apply(layer, x_BxLxD, segments_BxL)
+    new_BxLxD = axes.constrain(new_BxLxD, 'batch', 'positions', 'states')
     if stay_BxL is None:
       return new_BxLxD
     return jnp.where(stay_BxL[..., None], x_BxLxD, new_BxLxD)

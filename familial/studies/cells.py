@@ -171,6 +171,7 @@ def _cell(
       model=model_,
       data=study.data,
       train=train,
+      layout=study.layout,
     )
   except errors.UserError as error:
     raise errors.UserError(f'cell {name}: {error}') from None

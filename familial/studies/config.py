@@ -7,6 +7,7 @@ from typing import Any
 
 from familial import errors
 from familial.data import config as data_config
+from familial.training import config as train_config
 
 _NAME = (lambda value: isinstance(value, str), 'a name')
 # Of what each arm varies over: whether a value is one, and what it must be.
@@ -200,6 +201,7 @@ class StudyConfig:
     arms: cells beside the grid, by what they vary.
     fit: of the law.
     assumed: law for the plan.
+    layout: of all cells on their devices.
   """
 
   title: str
@@ -211,6 +213,9 @@ class StudyConfig:
   arms: dict[str, Arm]
   fit: Fit
   assumed: AssumedLaw
+  layout: train_config.LayoutConfig = dataclasses.field(
+    default_factory=train_config.LayoutConfig
+  )
 
   def __post_init__(self) -> None:
     for name in self.arms:

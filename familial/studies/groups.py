@@ -36,6 +36,7 @@ def groups(
       train.trained,
       train.batch_size,
       train.checkpoint_seconds,
+      cell.layout,
     )
     alike.setdefault(key, []).append(cell)
   found: list[list[train_config.RunConfig]] = []
@@ -57,6 +58,8 @@ def _pays(group: Cells, backend: str) -> bool:
   """Whether cells are better trained together than some of them apart."""
   if len(group) == 1:
     return True
+  if group[0].layout != train_config.LayoutConfig():
+    return False  # What needs a layout fills its devices alone.
   shared = model_config.union([cell.model for cell in group])
   step = len(group) * _step(group[0], shared)
   spent = step * max(cell.train.steps for cell in group)

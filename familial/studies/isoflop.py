@@ -46,7 +46,9 @@ def run(
   start = time.monotonic()
   workdir = pathlib.Path(workdir)
   cells = cells_lib.build(study)
-  records.open_run(workdir, study, free='fit')  # Its runs stay as they are.
+  records.open_run(
+    workdir, study, free=('fit', 'layout')
+  )  # Its runs stay as they are.
   plan, cells = _plan(study, cells, workdir, workers, not plan_only)
   print(plan_lib.text(plan), flush=True)
   if plan_only:

@@ -169,6 +169,38 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayoutConfig:
+  """How a run lies on its devices; it may change when the run goes on.
+
+  Attributes:
+    data: devices over which rows are split beside `fsdp`, each with all of its
+      parameters; 0 for as many as there are.
+    fsdp: devices over which rows and parameters are split.
+    tensor: devices over which heads, MLP and vocabulary are split.
+    microbatches: parts of a batch whose gradients are summed one after another,
+      where it does not fit at once.
+  """
+
+  data: int = 0
+  fsdp: int = 1
+  tensor: int = 1
+  microbatches: int = 1
+
+  def __post_init__(self) -> None:
+    for key, least in (
+      ('data', 0),
+      ('fsdp', 1),
+      ('tensor', 1),
+      ('microbatches', 1),
+    ):
+      value = getattr(self, key)
+      if value < least:
+        raise errors.UserError(
+          f'layout.{key}: {value} is not allowed; it must be at least {least}'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
   """One run: what it trains, on what, how, and its place in a study.
 
@@ -181,6 +213,7 @@ class RunConfig:
     model: the model.
     data: the corpus and its sequences.
     train: the rest.
+    layout: on the devices.
   """
 
   cell: str
@@ -189,6 +222,7 @@ class RunConfig:
   model: model_config.ModelConfig
   data: data_config.DataConfig
   train: TrainConfig
+  layout: LayoutConfig = LayoutConfig()
 
   def __post_init__(self) -> None:
     if self.model.vocab_size != self.data.vocab_size:

@@ -53,7 +53,9 @@ def begin(
   compilation.prepare(config.data)
   attention.check(config.model.attention)
   folder = pathlib.Path(folder)
-  records.open_run(folder, config, parents.lineage(folder, config))
+  records.open_run(
+    folder, config, parents.lineage(folder, config), free=('layout',)
+  )
   return records.status(folder)
 
 
@@ -63,6 +65,7 @@ class Job:
   Attributes:
     config: of the run.
     folder: of the run.
+    mesh: of the devices.
     hyper: the numbers that its compiled step takes.
     source: its training batches, by step.
     evaluations: the steps after which it is evaluated.
@@ -90,6 +93,7 @@ class Job:
     if corpus.tokenizer_path:
       shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
     self.config, self.folder = config, folder
+    self.mesh = sharding.mesh(config)
     self.hyper = optimizer.hyper(train, config.model.exits)
     self.source = batches_lib.Batches(
       corpus,
@@ -105,11 +109,10 @@ class Job:
     }
     self._inherited = lineage['inherited_flops']
     self._fingerprint = corpus.fingerprint
-    self._mesh = sharding.mesh(train.batch_size, train.eval_batch_size)
     heldout = batches_lib.heldout(
       corpus, config.data, train.eval_tokens, train.eval_batch_size
     )
-    self._heldout = [sharding.batch(batch, self._mesh) for batch in heldout]
+    self._heldout = [sharding.batch(batch, self.mesh) for batch in heldout]
     self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
     with contextlib.ExitStack() as stack:
       self._checkpoints = checkpoint.Checkpoints(
@@ -134,9 +137,10 @@ class Job:
     What was written after that state is dropped.
     """
     train, model = self.config.train, self.config.model
-    state = step_lib.init(
-      model, train.trained, jax.random.key(train.seed), self.hyper
-    )
+    with jax.set_mesh(self.mesh):
+      state = step_lib.init(
+        model, train.trained, jax.random.key(train.seed), self.hyper
+      )
     if train.init_from:
       state = state._replace(
         params=parents.graft(state.params, self.folder, self.config)
@@ -155,7 +159,7 @@ class Job:
 
   def place(self, state: step_lib.State) -> step_lib.State:
     """Returns a state where the run's programs expect it."""
-    return sharding.replicate(state, self._mesh)
+    return sharding.place(state, self.mesh)
 
   def batches(self) -> Iterator[dict[str, jax.Array]]:
     """Yields the batches of the steps that are left, as global arrays."""
@@ -163,7 +167,7 @@ class Job:
     for _, batch in zip(
       steps, batches_lib.iterate(self.source, self.start), strict=False
     ):
-      yield sharding.batch(batch, self._mesh)
+      yield sharding.batch(batch, self.mesh)
 
   def keep(self, state: step_lib.State, step: int) -> bool:
     """Saves the state after a step, evaluated first where it is time.
@@ -182,9 +186,10 @@ class Job:
     if not np.isfinite(losses).all():
       return False
     if self.config.train.gradients:
-      found = gradients.cosines(
-        state.params, self.config.model, self._heldout[0]
-      )
+      with jax.set_mesh(self.mesh):
+        found = gradients.cosines(
+          state.params, self.config.model, self._heldout[0]
+        )
       path = self.folder / records.GRADIENTS
       records.append(path, [{'step': step, **row} for row in found])
     # Rows before their checkpoint: resuming from it keeps them. The last ones
@@ -218,7 +223,8 @@ class Job:
 
   def _evaluate(self, state: step_lib.State) -> np.ndarray:
     """Returns each exit's held-out loss [G]."""
-    return evaluation.losses(state.params, self.config.model, self._heldout)
+    with jax.set_mesh(self.mesh):
+      return evaluation.losses(state.params, self.config.model, self._heldout)
 
   def _write(self, step: int, losses: np.ndarray | None) -> None:
     """Writes the rows of an evaluation; None for a run that diverged."""

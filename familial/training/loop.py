@@ -8,6 +8,7 @@ from collections.abc import Callable
 import os
 import time
 
+import jax
 import numpy as np
 
 from familial import errors
@@ -51,6 +52,7 @@ def run(
     job_lib.Job(config, folder, corpus, tensorboard) as job,
     job_lib.stop_signals() as stopping,
     job_lib.Meter([job], quiet) as meter,
+    jax.set_mesh(job.mesh),
   ):
     state = job.state()
 
@@ -66,7 +68,12 @@ def run(
     step = job.start
     for step, batch in enumerate(job.batches(), start=job.start + 1):
       state, metrics = step_lib.train(
-        model, train.trained, state, batch, job.hyper
+        model,
+        train.trained,
+        state,
+        batch,
+        job.hyper,
+        config.layout.microbatches,
       )
       # One step late: the device computes this one while the host reads the
       # last one's metrics.

@@ -100,11 +100,12 @@ def train(
   ) -> tuple[Members, step_lib.Metrics]:
     members, reported = carry
     batch = jax.tree.map(lambda rows: rows[i], batches)
-    members, metrics = jax.vmap(one)(members, batch, h)
+    members, metrics = step(members, batch, h)
     return members, jax.tree.map(
       lambda all_, new: all_.at[i].set(new), reported, metrics
     )
 
+  step = jax.vmap(one, spmd_axis_name='member')
   steps, size = batches['inputs_BxL'].shape[:2]
   nothing = step_lib.Metrics(
     jnp.zeros((steps, size, model.granularity)), jnp.zeros((steps, size))
@@ -226,9 +227,10 @@ def _train(
       ),
     )
     batches = sharding.members_batches(feed.take(alive_K, count), mesh)
-    members, metrics = train(
-      mesh, model, first.trained, members, batches, np.int32(count), h
-    )
+    with jax.set_mesh(mesh):
+      members, metrics = train(
+        mesh, model, first.trained, members, batches, np.int32(count), h
+      )
     # One dispatch late: the device computes this one while the host looks at
     # the last one and cuts batches for the next.
     if pending is not None:

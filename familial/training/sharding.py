@@ -1,4 +1,4 @@
-"""Where arrays live: batches split over the devices, parameters on each."""
+"""Meshes of devices, and what lies where on them."""
 
 import math
 from typing import Any
@@ -9,36 +9,76 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from familial import errors
+from familial.model import axes
+from familial.training import config as train_config
 
-def mesh(*batch_sizes: int) -> jax.sharding.Mesh:
-  """Returns a mesh of one axis `data`, as many devices as divide every batch.
+Mesh = jax.sharding.Mesh
 
-  With several processes all devices take part, and each B must be a multiple.
+
+def mesh(config: train_config.RunConfig) -> Mesh:
+  """Returns a run's mesh of axes `data`, `fsdp` and `tensor`.
+
+  Where the layout leaves `data` open, it is as many of the devices that are
+  left as divide both batches; with several processes all devices take part.
+
+  Raises:
+    UserError: if this layout does not go with the devices, the batches or the
+      model.
   """
+  layout, train, model = config.layout, config.train, config.model
   devices = jax.devices()
-  if jax.process_count() == 1:
-    devices = devices[: math.gcd(*batch_sizes, len(devices))]
-  return jax.sharding.Mesh(
-    np.array(devices), ('data',), axis_types=(AxisType.Auto,)
-  )
+  for key, size, what, number in (
+    ('tensor', layout.tensor, 'model.heads', model.heads),
+    ('tensor', layout.tensor, 'model.kv_heads', model.kv_heads),
+    ('tensor', layout.tensor, 'model.mlp_width', model.mlp_width),
+    ('tensor', layout.tensor, 'model.vocab_size', model.vocab_size),
+    ('fsdp', layout.fsdp, 'model.width', model.width),
+    ('fsdp', layout.fsdp, 'train.batch_size', train.batch_size),
+    ('fsdp', layout.fsdp, 'train.eval_batch_size', train.eval_batch_size),
+  ):
+    if number % size:
+      raise errors.UserError(
+        f'layout.{key}: {size} does not divide {what} {number}'
+      )
+  within = layout.fsdp * layout.tensor
+  rows = math.gcd(train.batch_size, train.eval_batch_size) // layout.fsdp
+  data = layout.data or math.gcd(rows, len(devices) // within)
+  if jax.process_count() > 1 and not layout.data:
+    data = len(devices) // within
+  if data * within > len(devices) or not data:
+    raise errors.UserError(
+      f'layout: {layout.data or 1} x {layout.fsdp} x {layout.tensor} devices '
+      f'are asked for, and there are {len(devices)}'
+    )
+  if rows % data:
+    raise errors.UserError(
+      f'layout.data: {data} x fsdp {layout.fsdp} does not divide '
+      f'train.batch_size {train.batch_size} and train.eval_batch_size '
+      f'{train.eval_batch_size}'
+    )
+  if train.batch_size % (data * layout.fsdp * layout.microbatches):
+    raise errors.UserError(
+      f'layout.microbatches: {layout.microbatches} does not divide the '
+      f'{train.batch_size // (data * layout.fsdp)} rows that a device has of '
+      f'train.batch_size {train.batch_size}'
+    )
+  return _mesh({'data': data, 'fsdp': layout.fsdp, 'tensor': layout.tensor})
 
 
-def population(size: int, batch_size: int) -> jax.sharding.Mesh:
+def population(size: int, batch_size: int) -> Mesh:
   """Returns a mesh of axes `member` and `data` for K members.
 
   Members first: they exchange nothing.
   """
-  devices = jax.devices()
-  beside = math.gcd(size, len(devices))
-  within = math.gcd(batch_size, len(devices) // beside)
-  return jax.sharding.Mesh(
-    np.array(devices[: beside * within]).reshape(beside, within),
-    ('member', 'data'),
-    axis_types=(AxisType.Auto,) * 2,
+  count = len(jax.devices())
+  beside = math.gcd(size, count)
+  return _mesh(
+    {'member': beside, 'data': math.gcd(batch_size, count // beside)}
   )
 
 
-def members(tree: Any, over: jax.sharding.Mesh) -> Any:
+def members(tree: Any, over: Mesh) -> Any:
   """Returns a tree whose arrays' axis K, the first, is split over `member`.
 
   Of host arrays, or traced: then it says how a program's outputs lie.
@@ -49,24 +89,38 @@ def members(tree: Any, over: jax.sharding.Mesh) -> Any:
   return jax.device_put(tree, NamedSharding(over, spec))
 
 
-def members_batches(tree: Any, over: jax.sharding.Mesh) -> Any:
+def members_batches(tree: Any, over: Mesh) -> Any:
   """Returns batches [T, K, B, ..] split over `member` and `data`."""
   return jax.device_put(
     tree, NamedSharding(over, PartitionSpec(None, 'member', 'data'))
   )
 
 
-def batch(
-  arrays: dict[str, np.ndarray], over: jax.sharding.Mesh
-) -> dict[str, jax.Array]:
-  """Returns a process's rows as global arrays split over `data`."""
-  sharding = NamedSharding(over, PartitionSpec('data'))
+def batch(arrays: dict[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
+  """Returns a process's rows as global arrays split over the devices."""
+  sharding = NamedSharding(over, axes.spec(('batch',), over))
   return {
     name: jax.make_array_from_process_local_data(sharding, value)
     for name, value in arrays.items()
   }
 
 
-def replicate(tree: Any, over: jax.sharding.Mesh) -> Any:
-  """Returns a tree with every array whole on every device."""
-  return jax.device_put(tree, NamedSharding(over, PartitionSpec()))
+def shardings(tree: Any, over: Mesh) -> Any:
+  """Returns where each array of a state lies; its leaves may be shapes."""
+  return jax.tree.map(
+    lambda spec: NamedSharding(over, spec), axes.specs(tree, over)
+  )
+
+
+def place(tree: Any, over: Mesh) -> Any:
+  """Returns a state with each array where it belongs."""
+  return jax.device_put(tree, shardings(tree, over))
+
+
+def _mesh(shape: dict[str, int]) -> Mesh:
+  devices = np.array(jax.devices()[: math.prod(shape.values())])
+  return Mesh(
+    devices.reshape(tuple(shape.values())),
+    tuple(shape),
+    axis_types=(AxisType.Auto,) * len(shape),
+  )

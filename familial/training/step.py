@@ -1,5 +1,6 @@
 """The compiled training step: (state, batch, numbers) to (state, metrics)."""
 
+from collections.abc import Callable
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from familial.model import axes
 from familial.model import config as model_config
 from familial.model import loss as model_loss
 from familial.model import transformer
@@ -37,9 +39,11 @@ def init(
   model: model_config.ModelConfig, trained: str, key: Array, h: optimizer.Hyper
 ) -> State:
   """Returns the state before the first step."""
-  params = transformer.init(model, key)
+  # Where a mesh is set, each device draws its own part alone.
+  params = axes.constrain_tree(transformer.init(model, key))
   trainable, _ = partition(params, trained)
-  return State(params, optimizer.adamw(h, model).init(trainable), jnp.int32(0))
+  opt_state = optimizer.adamw(h, model).init(trainable)
+  return axes.constrain_tree(State(params, opt_state, jnp.int32(0)))
 
 
 def advance(
@@ -48,6 +52,7 @@ def advance(
   state: State,
   batch: dict[str, Array],
   h: optimizer.Hyper,
+  microbatches: int = 1,
 ) -> tuple[State, Metrics]:
   """Returns the state after one step, and the losses before it.
 
@@ -57,11 +62,13 @@ def advance(
     state: of the run.
     batch: as `loss.exit_losses` takes it.
     h: the run's numbers.
+    microbatches: parts of the batch to compute one after another; the result is
+      that of the whole, to rounding.
   """
   trainable, frozen = partition(state.params, trained)
   weights_G = optimizer.exit_weights(state.step, h)
 
-  def total(trainable: PyTree) -> tuple[Array, Array]:
+  def total(trainable: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
     return model_loss.exit_losses(
       {**frozen, **trainable},
       model,
@@ -70,7 +77,9 @@ def advance(
       trunk_frozen=trained == 'exits',
     )
 
-  gradient, losses_G = jax.grad(total, has_aux=True)(trainable)
+  gradient, losses_G = _in_parts(
+    jax.grad(total, has_aux=True), trainable, batch, microbatches
+  )
   updates, opt_state = optimizer.adamw(h, model).update(
     gradient, state.opt_state, trainable
   )
@@ -81,7 +90,18 @@ def advance(
   )
 
 
-train = jax.jit(advance, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
+def train(
+  model: model_config.ModelConfig,
+  trained: str,
+  state: State,
+  batch: dict[str, Array],
+  h: optimizer.Hyper,
+  microbatches: int = 1,
+) -> tuple[State, Metrics]:
+  """Returns what `advance` does, compiled; the state is donated."""
+  state, metrics = advance(model, trained, state, batch, h, microbatches)
+  return axes.constrain_tree(state), metrics
 
 
 def partition(
@@ -104,3 +124,31 @@ def partition(
     {name: params[name] for name in params if name in chosen},
     {name: params[name] for name in params if name not in chosen},
   )
+
+
+def _in_parts(
+  gradient: Callable[..., tuple[PyTree, Array]],
+  trainable: PyTree,
+  batch: dict[str, Array],
+  parts: int,
+) -> tuple[PyTree, Array]:
+  """Returns the gradient and losses of a batch, summed over parts of it."""
+  if parts == 1:
+    return gradient(trainable, batch)
+
+  def cut(rows: Array) -> Array:
+    # Strided: every device cuts the rows that it has.
+    cut = rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+    return axes.constrain(cut, 'parts', 'batch')
+
+  tokens = jnp.maximum(jnp.sum(batch['weights_BxL']), 1.0)
+
+  def add(total: PyTree, part: dict[str, Array]) -> tuple[PyTree, None]:
+    share = jnp.sum(part['weights_BxL']) / tokens
+    found = gradient(trainable, part)
+    return jax.tree.map(lambda x, y: x + share * y, total, found), None
+
+  shapes = jax.eval_shape(gradient, trainable, batch)
+  nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  summed, _ = jax.lax.scan(add, nothing, jax.tree.map(cut, batch))
+  return summed

@@ -23,7 +23,7 @@ def measure(config: train_config.RunConfig, steps: int) -> tuple[float, float]:
   compilation.prepare(config.data)
   model, train = config.model, config.train
   # Placed as in a run, so that the run finds this very program compiled.
-  over = sharding.mesh(train.batch_size, train.eval_batch_size)
+  over = sharding.mesh(config)
   shape = (train.batch_size // jax.process_count(), config.data.seq_len)
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, model.vocab_size, shape, dtype=np.int32)
@@ -37,17 +37,23 @@ def measure(config: train_config.RunConfig, steps: int) -> tuple[float, float]:
   batch = sharding.batch(arrays, over)
   h = optimizer.hyper(train, model.exits)
   start = time.perf_counter()
-  state = step_lib.init(model, train.trained, jax.random.key(0), h)
-  state = sharding.replicate(state, over)
-  state, _ = step_lib.train(model, train.trained, state, batch, h)
-  jax.block_until_ready(state)
-  compiled = time.perf_counter() - start
-  seconds = []
-  for _ in range(steps):
-    start = time.perf_counter()
-    state, _ = step_lib.train(model, train.trained, state, batch, h)
-    jax.block_until_ready(state)
-    seconds.append(time.perf_counter() - start)
+  with jax.set_mesh(over):
+    state = step_lib.init(model, train.trained, jax.random.key(0), h)
+
+    def step() -> None:
+      nonlocal state
+      state, _ = step_lib.train(
+        model, train.trained, state, batch, h, config.layout.microbatches
+      )
+      jax.block_until_ready(state)
+
+    step()
+    compiled = time.perf_counter() - start
+    seconds = []
+    for _ in range(steps):
+      start = time.perf_counter()
+      step()
+      seconds.append(time.perf_counter() - start)
   tokens_step = train.batch_size * config.data.seq_len
   flops = tokens_step * flops_lib.train(
     model, config.data.seq_len, train.trained

@@ -103,6 +103,7 @@ def test_aic_of_rows_that_share_runs_is_doubted(checked):
   assert 'as independent' in checked.text[start : start + 300]
 
 
+@pytest.mark.slow
 def test_a_gamma_that_changes_with_the_budget_is_doubted(study):
   study.grid()
   study.fits()

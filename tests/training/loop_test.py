@@ -392,6 +392,7 @@ def test_exits_on_a_frozen_trunk(corpus, run_config, shape, tmp_path):
   assert loop.run(other, tmp_path / 'c', corpus, quiet=True) == 'finished'
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
   config, expected = undisturbed
   folder = tmp_path / 'eight' / 'run'

@@ -164,6 +164,7 @@ def test_one_that_diverges_freezes_and_the_others_go_on(
   assert _bytes([folders[1]]) == _bytes([alone])
 
 
+@pytest.mark.slow
 def test_over_eight_devices_they_are_what_they_are_on_one(
   configs, together, tmp_path
 ):
@@ -189,7 +190,10 @@ def _start(configs, folders, **environment):
   )
 
 
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
   number, configs, together, corpus, tmp_path
 ):
