@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, wri
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
 
 test: $(VENV)/test  ## the fast tests, a process a core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/test  ## the tests that take minutes: an hour or two in all
 	$(BIN)/python -m pytest -m "slow and not bench"
