@@ -1,4 +1,9 @@
-"""Checkpoints of a run: written in the background, whole or not at all."""
+"""Checkpoints of a run: written in the background, whole or not at all.
+
+Orbax writes them and keeps count of them. They are read with TensorStore itself:
+where a file is damaged, Orbax's readers raise what they like, and leave
+tracebacks of their threads behind.
+"""
 
 import logging
 import os
@@ -6,9 +11,12 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from familial import errors
+from familial import records
 from familial.model import transformer
 from familial.training import step as step_lib
 
@@ -20,12 +28,23 @@ class Checkpoints:
 
   Best is the lowest held-out loss of the last exit. A checkpoint that was not
   finished when the process died is ignored, and the one before it restored.
+
+  Raises:
+    UserError: at construction, if the metrics of one are damaged.
   """
 
   def __init__(self, folder: str | os.PathLike[str], keep: int):
     logging.getLogger('absl').setLevel(logging.ERROR)
+    folder = pathlib.Path(folder).absolute()
+    for path in folder.glob('*/metrics/metrics'):
+      try:
+        records.read_json(path)
+      except errors.UserError:
+        raise errors.UserError(
+          f'{path.parents[1]}: a damaged checkpoint: its metrics cannot be read'
+        ) from None
     self._manager = ocp.CheckpointManager(
-      pathlib.Path(folder).absolute(),
+      folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=POLICY.AnyPreservationPolicy(
           [
@@ -79,23 +98,13 @@ class Checkpoints:
       step: of the checkpoint.
 
     Raises:
-      UserError: if there is none, or it holds a model of another shape.
+      UserError: if it is missing, damaged, or of a model of another shape.
     """
     step = self.latest() if step is None else step
     if step is None:
       raise errors.UserError(f'{self._manager.directory}: holds no checkpoint')
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-    try:
-      restored: Any = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      )
-    except (ValueError, KeyError) as error:
-      reason = str(error).strip().split('\n', maxsplit=1)[0][:200]
-      raise errors.UserError(
-        f'{self._manager.directory}/{step}: not a checkpoint of this model '
-        f'({reason})'
-      ) from None
-    return step_lib.State(**restored['state'])
+    folder = pathlib.Path(self._manager.directory) / str(step)
+    return step_lib.State(**_read(folder, like._asdict()))
 
   def wait(self) -> None:
     """Waits until what was saved is on disk."""
@@ -111,7 +120,7 @@ def steps(folder: str | os.PathLike[str]) -> dict[str, int]:
   """Returns the steps of the `last` and the `best` checkpoint of a folder.
 
   Raises:
-    UserError: if there is none.
+    UserError: if there is none, or the metrics of one are damaged.
   """
   if not pathlib.Path(folder).is_dir():
     raise errors.UserError(f'{folder}: holds no checkpoint')
@@ -140,46 +149,61 @@ def read_params(
   Raises:
     UserError: if it is missing, damaged, or of another shape.
   """
-  path = pathlib.Path(folder).absolute() / str(step) / 'state'
-  if not path.is_dir():
-    raise errors.UserError(f'{path.parent}: no such checkpoint')
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  wanted = {
-    'params': jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=device
-      ),
-      like,
-    )
+  wanted = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+    like,
+  )
+  found = _read(pathlib.Path(folder).absolute() / str(step), {'params': wanted})
+  return found['params']
+
+
+def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
+  """Returns sections of a checkpoint: shapes are checked before any number is
+  read."""
+  path = folder / 'state'
+  if not path.is_dir():
+    raise errors.UserError(f'{folder}: no such checkpoint')
+  base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  needed = {
+    jax.tree_util.keystr(at, simple=True, separator='.'): leaf
+    for at, leaf in leaves
   }
-  logging.getLogger('absl').setLevel(logging.ERROR)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    try:
-      found: Any = reader.metadata(path).item_metadata.tree['params']
-      was, needed = (
+  what = 'its list of arrays'
+  try:
+    keys = tensorstore.KvStore.open(base).result().list().result()
+    names = {key.decode().rpartition('/')[0] for key in keys}
+    if not names:
+      raise ValueError('it names none')
+    held = {}
+    for name in sorted(n for n in names if n.partition('.')[0] in like):
+      what = name
+      held[name] = tensorstore.open(
         {
-          jax.tree_util.keystr(at, simple=True, separator='.'): leaf.shape
-          for at, leaf in jax.tree_util.tree_leaves_with_path(tree)
+          'driver': 'zarr',
+          'kvstore': {**base, 'path': f'{name}/'},
+          'fill_missing_data_reads': False,
         }
-        for tree in (found, like)
-      )
-      for name in sorted(was.keys() | needed.keys()):
-        if was.get(name) != needed.get(name):
-          raise errors.UserError(
-            f'{path.parent}: {name} is {was.get(name, "missing")}, and '
-            f'{needed.get(name, "nothing")} is what this model has there'
-          )
-      restored: Any = reader.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-          item=wanted,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-          partial_restore=True,
-        ),
-      )
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
-      reason = str(error).strip().split('\n', maxsplit=1)[0][:200]
-      raise errors.UserError(
-        f'{path.parent}: a damaged checkpoint ({reason})'
-      ) from None
-  return restored['params']
+      ).result()
+    for name in sorted(held.keys() | needed.keys()):
+      was = tuple(held[name].shape) if name in held else 'missing'
+      due = needed[name].shape if name in needed else 'nothing'
+      if was != due:
+        raise errors.UserError(
+          f'{folder}: not a checkpoint of this model: {name} is {was}, and '
+          f'{due} is what this model has there'
+        )
+    reading = {name: held[name].read() for name in needed}
+    read = []
+    for what, leaf in needed.items():
+      value = np.asarray(reading[what].result(), leaf.dtype)
+      read.append(jax.device_put(value, leaf.sharding))
+  except errors.UserError:
+    raise
+  except Exception:  # Of any kind, by what is broken.
+    raise errors.UserError(
+      f'{folder}: a damaged checkpoint: {what} cannot be read'
+    ) from None
+  restored: dict[str, Any] = jax.tree_util.tree_unflatten(treedef, read)
+  return restored
