@@ -16,6 +16,7 @@ CONFIDENCES = ('max_prob', 'gap', 'entropy')
 FILLS = ('defer', 'propagate')
 # Uses of `uniforms`.
 DRAW, ACCEPT, REPLACE = range(3)
+_FLOATS = np.finfo(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Sampling:
   Attributes:
     temperature: logits are divided by it; 0 takes the likeliest token.
     top_k: only this many of the likeliest tokens; 0 for all.
-    top_p: only the likeliest tokens that reach this probability together.
+    top_p: only the likeliest tokens that reach this probability together; one
+      at least.
     seed: a row's draws depend on it, the row's number and the position alone.
   """
 
@@ -35,10 +37,17 @@ class Sampling:
   seed: int = 0
 
   def __post_init__(self) -> None:
+    # As programs take them: what rounds to 0 is 0, and what is subnormal may be.
+    least, most = float(_FLOATS.tiny), float(_FLOATS.max)
+    temperature, top_p = self.temperature, self.top_p
     for name, holds, allowed in (
-      ('temperature', 0 <= self.temperature < float('inf'), 'at least 0'),
-      ('top_k', self.top_k >= 0, 'at least 0'),
-      ('top_p', 0 < self.top_p <= 1, 'above 0 and at most 1'),
+      (
+        'temperature',
+        temperature == 0 or least <= temperature <= most,
+        f'0, or from {least:.2g} to {most:.2g}',
+      ),
+      ('top_k', 0 <= self.top_k < 2**31, 'from 0 to 2^31 - 1'),
+      ('top_p', least <= top_p <= 1, f'from {least:.2g} to 1'),
       ('seed', 0 <= self.seed < 2**32, 'from 0 to 2^32 - 1'),
     ):
       if not holds:
@@ -115,13 +124,16 @@ def distribution(logits: Array, n: Numbers | None) -> Array:
   vocab = logits.shape[-1]
   if n is None:
     return jax.nn.one_hot(jnp.argmax(logits, axis=-1), vocab)
-  probs = jax.nn.softmax(logits / n.temperature, axis=-1)
+  # The largest is 0 before it is divided: a low temperature overflows to -inf.
+  below = logits - jnp.max(logits, axis=-1, keepdims=True)
+  probs = jax.nn.softmax(below / n.temperature, axis=-1)
   order = jnp.argsort(-probs, axis=-1, stable=True)
   ranked = jnp.take_along_axis(probs, order, axis=-1)
-  # The first is kept whatever top_p is.
+  rank = jnp.arange(vocab)
   kept = (jnp.cumsum(ranked, axis=-1) - ranked < n.top_p) & (
-    (n.top_k == 0) | (jnp.arange(vocab) < n.top_k)
+    (n.top_k == 0) | (rank < n.top_k)
   )
+  kept |= rank == 0  # Whatever top_p is.
   ranks = jnp.argsort(order, axis=-1)
   probs = jnp.where(jnp.take_along_axis(kept, ranks, axis=-1), probs, 0.0)
   return probs / jnp.sum(probs, axis=-1, keepdims=True)

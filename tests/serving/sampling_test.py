@@ -53,6 +53,22 @@ def test_without_temperature_the_likeliest_alone(logits):
   np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
 
 
+@pytest.mark.parametrize('top_p', [0.0, 1e-45, 1.2e-38])
+@pytest.mark.parametrize('temperature', [1.2e-38, 1e-20, 1.0])
+def test_the_likeliest_is_there_however_small_the_numbers(
+  logits, temperature, top_p
+):
+  numbers = sampling.numbers(sampling.Sampling(temperature=temperature))
+  numbers = numbers._replace(top_p=np.float32(top_p))
+  found = np.asarray(sampling.distribution(jnp.asarray(logits), numbers))
+  np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
+
+
+def test_a_low_temperature_takes_the_likeliest(logits):
+  found = distribution(30 * logits, temperature=1.2e-38)
+  np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
+
+
 def test_draws_follow_the_probabilities():
   probs = jnp.array([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
   uniform = jnp.linspace(0, 1, 100_001)[:-1]
@@ -106,7 +122,12 @@ def test_confidence_is_that_by_hand(logits):
     ('temperature', -1.0),
     ('temperature', float('nan')),
     ('temperature', float('inf')),
+    ('temperature', 1e-50),
+    ('temperature', 1e-39),
+    ('temperature', 1e39),
     ('top_k', -1),
+    ('top_k', 2**31),
+    ('top_p', 1e-50),
     ('top_p', 0.0),
     ('top_p', 1.1),
     ('seed', -1),
