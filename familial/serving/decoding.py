@@ -215,8 +215,8 @@ class Drafting:
 
   Attributes:
     rounds: passes of the deep tier over a row.
-    drafted: tokens drafted.
-    accepted: of them.
+    drafted: tokens drafted, but for those behind the end of a row.
+    accepted: of them, each of which was said.
   """
 
   rounds: int
@@ -252,6 +252,10 @@ def speculate(
     sampling: how tokens are drawn.
     drafts: tokens drafted a round.
 
+  Raises:
+    UserError: for a prompt that does not fit, or a number of drafts that a pass
+      has no room for.
+
   Source: Leviathan et al., arXiv 2211.17192, algorithm 1; its draft model is
   here a part of the model.
   """
@@ -269,7 +273,7 @@ def speculate(
   rows: dict[int, Completion] = {}
   row_T = np.zeros(draft.slots, np.int32)
   all_T = np.arange(draft.slots, dtype=np.int32)
-  rounds = accepted = 0
+  rounds = drafted = accepted = 0
   while waiting or rows:
     fresh = []
     while waiting and free:
@@ -317,15 +321,17 @@ def speculate(
     kept_T, new_TxP = np.asarray(kept_T), np.asarray(new_TxP)
     for slot, row in list(rows.items()):
       rounds += 1
-      accepted += int(kept_T[slot])
+      drafted += drafts
       for place, token in enumerate(new_TxP[slot, : kept_T[slot] + 1]):
         gave = int(place == kept_T[slot])
+        accepted += 1 - gave
         if _take(row, int(token), gave, context, max_tokens, stop):
+          drafted -= max(0, drafts - place - 1)
           del rows[slot]
           free.append(slot)
           break
       draft.seen[slot] = deep.seen[slot] = len(row.tokens) - 1
-  return found, Drafting(rounds, rounds * drafts, accepted)
+  return found, Drafting(rounds, drafted, accepted)
 
 
 def _take(

@@ -105,10 +105,9 @@ def test_greedy_drafts_change_nothing(family, prompts, drafts, kind):
   expected = [uncached(made, p, 2.0, [3])[0] for p in prompts]
   assert [c.tokens for c in found] == expected
   assert 0 < drafting.accepted < drafting.drafted
-  assert drafting.drafted == drafts * drafting.rounds
+  assert drafting.rounds <= drafting.drafted <= drafts * drafting.rounds
   # Whom a token is of: those that a draft gave were accepted.
-  of_drafts = sum(c.exits.count(0) for c in found)
-  assert of_drafts <= drafting.accepted
+  assert drafting.accepted == sum(c.exits.count(0) for c in found)
 
 
 def test_drafts_of_the_deep_exit_itself_are_all_accepted(family, prompts):
@@ -121,10 +120,12 @@ def test_drafts_of_the_deep_exit_itself_are_all_accepted(family, prompts):
   }
   draft, deep = made.tiers(5, 1, 2)
   for how in (GREEDY, sampling.Sampling(temperature=1.0)):
-    _, drafting = decoding.speculate(
+    found, drafting = decoding.speculate(
       draft, deep, prompts, **LIMITS, sampling=how, drafts=3
     )
     assert drafting.accepted == drafting.drafted
+    assert drafting.drafted < 3 * drafting.rounds  # Rows end among drafts.
+    assert drafting.accepted == sum(c.exits.count(0) for c in found)
 
 
 @pytest.mark.parametrize(
