@@ -12,6 +12,19 @@ from absl import flags
 from familial import errors
 from familial.commands import command
 
+# The modes of `generate` that use a flag; all others are used by all.
+_MODES = {
+  'step': ('exit', 'confidence', 'speculative'),
+  'exit': ('exit', 'confidence', 'speculative'),
+  'threshold': ('confidence', 'relay'),
+  'confidence': ('confidence', 'relay'),
+  'fill': ('confidence', 'relay'),
+  'draft_exit': ('speculative',),
+  'drafts': ('speculative',),
+  'servers': ('relay',),
+  'state_dtype': ('relay',),
+}
+
 
 def _define_checkpoint(values: flags.FlagValues) -> None:
   command.define_folder(
@@ -41,13 +54,14 @@ def _define_evaluate(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'decode',
     False,
-    'Also time every mode of familial generate, and count what a relay sends.',
+    'Also time every mode of familial generate, and count what a relay sends; '
+    'takes minutes.',
     flag_values=values,
   )
   flags.DEFINE_string(
     'out',
     '',
-    "Folder of the result; by default evaluation, in the model's folder.",
+    "Folder of the result; by default evaluation/STEP, in the model's folder.",
     flag_values=values,
   )
 
@@ -218,13 +232,19 @@ def _evaluate(values: flags.FlagValues) -> str:
   exits = None
   if values.exits != ['all']:
     exits = _integers('exits', values.exits)
+    if values.decode:
+      raise errors.UserError(
+        f'--exits={",".join(values.exits)}: --decode decodes with all exits; '
+        'leave one of the two out'
+      )
+  tokens = values.tokens or None
   model = models.load(values.checkpoint, values.step)
-  found = evaluating.evaluate(model, exits, tokens=values.tokens or None)
-  out = values.out or model.folder / 'evaluation'
+  found = evaluating.evaluate(model, exits, tokens=tokens)
+  out = values.out or model.folder / 'evaluation' / str(model.step)
   line = evaluating.write(found, out, draw=values.draw)
   if values.decode:
-    measured = measuring.measure(model)
-    measuring.write(measured, out)
+    measured = measuring.measure(model, tokens=tokens, say=_warn)
+    measuring.write(measured, out, draw=values.draw)
     print(measuring.text(measured))
   return line
 
@@ -263,6 +283,12 @@ def _generate(values: flags.FlagValues) -> str:
   from familial.serving import sampling
   from familial.training import compilation
 
+  for flag, modes in _MODES.items():
+    if values[flag].present and values.mode not in modes:
+      raise errors.UserError(
+        f'--{flag}: not used by --mode={values.mode}, only by '
+        f'{" and ".join(modes)}'
+      )
   compilation.prepare()
   options = generating.Options(
     mode=values.mode,

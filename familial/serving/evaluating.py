@@ -30,7 +30,9 @@ from familial.serving import thresholds
 
 Array = jax.Array
 LOSS_INCREASE = 0.01  # at which a threshold is named
-_CALIBRATED = 'max_prob'  # the one confidence that says how often it is right
+# The one confidence that is a probability of being right. A gap and an entropy
+# are not: they order tokens, and no accuracy is theirs to miss.
+_CALIBRATED = 'max_prob'
 _LOGITS = 2**24  # in memory at once, 64 MiB of float32
 
 
@@ -48,8 +50,9 @@ class Score:
     loss_per_byte: in nats per byte of the text.
     accuracy: share of tokens that were the likeliest.
     calibration_error: mean distance of confidence and accuracy over `bins`, by
-      tokens.
-    bins: reliability, of equal width.
+      tokens; of max_prob alone, for gap and entropy are no probabilities of
+      being right: their worth is what the curves say.
+    bins: reliability of max_prob, of equal width.
   """
 
   exit: int

@@ -37,10 +37,10 @@ def save(figure: Figure, path: pathlib.Path) -> None:
 
 @style.drawn
 def decoding(measured: measuring.Decoding) -> Figure:
-  """Tokens a second by mode, and bytes a token by hop."""
+  """Tokens a second by mode, and of several exits bytes a token by hop."""
   counts = list(dict.fromkeys(speed.rows for speed in measured.speeds))
   figure, axes = style.panels(
-    len(counts) + 1,
+    len(counts) + bool(measured.hops),
     f'{measured.run}: greedy decoding after {measured.prompt_tokens} tokens',
     height=3.4,
   )
@@ -64,6 +64,8 @@ def decoding(measured: measuring.Decoding) -> Figure:
     ax.set_xlim(0, 1.25 * max(rates))
     ax.set_title(f'{count} text{"s" * (count > 1)} at once')
     ax.set_xlabel('tokens a second')
+  if not measured.hops:
+    return figure
   hops = list(dict.fromkeys(hop.to for hop in measured.hops))
   dtypes = list(dict.fromkeys(hop.dtype for hop in measured.hops))
   width = 0.8 / len(dtypes)
@@ -74,9 +76,9 @@ def decoding(measured: measuring.Decoding) -> Figure:
       sizes, width, label=dtype, color=style.CYCLE[index],
     )  # fmt: skip
   axes[-1].set_xticks(range(len(hops)), [str(to) for to in hops])
-  axes[-1].set_xlabel('to the tier of exit')
+  axes[-1].set_xlabel('between client and tier of exit')
   axes[-1].set_title(f'relay, {counts[-1]} texts')
-  axes[-1].set_ylabel('bytes a token')
+  axes[-1].set_ylabel('bytes a token, both ways')
   top = max(hop.bytes for hop in measured.hops)
   axes[-1].set_ylim(0, 1.45 * top)  # Room for the legend.
   axes[-1].legend(loc='upper left')

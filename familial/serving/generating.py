@@ -69,7 +69,8 @@ class Outcome:
     completions: the same as tokens.
     report: mode; tokens generated and their seconds, the compilation of
       programs included; `share` of the tokens by exit; of speculative decoding
-      the `acceptance` of drafts; of a relay, by hop, bytes and calls.
+      the `acceptance` of drafts; of a relay, by hop, calls and bytes between
+      the client and that server, sent and received.
   """
 
   texts: list[str]
@@ -78,7 +79,15 @@ class Outcome:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
-  """Returns a prompt's tokens: those of a document that begins with it."""
+  """Returns a prompt's tokens: those of a document that begins with it.
+
+  Raises:
+    UserError: if it holds what UTF-8 cannot, as bytes of a shell that are none.
+  """
+  try:
+    prompt.encode('utf-8')
+  except UnicodeEncodeError:
+    raise errors.UserError(f'prompt: {prompt!r} is not valid UTF-8') from None
   return [tokenizer.separator, *map(int, tokenizer.encode([prompt])[0])]
 
 
@@ -117,6 +126,10 @@ def run(
     model: the family.
     prompts: texts.
     options: mode exit, confidence or speculative, and the rest.
+
+  Raises:
+    UserError: for what is no exit, a draft exit that is not before it, or a
+      prompt that does not fit or is not UTF-8.
   """
   shape = model.config.model
   last = options.exit or shape.granularity
@@ -176,6 +189,11 @@ def relay(
     options: max_tokens and policy count.
     dtype: of the states on the way.
     say: is told in a line of a server that does not answer.
+
+  Raises:
+    UserError: if the first server does not answer, the servers are not a chain
+      of one model with this tokenizer, states are to be propagated, or a prompt
+      does not fit or is not UTF-8.
   """
   if options.policy.fill != 'defer':
     raise errors.UserError(
@@ -255,7 +273,7 @@ def line(report: dict[str, Any]) -> str:
     parts.append(f'{report["acceptance"]:.0%} of drafts accepted')
   parts += [
     f'{hop["server"]} {hop["positions"]} positions, '
-    f'{hop["bytes_sent"] + hop["bytes_received"]} bytes, '
+    f'{hop["bytes_sent"] + hop["bytes_received"]} bytes both ways, '
     f'{hop["milliseconds_median"]:.1f} ms a call'
     for hop in report.get('hops', [])
   ]

@@ -10,11 +10,15 @@ import pathlib
 import time
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from familial import records
 from familial.data import batches as batches_lib
 from familial.data import packing
+from familial.model import config as model_config
+from familial.model import transformer
 from familial.serving import client
 from familial.serving import decoding
 from familial.serving import evaluating
@@ -28,8 +32,10 @@ from familial.serving import thresholds
 from familial.serving import tier as tier_lib
 from familial.serving import wire
 
+Array = jax.Array
 _REPEATS = 3
 _DRAFTS = 3
+_LOGITS = 2**24  # in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Speed:
     seconds: the least of some runs, nothing compiled.
     threshold: of confidence.
     loss_increase: over the last exit's, on held-out text, as a share.
-    layers: of the trunk that a token needs up to its exit, as a share of all.
+    layers: of the trunk that generated tokens are taken through in the end, as
+      a share of all: with deferral also those that take a token in later.
     shares: of the tokens, by exit; of drafts, those accepted.
   """
 
@@ -61,20 +68,28 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Hop:
-  """What goes to a tier of a relay.
+  """What goes between the client and a tier of a relay.
 
   Attributes:
     dtype: of the states.
     to: the exit at the tier's end.
-    bytes: sent a generated token of all, headers included.
+    bytes: both ways, requests and replies, headers included; a generated token
+      of all.
     agree: share of the tokens that are those of float32 states, up to the first
       that is not, in each text.
+    state_error: of the states handed on to it, packed and unpacked, on held-out
+      text: L2 norm of the difference over that of the states; None for the
+      first, which gets tokens.
+    loss_increase: of exit `to` over float32's on held-out text, with every
+      hand-off up to it packed, as a share.
   """
 
   dtype: str
   to: int
   bytes: float
   agree: float
+  state_error: float | None
+  loss_increase: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +100,9 @@ class Decoding:
     run: name of its folder.
     step: of the checkpoint.
     prompt_tokens: of each prompt, which are beginnings of held-out windows.
-    speeds: of each mode.
+    speeds: of each mode; of a single exit, the one mode that it has.
     hops: of a relay through all exits, at the threshold of deferred
-      computation, for all rows at once.
+      computation, for all rows at once; none for a single exit.
   """
 
   run: str
@@ -100,54 +115,77 @@ class Decoding:
 def measure(
   model: models.Model,
   rows: Sequence[int] = (1, 16),
+  tokens: int | None = None,
   corpus: packing.Corpus | None = None,
+  say: Callable[[str], None] = lambda line: None,
 ) -> Decoding:
   """Decodes the second halves of held-out windows, in every mode.
 
-  Thresholds are those with a loss at most 1 % above the last exit's.
+  Thresholds are those with a loss at most 1 % above the last exit's. A model of
+  a single exit has nothing to choose, to draft with or to hand on: it is timed
+  alone.
 
   Args:
-    model: with at least two exits.
+    model: the family.
     rows: numbers of prompts at once.
+    tokens: held-out targets that thresholds are chosen on, and states packed;
+      as many as in training by default.
     corpus: of the run, where it is at hand.
+    say: is told in a line what is measured next.
+
+  Raises:
+    UserError: if the run's corpus cannot be had, or the context is too short to
+      draft in.
   """
   shape, data, train = model.config.model, model.config.data, model.config.train
   corpus = corpus or packing.load(data)
   batches = batches_lib.heldout(
-    corpus, data, train.eval_tokens, train.eval_batch_size
+    corpus,
+    data,
+    train.eval_tokens if tokens is None else tokens,
+    train.eval_batch_size,
   )
   exits = tuple(range(1, shape.granularity + 1))
+  say('thresholds, on held-out text')
   readings = evaluating.readings(model.params, shape, batches, exits)
   most = evaluating.LOSS_INCREASE
-  deferred = thresholds.threshold_for(
-    thresholds.curve(readings, 'max_prob'), most
-  )
-  propagated = propagation.threshold_for(
-    model.params, shape, batches, readings, 'max_prob', most
-  )
+  chosen = {}
+  if len(exits) > 1:
+    chosen['defer'] = thresholds.threshold_for(
+      thresholds.curve(readings, 'max_prob'), most
+    )
+    chosen['propagate'] = propagation.threshold_for(
+      model.params, shape, batches, readings, 'max_prob', most
+    )
   half = model.context // 2
   windows = np.concatenate([batch['inputs_BxL'] for batch in batches])
-  speeds = []
+  speeds, hops = [], []
   for count in rows:
     prompts = windows[:count, :half].tolist()
-    speeds += _speeds(model, prompts, readings, deferred, propagated)
+    speeds += _speeds(model, prompts, readings, chosen, say)
+  if chosen:
+    threshold = chosen['defer'].threshold or 0.0
+    hops = _hops(model, prompts, batches, threshold, say)
   return Decoding(
     run=model.folder.absolute().name,
     step=model.step,
     prompt_tokens=half,
     speeds=tuple(speeds),
-    hops=tuple(_hops(model, prompts, deferred.threshold or 0.0)),
+    hops=tuple(hops),
   )
 
 
-def write(measured: Decoding, out: str | os.PathLike[str]) -> None:
-  """Writes decoding.json and decoding.png into a folder."""
-  from familial.serving import figures  # Brings matplotlib.
-
+def write(
+  measured: Decoding, out: str | os.PathLike[str], draw: bool = True
+) -> None:
+  """Writes decoding.json into a folder, and decoding.png if it is to be drawn."""
   out = pathlib.Path(out)
   values = {'schema': records.SCHEMA, **dataclasses.asdict(measured)}
   records.write_json(out / 'decoding.json', values)
-  figures.save(figures.decoding(measured), out / 'decoding.png')
+  if draw:
+    from familial.serving import figures  # Brings matplotlib.
+
+    figures.save(figures.decoding(measured), out / 'decoding.png')
 
 
 def text(measured: Decoding) -> str:
@@ -173,8 +211,10 @@ def text(measured: Decoding) -> str:
       + ', '.join(f'{share:.0%}' for share in speed.shares)
     )
   lines += [
-    f'relay, {hop.dtype} states to exit {hop.to}: {hop.bytes:.0f} bytes a token, '
-    f"{hop.agree:.1%} of tokens as with float32's"
+    f'relay, {hop.dtype} states, client and tier of exit {hop.to}: '
+    f'{hop.bytes:.0f} bytes a token both ways, {hop.agree:.1%} of tokens as with '
+    f'float32, states off by {hop.state_error or 0.0:.2%}, loss '
+    f'{hop.loss_increase:+.3%}'
     for hop in measured.hops
   ]
   return '\n'.join(lines)
@@ -189,8 +229,8 @@ def _speeds(
   model: models.Model,
   prompts: list[list[int]],
   readings: thresholds.Readings,
-  deferred: thresholds.Outcome,
-  propagated: thresholds.Outcome,
+  chosen: dict[str, thresholds.Outcome],
+  say: Callable[[str], None],
 ) -> list[Speed]:
   shape, limits = model.config.model, _limits(model)
   greedy = sampling.Policy()
@@ -205,6 +245,7 @@ def _speeds(
   ) -> Callable[[], list[decoding.Completion]]:
     return lambda: decoding.generate(stages, prompts, **limits, policy=policy)
 
+  say(f'speeds, {len(prompts)} at once')
   loss = readings.nats_GxWxL[:, readings.counted_WxL].mean(1)
   for exit_ in range(1, last + 1):
     texts, seconds = _timed(generated(tiers(exit_), greedy))
@@ -215,7 +256,7 @@ def _speeds(
         layers=shape.exits[exit_ - 1] / shape.depth,
       )
     )  # fmt: skip
-  for fill, outcome in (('defer', deferred), ('propagate', propagated)):
+  for fill, outcome in chosen.items():
     policy = sampling.Policy(threshold=outcome.threshold or 0.0, fill=fill)
     texts, seconds = _timed(
       generated(
@@ -224,7 +265,7 @@ def _speeds(
       )
     )
     gave = np.concatenate([text.exits for text in texts])
-    layers = np.asarray(shape.exits)[gave]
+    layers = np.asarray(shape.exits)[_taken(texts, fill)]
     found.append(
       Speed(
         'confidence', fill, len(prompts), len(gave), seconds,
@@ -251,14 +292,31 @@ def _speeds(
   return found
 
 
+def _taken(texts: Sequence[decoding.Completion], fill: str) -> np.ndarray:
+  """Returns the place of the deepest exit that each generated token is taken to:
+  with deferral, that of any later one of its row."""
+  rows = [np.asarray(text.exits) for text in texts]
+  if fill == 'defer':
+    rows = [np.maximum.accumulate(row[::-1])[::-1] for row in rows]
+  return np.concatenate(rows)
+
+
 def _hops(
-  model: models.Model, prompts: list[list[int]], threshold: float
+  model: models.Model,
+  prompts: list[list[int]],
+  batches: Sequence[batches_lib.Batch],
+  threshold: float,
+  say: Callable[[str], None],
 ) -> list[Hop]:
   shape = model.config.model
   policy = sampling.Policy(threshold=threshold)
   expected: list[decoding.Completion] = []
   found = []
-  for dtype in wire.DTYPES:
+  for dtype in wire.DTYPES:  # float32, which others are compared with, first.
+    say(f'a relay with {dtype} states')
+    packed = _packed(model, batches, dtype)
+    if dtype == wire.DTYPES[0]:
+      plain = packed
     with contextlib.ExitStack() as stack:
       addresses = []
       for segment in segments.split(model.params, shape, model.context):
@@ -282,11 +340,79 @@ def _hops(
         Hop(
           dtype,
           place + 1,
-          stage.sent / _tokens(texts),
+          (stage.sent + stage.received) / _tokens(texts),
           float(agree.mean()),
+          packed[place][0],
+          packed[place][1] / plain[place][1] - 1,
         )
         for place, stage in enumerate(stages)
       ]
+  return found
+
+
+def _packed(
+  model: models.Model, batches: Sequence[batches_lib.Batch], dtype: str
+) -> list[tuple[float | None, float]]:
+  """Returns of each tier the error of the states handed on to it, and its exit's
+  held-out loss, where all tiers before it hand on packed states."""
+  shape, count = model.config.model, model.config.model.granularity
+  nats_G, off_G, norm_G = np.zeros((3, count))
+  tokens = 0
+  for batch in batches:
+    counted_BxL = batch['weights_BxL'] > 0
+    tokens += int(counted_BxL.sum())
+    inputs_BxL = batch['inputs_BxL']
+    rows = max(1, _LOGITS // (shape.vocab_size * inputs_BxL.shape[1]))
+    x_BxLxD: Any = model.params['embedding'][inputs_BxL].astype(shape.dtype)
+    for index in range(count):
+      x_BxLxD, nats_BxL = _through(
+        shape, index, rows, model.params, x_BxLxD, batch
+      )
+      nats_G[index] += np.asarray(nats_BxL)[counted_BxL].sum(dtype=np.float64)
+      if index + 1 < count:
+        was = np.asarray(x_BxLxD, np.float32).reshape(-1, shape.width)
+        now = wire.decode(wire.encode(was, dtype), len(was), shape.width)
+        counted = counted_BxL.reshape(-1)
+        off, norm = ((x[counted] ** 2).sum() for x in (now - was, was))
+        off_G[index + 1] += off
+        norm_G[index + 1] += norm
+        x_BxLxD = jnp.asarray(now.reshape(x_BxLxD.shape), shape.dtype)
+  return [
+    (float(np.sqrt(off / norm)) if index else None, float(nats / tokens))
+    for index, (nats, off, norm) in enumerate(
+      zip(nats_G, off_G, norm_G, strict=True)
+    )
+  ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _through(
+  shape: model_config.ModelConfig,
+  index: int,
+  rows: int,
+  params: transformer.Params,
+  x_BxLxD: Array,
+  batch: dict[str, Array],
+) -> tuple[Array, Array]:
+  """Returns states [B, L, D] after a segment, and the nats [B, L] of its exit;
+  logits are there for some rows at once."""
+
+  def one(row: tuple[Array, dict[str, Array]]) -> tuple[Array, Array]:
+    x, row_batch = jax.tree.map(lambda leaf: leaf[None], row)
+    documents = row_batch.get('segments_BxL')
+    x = transformer.segment(params, shape, index, x, documents)
+    h = transformer.head_state(params, shape, index + 1, x, documents)
+    logits = transformer.read_out(
+      h, transformer.unembedding(params, shape, index + 1)
+    )
+    own = jnp.take_along_axis(
+      logits, row_batch['targets_BxL'][..., None], axis=-1
+    )[..., 0]
+    return x[0], (jax.nn.logsumexp(logits, axis=-1) - own)[0]
+
+  found: tuple[Array, Array] = jax.lax.map(
+    one, (x_BxLxD, batch), batch_size=rows
+  )
   return found
 
 

@@ -50,7 +50,7 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
   Args:
     folder: of a run or an export, or one of its checkpoints.
     step: last, best (lowest held-out loss of the last exit), or a number; a
-      folder that is one checkpoint says it itself.
+      folder that is one checkpoint says it itself, and leaves no choice.
 
   Raises:
     UserError: where there is no such checkpoint, it is damaged, or it is of
@@ -58,6 +58,11 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
   """
   folder = pathlib.Path(os.path.normpath(folder))
   if folder.parent.name == 'checkpoints' and folder.name.isdigit():
+    if step not in ('last', folder.name):
+      raise errors.UserError(
+        f'step: {step!r} is not allowed for {folder}, which is the checkpoint '
+        f'of step {folder.name}'
+      )
     folder, step = folder.parent.parent, folder.name
   config = read_config(folder)
   number = _step(folder / 'checkpoints', step)

@@ -72,15 +72,19 @@ def threshold_for(
   the threshold, so a lower one may do as well.
 
   Args:
-    params: as in `at`, and so are those up to kind.
-    model: likewise.
-    batches: likewise.
-    readings: likewise.
-    kind: likewise.
+    params: of the model.
+    model: its shape.
+    batches: that the readings are of.
+    readings: of all exits, without propagation.
+    kind: of confidence.
     loss_increase: most that the mean loss may be above the last exit's, as a
-      share of it.
+      share of it, at least 0.
+
+  Returns:
+    The lowest threshold that was tried and keeps to it; at worst the one that
+    no confidence reaches, so that all tokens are the last exit's.
   """
-  low, high = 0.0, 1.0
+  low, high = 0.0, thresholds.NEVER
   best = at(params, model, batches, readings, kind, high)
   for _ in range(_HALVINGS):
     middle = (low + high) / 2

@@ -23,7 +23,7 @@ LEVEL = 0.95
 _BINS = 15
 _POINTS = 101  # of a curve, both ends included
 # The least that no confidence reaches, as float32: confidences are compared so.
-_NEVER = float(np.nextafter(np.float32(1), np.float32(2)))
+NEVER = float(np.nextafter(np.float32(1), np.float32(2)))
 _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
@@ -123,7 +123,7 @@ def curve(readings: Readings, kind: str) -> list[Outcome]:
   shares = np.linspace(0, 1, _POINTS)[1:-1]
   # Values that occur, for one between two would be rounded to either.
   inner = np.quantile(seen, shares, method='inverted_cdf')
-  grid = np.unique(np.concatenate([[0.0], inner, [_NEVER]]))
+  grid = np.unique(np.concatenate([[0.0], inner, [NEVER]]))
   return [at(readings, kind, float(threshold)) for threshold in grid]
 
 

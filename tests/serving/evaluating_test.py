@@ -14,6 +14,7 @@ from familial.data import tokenizers
 from familial.model import transformer
 from familial.serving import decoding
 from familial.serving import evaluating
+from familial.serving import measuring
 from familial.serving import models
 from familial.serving import sampling
 from familial.serving import segments
@@ -283,3 +284,7 @@ def test_decoding_does_what_the_outcome_says(model):
   # What the tiers have taken in by now.
   done = sum(stage.segment.depth * stage.seen.sum() for stage in stages)
   np.testing.assert_allclose(outcome.layers_deferred, done / chosen.size)
+  layers = np.array([1, 2, 3])[measuring._taken(written, 'defer')]
+  np.testing.assert_allclose(layers.mean(), done / chosen.size)
+  once = np.array([1, 2, 3])[measuring._taken(written, 'propagate')]
+  np.testing.assert_allclose(once.mean(), outcome.layers)

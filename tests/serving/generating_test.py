@@ -2,7 +2,10 @@ import contextlib
 import dataclasses
 import json
 import re
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from familial import errors
 from familial import main
 from familial.data import batches
 from familial.data import tokenizers
+from familial.model import transformer
 from familial.serving import client
 from familial.serving import evaluating
 from familial.serving import generating
@@ -20,6 +24,7 @@ from familial.serving import sampling
 from familial.serving import segments
 from familial.serving import server
 from familial.serving import thresholds
+from familial.serving import wire
 from familial.training import loop
 from tests.serving.conftest import Family
 
@@ -96,7 +101,9 @@ def test_a_relay_says_what_one_process_does(model):
     hops = found.report['hops']
     assert [hop['server'] for hop in hops] == servers
     assert all(hop['bytes_sent'] > 0 for hop in hops)
-    assert servers[2] in generating.line(found.report)
+    line = generating.line(found.report)
+    both = hops[2]['bytes_sent'] + hops[2]['bytes_received']
+    assert servers[2] in line and f'{both} bytes both ways' in line
     other = dataclasses.replace(options, mode='relay')
 
     class Small(tokenizers.Bytes):
@@ -184,6 +191,70 @@ def test_propagation_is_the_pass_in_which_those_who_left_stay(model, heldout):
   assert abs(found.loss - exact.loss) > 1e-4
 
 
+def test_a_threshold_of_propagation_may_be_one_that_none_reaches(monkeypatch):
+  """Where whoever is sure to the last bit is wrong."""
+
+  def at(*arguments):
+    threshold = arguments[-1]
+    believed = np.float32(1) >= np.float32(threshold)
+    return types.SimpleNamespace(increase=float(believed), threshold=threshold)
+
+  monkeypatch.setattr(propagation, 'at', at)
+  found = propagation.threshold_for(None, None, (), None, 'max_prob', 0.01)
+  assert found.increase == 0 and found.threshold == thresholds.NEVER
+
+
+def test_packed_states_cost_what_they_cost(model, heldout):
+  """Errors and losses, against passes that are given rounded states."""
+  shape, params = model.config.model, model.params
+  readings = evaluating.readings(params, shape, heldout, (1, 2, 3))
+  plain = readings.nats_GxWxL[:, readings.counted_WxL].mean(1)
+  found = {d: measuring._packed(model, heldout, d) for d in wire.DTYPES}
+  for (error, loss), due in zip(found['float32'], plain, strict=True):
+    assert loss == pytest.approx(due, rel=1e-6) and not error
+  states, nats, counted, off = [], [], [], []
+  for batch in heldout:
+    [state, *_] = transformer.exit_states(params, shape, batch['inputs_BxL'])
+    rounded = state.astype(jnp.bfloat16).astype(jnp.float32)
+    x = transformer.segment(params, shape, 1, rounded)
+    h = transformer.head_state(params, shape, 2, x)
+    log_p = jax.nn.log_softmax(
+      transformer.read_out(h, transformer.unembedding(params, shape, 2))
+    )
+    target = batch['targets_BxL'][..., None]
+    here = batch['weights_BxL'] > 0
+    counted.append(here)
+    nats.append(-np.take_along_axis(np.asarray(log_p), target, -1)[here, 0])
+    states.append(np.asarray(state)[here])
+    off.append(np.asarray(rounded - state)[here])
+  error, loss = found['bfloat16'][1]
+  assert loss == pytest.approx(np.concatenate(nats).mean(), rel=1e-6)
+  norms = [np.linalg.norm(np.concatenate(x)) for x in (off, states)]
+  assert error == pytest.approx(norms[0] / norms[1], rel=1e-4)
+  for tier in (1, 2):
+    assert 0 < found['bfloat16'][tier][0] < 2**-8 < 20 * found['int8'][tier][0]
+  assert found['int8'][0] == found['float32'][0]  # Tokens, whatever the type.
+  assert found['int8'][2][1] != found['float32'][2][1]
+
+
+def test_a_single_exit_is_timed_alone(familial, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(measuring, '_REPEATS', 1)
+  alone = tmp_path / 'alone'
+  familial('export', f'--checkpoint={run}', '--exit=1', f'--out={alone}')
+  status, out, err = familial(
+    'evaluate', f'--checkpoint={alone}', '--decode', '--nodraw', '--tokens=100'
+  )
+  assert status == 0 and 'exit 1' in out
+  # It says what it is about, for it takes a while.
+  assert err.splitlines() and all('familial: ' in x for x in err.splitlines())
+  folder = alone / 'evaluation' / '0'
+  names = sorted(path.name for path in folder.iterdir())
+  assert names == ['decoding.json', 'evaluation.json']
+  values = json.loads((folder / 'decoding.json').read_text())
+  assert [s['detail'] for s in values['speeds']] == ['exit 1'] * 2
+  assert values['speeds'][0]['layers'] == 1 and values['hops'] == []
+
+
 @pytest.mark.slow
 def test_measured_speeds_and_bytes(model, corpus, tmp_path, monkeypatch):
   monkeypatch.setattr(measuring, '_REPEATS', 1)
@@ -195,13 +266,18 @@ def test_measured_speeds_and_bytes(model, corpus, tmp_path, monkeypatch):
   for speed in found.speeds[3:5]:
     assert speed.loss_increase <= evaluating.LOSS_INCREASE
     assert sum(speed.shares) == pytest.approx(1)
-  first = [hop for hop in found.hops if hop.to == 1]
-  sizes = [hop.bytes for hop in first]  # Of tokens, whatever the type.
-  assert max(sizes) < 1.01 * min(sizes)
+    assert speed.layers <= 1
+  for to in (1, 2, 3):  # States go out of the first, and into the others.
+    full, half, byte = (hop.bytes for hop in found.hops if hop.to == to)
+    assert full > half > byte
+  for hop in found.hops:
+    assert (hop.state_error is None) == (hop.to == 1)
+    assert (hop.loss_increase == 0) == (hop.dtype == 'float32' or hop.to == 1)
   assert all(hop.agree == 1 for hop in found.hops if hop.dtype == 'float32')
   measuring.write(found, tmp_path)
   table = measuring.text(found)
-  assert 'speculative' in table and 'bytes a token' in table
+  assert 'speculative' in table and 'bytes a token both ways' in table
+  assert 'states off by' in table
   saved = json.loads((tmp_path / 'decoding.json').read_text())
   assert len(saved['speeds']) == 7 and len(saved['hops']) == 9
   assert (tmp_path / 'decoding.png').stat().st_size > 10_000
@@ -221,7 +297,9 @@ def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
   checkpoint = f'--checkpoint={run}'
   status, out, _ = familial('evaluate', checkpoint, '--exits=1,3', '--nodraw')
   assert status == 0 and 'loss by exit' in out
-  values = json.loads((run / 'evaluation' / 'evaluation.json').read_text())
+  values = json.loads(
+    (run / 'evaluation' / '150' / 'evaluation.json').read_text()
+  )
   assert [score['exit'] for score in values['exits']] == [1, 3]
   said = ['--prompt=1: the', '--prompt=a', '--max_tokens=5']
   status, out, _ = familial(
@@ -251,9 +329,36 @@ def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
   [
     (['evaluate', '--exits=1,x'], '--exits'),
     (['evaluate', '--exits=4'], 'exit'),
+    (['evaluate', '--exits=1', '--decode'], '--exits=1: --decode'),
     (['evaluate', '--step=77'], 'no such checkpoint'),
     (['generate', '--prompt=a', '--exit=9'], 'exit: 9'),
     (['generate', '--prompt=a', '--temperature=-1'], 'temperature'),
+    (['generate', '--prompt=a', '--temperature=1e-50'], 'temperature: 1e-50'),
+    (['generate', '--prompt=\udcff\udcfe'], r"prompt: '\udcff\udcfe' is not"),
+    (['generate', '--prompt=a', '--threshold=0.9'], '--threshold: not used by'),
+    (['generate', '--prompt=a', '--drafts=3'], 'only by speculative'),
+    (
+      ['generate', '--prompt=a', '--mode=confidence', '--draft_exit=1'],
+      '--draft_exit: not used by --mode=confidence',
+    ),
+    (
+      ['generate', '--prompt=a', '--mode=speculative', '--fill=defer'],
+      '--fill: not used by --mode=speculative, only by confidence and relay',
+    ),
+    (
+      ['generate', '--prompt=a', '--mode=relay', '--servers=a:1', '--exit=1'],
+      '--exit: not used by --mode=relay',
+    ),
+    (
+      [
+        'generate',
+        '--prompt=a',
+        '--mode=relay',
+        '--servers=a:1',
+        '--step=last',
+      ],
+      '--step: not used by --mode=relay',
+    ),
     (['generate', '--prompt=a', '--mode=relay'], '--servers'),
     (['generate', f'--prompt={"x" * 99}'], 'context of 32'),
     (['generate'], '--prompt'),

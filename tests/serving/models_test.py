@@ -51,6 +51,8 @@ def test_a_run_is_read_at_any_of_its_steps(run, step, number):
   if step.isdigit():
     same = models.load(run / 'checkpoints' / step)
     assert (same.step, same.folder) == (number, run)
+    with pytest.raises(errors.UserError, match="step: 'best' is not allowed"):
+      models.load(run / 'checkpoints' / step, 'best')
 
 
 def test_best_is_the_lowest_loss(run_config, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from familial.serving import evaluating
 from familial.serving import figures
+from familial.serving import measuring
 from familial.serving import sampling
 from familial.serving import thresholds
 
@@ -132,6 +133,24 @@ def test_nothing_lies_outside_of_a_figure(exits):
 def test_a_single_window_is_drawn_without_a_band():
   axes = figures.curves(make(2, windows=1)).axes
   assert not axes[0].collections
+
+
+@pytest.mark.parametrize('exits', [1, 2])
+def test_hops_are_drawn_where_there_are_any(exits):
+  speeds = [
+    measuring.Speed('exit', f'exit {i + 1}', rows, 10, 2.0 + i)
+    for rows in (1, 16) for i in range(exits)
+  ]  # fmt: skip
+  hops = [
+    measuring.Hop(dtype, to, size * to, 1.0, 0.0, 0.0)
+    for dtype, size in (('float32', 400), ('int8', 100)) for to in (1, 2)
+  ] * (exits > 1)  # fmt: skip
+  made = measuring.Decoding('run', 1, 8, tuple(speeds), tuple(hops))
+  axes = figures.decoding(made).axes
+  rates = [[bar.get_width() for bar in ax.patches] for ax in axes[:2]]
+  assert rates == [[10 / (2.0 + i) for i in range(exits)][::-1]] * 2
+  heights = [[bar.get_height() for bar in ax.patches] for ax in axes[2:]]
+  assert heights == [[400, 800, 100, 200]] * (exits > 1)
 
 
 def test_every_axis_says_what_it_is(evaluation):
