@@ -8,6 +8,7 @@ import ml_collections
 import pytest
 
 from familial import config as config_lib
+from familial import errors
 from familial import flops as flops_lib
 from familial.laws import frontier
 from familial.studies import cells as cells_lib
@@ -33,7 +34,7 @@ def study(name, arg):
 
 def test_no_experiment_is_left_out_here():
   names = {path.stem for path in FOLDER.glob('*.py')}
-  assert names == {name for name, _ in STUDIES} | {'single'}
+  assert names == {name for name, _ in STUDIES} | {'single', 'train_on'}
   with pytest.raises(ValueError) as raised:
     load('familial_law').get_config('none')
   assert str(raised.value).endswith(', '.join(LAW))
@@ -62,6 +63,14 @@ def test_an_unknown_variant_is_one_line(name, arg):
 def test_single_is_a_run():
   run = config_lib.run(load('single').get_config())
   assert run.model.granularity > 1 and run.train.steps > 200
+
+
+def test_training_on_needs_a_model(tmp_path):
+  get_config = load('train_on').get_config
+  with pytest.raises(ValueError, match=r'train_on\.py:FOLDER'):
+    get_config()
+  with pytest.raises(errors.UserError, match=r'holds no config\.json'):
+    get_config(str(tmp_path))
 
 
 def test_quickstart_has_enough_to_fit_the_law():

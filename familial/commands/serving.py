@@ -54,8 +54,8 @@ def _define_evaluate(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'decode',
     False,
-    'Also time every mode of familial generate, and count what a relay sends; '
-    'takes minutes.',
+    'Also time every mode of familial generate, and count what a relay sends '
+    'and receives; takes minutes.',
     flag_values=values,
   )
   flags.DEFINE_string(

@@ -210,13 +210,15 @@ def text(measured: Decoding) -> str:
       f'{texts[0]:>10}{texts[1]:>8}{texts[2]:>8}  '
       + ', '.join(f'{share:.0%}' for share in speed.shares)
     )
-  lines += [
-    f'relay, {hop.dtype} states, client and tier of exit {hop.to}: '
-    f'{hop.bytes:.0f} bytes a token both ways, {hop.agree:.1%} of tokens as with '
-    f'float32, states off by {hop.state_error or 0.0:.2%}, loss '
-    f'{hop.loss_increase:+.3%}'
-    for hop in measured.hops
-  ]
+  for hop in measured.hops:
+    off = hop.state_error
+    lines.append(
+      f'relay, {hop.dtype} states, client and tier of exit {hop.to}: '
+      f'{hop.bytes:.0f} bytes a token both ways, {hop.agree:.1%} of tokens as '
+      'with float32, '
+      + ('' if off is None else f'states off by {off:.2%}, ')
+      + f'held-out loss {hop.loss_increase:+.3%}'
+    )
   return '\n'.join(lines)
 
 

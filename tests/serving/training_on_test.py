@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import runpy
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from familial import config as config_lib
 from familial import errors
 from familial import flops
 from familial import records
@@ -163,6 +165,44 @@ def test_trained_on_in_its_place_it_is_a_run(family, exported, corpus):
   assert _rows(folder)[-1]['flops'] == spent + 3 * 8 * 32 * flops.train(
     config.model, 32
   )
+
+
+def _train_on(folder):
+  """The run that experiments/train_on.py makes of a folder."""
+  module = runpy.run_path('experiments/train_on.py')
+  return config_lib.run(module['get_config'](str(folder)))
+
+
+def test_one_config_trains_any_model_on(family, exported, text_data, corpus):
+  config, parent = family
+  dense, alone = exported(1)
+  llama, folder = parent.with_name('llama_1'), parent.with_name('import_1')
+  export.to_hugging_face(models.load(parent), 2, llama)
+  importing.from_hugging_face(llama, (1,), 'separate', folder)
+  moved = folder.rename(folder.with_name('moved'))
+  for source, known in ((parent, config), (alone, dense)):
+    found = _train_on(source)
+    assert (found.model, found.data) == (known.model, known.data)
+    assert found.train.base_lr == pytest.approx(known.train.base_lr / 10)
+    assert found.train.batch_size == known.train.batch_size
+    parents.lineage(parent.with_name('refused'), found)
+  found = _train_on(moved)
+  imported = models.load(moved)
+  assert found.model == imported.config.model
+  assert found.data.tokenizer == imported.tokenizer_path
+  assert found.data.seq_len == imported.context
+  short = dataclasses.replace(
+    found,
+    train=dataclasses.replace(
+      found.train, steps=2, warmup_steps=1, evaluations=1, batch_size=8,
+      eval_tokens=500, eval_batch_size=8,
+    ),
+    data=dataclasses.replace(text_data, tokenizer=found.data.tokenizer),
+  )  # fmt: skip
+  own = parent.with_name('on')
+  assert loop.run(short, own, packing.load(short.data), quiet=True)
+  assert records.status(own) == 'finished'
+  _same(_start(short, own), imported.params)
 
 
 def test_an_import_is_trained_on_with_its_tokenizer(family, text_data):

@@ -1,0 +1,51 @@
+"""Trains a model on: an import, an export, or a finished run.
+
+`familial train --config=experiments/train_on.py:FOLDER --workdir=runs/on`
+
+Model, tokenizer and windows are the folder's; so are the corpus, the batch and
+the optimizer, with a tenth of the rate, where it was trained here. Of what an
+import was trained on nothing is known: name your text (`data.corpus`,
+`data.path`), and a shorter `data.seq_len` where its context is long.
+`--config.train.trained=exits` trains its new exits alone, on a frozen trunk.
+"""
+
+import dataclasses
+import pathlib
+
+import ml_collections
+
+from familial import config as config_lib
+from familial import records
+from familial.serving import models
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the run that goes on from a folder's model.
+
+  Args:
+    arg: the folder; a relative one is below the current directory.
+
+  Raises:
+    UserError: if it holds no model.
+    ValueError: if none is named.
+  """
+  if not arg:
+    raise ValueError('train_on needs a model: experiments/train_on.py:FOLDER')
+  folder = pathlib.Path(arg).absolute()
+  parent = models.read_config(folder)
+  config = config_lib.run_template()
+  config.model.update(dataclasses.asdict(parent.model))
+  config.data.update(dataclasses.asdict(parent.data))
+  if parent.data.tokenizer_file:  # Which may have been moved, with the folder.
+    config.data.tokenizer = str(folder / models.TOKENIZER)
+  if 'import' in records.read_json(folder / 'lineage.json'):
+    config.train.update(batch_size=16, base_lr=1e-4)
+  else:
+    config.train.update(dataclasses.asdict(parent.train))
+    config.train.update(
+      base_lr=parent.train.base_lr / 10, trained='all', weighting_end=''
+    )
+  config.train.update(
+    steps=1000, warmup_steps=50, evaluations=10, init_from=str(folder)
+  )
+  return config
