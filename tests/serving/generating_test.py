@@ -269,7 +269,7 @@ def test_measured_speeds_and_bytes(model, corpus, tmp_path, monkeypatch):
     assert speed.layers <= 1
   for to in (1, 2, 3):  # States go out of the first, and into the others.
     full, half, byte = (hop.bytes for hop in found.hops if hop.to == to)
-    assert full > half > byte
+    assert full > max(half, byte)  # Of 16 numbers, bytes are mostly headers.
   for hop in found.hops:
     assert (hop.state_error is None) == (hop.to == 1)
     assert (hop.loss_increase == 0) == (hop.dtype == 'float32' or hop.to == 1)
