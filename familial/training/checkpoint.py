@@ -194,11 +194,18 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
           f'{folder}: not a checkpoint of this model: {name} is {was}, and '
           f'{due} is what this model has there'
         )
-    reading = {name: held[name].read() for name in needed}
     read = []
     for what, leaf in needed.items():
-      value = np.asarray(reading[what].result(), leaf.dtype)
-      read.append(jax.device_put(value, leaf.sharding))
+      # Each process reads what its devices hold, and no more.
+      read.append(
+        jax.make_array_from_callback(
+          leaf.shape,
+          leaf.sharding,
+          lambda part, store=held[what], dtype=leaf.dtype: np.asarray(
+            store[part].read().result(), dtype
+          ),
+        )
+      )
   except errors.UserError:
     raise
   except Exception:  # Of any kind, by what is broken.
