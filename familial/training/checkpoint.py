@@ -196,16 +196,7 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
         )
     read = []
     for what, leaf in needed.items():
-      # Each process reads what its devices hold, and no more.
-      read.append(
-        jax.make_array_from_callback(
-          leaf.shape,
-          leaf.sharding,
-          lambda part, store=held[what], dtype=leaf.dtype: np.asarray(
-            store[part].read().result(), dtype
-          ),
-        )
-      )
+      read.append(_array(held[what], leaf))
   except errors.UserError:
     raise
   except Exception:  # Of any kind, by what is broken.
@@ -214,3 +205,12 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
     ) from None
   restored: dict[str, Any] = jax.tree_util.tree_unflatten(treedef, read)
   return restored
+
+
+def _array(stored: tensorstore.TensorStore, like: Any) -> jax.Array:
+  """Returns an array of a checkpoint; a process reads its devices' part."""
+
+  def part(index: tuple[slice, ...] | None) -> np.ndarray:
+    return np.asarray(stored[index].read().result(), like.dtype)
+
+  return jax.make_array_from_callback(like.shape, like.sharding, part)
