@@ -6,6 +6,7 @@ a file it is the token of that name: an import gives it to what ended texts.
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import hashlib
 import pathlib
 from typing import Protocol
 
@@ -37,10 +38,17 @@ _TRAINING_BYTES = 2**28
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code asks of a tokenizer."""
+  """What the rest of the code asks of a tokenizer.
+
+  Attributes:
+    vocab_size: how many tokens there are.
+    separator: the token that ends a document.
+    mark: tells it from others: of the same mark, of the same tokens.
+  """
 
   vocab_size: int
   separator: int
+  mark: str
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the tokens of each text, without separators."""
@@ -57,6 +65,7 @@ class Bytes:
 
   vocab_size = 256
   separator = 0xFF
+  mark = 'bytes'
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns the UTF-8 bytes of each text."""
@@ -80,6 +89,7 @@ class BPE:
   def __init__(self, text: str):
     import tokenizers
 
+    self.mark = hashlib.sha256(text.encode('utf-8')).hexdigest()[:16]
     self._tokenizer = tokenizers.Tokenizer.from_str(text)
     # A text that spells the separator out is still only text.
     self._tokenizer.encode_special_tokens = True

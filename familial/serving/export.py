@@ -203,7 +203,9 @@ def to_segments(
   shape.submodel(exit_)  # Refuses what is no exit.
   cuts = range(1, exit_ + 1)
   with _whole(out) as folder:
-    for segment in segments.split(model.params, shape, model.context, cuts):
+    for segment in segments.split(
+      model.params, shape, model.context, cuts, model.tokenizer.mark
+    ):
       segments.save(
         segment, folder / f'segment_{segment.index}', model.tokenizer_path
       )

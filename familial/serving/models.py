@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 
 import jax
 
@@ -57,7 +58,9 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
       another shape than its folder's config.
   """
   folder = pathlib.Path(os.path.normpath(folder))
-  if folder.parent.name == 'checkpoints' and folder.name.isdigit():
+  if folder.parent.name == 'checkpoints' and re.fullmatch(
+    '[0-9]{1,18}', folder.name
+  ):
     if step not in ('last', folder.name):
       raise errors.UserError(
         f'step: {step!r} is not allowed for {folder}, which is the checkpoint '
@@ -96,7 +99,7 @@ def tokenizer_of(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
   """Returns the tokenizer of a run, an export or a segment."""
   folder = pathlib.Path(folder)
   if (folder / segments.CONFIG).exists():
-    vocab_size = segments.load(folder).model.vocab_size
+    vocab_size = segments.read_config(folder).model.vocab_size
   else:
     vocab_size = read_config(folder).model.vocab_size
   return read_tokenizer(folder, vocab_size)[0]
@@ -121,7 +124,7 @@ def read_tokenizer(
 
 
 def _step(folder: pathlib.Path, step: str) -> int:
-  if step.isdigit():
+  if re.fullmatch('[0-9]{1,18}', step):
     return int(step)
   if step not in ('last', 'best'):
     raise errors.UserError(

@@ -23,6 +23,7 @@ from safetensors import numpy as safetensors
 from familial import config as config_lib
 from familial import errors
 from familial import records
+from familial.data import tokenizers
 from familial.model import config as model_config
 from familial.model import transformer
 
@@ -45,6 +46,7 @@ class Segment:
       embedding, up to exit exits[index].
     context: positions that the family was trained on.
     fingerprint: of the whole family: only segments of one family go together.
+    tokenizer: mark of the tokenizer of its text.
     params: float32, under the family's names.
   """
 
@@ -53,6 +55,7 @@ class Segment:
   index: int
   context: int
   fingerprint: str
+  tokenizer: str
   params: transformer.Params
 
   @property
@@ -79,11 +82,39 @@ class Segment:
     return self.model.exits[self.exit - 1] - below
 
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What `segment.json` says of a segment.
+
+  Attributes:
+    schema: of the file.
+    model: the family's shape.
+    exits: all exits at which the family was cut.
+    index: which segment.
+    context: positions that the family was trained on.
+    fingerprint: of the family.
+    tokenizer: mark of the tokenizer.
+    bytes: of the parameters; see nbytes.
+    sha256: of the file of parameters.
+  """
+
+  schema: int
+  model: model_config.ModelConfig
+  exits: tuple[int, ...]
+  index: int
+  context: int
+  fingerprint: str
+  tokenizer: str
+  bytes: dict[str, int]
+  sha256: str
+
+
 def split(
   params: transformer.Params,
   model: model_config.ModelConfig,
   context: int,
   exits: Sequence[int] = (),
+  tokenizer: str = tokenizers.Bytes.mark,
 ) -> list[Segment]:
   """Returns the segments of a family, first to last.
 
@@ -93,6 +124,7 @@ def split(
     context: positions it was trained on.
     exits: where to cut, increasing; those of all exits by default. Layers above
       the last of them are left out.
+    tokenizer: mark of the tokenizer.
   """
   exits = tuple(exits) or tuple(range(1, model.granularity + 1))
   for exit_ in exits:
@@ -100,11 +132,10 @@ def split(
   if any(a >= b for a, b in itertools.pairwise(exits)):
     raise errors.UserError(f'exits: {exits} do not increase')
   mark = fingerprint(params, model)
+  parts = [_cut(params, model, exits, index) for index in range(len(exits))]
   return [
-    Segment(
-      model, exits, index, context, mark, _cut(params, model, exits, index)
-    )
-    for index in range(len(exits))
+    Segment(model, exits, index, context, mark, tokenizer, part)
+    for index, part in enumerate(parts)
   ]
 
 
@@ -139,7 +170,8 @@ def save(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   arrays = {n: np.asarray(leaf) for n, leaf in _flat(segment.params).items()}
-  records.write_bytes(folder / _PARAMS, safetensors.save(arrays))
+  content = safetensors.save(arrays)
+  records.write_bytes(folder / _PARAMS, content)
   if tokenizer:
     records.write_bytes(
       folder / _TOKENIZER, pathlib.Path(tokenizer).read_bytes()
@@ -153,7 +185,9 @@ def save(
       'index': segment.index,
       'context': segment.context,
       'fingerprint': segment.fingerprint,
+      'tokenizer': segment.tokenizer,
       'bytes': nbytes(segment),
+      'sha256': hashlib.sha256(content).hexdigest(),
     },
   )
 
@@ -165,37 +199,85 @@ def load(folder: str | os.PathLike[str]) -> Segment:
     UserError: where it is none, damaged, or not of the shape it says.
   """
   folder = pathlib.Path(folder)
-  if not (folder / CONFIG).exists():
-    raise errors.UserError(f'{folder} holds no {CONFIG}: not a segment')
-  read = records.read_json(folder / CONFIG)
-  if read.get('schema') != records.SCHEMA:
+  known = read_config(folder)
+  model, exits, index = known.model, known.exits, known.index
+  tokenizer = folder / _TOKENIZER
+  own = tokenizers.load(str(tokenizer) if tokenizer.exists() else '')
+  if own.mark != known.tokenizer:
     raise errors.UserError(
-      f'{folder / CONFIG}: schema {read.get("schema")} is not {records.SCHEMA}'
+      f'{folder}: its tokenizer is {own.mark}; {CONFIG} says {known.tokenizer}'
     )
-  model = config_lib.section(
-    model_config.ModelConfig, config_lib.plain(read['model']), 'model'
-  )
-  exits, index = tuple(read['exits']), read['index']
   like = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
   expected = _cut(like, model, exits, index)
   try:
-    arrays = safetensors.load((folder / _PARAMS).read_bytes())
-  except (SafetensorError, OSError) as error:
+    content = (folder / _PARAMS).read_bytes()
+    arrays = safetensors.load(content)
+  except (SafetensorError, OSError, LookupError, ValueError) as error:
     raise errors.UserError(f'{folder / _PARAMS}: {error}') from None
   flat = _flat(expected)
   for name in sorted(flat.keys() | arrays.keys()):
-    was = arrays[name].shape if name in arrays else 'nothing'
-    needed = flat[name].shape if name in flat else 'nothing'
+    was, needed = (_said(of.get(name)) for of in (arrays, flat))
     if was != needed:
       raise errors.UserError(
         f'{folder / _PARAMS}: {name} is {was}, and {needed} is needed'
       )
+  if hashlib.sha256(content).hexdigest() != known.sha256:
+    raise errors.UserError(
+      f'{folder / _PARAMS}: its SHA-256 is not that in {CONFIG}: damaged, or of '
+      'another segment'
+    )
   params = jax.tree_util.tree_map_with_path(
     lambda path, _: jnp.asarray(arrays[_name(path)]), expected
   )
   return Segment(
-    model, exits, index, read['context'], read['fingerprint'], params
-  )
+    model, exits, index, known.context, known.fingerprint, known.tokenizer,
+    params,
+  )  # fmt: skip
+
+
+def read_config(folder: pathlib.Path) -> Config:
+  """Reads what a segment says of itself, and no parameters.
+
+  Raises:
+    UserError: where it is none.
+  """
+  path = folder / CONFIG
+  if not path.exists():
+    raise errors.UserError(f'{folder} holds no {CONFIG}: not a segment')
+  read = records.read_json(path)
+  if not isinstance(read, dict):
+    raise errors.UserError(f'{path}: not the config of a segment')
+  if read.get('schema') != records.SCHEMA:
+    raise errors.UserError(
+      f'{path}: schema {read.get("schema")} is not {records.SCHEMA}'
+    )
+  values = config_lib.plain(read)
+  try:
+    if isinstance(values.get('model'), dict):
+      values['model'] = config_lib.section(
+        model_config.ModelConfig, values['model'], 'model'
+      )
+    known: Config = config_lib.section(Config, values, '')
+    for exit_ in known.exits:
+      known.model.submodel(exit_)  # Refuses what is no exit.
+  except errors.UserError as error:
+    raise errors.UserError(f'{path}: {error}') from None
+  increase = all(a < b for a, b in itertools.pairwise(known.exits))
+  for name, holds, allowed in (
+    ('exits', known.exits and increase, 'increasing'),
+    (
+      'index',
+      0 <= known.index < len(known.exits),
+      f'from 0 to {len(known.exits) - 1}',
+    ),
+    ('context', known.context >= 1, 'at least 1'),
+  ):
+    if not holds:
+      raise errors.UserError(
+        f'{path}: {name}: {getattr(known, name)} is not allowed; it must be '
+        f'{allowed}'
+      )
+  return known
 
 
 def _cut(
@@ -217,6 +299,10 @@ def _cut(
 
 def _shape(model: model_config.ModelConfig) -> dict[str, Any]:
   return dataclasses.asdict(model) | {'exits': list(model.exits)}
+
+
+def _said(leaf: Any) -> str:
+  return 'nothing' if leaf is None else f'{leaf.dtype} {tuple(leaf.shape)}'
 
 
 def _flat(params: transformer.Params) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def test_what_is_no_model_is_one_line(run, tmp_path):
     models.load(run, '4')
   with pytest.raises(errors.UserError, match="step: 'lst' is not 'last'"):
     models.load(run, 'lst')
+  with pytest.raises(errors.UserError, match="step: '²' is not 'last'"):
+    models.load(run, '²')
   empty = tmp_path / 'empty'
   empty.mkdir()
   shutil.copy(run / 'config.json', empty)

@@ -46,7 +46,8 @@ def test_a_segment_comes_back_without_the_others(family, tmp_path):
     segments.save(part, tmp_path / str(part.index))
     found = segments.load(tmp_path / str(part.index))
     jax.tree.map(np.testing.assert_array_equal, found.params, part.params)
-    for field in ('model', 'exits', 'index', 'context', 'fingerprint'):
+    for field in ('model', 'exits', 'index', 'context', 'fingerprint',
+                  'tokenizer'):  # fmt: skip
       assert getattr(found, field) == getattr(part, field)
 
 
@@ -80,12 +81,54 @@ def test_what_is_no_segment_is_one_line(family, tmp_path):
   arrays = safetensors.load(whole)
   for wrong, said in (
     ({'more': np.zeros(2)}, 'more is .* nothing is needed'),
-    ({'exit_2.norm.gain': np.zeros(3)}, r'gain is \(3,\), and \(16,\)'),
+    (
+      {'exit_2.norm.gain': np.zeros(3)},
+      r'gain is float64 \(3,\), and float32 \(16,\)',
+    ),
   ):
     params.write_bytes(safetensors.save(arrays | wrong))
     with pytest.raises(errors.UserError, match=said):
       segments.load(tmp_path)
-  config = json.loads((tmp_path / 'segment.json').read_text())
-  (tmp_path / 'segment.json').write_text(json.dumps({**config, 'schema': 9}))
-  with pytest.raises(errors.UserError, match='schema 9 is not 1'):
+  # One bit of a parameter, as a disk may turn it, and another type of it.
+  gain = arrays['exit_2.norm.gain']
+  turned = {'exit_2.norm.gain': gain * np.float32(1 + 2**-20)}
+  params.write_bytes(safetensors.save(arrays | turned))
+  with pytest.raises(errors.UserError, match='SHA-256'):
     segments.load(tmp_path)
+  halves = {'exit_2.norm.gain': gain.astype(np.float16)}
+  params.write_bytes(safetensors.save(arrays | halves))
+  with pytest.raises(
+    errors.UserError, match=r'is float16 \(16,\), and float32'
+  ):
+    segments.load(tmp_path)
+  params.write_bytes(whole)
+  config = json.loads((tmp_path / 'segment.json').read_text())
+  for wrong, said in (
+    ({'schema': 9}, 'schema 9 is not 1'),
+    ({'index': 7}, 'index: 7 is not allowed; it must be from 0 to 2'),
+    ({'index': -1}, 'index: -1'),
+    ({'index': '1'}, "index: '1' is not of type int"),
+    ({'exits': [3, 1]}, 'exits: .* must be increasing'),
+    ({'exits': [1, 4]}, 'exit: 4'),
+    ({'exits': []}, 'exits'),
+    ({'context': 0}, 'context: 0'),
+    ({'model': []}, 'model'),
+    ({'model': {**config['model'], 'width': 'wide'}}, 'model.width'),
+    ({'tokenizer': 'f00d'}, 'its tokenizer is bytes; .* says f00d'),
+    ({'more': 1}, 'more: unknown key'),
+  ):
+    path = tmp_path / 'segment.json'
+    path.write_text(json.dumps({**config, **wrong}))
+    with pytest.raises(errors.UserError, match=said):
+      segments.load(tmp_path)
+  for key in config:
+    less = {name: value for name, value in config.items() if name != key}
+    path.write_text(json.dumps(less))
+    with pytest.raises(errors.UserError, match=key):
+      segments.load(tmp_path)
+  for text in ('[]', '[1]', 'null', '{', ''):
+    path.write_text(text)
+    with pytest.raises(errors.UserError, match=r'segment\.json'):
+      segments.load(tmp_path)
+  path.write_text(json.dumps(config))
+  assert segments.load(tmp_path).index == 1
