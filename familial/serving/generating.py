@@ -211,6 +211,11 @@ def relay(
         f'{servers[0]}: serves a model of {stages[0].what["vocab_size"]} '
         f'tokens, and the tokenizer has {tokenizer.vocab_size}'
       )
+    if stages[0].what['tokenizer'] != tokenizer.mark:
+      raise errors.UserError(
+        f'{servers[0]}: serves a model of tokenizer '
+        f'{stages[0].what["tokenizer"]}, and the one here is {tokenizer.mark}'
+      )
     tick = time.monotonic()
     found = decoding.generate(
       stages, tokens, context=context, max_tokens=options.max_tokens,
@@ -229,7 +234,14 @@ def relay(
       for stage in stages
     ]
     cuts = tuple(stages[0].what['exits'])
-  return _outcome(found, tokenizer, 'relay', cuts, seconds, {'hops': hops})
+  return _outcome(
+    found,
+    tokenizer,
+    'relay',
+    cuts,
+    seconds,
+    {'degraded': sum(text.degraded for text in found), 'hops': hops},
+  )
 
 
 def _outcome(

@@ -16,7 +16,9 @@ CONFIDENCES = ('max_prob', 'gap', 'entropy')
 FILLS = ('defer', 'propagate')
 # Uses of `uniforms`.
 DRAW, ACCEPT, REPLACE = range(3)
-_FLOATS = np.finfo(np.float32)
+# Programs compute in float32: what rounds to 0 there is 0, and what is subnormal
+# may be.
+_LEAST, _MOST = (float(x) for x in (np.finfo('f4').tiny, np.finfo('f4').max))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +39,15 @@ class Sampling:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    # As programs take them: what rounds to 0 is 0, and what is subnormal may be.
-    least, most = float(_FLOATS.tiny), float(_FLOATS.max)
     temperature, top_p = self.temperature, self.top_p
     for name, holds, allowed in (
       (
         'temperature',
-        temperature == 0 or least <= temperature <= most,
-        f'0, or from {least:.2g} to {most:.2g}',
+        temperature == 0 or _LEAST <= temperature <= _MOST,
+        f'0, or from {_LEAST:.2g} to {_MOST:.2g}',
       ),
       ('top_k', 0 <= self.top_k < 2**31, 'from 0 to 2^31 - 1'),
-      ('top_p', least <= top_p <= 1, f'from {least:.2g} to 1'),
+      ('top_p', _LEAST <= top_p <= 1, f'from {_LEAST:.2g} to 1'),
       ('seed', 0 <= self.seed < 2**32, 'from 0 to 2^32 - 1'),
     ):
       if not holds:
@@ -88,8 +88,11 @@ class Policy:
         f'{", ".join(CONFIDENCES)}'
         f'{errors.nearest(self.confidence, CONFIDENCES)}'
       )
-    if math.isnan(self.threshold):
-      raise errors.UserError('threshold: a number is needed')
+    if not (abs(self.threshold) <= _MOST or self.threshold == math.inf):
+      raise errors.UserError(
+        f'threshold: {self.threshold} is not allowed; it must be a number of '
+        f'magnitude up to {_MOST:.2g}, or inf'
+      )
 
 
 class Numbers(NamedTuple):

@@ -77,7 +77,6 @@ class Tier:
       context: positions a row may have.
       rows: of a pass; 0 for all slots, which spares picking their caches out.
     """
-    model = segment.model
     self.segment, self.slots, self.context = segment, slots, context
     self._whole = not 0 < rows < slots
     self._rows = slots if self._whole else rows
@@ -85,19 +84,25 @@ class Tier:
       p for p in _LENGTHS if p <= passes.BEHIND or 4 * p <= context
     ]
     self._layers, self._rest = _laid_out(segment)
+    self.reset()
+
+  def reset(self) -> None:
+    """Empties all slots, into caches of their own: the old ones are let go."""
+    model = self.segment.model
+    self.seen = np.zeros(self.slots, np.int32)
+    self._cache: list[passes.Cache] = []
+    self.states: Array | None = None
     # A slot more takes the rows that fill up a pass. Past the context there is
     # room for the padding of a row's last pass.
-    held = slots + (not self._whole)
-    positions = context + self.slack
+    held = self.slots + (not self._whole)
+    positions = self.context + self.slack
     cache = (held, model.kv_heads, positions, model.head_dim)
     depth = len(self._layers) + ('branch' in self._rest)
     self._cache = [
       (_zeros(cache, model), _zeros(cache, model)) for _ in range(depth)
     ]
-    self.states: Array | None = None
-    if not segment.last:
+    if not self.segment.last:
       self.states = _zeros((held, positions, model.width), model)
-    self.seen = np.zeros(slots, np.int32)
 
   @property
   def slack(self) -> int:
@@ -218,6 +223,19 @@ class Tier:
       for place, (index, part) in enumerate(parts):
         found[index].append(states[place, : part.length])
     return [np.concatenate(pieces) for pieces in found]
+
+  def warm(self) -> None:
+    """Compiles what greedy decoding runs: nobody then waits for it."""
+    width = self.segment.model.width
+    for length in self._lengths:
+      work = [Work(0, 0, min(length, self.context), 0)]
+      x: Any = np.zeros((work[0].length, width), np.float32)
+      if self.segment.first:
+        x = np.zeros(work[0].length, np.int32)
+      self.run(work, [x], sampling_lib.Policy())
+      if not self.segment.last:
+        self.take(work)
+    self.forget(0)
 
   def forget(self, slot: int) -> None:
     """Empties a slot: what the next row finds in it is zeros again."""

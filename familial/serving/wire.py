@@ -6,16 +6,17 @@ checked first, and what does not fit is refused with `WireError`, whatever the
 bytes are.
 
 A hand-off of n positions costs n x D x itemsize bytes (int8: 4 more a position,
-for its scale), 32 a row, and a header below 2 KiB.
+for its scale), 32 a row, and a header of 2 KiB at most. No message is longer
+than `LARGEST`: what does not fit is sent, and asked for, in several.
 """
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from familial import errors
@@ -25,7 +26,9 @@ VERSION = '1'
 DTYPES = ('float32', 'bfloat16', 'int8')
 ID_BYTES = 16
 _LARGEST = 1e15  # magnitude of a state: beyond, sums of squares end soon
-HEADER = 4096  # bytes, the most of a message beside its arrays
+LARGEST = 2**24  # bytes of a message, whoever sends it
+HEADER = 2048  # bytes, the most of a message beside its arrays
+_ROW_BYTES = 48  # of a row, whatever its positions: more than any has
 _ROW = {
   'starts': 'int32',
   'lengths': 'int32',
@@ -37,6 +40,11 @@ _KINDS = {'bfloat16': np.uint16, 'float32': np.float32, 'int8': np.int8}
 
 class WireError(Exception):
   """Why a message is not taken."""
+
+
+def positions(width: int) -> int:
+  """Returns how many positions of D = width a message may have."""
+  return max(1, (LARGEST - HEADER) // (4 * width + _ROW_BYTES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +60,8 @@ class Request:
     wanted: [rows], first position whose state is to come back if the row is
       not sure.
     rows: [rows], numbers for draws.
-    inputs: tokens [positions], or states [positions, D] float32, row after row.
+    inputs: tokens [positions], or states [positions, D] float32, row after row;
+      None where no more than states is asked for.
     policy: how tokens are drawn, and who is sure.
     dtype: of the states that come back.
   """
@@ -64,7 +73,7 @@ class Request:
   lengths: np.ndarray
   wanted: np.ndarray
   rows: np.ndarray
-  inputs: np.ndarray
+  inputs: np.ndarray | None
   policy: sampling_lib.Policy
   dtype: str = 'float32'
 
@@ -74,14 +83,17 @@ class Reply:
   """What a segment says to a request.
 
   Attributes:
-    lost: [rows], which rows it no longer holds; if any, nothing was taken in.
+    lost: [rows], which rows it no longer holds.
+    busy: [rows], which rows it has no place for. If a row is lost or has no
+      place, nothing was taken in.
     tokens: [rows], drawn by its exit.
     confidence: [rows].
     states: of the rows that are not sure, in order, positions wanted .. end,
-      [positions, D] float32.
+      [positions, D] float32; the first `positions(D)` of them.
   """
 
   lost: np.ndarray
+  busy: np.ndarray
   tokens: np.ndarray
   confidence: np.ndarray
   states: np.ndarray
@@ -93,7 +105,9 @@ def pack_request(request: Request, dtype: str) -> bytes:
   arrays: dict[str, np.ndarray] = {'ids': request.ids}
   for name, kind in _ROW.items():
     arrays[name] = np.asarray(getattr(request, name), kind)
-  if request.inputs.ndim == 1:
+  if request.inputs is None:
+    pass
+  elif request.inputs.ndim == 1:
     arrays['tokens'] = np.asarray(request.inputs, np.int32)
   else:
     arrays |= encode(request.inputs, dtype)
@@ -114,7 +128,14 @@ def pack_request(request: Request, dtype: str) -> bytes:
 
 
 def unpack_request(
-  content: bytes, width: int, first: bool, vocab: int, context: int, rows: int
+  content: bytes,
+  width: int,
+  first: bool,
+  vocab: int,
+  context: int,
+  rows: int,
+  *,
+  bare: bool = False,
 ) -> Request:
   """Returns a request, with everything checked that does not need a tier.
 
@@ -125,6 +146,7 @@ def unpack_request(
     vocab: tokens are below it.
     context: positions are.
     rows: at most.
+    bare: whether it has no inputs.
 
   Raises:
     WireError: saying what is wrong.
@@ -147,22 +169,23 @@ def unpack_request(
     raise WireError(f'position {ends.max()} is beyond the context of {context}')
   if (numbers['wanted'] < 0).any() or (numbers['wanted'] > ends).any():
     raise WireError('states can be wanted of positions up to the last one only')
-  positions = int(numbers['lengths'].sum())
-  if first:
-    inputs = _array(arrays, 'tokens', np.int32, (positions,))
+  count, most = int(numbers['lengths'].sum()), positions(width)
+  if count > most:
+    raise WireError(f'{count} positions; allowed are up to {most} a message')
+  inputs = None
+  if first and not bare:
+    inputs = _array(arrays, 'tokens', np.int32, (count,))
     if (inputs < 0).any() or (inputs >= vocab).any():
       raise WireError(f'a token is not from 0 to {vocab - 1}')
-  else:
-    inputs = decode(arrays, positions, width)
+  elif not bare:
+    inputs = decode(arrays, count, width)
   if arrays:
     raise WireError(f'array {next(iter(arrays))!r} is not known')
   policy = _policy(words)
   if words.get('dtype') not in DTYPES:
     raise WireError(f'dtype is not one of {", ".join(DTYPES)}')
-  index = words.get('index', '')
   return Request(
-    fingerprint=words.get('fingerprint', ''),
-    index=int(index) if index.isdigit() and len(index) < 9 else -1,
+    fingerprint=words.get('fingerprint', ''), index=_whole(words, 'index'),
     ids=ids, inputs=inputs, policy=policy, dtype=words['dtype'], **numbers,
   )  # fmt: skip
 
@@ -171,6 +194,7 @@ def pack_reply(reply: Reply, dtype: str) -> bytes:
   """Returns a reply's bytes, with its states in a type."""
   arrays: dict[str, np.ndarray] = {
     'lost': np.asarray(reply.lost, np.uint8),
+    'busy': np.asarray(reply.busy, np.uint8),
     'answers': np.asarray(reply.tokens, np.int32),
     'confidence': np.asarray(reply.confidence, np.float32),
   }
@@ -178,7 +202,7 @@ def pack_reply(reply: Reply, dtype: str) -> bytes:
 
 
 def unpack_reply(
-  content: bytes, request: Request, width: int, last: bool
+  content: bytes, request: Request, width: int, vocab: int, last: bool
 ) -> Reply:
   """Returns a reply to a request; what no server of ours says is refused.
 
@@ -186,6 +210,7 @@ def unpack_reply(
     content: the message.
     request: that was asked.
     width: D.
+    vocab: tokens are below it.
     last: whether the segment is the last, from which no states come.
 
   Raises:
@@ -193,15 +218,25 @@ def unpack_reply(
   """
   arrays, _ = _unpack(content)
   n = len(request.ids)
-  lost = _array(arrays, 'lost', np.uint8, (n,)).astype(bool)
+  lost, busy = (
+    _array(arrays, name, np.uint8, (n,)).astype(bool)
+    for name in ('lost', 'busy')
+  )
   tokens = _array(arrays, 'answers', np.int32, (n,))
+  if (tokens < 0).any() or (tokens >= vocab).any():
+    raise WireError(f'an answer is not from 0 to {vocab - 1}')
   sure = _array(arrays, 'confidence', np.float32, (n,))
-  going = ~lost & (sure < request.policy.threshold)
-  if lost.any() or last:
+  if not np.isfinite(sure).all():
+    raise WireError('a confidence is not a number')
+  going = sure < request.policy.threshold
+  if lost.any() or busy.any() or last:
     going[:] = False
   spans = request.starts + request.lengths - request.wanted
-  states = decode(arrays, int(spans[going].sum()), width)
-  return Reply(lost, tokens, sure, states)
+  count = min(int(spans[going].sum()), positions(width))
+  states = decode(arrays, count, width)
+  if arrays:
+    raise WireError(f'array {next(iter(arrays))!r} is not known')
+  return Reply(lost, busy, tokens, sure, states)
 
 
 def encode(states: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
@@ -222,9 +257,7 @@ def encode(states: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
   return {'state': states}
 
 
-def decode(
-  arrays: dict[str, np.ndarray], positions: int, width: int
-) -> np.ndarray:
+def decode(arrays: dict[str, np.ndarray], count: int, width: int) -> np.ndarray:
   """Returns states [positions, D] in float32, taking them out of the arrays.
 
   Raises:
@@ -233,12 +266,12 @@ def decode(
   state = arrays.pop('state', None)
   if state is None or state.dtype not in list(_KINDS.values()):
     raise WireError(f'states are missing, or not of {", ".join(DTYPES)}')
-  if state.shape != (positions, width):
+  if state.shape != (count, width):
     raise WireError(
-      f'states are {list(state.shape)}; [{positions}, {width}] is needed'
+      f'states are {list(state.shape)}; [{count}, {width}] is needed'
     )
   if state.dtype == np.int8:
-    scale = _array(arrays, 'scale', np.float32, (positions,))
+    scale = _array(arrays, 'scale', np.float32, (count,))
     found = state.astype(np.float32) * scale[:, None]
   elif state.dtype == np.uint16:
     found = state.view(jnp.bfloat16).astype(np.float32)
@@ -255,17 +288,26 @@ def _policy(words: dict[str, str]) -> sampling_lib.Policy:
     return sampling_lib.Policy(
       sampling_lib.Sampling(
         temperature=float(words['temperature']),
-        top_k=int(words['top_k'][:9]),
+        top_k=_whole(words, 'top_k'),
         top_p=float(words['top_p']),
-        seed=int(words['seed'][:10]),
+        seed=_whole(words, 'seed'),
       ),
       words['confidence'],
       float(words['threshold']),
     )
-  except (KeyError, ValueError) as error:
-    raise WireError(f'the policy cannot be read: {error}') from None
   except errors.UserError as error:
     raise WireError(str(error)) from None
+  except (KeyError, ValueError):
+    raise WireError('the policy cannot be read') from None
+
+
+def _whole(words: dict[str, str], name: str) -> int:
+  """Returns a number below 2^31, or of a seed 2^32."""
+  text = words.get(name, '')
+  most = 2**32 if name == 'seed' else 2**31
+  if not re.fullmatch('[0-9]{1,10}', text) or int(text) >= most:
+    raise WireError(f'{name} is not a whole number below {most}')
+  return int(text)
 
 
 def _pack(arrays: dict[str, np.ndarray], words: dict[str, str]) -> bytes:
@@ -283,8 +325,8 @@ def _unpack(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   try:
     arrays = safetensors.load(content)
     header = json.loads(content[8 : 8 + size])
-  except (SafetensorError, ValueError, KeyError, TypeError) as error:
-    raise WireError(f'not safetensors: {error}') from None
+  except Exception:  # The library raises many kinds, of shapes and of types.
+    raise WireError('not safetensors, or not of types spoken here') from None
   words = header.get('__metadata__') or {}
   if words.get('familial') != VERSION:
     raise WireError(
@@ -304,13 +346,16 @@ def _array(
   if array is None:
     raise WireError(f'array {name!r} is missing')
   if array.dtype != dtype:
-    raise WireError(f'array {name!r} is {array.dtype}; {dtype} is needed')
+    raise WireError(
+      f'array {name!r} is {array.dtype}; {np.dtype(dtype)} is needed'
+    )
   fits = len(shape) == array.ndim and all(
     wanted in (None, size)
     for wanted, size in zip(shape, array.shape, strict=True)
   )
   if not fits:
     raise WireError(
-      f'array {name!r} is {list(array.shape)}; {list(shape)} is needed'
+      f'array {name!r} is {list(array.shape)}; '
+      f'[{", ".join("rows" if n is None else str(n) for n in shape)}] is needed'
     )
   return array

@@ -129,8 +129,16 @@ def rewritten(words=None, arrays=None):
     ({'familial': '0'}, "version '0'"),
     ({'threshold': 'nan'}, 'threshold'),
     ({'threshold': 'high'}, 'policy'),
+    ({'threshold': '1e300'}, 'threshold: 1e'),
+    ({'threshold': '-inf'}, 'threshold: -inf'),
     ({'temperature': '-1'}, 'temperature'),
-    ({'top_k': '1.5'}, 'policy'),
+    ({'temperature': '1e-50'}, 'temperature'),
+    ({'temperature': '1', 'top_p': '1e-50'}, 'top_p'),
+    ({'top_k': '1.5'}, 'top_k is not a whole number'),
+    ({'seed': '4294967296'}, 'seed is not a whole number'),
+    ({'seed': '²'}, 'seed is not a whole number'),
+    ({'index': '²'}, 'index is not a whole number'),
+    ({'index': '٣'}, 'index is not a whole number'),
     ({'confidence': 'trust me'}, 'confidence'),
     ({'confidence': 'x' * 5000}, 'header'),
   ],
@@ -146,7 +154,9 @@ def test_words_are_checked(words, said):
   [
     ({'state': np.zeros((4, WIDTH))}, 'states are missing, or not'),
     ({'state': np.zeros((4, WIDTH), np.int8)}, "'scale' is missing"),
-    ({'starts': np.zeros(2, np.int64)}, "'starts' is int64"),
+    ({'starts': np.zeros(2, np.int64)}, "'starts' is int64; int32 is needed"),
+    ({'ids': np.zeros((2, 16), np.int8)}, "'ids' is int8; uint8 is needed"),
+    ({'ids': np.zeros(16, np.uint8)}, r"'ids' is \[16\]; \[rows, 16\]"),
     ({'more': np.zeros(1)}, "'more' is not known"),
   ],
 )
@@ -194,8 +204,12 @@ def test_a_reply_arrives_as_it_was():
   asked = request()
   sure = np.array([0.2, 0.9], np.float32)
   states = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float32)
-  sent = wire.Reply(np.zeros(2, bool), np.array([4, 5]), sure, states)
-  got = wire.unpack_reply(wire.pack_reply(sent, 'float32'), asked, WIDTH, False)
+  sent = wire.Reply(
+    np.zeros(2, bool), np.zeros(2, bool), np.array([4, 5]), sure, states
+  )
+  got = wire.unpack_reply(
+    wire.pack_reply(sent, 'float32'), asked, WIDTH, VOCAB, False
+  )
   np.testing.assert_array_equal(got.tokens, [4, 5])
   np.testing.assert_array_equal(got.confidence, sure)
   np.testing.assert_array_equal(got.states, states)  # Positions 1 and 2.
@@ -204,4 +218,109 @@ def test_a_reply_arrives_as_it_was():
       dataclasses.replace(sent, states=wrong), 'float32'
     )
     with pytest.raises(wire.WireError, match='states are'):
-      wire.unpack_reply(content, asked, WIDTH, False)
+      wire.unpack_reply(content, asked, WIDTH, VOCAB, False)
+
+
+WORDS = sorted(
+  json.loads(
+    (content := wire.pack_request(request(), 'float32'))[
+      8 : 8 + int.from_bytes(content[:8], 'little')
+    ]
+  )['__metadata__']
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(
+  st.dictionaries(
+    st.sampled_from(WORDS),
+    st.text(max_size=12) | st.floats().map(repr) | st.integers().map(str),
+    min_size=1,
+  )
+)
+def test_any_words_are_a_policy_or_refused(words):
+  try:
+    policy = unpack(rewritten(words)).policy
+  except wire.WireError as error:
+    assert str(error)
+  else:
+    with np.errstate(all='raise', under='ignore'):
+      numbers = sampling.numbers(policy.sampling)
+      assert numbers is None or numbers.temperature > 0 < numbers.top_p
+      assert not np.isnan(np.float32(policy.threshold))
+
+
+def reply(**changes):
+  values = {
+    'lost': np.zeros(2, bool),
+    'busy': np.zeros(2, bool),
+    'tokens': np.array([4, 5]),
+    'confidence': np.array([0.2, 0.9], np.float32),
+    'states': np.zeros((2, WIDTH), np.float32),
+    **changes,
+  }
+  return wire.pack_reply(wire.Reply(**values), 'float32')
+
+
+def unpack_reply(content):
+  return wire.unpack_reply(content, request(), WIDTH, VOCAB, False)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'tokens': np.array([4, VOCAB])}, 'from 0 to 22'),
+    ({'tokens': np.array([-1, 4])}, 'from 0 to 22'),
+    ({'confidence': np.array([0.2, np.nan])}, 'confidence'),
+    ({'busy': np.zeros(3, bool)}, "'busy' is"),
+    ({'busy': np.array([True, False])}, 'states are'),
+    ({'lost': np.array([True, False])}, 'states are'),
+  ],
+)
+def test_what_no_server_says_is_refused(changes, said):
+  assert unpack_reply(reply()).states.shape == (2, WIDTH)
+  with pytest.raises(wire.WireError, match=said):
+    unpack_reply(reply(**changes))
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.data())
+def test_any_bytes_are_a_reply_or_refused(data):
+  whole = bytearray(reply())
+  for _ in range(data.draw(st.integers(1, 3))):
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+  try:
+    got = unpack_reply(bytes(whole))
+  except wire.WireError as error:
+    assert str(error)
+  else:
+    assert (got.tokens < VOCAB).all() and np.isfinite(got.states).all()
+
+
+@pytest.mark.parametrize('width', [1, 64, 4096, 2**20])
+@pytest.mark.parametrize('dtype', wire.DTYPES)
+def test_no_message_is_longer_than_the_longest(width, dtype):
+  """Whatever the slots and the context: rows of one position cost the most."""
+  most = wire.positions(width)
+  assert wire.LARGEST < 2**26 and 1 <= most
+  ids = np.zeros((most, 16), np.uint8)
+  ids[:, :4] = np.arange(most, dtype=np.uint32)[:, None].view(np.uint8)
+  one = np.ones(most, int)
+  states = np.zeros((most, width), np.float32)
+  sent = request(
+    ids=ids, starts=one * (2**31 - 2), lengths=one, wanted=one, rows=one,
+    inputs=states,
+  )  # fmt: skip
+  content = wire.pack_request(sent, dtype)
+  assert len(content) <= wire.LARGEST
+  limits = ASKED | {'width': width, 'context': 2**31 - 1, 'rows': most}
+  got = wire.unpack_request(content, first=False, **limits)
+  assert len(got.inputs) == most
+  answer = wire.Reply(one < 0, one < 0, one, one / 2, states)
+  assert len(wire.pack_reply(answer, dtype)) <= wire.LARGEST
+  more = dataclasses.replace(sent, lengths=one * 2, starts=one, inputs=None)
+  with pytest.raises(wire.WireError, match=f'up to {most} a message'):
+    wire.unpack_request(
+      wire.pack_request(more, dtype), first=False, bare=True, **limits
+    )
