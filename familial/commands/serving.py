@@ -206,7 +206,7 @@ def _define_relay(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_string(
     'host',
-    'localhost',
+    '127.0.0.1',
     'Address to listen on; [::] for all, and nothing is encrypted.',
     flag_values=values,
   )
@@ -214,9 +214,17 @@ def _define_relay(values: flags.FlagValues) -> None:
     'slots', 64, 'Rows that may be open.', lower_bound=1, flag_values=values
   )
   flags.DEFINE_integer(
+    'context',
+    0,
+    'Positions of a row, for which caches are made in every slot; 0 for those '
+    'that the family was trained on, the most.',
+    lower_bound=0,
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
     'rows',
     8,
-    'Rows of a pass: fewer than there are cost as many.',
+    'Rows of a pass. One that is not full costs as much as a full one.',
     lower_bound=1,
     flag_values=values,
   )
@@ -333,7 +341,14 @@ def _relay(values: flags.FlagValues) -> str:
 
   compilation.prepare()
   segment = segments.load(values.segment)
-  relay = server.Relay(segment, values.slots, segment.context, rows=values.rows)
+  context = values.context or segment.context
+  if context > segment.context:
+    raise errors.UserError(
+      f'--context={context}: the family was trained on {segment.context}, the '
+      'most allowed'
+    )
+  relay = server.Relay(segment, values.slots, context, rows=values.rows)
+  relay.tier.warm()
   with server.serve(relay, values.port, values.host) as port:
     print(
       f'segment {segment.index} of {len(segment.exits)}, up to exit '

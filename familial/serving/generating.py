@@ -70,7 +70,9 @@ class Outcome:
     report: mode; tokens generated and their seconds, the compilation of
       programs included; `share` of the tokens by exit; of speculative decoding
       the `acceptance` of drafts; of a relay, by hop, calls and bytes between
-      the client and that server, sent and received.
+      the client and that server, sent and received, and the tokens `degraded`:
+      given by an exit that was not sure, for the server of the next was gone or
+      busy.
   """
 
   texts: list[str]

@@ -2,6 +2,8 @@ import contextlib
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -94,10 +96,11 @@ def test_a_relay_says_what_one_process_does(model):
     ):
       relay = server.Relay(segment, 3, model.context)
       port = stack.enter_context(server.serve(relay, 0))
-      servers.append(f'localhost:{port}')
+      servers.append(f'127.0.0.1:{port}')
     found = generating.relay(model.tokenizer, servers, PROMPTS, options)
     assert found.texts == expected.texts
     assert found.report['share'] == expected.report['share']
+    assert found.report['degraded'] == 0
     hops = found.report['hops']
     assert [hop['server'] for hop in hops] == servers
     assert all(hop['bytes_sent'] > 0 for hop in hops)
@@ -111,6 +114,12 @@ def test_a_relay_says_what_one_process_does(model):
 
     with pytest.raises(errors.UserError, match='the tokenizer has 200'):
       generating.relay(Small(), servers, PROMPTS, other)
+
+    class Other(tokenizers.Bytes):
+      mark = 'f00d'
+
+    with pytest.raises(errors.UserError, match=r'bytes, and .* here is f00d'):
+      generating.relay(Other(), servers, PROMPTS, other)
     with pytest.raises(errors.UserError, match="did you mean 'int8'"):
       client.connect(servers, dtype='int9')
     propagate = dataclasses.replace(policy, fill='propagate', threshold=2.0)
@@ -322,6 +331,55 @@ def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
   )
   assert status == 2 and 'is there already' in err
   assert len(list((tmp_path / 's').iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_relay_of_processes_says_what_one_process_does(
+  familial, run, tmp_path
+):
+  """Three servers, started, driven and ended as a user does."""
+  folder, text = tmp_path / 'segments', ['--threshold=0.5', '--max_tokens=8']
+  text += [f'--prompt={prompt}' for prompt in PROMPTS]
+  checkpoint = f'--checkpoint={run}'
+  familial('export', checkpoint, '--format=segments', f'--out={folder}')
+  _, expected, _ = familial('generate', checkpoint, '--mode=confidence', *text)
+  with contextlib.ExitStack() as stack:
+    processes, servers = [], []
+    for index in range(3):
+      process = subprocess.Popen(
+        [
+          sys.executable, '-m', 'familial', 'relay', '--port=0', '--slots=4',
+          f'--segment={folder}/segment_{index}', '--context=30',
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      )  # fmt: skip
+      stack.callback(process.kill)
+      processes.append(process)
+    for process in processes:
+      said = process.stdout.readline()
+      port = said.split('listening on port ')[1].split(';')[0]
+      servers.append(f'127.0.0.1:{port}')
+    segment = f'--checkpoint={folder}/segment_0'
+    relayed = ['generate', segment, '--mode=relay', *text]
+    status, found, _ = familial(*relayed, f'--servers={",".join(servers)}')
+    assert status == 0
+    lines = len(PROMPTS)
+    assert found.splitlines()[:lines] == expected.splitlines()[:lines]
+    # The context is that of the servers.
+    status, _, err = familial(
+      *relayed, f'--servers={",".join(servers)}', f'--prompt={"x" * 29}'
+    )
+    assert status == 2 and 'the context of 30' in err
+    for process in processes:
+      process.terminate()
+    for process in processes:
+      out, err = process.communicate(timeout=30)
+      assert process.returncode == 0 and not err
+      assert out.endswith(': stopped\n') and out.count('\n') == 1
+  status, _, err = familial(
+    'relay', '--port=0', f'--segment={folder}/segment_0', '--context=33'
+  )
+  assert status == 2 and '--context=33' in err and err.count('\n') == 1
 
 
 @pytest.mark.parametrize(
