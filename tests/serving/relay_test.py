@@ -359,6 +359,11 @@ def test_a_port_in_use_is_refused():
       with pytest.raises(errors.UserError, match=f'{port} is in use'):
         with server.serve(one, port, host):
           pass
+  with chain([one]) as [address]:
+    port = int(address.rpartition(':')[2])
+    with pytest.raises(errors.UserError, match=f'{port} is in use'):
+      with server.serve(one, port):
+        pass
   with pytest.raises(errors.UserError, match='no address'):
     with server.serve(one, 0, 'no such host'):
       pass
@@ -387,6 +392,7 @@ def test_silent_calls_keep_nobody_else_waiting(monkeypatch):
       assert time.monotonic() - tick < 1.0
       decoding.generate(stages, [[1, 2]], **LIMITS, policy=POLICY)
     assert calls[0].code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - tick < 20.0
     done.set()
     channel.close()
 
@@ -422,14 +428,14 @@ def test_after_a_pass_that_fails_rows_begin_again(prompts, monkeypatch, capsys):
   with chain([served]) as [address]:
     with connected([address]) as old, connected([address]) as new:
       old[0].run([decoding.tier_lib.Work(0, 0, 4, 0)], [[1] * 4], POLICY, [0])
-      run = served.tier.run
+      advance = passes.advance
 
       def fail(*args):
-        run(*args)
+        advance(*args)
         monkeypatch.undo()
         raise RuntimeError('out of memory at 0xf00d')
 
-      monkeypatch.setattr(served.tier, 'run', fail)
+      monkeypatch.setattr(passes, 'advance', fail)
       with pytest.raises(errors.UserError, match='INTERNAL') as raised:
         decoding.generate(new, prompts, **LIMITS, policy=POLICY)
       assert 'f00d' not in str(raised.value)
