@@ -45,9 +45,16 @@ def test_one_exit_says_what_the_uncached_pass_does(
   assert any(c.stopped for c in found) and not all(c.stopped for c in found)
 
 
-@pytest.mark.parametrize('rows', [0, 2])
 @pytest.mark.parametrize(
-  ('kind', 'threshold'), [('max_prob', 0.3), ('gap', 0.15), ('entropy', 0.3)]
+  ('kind', 'threshold', 'rows'),
+  [
+    ('max_prob', 0.3, 0),
+    ('gap', 0.15, 2),
+    ('entropy', 0.3, 2),
+    pytest.param('max_prob', 0.3, 2, marks=pytest.mark.slow),
+    pytest.param('gap', 0.15, 0, marks=pytest.mark.slow),
+    pytest.param('entropy', 0.3, 0, marks=pytest.mark.slow),
+  ],
 )
 def test_each_token_is_of_the_first_exit_that_is_sure(
   family, prompts, kind, threshold, rows
@@ -84,7 +91,9 @@ def propagated(family, prompt, threshold, most=14):
   return tokens, gave
 
 
-@pytest.mark.parametrize('kind', ['head', 'branch'])
+@pytest.mark.parametrize(
+  'kind', [pytest.param('head', marks=pytest.mark.slow), 'branch']
+)
 def test_a_state_that_is_propagated_skips_the_layers(family, prompts, kind):
   made = family(exit_kind=kind)
   policy = sampling.Policy(threshold=0.3, fill='propagate')
@@ -94,8 +103,15 @@ def test_a_state_that_is_propagated_skips_the_layers(family, prompts, kind):
   assert any(2 in c.exits[c.exits.index(0) :] for c in found if 0 in c.exits)
 
 
-@pytest.mark.parametrize('drafts', [1, 3])
-@pytest.mark.parametrize('kind', ['head', 'branch'])
+@pytest.mark.parametrize(
+  ('kind', 'drafts'),
+  [
+    ('head', 3),
+    ('branch', 1),
+    pytest.param('head', 1, marks=pytest.mark.slow),
+    pytest.param('branch', 3, marks=pytest.mark.slow),
+  ],
+)
 def test_greedy_drafts_change_nothing(family, prompts, drafts, kind):
   made = family(exit_kind=kind)
   draft, deep = made.tiers(3, 2, 3)
@@ -110,6 +126,7 @@ def test_greedy_drafts_change_nothing(family, prompts, drafts, kind):
   assert drafting.accepted == sum(c.exits.count(0) for c in found)
 
 
+@pytest.mark.slow
 def test_drafts_of_the_deep_exit_itself_are_all_accepted(family, prompts):
   made = family(exits=(1, 3))
   # Layers that add nothing: both exits are the same.
@@ -132,7 +149,9 @@ def test_drafts_of_the_deep_exit_itself_are_all_accepted(family, prompts):
   'how',
   [
     sampling.Sampling(temperature=1.0),
-    sampling.Sampling(temperature=0.7, top_k=5),
+    pytest.param(
+      sampling.Sampling(temperature=0.7, top_k=5), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_drawn_drafts_keep_the_deep_exits_distribution(family, how):

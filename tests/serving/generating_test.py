@@ -70,6 +70,7 @@ def test_modes_that_are_exact_say_the_same(model):
   assert '30 tokens' in line and 'drafts accepted' in line
 
 
+@pytest.mark.slow
 def test_always_and_never_sure_are_the_outer_exits(model):
   first = generating.run(model, PROMPTS, generating.Options(exit=1))
   always = generating.run(

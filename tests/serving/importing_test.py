@@ -56,8 +56,17 @@ def _import(folder, exits=(1, 2), kind='head'):
   return models.load(out)
 
 
-@pytest.mark.parametrize('tied', [True, False])
-@pytest.mark.parametrize('kind', ['head', 'separate', 'branch'])
+@pytest.mark.parametrize(
+  ('kind', 'tied'),
+  [
+    ('head', True),
+    ('separate', False),
+    ('branch', True),
+    pytest.param('head', False, marks=pytest.mark.slow),
+    pytest.param('separate', True, marks=pytest.mark.slow),
+    pytest.param('branch', False, marks=pytest.mark.slow),
+  ],
+)
 def test_what_was_exported_comes_back_with_exits(llama, tied, kind):
   family, folder = llama(tied=tied)
   expected = family.params

@@ -76,7 +76,7 @@ def check_equal(family, rows, seed):
 
 
 @hypothesis.settings(
-  max_examples=4, deadline=None, derandomize=True, phases=PHASES
+  max_examples=2, deadline=None, derandomize=True, phases=PHASES
 )
 @hypothesis.given(shapes(), st.sampled_from([0, 2]), st.integers(0, 2**16))
 def test_every_reading_is_that_of_the_uncached_pass(shape, rows, seed):
@@ -117,7 +117,7 @@ def logits_of(tier, slot, text, cut, others):
   return readings
 
 
-@pytest.mark.parametrize('rows', [0, 2])
+@pytest.mark.parametrize('rows', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_row_does_not_depend_on_its_neighbours(family, rows):
   rng = np.random.default_rng(0)
   a, b, c = (rng.integers(0, VOCAB, n) for n in (20, 30, 11))
@@ -163,7 +163,7 @@ def test_a_forgotten_slot_hides_what_was_no_number(family):
   assert sure[0] == pytest.approx(float(expected), abs=1e-5)
 
 
-@pytest.mark.parametrize('rows', [0, 2])
+@pytest.mark.parametrize('rows', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_states_taken_out_are_those_handed_on(family, rows):
   made = family()
   low, deep = made.tiers(3, 2, 3, rows=rows)
@@ -180,8 +180,15 @@ def test_states_taken_out_are_those_handed_on(family, rows):
   np.testing.assert_array_equal(here, there)
 
 
-@pytest.mark.parametrize('kind', ['head', 'branch'])
-@pytest.mark.parametrize('rows', [0, 2])
+@pytest.mark.parametrize(
+  ('kind', 'rows'),
+  [
+    ('head', 0),
+    ('branch', 2),
+    pytest.param('head', 2, marks=pytest.mark.slow),
+    pytest.param('branch', 0, marks=pytest.mark.slow),
+  ],
+)
 def test_filled_positions_stay_as_they_left(family, kind, rows):
   made = family(exit_kind=kind)
   tiers = made.tiers(3, 1, 2, 3, rows=rows)
