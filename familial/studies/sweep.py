@@ -22,6 +22,7 @@ import tqdm
 from familial import cores as cores_lib
 from familial import errors
 from familial import records
+from familial.model import config as model_config
 from familial.studies import cells as cells_lib
 from familial.studies import groups as groups_lib
 from familial.training import config as train_config
@@ -105,16 +106,18 @@ def work(
   corpora: dict[object, packing.Corpus] = {}
   attempts = dict.fromkeys((cell.cell for cell in cells), 0)
 
-  def train(group: list[train_config.RunConfig]) -> None:
-    """Trains cells whose folders are held."""
-    data = group[0].data
+  groups = groups_lib.groups(cells, jax.default_backend(), workers)
+
+  def train(mine: Cells, group: Cells) -> None:
+    """Trains cells of a group, whose folders are held."""
+    data = mine[0].data
     if data not in corpora:
       corpora[data] = packing.load(data)
-    folders = [folder(workdir, cell.cell) for cell in group]
+    folders = [folder(workdir, cell.cell) for cell in mine]
     try:
       if len(group) == 1:
         loop.run(
-          group[0],
+          mine[0],
           folders[0],
           corpora[data],
           quiet=quiet,
@@ -122,14 +125,19 @@ def work(
         )
       else:
         population.run(
-          group, folders, corpora[data], quiet=quiet, tensorboard=tensorboard
+          mine,
+          folders,
+          corpora[data],
+          model=model_config.union([cell.model for cell in group]),
+          quiet=quiet,
+          tensorboard=tensorboard,
         )
       for run in folders:
         (run / 'error.log').unlink(missing_ok=True)
     except (errors.UserError, errors.Interrupted):
       raise
     except Exception as error:  # Whatever it was, the sweep goes on.
-      for cell, run in zip(group, folders, strict=True):
+      for cell, run in zip(mine, folders, strict=True):
         records.write_text(run / 'error.log', traceback.format_exc())
         print(
           f'{cell.cell}: {type(error).__name__}: {error} '
@@ -156,23 +164,26 @@ def work(
         and attempts.get(parent.name, _ATTEMPTS) < _ATTEMPTS
       ):
         waiting = True
-    fresh = [cell for cell in ready if not attempts[cell.cell]]
-    again = [[cell] for cell in ready if attempts[cell.cell]]
-    backend = jax.default_backend()
-    for group in groups_lib.groups(fresh, backend, workers) + again:
+    fresh = [cell.cell for cell in ready if not attempts[cell.cell]]
+    again = [cell for cell in ready if attempts[cell.cell]]
+    rounds = [
+      (group, [cell for cell in group if cell.cell in fresh])
+      for group in groups
+    ] + [([cell], [cell]) for cell in again]
+    for group, due in rounds:
       with contextlib.ExitStack() as stack:
         mine = [
           cell
-          for cell in group
+          for cell in due
           if stack.enter_context(records.held(folder(workdir, cell.cell)))
           and records.status(folder(workdir, cell.cell)) not in records.DONE
         ]
-        waiting = waiting or len(mine) < len(group)
+        waiting = waiting or len(mine) < len(due)
         if mine:
           progressed = True
           for cell in mine:
             attempts[cell.cell] += 1
-          train(mine)
+          train(mine, group)
     if not progressed and not waiting:
       return
     if not progressed:

@@ -120,6 +120,7 @@ def run(
   folders: Sequence[str | os.PathLike[str]],
   corpus: packing.Corpus | None = None,
   *,
+  model: model_config.ModelConfig | None = None,
   quiet: bool = False,
   tensorboard: bool = False,
   on_steps: Callable[[list[int]], None] = lambda steps: None,
@@ -131,6 +132,8 @@ def run(
       it is trained, in their data and in their batch size.
     folders: of each; made, or gone on with if it is that config's.
     corpus: where it is loaded already.
+    model: the union of these and others' models; what was cut off among those
+      goes on to the bit, whoever of them is left. By default these alone.
     quiet: no progress bar.
     tensorboard: write event files too.
     on_steps: called after each dispatch with the members' steps.
@@ -157,7 +160,8 @@ def run(
     ]
     stopping = stack.enter_context(job_lib.stop_signals())
     meter = stack.enter_context(job_lib.Meter(jobs, quiet))
-    _train(jobs, meter, stopping, on_steps)
+    models = [config.model for config in configs]
+    _train(jobs, model or model_config.union(models), meter, stopping, on_steps)
     interrupted = stopping()
   if interrupted:
     names = ', '.join(str(folders[k]) for k in left)
@@ -169,31 +173,31 @@ def run(
 
 def _train(
   jobs: list[job_lib.Job],
+  model: model_config.ModelConfig,
   meter: job_lib.Meter,
   stopping: Callable[[], bool],
   on_steps: Callable[[list[int]], None],
 ) -> None:
   """Takes jobs to their ends, or to where a signal stops them."""
   first = jobs[0].config.train
-  model = model_config.union([job.config.model for job in jobs])
   own = [
     [model.exits.index(layer) for layer in job.config.model.exits]
     for job in jobs
   ]
-  mesh = sharding.population(len(jobs), first.batch_size)
-  place = functools.partial(sharding.members, over=mesh)
-  members = place(
-    _stack(
-      [
-        Members(_convert(job.state(), job.config.model, model), jnp.bool_(True))
-        for job in jobs
-      ]
-    )
-  )
-  h = place(
-    _stack([_spread(job.hyper, own[k], model) for k, job in enumerate(jobs)])
-  )
-  feed = _Feed(jobs)
+  states = [
+    Members(_convert(job.state(), job.config.model, model), jnp.bool_(True))
+    for job in jobs
+  ]
+  numbers = [_spread(job.hyper, own[k], model) for k, job in enumerate(jobs)]
+  if len(jobs) == 1:
+    # XLA drops an axis of one and sums in another order: with a member that
+    # does nothing, the last one left is the same to the bit as among others.
+    states.append(states[0]._replace(alive=jnp.bool_(False)))
+    numbers *= 2
+  mesh = sharding.population(len(states), first.batch_size)
+  members = sharding.members(_stack(states), mesh)
+  h = sharding.members(_stack(numbers), mesh)
+  feed = _Feed(jobs, len(states))
   step_K = np.array([job.start for job in jobs])
   alive_K = np.array([job.start < job.config.train.steps for job in jobs])
   pending: _Dispatch | None = None
@@ -265,7 +269,8 @@ def _train(
 class _Feed:
   """The members' batches; those of one seed and start are cut once."""
 
-  def __init__(self, jobs: Sequence[job_lib.Job]):
+  def __init__(self, jobs: Sequence[job_lib.Job], size: int):
+    self._size = size
     self._keys = [(job.config.train.seed, job.start) for job in jobs]
     self._streams: dict[tuple[int, int], Iterator[batches_lib.Batch]] = {
       key: batches_lib.iterate(job.source, job.start)
@@ -280,7 +285,7 @@ class _Feed:
     }
     like = next(iter(cut.values()))[0]
     taken = {
-      name: np.zeros((STEPS, len(alive_K), *rows.shape), rows.dtype)
+      name: np.zeros((STEPS, self._size, *rows.shape), rows.dtype)
       for name, rows in like.items()
     }
     for k in np.flatnonzero(alive_K):

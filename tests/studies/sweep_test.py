@@ -63,7 +63,7 @@ def fake_loop(monkeypatch, tmp_path, write_rows):
     write_rows(tmp_path, cell, losses if outcome == 'finished' else None)
     return outcome
 
-  def together(cells, folders, corpus, **flags):
+  def together(cells, folders, corpus, model, **flags):
     return [
       run(*member, corpus, **flags)
       for member in zip(cells, folders, strict=True)

@@ -9,6 +9,7 @@ import pytest
 
 from familial import errors
 from familial import records
+from familial.model import config as model_config
 from familial.training import loop
 from familial.training import population
 
@@ -208,6 +209,23 @@ def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
   assert any(records.status(folder) == 'running' for folder in folders)
   ended = population.run(configs, folders, corpus, quiet=True)
   assert ended == ['finished'] * len(configs)
+  assert _bytes(folders) == _bytes(together)
+
+
+def test_who_is_left_of_a_population_goes_on_to_the_bit(
+  configs, together, corpus, tmp_path
+):
+  model = model_config.union([config.model for config in configs])
+  folders = _folders(configs, tmp_path)
+  for index in (0, 2):
+    population.run(
+      [configs[index]], [folders[index]], corpus, model=model, quiet=True
+    )
+  rest = [1, 3, 4]
+  population.run(
+    [configs[k] for k in rest], [folders[k] for k in rest], corpus,
+    model=model, quiet=True,
+  )  # fmt: skip
   assert _bytes(folders) == _bytes(together)
 
 
