@@ -5,13 +5,20 @@ import signal
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from familial import errors
 from familial import records
+from familial.data import batches as batches_lib
 from familial.model import config as model_config
 from familial.training import loop
+from familial.training import optimizer
 from familial.training import population
+from familial.training import sharding
+from familial.training import step as step_lib
 
 # A population in a process of its own, which prints its mesh and then its
 # members' steps.
@@ -179,6 +186,43 @@ def test_over_eight_devices_they_are_what_they_are_on_one(
     _same(folder, expected, 1e-5)
 
 
+def test_a_member_stops_at_its_end_and_where_its_loss_is_no_number(
+  configs, corpus
+):
+  train = dataclasses.replace(configs[0].train, warmup_steps=0)
+  model = configs[0].model
+  hypers = [
+    optimizer.hyper(dataclasses.replace(train, **changes), model.exits)
+    for changes in ({}, {'steps': 3}, {'base_lr': 1e35})
+  ]
+  states = [
+    population.Members(
+      step_lib.init(model, 'all', jax.random.key(0), hyper), jnp.bool_(True)
+    )
+    for hyper in hypers
+  ]
+  members, h = (
+    jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    for trees in (states, hypers)
+  )
+  one = batches_lib.Batches(corpus, configs[0].data, 8, 0)[0]
+  batches = jax.tree.map(
+    lambda rows: np.broadcast_to(rows, (population.STEPS, 3, *rows.shape)), one
+  )
+  mesh = sharding.population(1, 1)
+  members, metrics = population.train(
+    mesh, model, 'all', members, batches, np.int32(population.STEPS), h
+  )
+  *ends, bad = members.state.step.tolist()
+  assert ends == [population.STEPS, 3]
+  assert 0 < bad < population.STEPS
+  assert members.alive.tolist() == [True, True, False]
+  assert np.isfinite(metrics.losses_G[:bad, 2]).all()
+  assert not np.isfinite(metrics.losses_G[bad, 2]).all()
+  for leaf in jax.tree.leaves(members.state.params):
+    assert np.isfinite(leaf[:2]).all()
+
+
 def _start(configs, folders, **environment):
   folders[0].parent.mkdir(parents=True, exist_ok=True)
   path = folders[0].parent / 'configs.pickle'
@@ -217,11 +261,10 @@ def test_who_is_left_of_a_population_goes_on_to_the_bit(
 ):
   model = model_config.union([config.model for config in configs])
   folders = _folders(configs, tmp_path)
-  for index in (0, 2):
-    population.run(
-      [configs[index]], [folders[index]], corpus, model=model, quiet=True
-    )
-  rest = [1, 3, 4]
+  dense, rest = 3, [0, 1, 2, 4]
+  population.run(
+    [configs[dense]], [folders[dense]], corpus, model=model, quiet=True
+  )
   population.run(
     [configs[k] for k in rest], [folders[k] for k in rest], corpus,
     model=model, quiet=True,
