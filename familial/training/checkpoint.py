@@ -186,31 +186,37 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
           'fill_missing_data_reads': False,
         }
       ).result()
-    for name in sorted(held.keys() | needed.keys()):
-      was = tuple(held[name].shape) if name in held else 'missing'
-      due = needed[name].shape if name in needed else 'nothing'
-      if was != due:
-        raise errors.UserError(
-          f'{folder}: not a checkpoint of this model: {name} is {was}, and '
-          f'{due} is what this model has there'
-        )
-    read = []
-    for what, leaf in needed.items():
-      read.append(_array(held[what], leaf))
-  except errors.UserError:
-    raise
   except Exception:  # Of any kind, by what is broken.
-    raise errors.UserError(
-      f'{folder}: a damaged checkpoint: {what} cannot be read'
-    ) from None
+    raise _damaged(folder, what) from None
+  for name in sorted(held.keys() | needed.keys()):
+    was = tuple(held[name].shape) if name in held else 'missing'
+    due = needed[name].shape if name in needed else 'nothing'
+    if was != due:
+      raise errors.UserError(
+        f'{folder}: not a checkpoint of this model: {name} is {was}, and '
+        f'{due} is what this model has there'
+      )
+  read = [_array(folder, name, held[name], needed[name]) for name in needed]
   restored: dict[str, Any] = jax.tree_util.tree_unflatten(treedef, read)
   return restored
 
 
-def _array(stored: tensorstore.TensorStore, like: Any) -> jax.Array:
+def _array(
+  folder: pathlib.Path, name: str, stored: tensorstore.TensorStore, like: Any
+) -> jax.Array:
   """Returns an array of a checkpoint; a process reads its devices' part."""
 
   def part(index: tuple[slice, ...] | None) -> np.ndarray:
-    return np.asarray(stored[index].read().result(), like.dtype)
+    try:
+      return np.asarray(stored[index].read().result(), like.dtype)
+    except Exception:  # Of any kind, by what is broken.
+      raise _damaged(folder, name) from None
 
-  return jax.make_array_from_callback(like.shape, like.sharding, part)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.make_array_from_callback(like.shape, like.sharding or here, part)
+
+
+def _damaged(folder: pathlib.Path, what: str) -> errors.UserError:
+  return errors.UserError(
+    f'{folder}: a damaged checkpoint: {what} cannot be read'
+  )
