@@ -1,0 +1,154 @@
+import json
+import subprocess
+
+import pytest
+
+FLAGS = [
+  '--name=fam', '--image=repo/familial:1', '--accelerator=tpu-v5p-slice',
+  '--topology=2x2x4', '--claim=nfs',
+]  # fmt: skip
+COMMAND = ['familial', 'train', "--config.model.exits='(4,8)'", '$(x) "\n']
+
+
+@pytest.fixture(scope='module')
+def gke(launcher):
+  return launcher('gke')
+
+
+@pytest.fixture
+def rendered(gke, capsys):
+  """Returns what a dry run prints, read back."""
+
+  def render(*flags):
+    assert gke.main(['--dry_run', *FLAGS, *flags, '--', *COMMAND]) == 0
+    return json.loads(capsys.readouterr().out)
+
+  return render
+
+
+def job_of(manifest):
+  (job,) = manifest['spec']['replicatedJobs']
+  return job
+
+
+def pod_of(manifest):
+  return job_of(manifest)['template']['spec']['template']['spec']
+
+
+def test_the_set(rendered):
+  manifest = rendered('--slices=3', '--restarts=7')
+  assert manifest['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
+  assert manifest['kind'] == 'JobSet'
+  assert manifest['metadata']['name'] == 'fam'
+  # A slice's hosts are one node pool, and no other job's.
+  assert manifest['metadata']['annotations'] == {
+    'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'
+  }
+  assert manifest['spec']['failurePolicy'] == {'maxRestarts': 7}
+  assert job_of(manifest)['replicas'] == 3
+  assert job_of(rendered())['replicas'] == 1
+
+
+@pytest.mark.parametrize(
+  ('accelerator', 'topology', 'chips', 'hosts', 'a_host'),
+  [
+    ('tpu-v4-podslice', '2x2x1', 4, 1, 4),
+    ('tpu-v5p-slice', '2x2x4', 4, 4, 4),
+    ('tpu-v5p-slice', '4x4x8', 4, 32, 4),
+    ('tpu-v5-lite-podslice', '1x1', 4, 1, 1),
+    ('tpu-v5-lite-podslice', '2x4', 4, 2, 4),
+    ('tpu-v5-lite-podslice', '2x4', 8, 1, 8),
+    ('tpu-v6e-slice', '16x16', 4, 64, 4),
+  ],
+)
+def test_a_pod_for_every_host_with_all_its_chips(
+  rendered, accelerator, topology, chips, hosts, a_host
+):
+  manifest = rendered(
+    f'--accelerator={accelerator}', f'--topology={topology}', f'--chips={chips}'
+  )
+  job = job_of(manifest)['template']['spec']
+  assert job['parallelism'] == job['completions'] == hosts
+  assert job['completionMode'] == 'Indexed' and job['backoffLimit'] == 0
+  pod = pod_of(manifest)
+  assert pod['nodeSelector'] == {
+    'cloud.google.com/gke-tpu-accelerator': accelerator,
+    'cloud.google.com/gke-tpu-topology': topology,
+  }
+  (container,) = pod['containers']
+  assert container['resources']['limits'] == {'google.com/tpu': a_host}
+  assert pod['restartPolicy'] == 'Never'
+
+
+def test_the_container(rendered):
+  manifest = rendered('--env=A=b=c', '--env=_D=')
+  pod = pod_of(manifest)
+  (container,) = pod['containers']
+  assert container['image'] == 'repo/familial:1'
+  assert container['command'] == COMMAND  # No shell reads it.
+  assert container['env'] == [
+    {'name': 'A', 'value': 'b=c'},
+    {'name': '_D', 'value': ''},
+  ]
+  (volume,) = pod['volumes']
+  assert volume['persistentVolumeClaim'] == {'claimName': 'nfs'}
+  assert container['volumeMounts'] == [
+    {'name': volume['name'], 'mountPath': '/work'}
+  ]
+  assert 'tolerations' not in pod
+
+
+def test_spot_nodes_are_asked_for_and_borne(rendered):
+  pod = pod_of(rendered('--spot'))
+  assert pod['nodeSelector']['cloud.google.com/gke-spot'] == 'true'
+  (toleration,) = pod['tolerations']
+  assert toleration == {
+    'key': 'cloud.google.com/gke-spot',
+    'operator': 'Equal',
+    'value': 'true',
+    'effect': 'NoSchedule',
+  }
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--topology=4x4'], "'4x4' has not the 3 dimensions of tpu-v5p-slice"),
+    (['--topology=2x2x0'], "'2x2x0'"),
+    (['--topology=3x3x1'], '9 chips are no whole number of hosts of 4'),
+    (['--accelerator=tpu-v5'], 'tpu-v5p-slice'),
+    (['--name=Fam'], "'Fam'"),
+    (['--name=' + 'a' * 41], "'aaa"),
+    (['--env=A'], "'A' is not NAME=VALUE"),
+    (['--slices=0'], "'0'"),
+    (['--chips=5'], '5'),
+  ],
+)
+def test_what_cannot_be_is_refused_in_one_line(gke, capsys, flags, words):
+  with pytest.raises(SystemExit) as stop:
+    gke.parse([*FLAGS, *flags, '--', *COMMAND])
+  assert stop.value.code == 2
+  line = capsys.readouterr().err
+  assert words in line and line.count('\n') == 1
+
+
+def test_only_without_dry_run_is_it_applied(
+  gke, rendered, tmp_path, monkeypatch, capsys
+):
+  applied = []
+
+  def apply(argv, *, input, text):
+    applied.append((argv, json.loads(input)))
+    return subprocess.CompletedProcess(argv, 3)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(subprocess, 'run', apply)
+    printed = rendered()
+    assert not applied
+    assert gke.main([*FLAGS, '--', *COMMAND]) == 3
+  assert applied == [(['kubectl', 'apply', '--filename=-'], printed)]
+  monkeypatch.setenv('PATH', str(tmp_path))
+  assert gke.main([*FLAGS, '--', *COMMAND]) == 2
+  assert capsys.readouterr().err == (
+    'gke.py: kubectl: No such file or directory\n'
+  )
