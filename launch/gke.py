@@ -50,8 +50,11 @@ def manifest(arguments: argparse.Namespace) -> dict[str, Any]:
       {
         'name': 'familial',
         'image': arguments.image,
-        'command': arguments.command,
-        'env': [{'name': k, 'value': v} for k, v in arguments.env],
+        'command': list(map(_literal, arguments.command)),
+        'env': [
+          {'name': name, 'value': _literal(value)}
+          for name, value in arguments.env
+        ],
         # TPU runtime; coordinators of JAX and of several slices.
         'ports': [{'containerPort': port} for port in (8471, 8482, 8080)],
         'resources': {'limits': {'google.com/tpu': chips}},
@@ -188,6 +191,10 @@ def main(argv: Sequence[str]) -> int:
   except OSError as error:
     print(f'gke.py: {error.filename}: {error.strerror}', file=sys.stderr)
     return 2
+
+
+def _literal(text: str) -> str:
+  return text.replace('$', '$$')  # Kubernetes fills in $(NAME).
 
 
 def _name(text: str) -> str:

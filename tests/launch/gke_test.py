@@ -7,7 +7,7 @@ FLAGS = [
   '--name=fam', '--image=repo/familial:1', '--accelerator=tpu-v5p-slice',
   '--topology=2x2x4', '--claim=nfs',
 ]  # fmt: skip
-COMMAND = ['familial', 'train', "--config.model.exits='(4,8)'", '$(x) "\n']
+COMMAND = ['familial', 'train', "--config.model.exits='(4,8)'", '$(A) $$ "\n']
 
 
 @pytest.fixture(scope='module')
@@ -81,13 +81,15 @@ def test_a_pod_for_every_host_with_all_its_chips(
 
 
 def test_the_container(rendered):
-  manifest = rendered('--env=A=b=c', '--env=_D=')
+  manifest = rendered('--env=A=b=c$', '--env=_D=')
   pod = pod_of(manifest)
   (container,) = pod['containers']
   assert container['image'] == 'repo/familial:1'
-  assert container['command'] == COMMAND  # No shell reads it.
+  # No shell reads it, but Kubernetes has variables of its own: $$ is $.
+  assert container['command'][-1] == '$$(A) $$$$ "\n'
+  assert container['command'][:-1] == COMMAND[:-1]
   assert container['env'] == [
-    {'name': 'A', 'value': 'b=c'},
+    {'name': 'A', 'value': 'b=c$$'},
     {'name': '_D', 'value': ''},
   ]
   (volume,) = pod['volumes']
