@@ -51,7 +51,10 @@ MpiDefault=none
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 NodeName={host}-b NodeHostname={host}-b NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
-PartitionName=all Nodes=ALL Default=YES State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL State=UP PriorityTier=2
 """
 
 
@@ -243,6 +246,20 @@ def test_a_job_out_of_time_starts_again_a_few_times_and_a_cancelled_one_never(
   # The array's last task has the array's own number: it was meant alone.
   assert field(tasks[1], 'JobState') == 'RUNNING'
   assert field(tasks[1], 'Restarts') == '0'
+  slurm('scancel', job)
+
+
+def test_a_preempted_job_saves_on_all_nodes_and_starts_again(tmp_path):
+  job = submit(tmp_path, '--nodes=2', '--', sys.executable, '-c', STOPS)
+  log = tmp_path / 'logs' / f'familial-{job}.log'
+  wait(lambda: text(log).count('up') == 2, 30)
+  subprocess.run(
+    ['sbatch', '--partition=urgent', '--nodes=2', '--exclusive', '--wrap=true'],
+    cwd=tmp_path, check=True, capture_output=True,
+  )  # fmt: skip
+  again(job, restarts=1)
+  assert text(log).count('saved') == 2
+  wait(lambda: text(log).count('up') == 4, 30)
   slurm('scancel', job)
 
 
