@@ -1,5 +1,7 @@
 """`familial run`, `train` and `report`."""
 
+import contextlib
+
 from absl import flags
 
 from familial import errors
@@ -57,6 +59,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial import config
   from familial import records
   from familial.training import loop
+  from familial.training import processes
 
   if 'grid' in values.config:
     raise errors.UserError(
@@ -64,13 +67,16 @@ def _train(values: flags.FlagValues) -> str:
       f"run's, such as {_SINGLE}"
     )
   run = config.run(values.config)
-  with records.held(values.workdir) as mine:
-    if not mine:
+  with processes.joined(), contextlib.ExitStack() as stack:
+    # Process 0 holds the folder for all of a run.
+    lock = records.held(values.workdir)
+    if not processes.by_first(lambda: stack.enter_context(lock)):
       raise errors.UserError(
         f'--workdir={values.workdir}: another process is training there'
       )
     loop.run(run, values.workdir, tensorboard=values.tensorboard)
-  return f'{values.workdir}: {records.outcome(values.workdir)}'
+    outcome = records.outcome(values.workdir)
+  return f'{values.workdir}: {outcome}'
 
 
 def _report(values: flags.FlagValues) -> str:

@@ -3,8 +3,9 @@
 Every document is followed by the separator. A packed corpus is a folder of the
 cache: raw little-endian arrays and meta.json, which says how large they are and
 what they hash to. Folders are written under another name and renamed, so they
-are there in whole or not at all, and a second process that prepares the same
-one throws its own away.
+are there in whole or not at all. Of processes that want the same one, the first
+makes it and the others wait; where the file system keeps no locks, each makes
+one, and the first to finish wins.
 """
 
 import array
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -293,23 +295,30 @@ def _publish(
 ) -> None:
   """Has `make` fill a folder under another name, then renames it.
 
-  Does nothing if the folder is there; of processes that race, the first to
-  finish wins and the others drop what they made.
+  Does nothing if the folder is there.
   """
   if folder.exists():
     return
   temporary = folder.with_name(f'.{folder.name}-{uuid.uuid4().hex[:12]}')
-  temporary.mkdir(parents=True)
-  try:
-    make(temporary)
+  temporary.parent.mkdir(parents=True, exist_ok=True)
+  locks = folder.parents[1] / 'locks'
+  locks.mkdir(parents=True, exist_ok=True)
+  with open(locks / folder.name, 'w') as lock:
+    with contextlib.suppress(OSError):  # No locks here: who is first, wins.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    if folder.exists():
+      return
+    temporary.mkdir()
     try:
-      temporary.rename(folder)
-    except OSError:
-      # A folder that is not empty cannot be replaced: another process won.
-      if not folder.exists():
-        raise
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+      make(temporary)
+      try:
+        temporary.rename(folder)
+      except OSError:
+        # A folder that is not empty cannot be replaced: another process won.
+        if not folder.exists():
+          raise
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _discard(folder: pathlib.Path) -> None:

@@ -149,7 +149,7 @@ def read_params(
   Raises:
     UserError: if it is missing, damaged, or of another shape.
   """
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
     like,

@@ -5,23 +5,34 @@ import jax
 from familial import errors
 from familial.data import config as data_config
 from familial.training import heap
+from familial.training import processes
 
 
-def prepare(data: data_config.DataConfig | None = None) -> None:
+def prepare(
+  data: data_config.DataConfig | None = None, *, several: bool = False
+) -> None:
   """Keeps compiled programs on disk for later runs, and the heap for steps.
 
   Args:
     data: whose cache holds the programs; by default that of no config.
+    several: whether what follows can be one of several processes' work.
 
   Raises:
-    UserError: if JAX runs as several processes, as it does on a pod.
+    UserError: if JAX runs as several processes, as it does on a pod, and they
+      cannot, or did not meet.
   """
   heap.keep()
   folder = data_config.cache_folder(data or data_config.DataConfig()) / 'xla'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  if jax.process_count() > 1:
+  count = jax.process_count()
+  if count > 1 and not several:
     raise errors.UserError(
-      f'{jax.process_count()} JAX processes: a run trains in one, with its '
-      "batch split over that host's devices"
+      f'{count} JAX processes: familial train alone is done by several; a study, '
+      'a population of runs and what serves a model keep to one'
+    )
+  if count != processes.count():
+    raise errors.UserError(
+      f'{count} JAX processes that have not met: set {processes.COUNT}=auto for '
+      'familial train'
     )

@@ -35,28 +35,47 @@ from familial.training import config as train_config
 from familial.training import events
 from familial.training import optimizer
 from familial.training import parents
+from familial.training import processes
 from familial.training import sharding
 from familial.training import step as step_lib
 
 _PROGRESS_SECONDS = 5.0
 
 
+# A run's files are written by one of its processes.
+_append = processes.only_first(records.append)
+_truncate = processes.only_first(records.truncate)
+_copy = processes.only_first(shutil.copyfile)
+_print = processes.only_first(print)
+
+
 def begin(
-  config: train_config.RunConfig, folder: str | os.PathLike[str]
+  config: train_config.RunConfig,
+  folder: str | os.PathLike[str],
+  *,
+  several: bool = False,
 ) -> str:
   """Opens a run's folder and readies the process; returns the run's status.
+
+  Args:
+    config: of the run.
+    folder: of the run.
+    several: whether the run may be that of several processes.
 
   Raises:
     UserError: if the folder or `init_from` is another model's, or this host
       cannot train it.
   """
-  compilation.prepare(config.data)
+  compilation.prepare(config.data, several=several)
   attention.check(config.model.attention)
   folder = pathlib.Path(folder)
-  records.open_run(
-    folder, config, parents.lineage(folder, config), free=('layout',)
-  )
-  return records.status(folder)
+  lineage = parents.lineage(folder, config)
+
+  def opened() -> str:
+    records.open_run(folder, config, lineage, free=('layout',))
+    return records.status(folder)
+
+  return processes.by_first(opened)
 
 
 class Job:
@@ -91,7 +110,7 @@ class Job:
     train = config.train
     lineage = _check_corpus(folder, corpus.fingerprint)
     if corpus.tokenizer_path:
-      shutil.copyfile(corpus.tokenizer_path, folder / 'tokenizer.json')
+      _copy(corpus.tokenizer_path, folder / 'tokenizer.json')
     self.config, self.folder = config, folder
     self.mesh = sharding.mesh(config)
     self.hyper = optimizer.hyper(train, config.model.exits)
@@ -100,8 +119,7 @@ class Job:
       config.data,
       train.batch_size,
       train.seed,
-      jax.process_index(),
-      jax.process_count(),
+      *sharding.part(train.batch_size, self.mesh),
     )
     self.evaluations = {
       round(train.steps * i / train.evaluations)
@@ -112,24 +130,30 @@ class Job:
     heldout = batches_lib.heldout(
       corpus, config.data, train.eval_tokens, train.eval_batch_size
     )
-    self._heldout = [sharding.batch(batch, self.mesh) for batch in heldout]
+    self._heldout = [sharding.whole(batch, self.mesh) for batch in heldout]
     self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
     with contextlib.ExitStack() as stack:
       self._checkpoints = checkpoint.Checkpoints(
         folder / 'checkpoints', train.keep
       )
       stack.callback(self._checkpoints.close)
-      self.start = self._checkpoints.latest() or 0
+      self._latest = processes.by_first(self._checkpoints.latest)
+      self.start = self._latest or 0
+      first = processes.index() == 0
       self._writer = stack.enter_context(
-        events.writer(folder, tensorboard, self.start)
+        events.writer(folder, tensorboard and first, self.start)
       )
       self._open = stack.pop_all()
 
   def __enter__(self) -> 'Job':
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    self._open.close()
+  def __exit__(
+    self, kind: type[BaseException] | None, *exception: object
+  ) -> None:
+    # Closing waits for the other processes; after an error they may not come.
+    if kind is None or processes.count() == 1:
+      self._open.close()
 
   def state(self) -> step_lib.State:
     """Returns the state that the run begins with, or goes on from.
@@ -146,13 +170,13 @@ class Job:
         params=parents.graft(state.params, self.folder, self.config)
       )
     state = self.place(state)
-    if self._checkpoints.latest() is not None:
-      state = self._checkpoints.restore(state)
+    if self._latest is not None:
+      state = self._checkpoints.restore(state, self._latest)
     # Killed between the last two writes, it lacks its last rows.
     done = self.start == train.steps
-    records.truncate(self.folder / records.ROWS, self.start - done)
+    _truncate(self.folder / records.ROWS, self.start - done)
     for extra in (records.PROGRESS, records.GRADIENTS):
-      records.truncate(self.folder / extra, self.start)
+      _truncate(self.folder / extra, self.start)
     if done:
       self._write(self.start, self._evaluate(state))
     return state
@@ -191,7 +215,7 @@ class Job:
           state.params, self.config.model, self._heldout[0]
         )
       path = self.folder / records.GRADIENTS
-      records.append(path, [{'step': step, **row} for row in found])
+      _append(path, [{'step': step, **row} for row in found])
     # Rows before their checkpoint: resuming from it keeps them. The last ones
     # say `finished`, so they come when it is safely on disk.
     if step < self.config.train.steps:
@@ -208,13 +232,13 @@ class Job:
 
   def progress(self, step: int, values: Mapping[str, float]) -> None:
     """Writes what is known of a step: finite numbers by name."""
-    records.append(self.folder / records.PROGRESS, [{'step': step, **values}])
+    _append(self.folder / records.PROGRESS, [{'step': step, **values}])
     self._writer.scalars(step, {f'train/{k}': v for k, v in values.items()})
 
   def diverge(self, step: int) -> str:
     """Records that a loss was not finite; returns `diverged`."""
     self._write(step, None)
-    print(
+    _print(
       f'{self.config.cell}: the loss is not finite at step {step}; '
       'recorded as diverged',
       file=sys.stderr,
@@ -234,7 +258,7 @@ class Job:
       last = step == self.config.train.steps
       status = 'finished' if last else 'running'
     epochs = step * self.source.tokens_per_step / self.source.epoch_tokens
-    records.append(
+    _append(
       self.folder / records.ROWS,
       records.evaluation_rows(
         self.config,
@@ -261,7 +285,7 @@ class Meter:
       initial=sum(job.start for job in jobs),
       desc=first if len(jobs) == 1 else f'{first} and {len(jobs) - 1} more',
       unit='step',
-      disable=quiet,
+      disable=quiet or processes.index() > 0,
       leave=False,
       file=sys.stderr,
     )
@@ -350,11 +374,17 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 def _check_corpus(folder: pathlib.Path, fingerprint: str) -> records.Row:
   """Returns a run's lineage with its corpus noted; refuses another corpus."""
   path = folder / 'lineage.json'
-  lineage = records.read_json(path)
-  if 'corpus' not in lineage:
-    lineage['corpus'] = fingerprint
-    records.write_json(path, lineage)
-  elif lineage['corpus'] != fingerprint:
+
+  def noted() -> records.Row:
+    lineage: records.Row = records.read_json(path)
+    if 'corpus' not in lineage:
+      lineage['corpus'] = fingerprint
+      records.write_json(path, lineage)
+    return lineage
+
+  # Each process compares: hosts may hold different texts.
+  lineage = processes.by_first(noted)
+  if lineage['corpus'] != fingerprint:
     raise errors.UserError(
       f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '
       'which is what data.corpus gives here now; use another workdir, or that '

@@ -6,7 +6,6 @@ there is one, drop later rows, go on.
 
 from collections.abc import Callable
 import os
-import time
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from familial import records
 from familial.data import packing
 from familial.training import config as train_config
 from familial.training import job as job_lib
+from familial.training import processes
 from familial.training import step as step_lib
 
 
@@ -39,14 +39,17 @@ def run(
     on_step: called after each step.
 
   Raises:
-    errors.Interrupted: on SIGTERM or SIGINT, once the state is saved.
+    errors.Interrupted: on SIGTERM or SIGINT, once the state is saved; in all
+      processes of the run, whichever was told.
     UserError: if the folder or `init_from` is another model's, or this host
       cannot train it.
   """
-  status = job_lib.begin(config, folder)
+  status = job_lib.begin(config, folder, several=True)
   if status in records.DONE:
     return status
   corpus = corpus or packing.load(config.data)
+  # Packing may take hours; an exchange of programs waits for minutes at most.
+  processes.meet('packed')
   model, train = config.model, config.train
   with (
     job_lib.Job(config, folder, corpus, tensorboard) as job,
@@ -63,7 +66,9 @@ def run(
       meter.update(1, {job: (step, float(losses[-1]), norm)})
       return bool(np.isfinite(losses).all())
 
-    saved = time.monotonic()
+    decisions = processes.Decisions(
+      job.start, stopping, train.checkpoint_seconds
+    )
     pending: step_lib.Metrics | None = None
     step = job.start
     for step, batch in enumerate(job.batches(), start=job.start + 1):
@@ -80,23 +85,22 @@ def run(
       if pending is not None and not take(step - 1, pending):
         return job.diverge(step - 1)
       pending = metrics
-      stop = stopping()
-      late = time.monotonic() - saved > train.checkpoint_seconds
+      stop, late = decisions.after(step, metrics)
       if step in job.evaluations or stop or late:
         pending = None
         if not take(step, metrics) or not job.keep(state, step):
           return job.diverge(step)
-        saved = time.monotonic()
+        decisions.saved()
         meter.pause()
       on_step(step)
       if stop:
         break
     # Also one that came during the last step: who asked for a stop wants the
     # next run not to begin.
-    interrupted = stopping()
+    interrupted = processes.any_of(stopping())
   if interrupted:
     raise errors.Interrupted(
       f'{folder}: stopped after step {step} and saved; '
       'the same command goes on from there'
     )
-  return records.status(folder)
+  return processes.by_first(lambda: records.status(folder))

@@ -51,6 +51,11 @@ def mesh(config: train_config.RunConfig) -> Mesh:
       f'layout: {layout.data or 1} x {layout.fsdp} x {layout.tensor} devices '
       f'are asked for, and there are {len(devices)}'
     )
+  if jax.process_count() > 1 and data * within != len(devices):
+    raise errors.UserError(
+      f'layout: {data} x {layout.fsdp} x {layout.tensor} devices of '
+      f'{len(devices)}: the {jax.process_count()} processes need all of them'
+    )
   if rows % data:
     raise errors.UserError(
       f'layout.data: {data} x fsdp {layout.fsdp} does not divide '
@@ -96,8 +101,37 @@ def members_batches(tree: Any, over: Mesh) -> Any:
   )
 
 
+def part(rows: int, over: Mesh) -> tuple[int, int]:
+  """Returns (index, count): this process has slice `index` of `count` of a
+  batch's rows.
+
+  Processes that share a `tensor` axis have the same slice.
+
+  Raises:
+    UserError: if its devices' rows do not lie side by side.
+  """
+  sharding = NamedSharding(over, axes.spec(('batch',), over))
+  held = sharding.addressable_devices_indices_map((rows,)).values()
+  mine = sorted({index[0].indices(rows)[:2] for index in held if index})
+  first, last = mine[0][0], mine[-1][1]
+  size = sum(stop - start for start, stop in mine)
+  if size != last - first or rows % size or first % size:
+    raise errors.UserError(
+      f'layout: the rows of process {jax.process_index()} are not one equal '
+      'slice of a batch on these devices'
+    )
+  return first // size, rows // size
+
+
+def whole(arrays: dict[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
+  """Returns rows that every process holds, as `batch` does with its own."""
+  sharding = NamedSharding(over, axes.spec(('batch',), over))
+  return {name: _spread(value, sharding) for name, value in arrays.items()}
+
+
 def batch(arrays: dict[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
-  """Returns a process's rows as global arrays split over the devices."""
+  """Returns rows, of which `part` is this process's, as global arrays split
+  over the devices."""
   sharding = NamedSharding(over, axes.spec(('batch',), over))
   return {
     name: jax.make_array_from_process_local_data(sharding, value)
@@ -113,8 +147,22 @@ def shardings(tree: Any, over: Mesh) -> Any:
 
 
 def place(tree: Any, over: Mesh) -> Any:
-  """Returns a state with each array where it belongs."""
-  return jax.device_put(tree, shardings(tree, over))
+  """Returns a state with each array where it belongs.
+
+  With several processes, an array is global or the same in each of them.
+  """
+
+  def put(leaf: jax.Array, to: NamedSharding) -> jax.Array:
+    if to.is_fully_addressable or not leaf.is_fully_addressable:
+      return jax.device_put(leaf, to)
+    return _spread(np.asarray(leaf), to)
+
+  return jax.tree.map(put, tree, shardings(tree, over))
+
+
+def _spread(value: np.ndarray, to: NamedSharding) -> jax.Array:
+  """Returns an array that each process holds, of which each places its part."""
+  return jax.make_array_from_callback(value.shape, to, value.__getitem__)
 
 
 def _mesh(shape: dict[str, int]) -> Mesh:

@@ -101,7 +101,8 @@ def train(
 ) -> tuple[State, Metrics]:
   """Returns what `advance` does, compiled; the state is donated."""
   state, metrics = advance(model, trained, state, batch, h, microbatches)
-  return axes.constrain_tree(state), metrics
+  # Metrics whole everywhere: every process of a run reads them.
+  return axes.constrain_tree(state), jax.tree.map(axes.constrain, metrics)
 
 
 def partition(

@@ -172,8 +172,13 @@ def _held_out(text):
   return files.split_of(text, 20) == 'heldout'
 
 
-def test_two_at_once_make_one(settings, monkeypatch):
+def test_two_at_once_make_one_where_there_are_no_locks(settings, monkeypatch):
   """Both find nothing and prepare; one renames first, both read the same."""
+
+  def refuse(*_):
+    raise OSError('no locks')
+
+  monkeypatch.setattr(packing.fcntl, 'flock', refuse)
   both_inside = threading.Barrier(2, timeout=60)
   write = packing._write
 
@@ -193,7 +198,13 @@ def test_two_at_once_make_one(settings, monkeypatch):
 
 def test_processes_that_race_agree(settings):
   program = (
+    'import os\n'
     'from familial.data import config, packing\n'
+    'write = packing._write\n'
+    'def told(*arguments):\n'
+    f'  open(f"{settings.cache_dir}/made_{{os.getpid()}}", "w").close()\n'
+    '  write(*arguments)\n'
+    'packing._write = told\n'
     f'corpus = packing.load(config.{settings!r})\n'
     'print(corpus.fingerprint, corpus.train.tokens.sum())\n'
   )
@@ -204,6 +215,8 @@ def test_processes_that_race_agree(settings):
   printed = {process.communicate()[0] for process in running}
   assert [process.returncode for process in running] == [0] * 3
   assert len(printed) == 1
+  # The others waited for it.
+  assert len(list(pathlib.Path(settings.cache_dir).glob('made_*'))) == 1
   _assert_only_finished_folders(settings)
 
 

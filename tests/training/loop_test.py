@@ -19,6 +19,7 @@ from familial.training import checkpoint
 from familial.training import job
 from familial.training import loop
 from familial.training import optimizer
+from familial.training import population
 from familial.training import step as step_lib
 from familial.training import timing
 
@@ -61,6 +62,14 @@ def _state(config, folder):
       optimizer.hyper(config.train, model.exits),
     )
   )  # fmt: skip
+  like = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape,
+      leaf.dtype,
+      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    ),
+    like,
+  )
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
   state = checkpoints.restore(like)
   checkpoints.close()
@@ -408,15 +417,21 @@ def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
   np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
 
 
-def test_several_processes_are_refused(
-  run_config, corpus, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+  ('run', 'said'),
+  [
+    (lambda c, f: loop.run(c, f, quiet=True), 'have not met: set FAMILIAL_PRO'),
+    (lambda c, f: population.run([c], [f], quiet=True), 'keep to one'),
+    (lambda c, f: timing.measure(c, steps=1), 'keep to one'),
+  ],
+)
+def test_several_processes_are_refused_where_they_cannot(
+  run_config, tmp_path, monkeypatch, run, said
 ):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  with pytest.raises(errors.UserError, match=r'^4 JAX processes: ') as raised:
-    loop.run(run_config(), tmp_path / 'run', corpus, quiet=True)
-  assert '\n' not in str(raised.value)
-  with pytest.raises(errors.UserError, match=r'^4 JAX processes: '):
-    timing.measure(run_config(), steps=1)
+  with pytest.raises(errors.UserError, match=r'^4 JAX processes') as raised:
+    run(run_config(), tmp_path / 'run')
+  assert said in str(raised.value) and '\n' not in str(raised.value)
   assert not list(tmp_path.iterdir())
 
 
