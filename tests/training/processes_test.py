@@ -1,0 +1,217 @@
+"""Runs of several processes on this host, as launch/local.py starts them."""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import records
+from familial.training import config as train_config
+from familial.training import loop
+from familial.training import processes
+
+ROOT = pathlib.Path(__file__).parents[2]
+# A run; process WHO sends itself the signal HOW in step WHEN.
+_CHILD = """
+import os, pathlib, pickle, sys, time
+from familial import errors
+from familial.training import loop, processes
+path, folder, who, when, how = sys.argv[1:]
+# So that every step may be the one that is stopped after.
+processes._EXCHANGE = 0.0
+def on_step(step):
+  if step == int(when) and processes.index() == int(who):
+    pathlib.Path(path).with_name('time').write_text(str(time.time()))
+    os.kill(os.getpid(), int(how))
+with open(pathlib.Path(path).with_name('pids'), 'a') as file:
+  file.write(f'{os.getpid()}\\n')
+try:
+  with processes.joined():
+    with open(path, 'rb') as file:
+      config = pickle.load(file)
+    print(loop.run(config, folder, quiet=True, on_step=on_step))
+except errors.Interrupted as error:
+  print(error, file=sys.stderr)
+  sys.exit(130)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  """How a launch ended: its status, its last line, seconds since the signal."""
+
+  status: int
+  last: str
+  out: str
+  seconds: float
+
+
+@pytest.fixture
+def launch(tmp_path):
+  """Runs a config as several processes, one of which may get a signal."""
+
+  def run(config, folder, count, who=0, when=-1, how=0, silence=60):
+    (tmp_path / 'config').write_bytes(pickle.dumps(config))
+    done = subprocess.run(
+      [
+        sys.executable, str(ROOT / 'launch/local.py'),
+        f'--processes={count}', f'--silence={silence}', '--',
+        sys.executable, '-c', _CHILD, str(tmp_path / 'config'), str(folder),
+        str(who), str(when), str(int(how)),
+      ],
+      capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    ended = time.time()
+    assert 'Traceback' not in done.stderr, done.stderr
+    pids = (tmp_path / 'pids').read_text().split()
+    assert len(pids) == count
+    for pid in pids:  # None is left, not even to be waited for.
+      assert not pathlib.Path('/proc', pid).exists()
+    (tmp_path / 'pids').unlink()
+    sent = float((tmp_path / 'time').read_text()) if when > 0 else ended
+    return Ended(
+      done.returncode,
+      (done.stderr.splitlines() or [''])[-1],
+      done.stdout,
+      ended - sent,
+    )
+
+  return run
+
+
+@pytest.fixture
+def config(run_config):
+  """20 steps, evaluated and saved every five."""
+  return run_config(steps=20, evaluations=4)
+
+
+def _losses(folder):
+  return [row['loss'] for row in records.read(folder / records.ROWS)]
+
+
+def _files(folder):
+  return {
+    name: (folder / name).read_bytes()
+    for name in (records.ROWS, 'config.json', 'lineage.json')
+  }
+
+
+def test_two_processes_train_as_one_and_outlive_what_happens(
+  launch, config, corpus, tmp_path
+):
+  one, two, hurt = (tmp_path / name / 'run' for name in ('one', 'two', 'hurt'))
+  loop.run(config, one, corpus, quiet=True)
+  ended = launch(config, two, 2)
+  assert (ended.status, ended.last) == (0, '')
+  assert ended.out.splitlines()[-1] == 'finished'
+  assert _losses(two)[0] != _losses(two)[-1]
+  np.testing.assert_allclose(_losses(two), _losses(one), rtol=0, atol=1e-5)
+
+  # One that is killed leaves the other alone, which ends.
+  killed = launch(config, hurt, 2, who=0, when=12, how=9)
+  assert killed.status == 128 + 9
+  assert killed.last == (
+    'local.py: process 0 of 2 was killed by SIGKILL; the others were stopped'
+  )
+  assert killed.seconds < 10
+  assert {row['step'] for row in records.read(hurt / records.ROWS)} == {5, 10}
+  # One that is told to stop has all stop after the same step, saved.
+  told = launch(config, hurt, 2, who=1, when=17, how=15)
+  assert told.status == 130
+  assert 'stopped after step 18 and saved' in told.last
+  assert launch(config, hurt, 2).status == 0
+  assert _files(hurt) == _files(two)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one_and_as_two(
+  launch, config, corpus, tmp_path
+):
+  one, four, split = (tmp_path / n / 'run' for n in ('one', 'four', 'split'))
+  loop.run(config, one, corpus, quiet=True)
+  # Killed as four, it goes on as two.
+  killed = launch(config, four, 4, who=2, when=12, how=9)
+  assert killed.status == 128 + 9 and killed.seconds < 10
+  assert 'process 2 of 4 was killed by SIGKILL' in killed.last
+  assert launch(config, four, 2).status == 0
+  np.testing.assert_allclose(_losses(four), _losses(one), rtol=0, atol=1e-5)
+  # Two share each slice of the rows, and no parameter is whole anywhere.
+  config = dataclasses.replace(
+    config, layout=train_config.LayoutConfig(fsdp=2, tensor=2)
+  )
+  assert launch(config, split, 4).status == 0
+  np.testing.assert_allclose(_losses(split), _losses(one), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_is_noticed(launch, config, tmp_path):
+  folder = tmp_path / 'hung' / 'run'
+  hung = launch(config, folder, 2, who=1, when=3, how=19, silence=5)
+  assert hung.status == 124
+  assert hung.last == (
+    'local.py: process 1 of 2 did not answer for 5 s; the others were stopped'
+  )
+  assert 3 < hung.seconds < 15
+  assert launch(config, folder, 2).status == 0
+
+
+def test_several_agree_about_once_a_second(monkeypatch):
+  clock, wanted, asked = [0.0], [0, 0], []
+
+  def gather(*values):
+    asked.append(step)
+    return np.array([values, (wanted[0], wanted[1], 99)], np.int32)
+
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, '_gather', gather)
+  monkeypatch.setattr(processes.time, 'monotonic', lambda: clock[0])
+  decisions = processes.Decisions(10, lambda: False, 60.0)
+  stopped = {}
+  for step in range(11, 60):
+    clock[0] += 0.1
+    wanted[:] = [step >= 30, 1]  # The other's clock does not count.
+    if any(found := decisions.after(step, ())):
+      stopped[step] = found
+  # As many steps as the last second had.
+  assert np.diff(asked).max() <= 10
+  assert asked[0] == 11 and len(asked) < 12
+  assert min(stopped) == min(s for s in asked if s >= 30)
+  assert set(stopped.values()) == {(True, False)}
+
+
+@pytest.mark.parametrize(
+  ('environment', 'said'),
+  [
+    ({processes.COUNT: 'two'}, "FAMILIAL_PROCESSES: 'two' is not a number"),
+    ({processes.COUNT: '2'}, "FAMILIAL_PROCESS: '' is not a number from 0"),
+    (
+      {processes.COUNT: '2', processes.INDEX: '1'},
+      "FAMILIAL_COORDINATOR: '' is not HOST:PORT",
+    ),
+    (
+      {
+        processes.COUNT: '2',
+        processes.INDEX: '2',
+        processes.ADDRESS: '127.0.0.1:1',
+      },
+      'FAMILIAL_PROCESS: 2 is not below FAMILIAL_PROCESSES 2',
+    ),
+  ],
+)
+def test_an_environment_that_cannot_be_is_refused(
+  monkeypatch, environment, said
+):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(errors.UserError) as raised:
+    with processes.joined():
+      pass
+  assert str(raised.value).startswith(said)
+  assert os.environ.get(processes.PULSE) is None
