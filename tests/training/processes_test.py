@@ -148,6 +148,16 @@ def test_four_processes_train_as_one_and_as_two(
   assert 'process 2 of 4 was killed by SIGKILL' in killed.last
   assert launch(config, four, 2).status == 0
   np.testing.assert_allclose(_losses(four), _losses(one), rtol=0, atol=1e-5)
+  # What a run starts from is read by each process.
+  alone, both = (tmp_path / n / 'run' for n in ('alone', 'both'))
+  more = dataclasses.replace(
+    config,
+    train=dataclasses.replace(config.train, init_from='../../four/run'),
+  )
+  loop.run(more, alone, corpus, quiet=True)
+  assert launch(more, both, 2).status == 0
+  np.testing.assert_allclose(_losses(both), _losses(alone), rtol=0, atol=1e-5)
+  assert _losses(both)[0] < _losses(four)[0]
   # Two share each slice of the rows, and no parameter is whole anywhere.
   config = dataclasses.replace(
     config, layout=train_config.LayoutConfig(fsdp=2, tensor=2)
