@@ -53,7 +53,8 @@ def manifest(arguments: argparse.Namespace) -> dict[str, Any]:
         'command': list(map(_literal, arguments.command)),
         'env': [
           {'name': name, 'value': _literal(value)}
-          for name, value in arguments.env
+          # familial train is then one of the job's processes.
+          for name, value in [('FAMILIAL_PROCESSES', 'auto'), *arguments.env]
         ],
         # TPU runtime; coordinators of JAX and of several slices.
         'ports': [{'containerPort': port} for port in (8471, 8482, 8080)],

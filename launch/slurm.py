@@ -46,6 +46,7 @@ if [ -n "$${SLURM_CPUS_PER_TASK:-}" ]; then
   export SRUN_CPUS_PER_TASK="$$SLURM_CPUS_PER_TASK"
 fi
 
+$environment
 $command &
 step=$$!
 # TERM comes to the step too when Slurm takes the nodes away, or at scancel:
@@ -86,6 +87,8 @@ def script(arguments: argparse.Namespace) -> str:
     # sbatch reads quotes as a shell does.
     options='\n'.join(f'#SBATCH {shlex.quote(o)}' for o in options if o),
     restarts=arguments.restarts,
+    # familial train is then one of the step's processes.
+    environment='' if array else 'export FAMILIAL_PROCESSES=auto',
     # Of several processes the first to end leaves the others time to save.
     command=shlex.join(
       ['srun', *([] if array else ['--wait=300']), *arguments.command]

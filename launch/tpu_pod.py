@@ -103,6 +103,7 @@ def start(command: Sequence[str]) -> str:
   inner = f'{shlex.join(command)}; echo $? > command.status'
   return (
     'cd familial && rm -f command.status && export PATH="$PWD/.venv/bin:$PATH"'
+    ' FAMILIAL_PROCESSES=auto'
     f' && (setsid nohup bash -c {shlex.quote(inner)}'
     ' > command.log 2>&1 < /dev/null & echo $! > command.pid)'
   )

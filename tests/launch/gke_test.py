@@ -89,6 +89,7 @@ def test_the_container(rendered):
   assert container['command'][-1] == '$$(A) $$$$ "\n'
   assert container['command'][:-1] == COMMAND[:-1]
   assert container['env'] == [
+    {'name': 'FAMILIAL_PROCESSES', 'value': 'auto'},
     {'name': 'A', 'value': 'b=c$$'},
     {'name': '_D', 'value': ''},
   ]

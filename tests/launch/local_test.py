@@ -132,6 +132,7 @@ def test_a_signal_is_passed_on(command, tmp_path):
 def test_none_outlives_the_launcher(command, tmp_path):
   with subprocess.Popen(command('alive(60)', 'alive(60)')) as started:
     while len(list(tmp_path.iterdir())) < 2:
+      assert started.poll() is None
       time.sleep(0.05)
     started.kill()
   time.sleep(2)
