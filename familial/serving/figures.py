@@ -76,9 +76,9 @@ def decoding(measured: measuring.Decoding) -> Figure:
       sizes, width, label=dtype, color=style.CYCLE[index],
     )  # fmt: skip
   axes[-1].set_xticks(range(len(hops)), [str(to) for to in hops])
-  axes[-1].set_xlabel('between client and tier of exit')
+  axes[-1].set_xlabel('tier of exit')
   axes[-1].set_title(f'relay, {counts[-1]} texts')
-  axes[-1].set_ylabel('bytes a token, both ways')
+  axes[-1].set_ylabel('bytes a token, from and to the client')
   top = max(hop.bytes for hop in measured.hops)
   axes[-1].set_ylim(0, 1.45 * top)  # Room for the legend.
   axes[-1].legend(loc='upper left')
