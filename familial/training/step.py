@@ -59,7 +59,7 @@ def advance(
   Args:
     model: the model; with `trained` it fixes the compiled program.
     trained: `all` or `exits`.
-    state: of the run.
+    state: of the run; donated by `train`.
     batch: as `loss.exit_losses` takes it.
     h: the run's numbers.
     microbatches: parts of the batch to compute one after another; the result is
@@ -84,25 +84,13 @@ def advance(
     gradient, state.opt_state, trainable
   )
   params = {**frozen, **optax.apply_updates(trainable, updates)}
-  return (
-    State(params, opt_state, state.step + 1),
-    Metrics(losses_G, optax.tree.norm(gradient)),
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=2)
-def train(
-  model: model_config.ModelConfig,
-  trained: str,
-  state: State,
-  batch: dict[str, Array],
-  h: optimizer.Hyper,
-  microbatches: int = 1,
-) -> tuple[State, Metrics]:
-  """Returns what `advance` does, compiled; the state is donated."""
-  state, metrics = advance(model, trained, state, batch, h, microbatches)
+  state = State(params, opt_state, state.step + 1)
+  metrics = Metrics(losses_G, optax.tree.norm(gradient))
   # Metrics whole everywhere: every process of a run reads them.
   return axes.constrain_tree(state), jax.tree.map(axes.constrain, metrics)
+
+
+train = jax.jit(advance, static_argnums=(0, 1, 5), donate_argnums=2)
 
 
 def partition(
