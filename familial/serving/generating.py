@@ -16,6 +16,7 @@ from familial.serving import decoding
 from familial.serving import models
 from familial.serving import sampling as sampling_lib
 from familial.serving import segments
+from familial.serving import speculation
 from familial.serving import tier as tier_lib
 
 MODES = ('exit', 'confidence', 'speculative', 'relay')
@@ -159,7 +160,7 @@ def run(
   more: dict[str, Any] = {}
   if options.mode == 'speculative':
     draft, deep = stages
-    found, drafting = decoding.speculate(
+    found, drafting = speculation.speculate(
       draft, deep, tokens, **limits, sampling=options.policy.sampling,
       drafts=options.drafts,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from familial.serving import propagation
 from familial.serving import sampling
 from familial.serving import segments
 from familial.serving import server
+from familial.serving import speculation
 from familial.serving import thresholds
 from familial.serving import tier as tier_lib
 from familial.serving import wire
@@ -280,7 +281,7 @@ def _speeds(
     draft, deep = tiers(exit_, last)
     (texts, drafting), seconds = _timed(
       functools.partial(
-        decoding.speculate, draft, deep, prompts, **limits,
+        speculation.speculate, draft, deep, prompts, **limits,
         sampling=greedy.sampling, drafts=_DRAFTS,
       )
     )  # fmt: skip
@@ -324,7 +325,7 @@ def _hops(
       for segment in segments.split(model.params, shape, model.context):
         relay = server.Relay(segment, len(prompts), model.context)
         port = stack.enter_context(server.serve(relay, 0))
-        addresses.append(f'localhost:{port}')
+        addresses.append(f'127.0.0.1:{port}')
       stages = client.connect(addresses, dtype=dtype)
       for stage in stages:
         stack.callback(stage.close)

@@ -1,7 +1,5 @@
 import contextlib
-import functools
 import json
-import socket
 import threading
 import time
 
@@ -12,73 +10,20 @@ import pytest
 from familial import errors
 from familial.serving import client
 from familial.serving import decoding
-from familial.serving import passes
 from familial.serving import sampling
 from familial.serving import server
 from familial.serving import wire
 from tests.serving.conftest import CONTEXT
 from tests.serving.conftest import VOCAB
 from tests.serving.conftest import Family
-
-STOP = 7
-LIMITS = {'context': CONTEXT, 'max_tokens': 10, 'stop': STOP}
-POLICY = sampling.Policy(threshold=0.3)
-
-
-@functools.cache
-def whole():
-  return Family(exit_kind='branch')
-
-
-def relay(index, slots=6, rows=3, exits=(1, 2, 3), **options):
-  segment = whole().segments(*exits)[index]
-  return server.Relay(segment, slots, CONTEXT, rows=rows, **options)
-
-
-@contextlib.contextmanager
-def chain(relays, ports=None):
-  with contextlib.ExitStack() as stack:
-    yield [
-      f'127.0.0.1:{stack.enter_context(server.serve(r, port))}'
-      for r, port in zip(relays, ports or [0] * len(relays), strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def connected(addresses, **options):
-  with contextlib.ExitStack() as stack:
-    stages = client.connect(addresses, patience=0.3, **options)
-    for stage in stages:
-      stack.callback(stage.close)
-    yield stages
-
-
-def local(prompts, policy=POLICY, slots=6, rows=3):
-  tiers = whole().tiers(slots, 1, 2, 3, rows=rows)
-  return decoding.generate(tiers, prompts, **LIMITS, policy=policy)
-
-
-def ask(relay_, ids, starts, inputs, index=None, **changes):
-  """A request of one row each, as a client would send it."""
-  segment = relay_.tier.segment
-  lengths = np.array([len(part) for part in inputs])
-  starts = np.array(starts)
-  values = {
-    'fingerprint': segment.fingerprint,
-    'index': segment.index if index is None else index,
-    'ids': np.stack([np.full(16, id_, np.uint8) for id_ in ids]),
-    'starts': starts,
-    'lengths': lengths,
-    'wanted': starts + lengths,
-    'rows': np.zeros(len(ids)),
-    'inputs': np.concatenate(inputs),
-    'policy': POLICY,
-    **changes,
-  }
-  request = wire.Request(**values)
-  answer = relay_.advance(wire.pack_request(request, 'float32'))
-  width, vocab = segment.model.width, segment.model.vocab_size
-  return wire.unpack_reply(answer, request, width, vocab, segment.last)
+from tests.serving.relays import LIMITS
+from tests.serving.relays import POLICY
+from tests.serving.relays import ask
+from tests.serving.relays import chain
+from tests.serving.relays import connected
+from tests.serving.relays import local
+from tests.serving.relays import relay
+from tests.serving.relays import whole
 
 
 @pytest.mark.parametrize(
@@ -290,163 +235,6 @@ def test_a_server_that_describes_itself_wrong_is_refused(wrong, monkeypatch):
     client.connect(['edge:1'])
 
 
-def test_a_request_to_another_model_or_segment_is_refused():
-  one = relay(1)
-  states = np.zeros((2, one.tier.segment.model.width), np.float32)
-  for wrong in ({'fingerprint': 'f00d'}, {'index': 2}, {'index': 0}):
-    with pytest.raises(wire.WireError, match='this is segment 1'):
-      ask(one, [1], [0], [states], **wrong)
-  assert not one.tier.seen.any()
-
-
-def test_rows_beyond_the_slots_are_refused_until_others_are_idle():
-  now = [0.0]
-  one = relay(0, slots=2, clock=lambda: now[0])
-  text = np.arange(3)
-  ask(one, [1], [0], [text])
-  now[0] = 3.0
-  # One has a place, and the other has none: neither is taken in yet.
-  both = ask(one, [2, 3], [0, 0], [text, text])
-  assert both.busy.tolist() == [False, True] and one.tier.seen.max() == 3
-  assert not ask(one, [2], [0], [text]).busy.any()
-  assert ask(one, [3], [0], [text]).busy.tolist() == [True]
-  now[0] = 5.0  # The first one has been idle for long enough.
-  assert not ask(one, [3], [0], [text]).busy.any()
-  assert ask(one, [1, 2], [3, 3], [text, text]).lost.tolist() == [True, False]
-  # Nothing of a request is taken in if a row of it is lost.
-  assert ask(one, [2], [4], [text]).lost.tolist() == [True]
-  one.release(bytes([2]) * 16 + bytes([9]) * 16)
-  assert ask(one, [1], [0], [text]).lost.tolist() == [False]
-  with pytest.raises(wire.WireError, match='15 bytes'):
-    one.release(bytes(15))
-
-
-def test_bad_bytes_get_a_status_and_the_server_lives(prompts):
-  rng = np.random.default_rng(0)
-  served = relay(0)
-  with chain([served]) as [address]:
-    channel = grpc.insecure_channel(address)
-    call = channel.unary_unary(f'/{server.SERVICE}/Advance')
-    for size in (0, 1, 8, 100, 5000):
-      with pytest.raises(grpc.RpcError) as raised:
-        call(rng.bytes(size), timeout=10)
-      assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-      assert raised.value.details()
-    with pytest.raises(grpc.RpcError) as raised:
-      call(bytes(wire.LARGEST + 1), timeout=10)
-    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    with pytest.raises(grpc.RpcError) as raised:
-      channel.unary_unary(f'/{server.SERVICE}/Format')(b'', timeout=10)
-    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    # A client that hangs up in the middle leaves nothing behind.
-    with connected([address]) as [stage]:
-      content = np.arange(4)
-      stage.run([decoding.tier_lib.Work(0, 0, 4, 0)], [content], POLICY, [0])
-      stage._channel.close()
-      stage._channel = grpc.insecure_channel(address)
-    with connected([address]) as stages:
-      found = decoding.generate(stages, prompts, **LIMITS, policy=POLICY)
-  tiers = whole().tiers(6, 1, rows=3)
-  assert found == decoding.generate(tiers, prompts, **LIMITS, policy=POLICY)
-
-
-def test_a_port_in_use_is_refused():
-  """By whomever, and though a name has another address where it is free."""
-  one = relay(0, slots=1)
-  with socket.create_server(('127.0.0.1', 0)) as other:
-    port = other.getsockname()[1]
-    for host in ('127.0.0.1', 'localhost', '[::]'):
-      with pytest.raises(errors.UserError, match=f'{port} is in use'):
-        with server.serve(one, port, host):
-          pass
-  with chain([one]) as [address]:
-    port = int(address.rpartition(':')[2])
-    with pytest.raises(errors.UserError, match=f'{port} is in use'):
-      with server.serve(one, port):
-        pass
-  with pytest.raises(errors.UserError, match='no address'):
-    with server.serve(one, 0, 'no such host'):
-      pass
-
-
-def test_silent_calls_keep_nobody_else_waiting(monkeypatch):
-  monkeypatch.setattr(server, '_READ_SECONDS', 2.0)
-  done = threading.Event()
-
-  def silent():
-    done.wait(30)
-    yield from ()
-
-  with chain([relay(0)]) as [address]:
-    channel = grpc.insecure_channel(
-      address, [('grpc.use_local_subchannel_pool', 1)]
-    )
-    calls = [
-      channel.stream_unary(f'/{server.SERVICE}/{name}').future(silent())
-      for name in ('Advance', 'Describe', 'Release')
-      for _ in range(30)
-    ]
-    time.sleep(0.3)
-    tick = time.monotonic()
-    with connected([address]) as stages:
-      assert time.monotonic() - tick < 1.0
-      decoding.generate(stages, [[1, 2]], **LIMITS, policy=POLICY)
-    assert calls[0].code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - tick < 20.0
-    done.set()
-    channel.close()
-
-
-def test_too_many_calls_are_waited_for(monkeypatch):
-  monkeypatch.setattr(server, '_READ_SECONDS', 1.0)
-  monkeypatch.setattr(server, '_CALLS', 1)
-  done = threading.Event()
-
-  def silent():
-    done.wait(30)
-    yield from ()
-
-  with chain([relay(0)]) as [address]:
-    channel = grpc.insecure_channel(
-      address, [('grpc.use_local_subchannel_pool', 1)]
-    )
-    call = channel.stream_unary(f'/{server.SERVICE}/Advance')
-    held = [call.future(silent()) for _ in range(2)]
-    time.sleep(0.2)
-    tick = time.monotonic()
-    [stage] = client.connect([address], patience=20.0)
-    stage.close()
-    assert 0.3 < time.monotonic() - tick
-    done.set()
-    assert held[1].code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    channel.close()
-
-
-def test_after_a_pass_that_fails_rows_begin_again(prompts, monkeypatch, capsys):
-  """One failure, after the caches were given away: as of memory that ends."""
-  served = relay(0)
-  with chain([served]) as [address]:
-    with connected([address]) as old, connected([address]) as new:
-      old[0].run([decoding.tier_lib.Work(0, 0, 4, 0)], [[1] * 4], POLICY, [0])
-      advance = passes.advance
-
-      def fail(*args):
-        advance(*args)
-        monkeypatch.undo()
-        raise RuntimeError('out of memory at 0xf00d')
-
-      monkeypatch.setattr(passes, 'advance', fail)
-      with pytest.raises(errors.UserError, match='INTERNAL') as raised:
-        decoding.generate(new, prompts, **LIMITS, policy=POLICY)
-      assert 'f00d' not in str(raised.value)
-      assert 'f00d' in capsys.readouterr().err
-      with pytest.raises(decoding.LostError):
-        old[0].run([decoding.tier_lib.Work(0, 4, 1, 0)], [[1]], POLICY, [0])
-      found = decoding.generate(new, prompts, **LIMITS, policy=POLICY)
-  tiers = whole().tiers(6, 1, rows=3)
-  assert found == decoding.generate(tiers, prompts, **LIMITS, policy=POLICY)
-
-
 def test_what_no_message_may_hold_goes_in_several(prompts, monkeypatch):
   """Nothing changes, bit for bit; states that do not come back are asked for."""
   expected = local(prompts)
@@ -530,14 +318,3 @@ def test_nothing_waits_for_a_server_that_is_gone():
     stage.forget(slot)
   stage.close()
   assert time.monotonic() - tick < 5.0
-
-
-def test_nothing_is_compiled_for_the_first_request():
-  one = relay(1, slots=5, rows=2)
-  one.tier.warm()
-  before = passes.advance._cache_size(), passes.cut._cache_size()
-  width = one.tier.segment.model.width
-  for length in (1, 3, 4, 9):
-    states = np.zeros((length, width), np.float32)
-    ask(one, [1], [0], [states], wanted=np.array([0]))
-  assert (passes.advance._cache_size(), passes.cut._cache_size()) == before
