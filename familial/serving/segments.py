@@ -125,6 +125,9 @@ def split(
     exits: where to cut, increasing; those of all exits by default. Layers above
       the last of them are left out.
     tokenizer: mark of the tokenizer.
+
+  Raises:
+    UserError: for what is no exit, or exits that do not increase.
   """
   exits = tuple(exits) or tuple(range(1, model.granularity + 1))
   for exit_ in exits:

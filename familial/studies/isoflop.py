@@ -46,9 +46,8 @@ def run(
   start = time.monotonic()
   workdir = pathlib.Path(workdir)
   cells = cells_lib.build(study)
-  records.open_run(
-    workdir, study, free=('fit', 'layout')
-  )  # Its runs stay as they are.
+  # What its runs gave stays as it is.
+  records.open_run(workdir, study, free=('fit', 'layout'))
   plan, cells = _plan(study, cells, workdir, workers, not plan_only)
   print(plan_lib.text(plan), flush=True)
   if plan_only:

@@ -70,6 +70,7 @@ def make(
     workers: how many.
   """
   rows = [_row(cell, corpus, speed) for cell in cells]
+  programs = _programs(cells, speed.backend, workers)
   return {
     'study': 'isoflop',
     'title': study.title,
@@ -85,12 +86,10 @@ def make(
     },
     'cells': rows,
     'flops': sum(row['flops'] for row in rows),
-    'seconds': _total_seconds(
-      rows, _programs(cells, speed.backend, workers), speed, workers
-    ),
+    'seconds': _total_seconds(rows, programs, speed, workers),
     'workers': workers,
     'speed': dataclasses.asdict(speed),
-    'programs': _programs(cells, speed.backend, workers),
+    'programs': programs,
     'power': _power(study, cells),
     'warnings': _warnings(rows),
   }

@@ -104,9 +104,7 @@ def _shapes(draw):
   )
 
 
-@hypothesis.given(_shapes(), strategies.integers(0, 9))
-@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
-def test_logits_are_those_of_the_exit_to_the_bit(family, seed):
+def _same_logits(family, seed):
   params, tokens = _params(family, seed), _tokens(family)
   expected = transformer.logits(params, family, tokens)
   for exit_ in range(1, family.granularity + 1):
@@ -118,6 +116,19 @@ def test_logits_are_those_of_the_exit_to_the_bit(family, seed):
     assert jax.tree.map(jnp.shape, alone) == jax.tree.map(jnp.shape, like)
     [found] = transformer.logits(alone, shape, tokens)
     np.testing.assert_array_equal(found, expected[exit_ - 1])
+
+
+@hypothesis.given(_shapes(), strategies.integers(0, 9))
+@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
+def test_logits_are_those_of_the_exit_to_the_bit(family, seed):
+  _same_logits(family, seed)
+
+
+@pytest.mark.slow
+@hypothesis.given(_shapes(), strategies.integers(0, 9))
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+def test_logits_of_many_shapes_are_those_of_the_exit_to_the_bit(family, seed):
+  _same_logits(family, seed)
 
 
 def test_scanned_layers_are_those_of_the_exit_to_rounding(shape):
