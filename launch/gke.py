@@ -154,7 +154,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     '--restarts', type=_count, default=20, help='After failures of any host.'
   )
   parser.add_argument(
-    '--dry_run', action='store_true', help='Print the manifest, apply nothing.'
+    '--dry_run',
+    '--dry-run',
+    action='store_true',
+    help='Print the manifest, apply nothing.',
   )
   parser.add_argument(
     'command', nargs='+', help='What each host runs, after --.'

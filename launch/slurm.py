@@ -149,7 +149,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     'repeated.',
   )
   parser.add_argument(
-    '--dry_run', action='store_true', help='Print the script, submit nothing.'
+    '--dry_run',
+    '--dry-run',
+    action='store_true',
+    help='Print the script, submit nothing.',
   )
   parser.add_argument(
     'command', nargs='+', help='What to run, after --: as in a shell.'

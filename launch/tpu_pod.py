@@ -138,7 +138,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help=f'Which to do, of {",".join(STEPS)}.',
   )
   parser.add_argument(
-    '--dry_run', action='store_true', help='Print the commands, run nothing.'
+    '--dry_run',
+    '--dry-run',
+    action='store_true',
+    help='Print the commands, run nothing.',
   )
   parser.add_argument(
     'command', nargs='+', help='What each host runs, after --.'

@@ -281,7 +281,7 @@ def _leave(error: BaseException) -> None:
     status, text = 130, 'familial: interrupted'
   elif isinstance(error, SystemExit):
     status, text = 1, f'familial: {error}'
-  elif _is_loss(error):
+  elif _lost_another(error):
     status, text = (
       LOST,
       (
@@ -296,7 +296,7 @@ def _leave(error: BaseException) -> None:
   os._exit(status)
 
 
-def _is_loss(error: BaseException) -> bool:
+def _lost_another(error: BaseException) -> bool:
   """Whether an exchange failed because the other side is gone."""
   signs = ('Gloo', 'UNAVAILABLE:', 'DEADLINE_EXCEEDED:', 'ABORTED:')
   return any(sign in str(error) for sign in signs)

@@ -144,7 +144,7 @@ def test_a_dry_run_prints_what_would_be_submitted(
 
   monkeypatch.setattr(subprocess, 'run', submit)
   flags = ['--tasks=2', '--logs=logs', '--', *RUN]
-  assert slurm.main(['--dry_run', *flags]) == 0
+  assert slurm.main(['--dry-run', *flags]) == 0
   printed = capsys.readouterr().out
   assert not submitted and not list(tmp_path.iterdir())
   assert slurm.main(flags) == 0

@@ -123,7 +123,7 @@ def test_a_dry_run_prints_what_would_run(pod, todo, gcloud, capsys):
   printed = capsys.readouterr().out.splitlines()
   calls = [call for step in todo().values() for call in step]
   assert [shlex.split(line) for line in printed] == calls and not asked
-  assert pod.main(['--steps=wait,delete', '--dry_run', *FLAGS, 'x']) == 0
+  assert pod.main(['--steps=wait,delete', '--dry-run', *FLAGS, 'x']) == 0
   assert len(capsys.readouterr().out.splitlines()) == 2
 
 
