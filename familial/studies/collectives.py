@@ -1,0 +1,331 @@
+"""What a compiled program's devices exchange, read from its text.
+
+The text is that of `compiled.as_text()`: the program of one device after all of
+the compiler's work, from CPU, GPU or TPU. Nothing here needs JAX or a device.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+KINDS = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+_COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?{$')
+_NAMED = re.compile(r'  (ROOT )?%?([\w.\-]+) = ')
+_OPCODE = re.compile(r' ?([a-z][\w\-]*)\(')
+_ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,<=]*)\]')
+_CALLED = re.compile(
+  r' (?:calls|to_apply|called_computations|branch_computations|'
+  r'true_computation|false_computation)=({[^}]*}|%?[\w.\-]+)'
+)
+# Devices in the order of an array [2,4], or of one that was transposed.
+_ORDER = re.compile(r'\[([\d,]+)\](?:T\(([\d,]+)\))?')
+_GROUPS = re.compile(r'replica_groups=\[\d+,(\d+)\]<=' + _ORDER.pattern)
+_MESH = re.compile(
+  r'replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? {(.*?)}'
+)
+_TRIPS = re.compile(r'"known_trip_count":{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """An exchange between devices, as often as a program does it.
+
+  Attributes:
+    kind: one of `KINDS`; those that run beside other work are called alike.
+    bytes: of the whole that the group works on, in each device's memory and
+      without padding: the result of an all-gather, what goes into a
+      reduce-scatter, and elsewhere either, for they are of one size.
+    group: devices of the first group that exchange among themselves, in
+      increasing order, by their place in the program's mesh.
+    count: how often a run of the program does it: the product of the lengths
+      of the loops around it, as far as the text gives them; a loop whose length
+      it does not give counts once, and so does every branch of a condition.
+  """
+
+  kind: str
+  bytes: int
+  group: tuple[int, ...]
+  count: int
+
+  @property
+  def group_size(self) -> int:
+    """n, devices that exchange among themselves."""
+    return len(self.group)
+
+  @property
+  def sent(self) -> float:
+    """Bytes that each device sends each time, if the group is a ring."""
+    n = self.group_size
+    if self.kind == 'collective-permute':
+      return float(self.bytes)
+    passes = 2 if self.kind == 'all-reduce' else 1
+    return passes * (n - 1) / n * self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  """A line of a computation.
+
+  Attributes:
+    name: of the result.
+    type: of the result.
+    opcode: what is done.
+    rest: operands and attributes.
+    root: whether it is the computation's result.
+  """
+
+  name: str
+  type: str
+  opcode: str
+  rest: str
+  root: bool
+
+  @property
+  def operands(self) -> list[str]:
+    """Names of the operands."""
+    inside = self.rest[: _closing('(' + self.rest) - 2]
+    inside = re.sub(r'/\*.*?\*/', '', inside)
+    return [part.split()[-1].lstrip('%') for part in _parts(inside)]
+
+  def attribute(self, key: str) -> str:
+    """Returns an attribute that is one word, or ''."""
+    found = re.search(rf'[ ,]{key}=%?([\w.\-]+)', self.rest)
+    return found[1] if found else ''
+
+
+_Computations = dict[str, dict[str, _Instruction]]
+
+
+def of(text: str) -> tuple[Collective, ...]:
+  """Returns the collectives of a compiled program, in the order of its text.
+
+  Where TPUs do a reduce-scatter, their text has an all-reduce in a computation
+  `all-reduce-scatter`; here it is a reduce-scatter. What their compiler turns
+  into products with a ring around them is the ring's collective-permutes.
+
+  Raises:
+    ValueError: if this is no program's text.
+  """
+  computations, entry = _read(text)
+  if not entry:
+    raise ValueError('a program without ENTRY')
+  header = text[: text.index('\n')]
+  counts = re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)
+  devices = math.prod(map(int, counts))
+  return tuple(_walk(computations, entry, 1, devices))
+
+
+def _walk(
+  computations: _Computations, name: str, count: int, devices: int
+) -> Iterator[Collective]:
+  computation = computations.get(name, {})
+  for line in computation.values():
+    kind = line.opcode.removesuffix('-start')
+    if kind in KINDS:
+      yield _collective(line, kind, name, count, devices)
+    elif line.opcode == 'while':
+      loops = count * _trips(computations, computation, line)
+      yield from _walk(computations, line.attribute('body'), loops, devices)
+    elif line.opcode not in ('async-update', 'async-done'):
+      for called in _CALLED.findall(line.rest):
+        for inner in re.findall(r'[\w.\-]+', called):
+          yield from _walk(computations, inner, count, devices)
+
+
+def _collective(
+  line: _Instruction, kind: str, within: str, count: int, devices: int
+) -> Collective:
+  group = _group(line.rest, devices)
+  if line.opcode.endswith('-start') and kind != 'all-reduce':
+    # Operands, results, and what the device needs to wait for them.
+    size = _bytes(_parts(line.type[1:-1])[1])
+  else:
+    size = _bytes(line.type)
+  if kind == 'reduce-scatter':
+    size *= len(group)
+  elif kind == 'all-reduce' and within.startswith('all-reduce-scatter'):
+    kind = 'reduce-scatter'
+  return Collective(kind, size, group, count)
+
+
+def _group(rest: str, devices: int) -> tuple[int, ...]:
+  """Returns the devices of the first group."""
+  pairs = re.search(r'source_target_pairs={({.*?})}', rest)
+  if pairs:
+    ends = [tuple(map(int, p)) for p in re.findall(r'(\d+),(\d+)', pairs[1])]
+    group = set(ends[0])
+    while more := {x for p in ends if group & set(p) for x in p} - group:
+      group |= more
+    return tuple(sorted(group))
+  if mesh := _MESH.search(rest):
+    return _mesh_group(*mesh.groups())
+  if groups := _GROUPS.search(rest):
+    size, *order = groups.groups()
+    first = _turned(*order).reshape(-1)[: int(size)]
+    return tuple(sorted(first.tolist()))
+  listed = re.search(r'replica_groups={{([\d,]+)}', rest)
+  if listed:
+    return tuple(sorted(map(int, listed[1].split(','))))
+  return tuple(range(devices))
+
+
+def _mesh_group(axes: str, ids: str | None, grouped: str) -> tuple[int, ...]:
+  """Returns the first group along some axes of a mesh, or parts of axes."""
+  sizes = {
+    name: int(size) for name, size in re.findall(r'([^,=]+)=(\d+)', axes)
+  }
+  shape = tuple(sizes.values())
+  if ids is None:
+    devices = np.arange(math.prod(shape))
+  elif order := _ORDER.fullmatch(ids):
+    devices = _turned(*order.groups())
+  else:
+    devices = np.array(_numbers(ids))
+  devices = devices.reshape(shape)
+  at: list[Sequence[int]] = [[0]] * len(shape)
+  for part in grouped.split(','):
+    name, _, sub = part.partition(':')
+    axis = list(sizes).index(name)
+    if sub:  # (major)size: the axis is major x size x the rest.
+      major, size = map(int, re.findall(r'\d+', sub))
+      at[axis] = range(0, shape[axis] // major, shape[axis] // major // size)
+    else:
+      at[axis] = range(shape[axis])
+  return tuple(sorted(devices[np.ix_(*at)].reshape(-1).tolist()))
+
+
+def _turned(shape: str, order: str | None) -> np.ndarray:
+  """Returns all devices in the order that `[shape]T(order)` stands for."""
+  devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+  return devices.transpose(_numbers(order)) if order else devices
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(map(int, text.split(',')))
+
+
+def _trips(
+  computations: _Computations,
+  outside: dict[str, _Instruction],
+  loop: _Instruction,
+) -> int:
+  """Returns how often a loop runs: what the compiler says, or what follows from
+  start, step and end of the number that it counts with; else 1."""
+  if known := _TRIPS.search(loop.rest):
+    return int(known[1])
+  condition = computations.get(loop.attribute('condition'), {})
+  body = computations.get(loop.attribute('body'), {})
+  root = _root(condition)
+  if (
+    root is None or root.opcode != 'compare' or 'direction=LT' not in root.rest
+  ):
+    return 1
+  counter, bound = (condition.get(name) for name in root.operands)
+  end = _constant(condition, bound)
+  if counter is None or counter.opcode != 'get-tuple-element' or end is None:
+    return 1
+  place = int(counter.attribute('index'))
+  start = _constant(outside, _element(outside, loop.operands[0], place))
+  result = _root(body)
+  step = _step(body, _element(body, result.name, place)) if result else None
+  if start is None or not step:
+    return 1
+  return max(0, -(-(end - start) // step))
+
+
+def _root(computation: dict[str, _Instruction]) -> _Instruction | None:
+  return next((line for line in computation.values() if line.root), None)
+
+
+def _element(
+  computation: dict[str, _Instruction], name: str, place: int
+) -> _Instruction | None:
+  """Returns what a tuple has at a place."""
+  made = computation.get(name)
+  if made is None or made.opcode != 'tuple':
+    return None
+  return computation.get(made.operands[place])
+
+
+def _constant(
+  computation: dict[str, _Instruction], line: _Instruction | None
+) -> int | None:
+  while line is not None and line.opcode in ('copy', 'bitcast', 'convert'):
+    line = computation.get(line.operands[0])
+  if line is None or line.opcode != 'constant':
+    return None
+  found = re.match(r'(-?\d+)\)', line.rest)
+  return int(found[1]) if found else None
+
+
+def _step(
+  computation: dict[str, _Instruction], line: _Instruction | None
+) -> int | None:
+  """Returns the constant that an addition adds."""
+  if line is None or line.opcode != 'add':
+    return None
+  added = [
+    _constant(computation, computation.get(name)) for name in line.operands
+  ]
+  return next((number for number in added if number is not None), None)
+
+
+def _read(text: str) -> tuple[_Computations, str]:
+  """Returns all computations, and the name of the one that the program is."""
+  computations: _Computations = {}
+  current: dict[str, _Instruction] = {}
+  entry = ''
+  for line in text.splitlines():
+    if not line.startswith(' '):
+      if started := _COMPUTATION.match(line):
+        current = computations[started[2]] = {}
+        entry = started[2] if started[1] else entry
+    elif named := _NAMED.match(line):
+      rest = line[named.end() :]
+      end = _closing(rest) if rest.startswith('(') else rest.find(' ')
+      if opcode := _OPCODE.match(rest, end):
+        current[named[2]] = _Instruction(
+          named[2], rest[:end], opcode[1], rest[opcode.end() :], bool(named[1])
+        )
+  return computations, entry
+
+
+def _closing(text: str) -> int:
+  """Returns where the bracket that a text begins with has been closed."""
+  depth = 0
+  for bracket in re.finditer(r'[(){}\[\]]', text):
+    depth += 1 if bracket[0] in '({[' else -1
+    if not depth:
+      return bracket.end()
+  return len(text)
+
+
+def _parts(text: str) -> list[str]:
+  """Returns the parts between a text's commas, but for those in brackets."""
+  parts, depth, start = [], 0, 0
+  for sign in re.finditer(r'[(){}\[\],]', text):
+    if sign[0] == ',' and not depth:
+      parts.append(text[start : sign.start()])
+      start = sign.end()
+    elif sign[0] != ',':
+      depth += 1 if sign[0] in '({[' else -1
+  return [part for part in (*parts, text[start:]) if part.strip()]
+
+
+def _bytes(type_: str) -> int:
+  """Returns the bytes of an array, or of all in a tuple."""
+  bits = 0
+  for name, width, shape in _ARRAY.findall(type_):
+    size = 8 if name == 'pred' else int(width or 0)
+    bits += -(-size * math.prod(map(int, re.findall(r'\d+', shape))) // 8) * 8
+  return bits // 8
