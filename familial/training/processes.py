@@ -215,6 +215,9 @@ def _join() -> None:
         f'{INDEX}: {explicit["process_id"]} is not below {COUNT} {asked}'
       )
     explicit['cluster_detection_method'] = 'deactivate'
+  elif _one_a_node():
+    # Else JAX gives each task on Slurm one device, and no task the others.
+    explicit['local_device_ids'] = []
   # Its handler of SIGTERM would replace ours, which saves.
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -232,6 +235,12 @@ def _join() -> None:
       f'{COUNT}={asked}: the processes of this run did not meet: '
       f'{_first_line(error)}'
     ) from None
+
+
+def _one_a_node() -> bool:
+  """Whether this is a step on Slurm with one process on each node."""
+  nodes = os.environ.get('SLURM_STEP_NUM_NODES', '')
+  return bool(nodes) and nodes == os.environ.get('SLURM_STEP_NUM_TASKS')
 
 
 def _number(name: str, least: int) -> int:

@@ -4,10 +4,12 @@ import dataclasses
 import os
 import pathlib
 import pickle
+import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -176,6 +178,91 @@ def test_one_that_hangs_is_noticed(launch, config, tmp_path):
   )
   assert 3 < hung.seconds < 15
   assert launch(config, folder, 2).status == 0
+
+
+# Says who it is, and which devices it may see.
+_MEETS = """
+import jax
+from familial.training import processes
+with processes.joined():
+  first = processes.by_first(processes.index)
+  print(processes.index(), processes.count(), first,
+        jax.config._read('jax_cuda_visible_devices'))
+"""
+
+
+def _on_slurm(nodes, index):
+  """Returns what srun tells one of two tasks."""
+  return {
+    processes.COUNT: 'auto',
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_NODELIST': 'localhost' + ',other' * (nodes - 1),
+    'SLURM_STEP_NUM_NODES': str(nodes),
+    'SLURM_STEP_NUM_TASKS': '2',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': str(index),
+    'SLURM_LOCALID': str(index if nodes == 1 else 0),
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('nodes', 'devices'), [(2, ['all', 'all']), (1, ['0', '1'])]
+)
+def test_two_find_each_other_on_slurm(nodes, devices):
+  with socket.create_server(('', 0)) as free:
+    port = str(free.getsockname()[1])
+  started = [
+    subprocess.Popen(
+      [sys.executable, '-c', _MEETS],
+      env={
+        **os.environ,
+        **_on_slurm(nodes, index),
+        'JAX_COORDINATOR_PORT': port,
+      },
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate(timeout=120)[0] for process in started]
+  assert [line.split() for line in said] == [
+    [str(index), '2', '0', devices[index]] for index in range(2)
+  ]
+
+
+@pytest.mark.parametrize(
+  ('environment', 'expected'),
+  [
+    (_on_slurm(2, 0), {'local_device_ids': []}),
+    (_on_slurm(1, 0), {}),
+    ({processes.COUNT: 'auto'}, {}),
+    (
+      {
+        **_on_slurm(2, 0),
+        processes.COUNT: '2',
+        processes.INDEX: '1',
+        processes.ADDRESS: 'host:1',
+      },
+      {
+        'coordinator_address': 'host:1',
+        'num_processes': 2,
+        'process_id': 1,
+        'cluster_detection_method': 'deactivate',
+      },
+    ),
+  ],
+)
+def test_what_is_not_said_is_left_to_jax(monkeypatch, environment, expected):
+  asked = {}
+  monkeypatch.setattr(jax.distributed, 'initialize', asked.update)
+  monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  with processes.joined():
+    pass
+  timeouts = {name for name in asked if 'timeout' in name}
+  assert {name: asked[name] for name in asked.keys() - timeouts} == expected
 
 
 def test_several_agree_about_once_a_second(monkeypatch):
