@@ -287,3 +287,39 @@ def test_the_processes_of_a_job_find_each_other(tmp_path):
   log = text(tmp_path / 'logs' / f'familial-{job}.log')
   assert field(job, 'JobState') == 'COMPLETED', log
   assert '0 of 2' in log and '1 of 2' in log
+
+
+def test_a_run_over_nodes_is_that_of_as_many_processes_on_one_host(
+  tmp_path, text_data
+):
+  def train(folder):
+    return [
+      sys.executable, '-m', 'familial', 'train',
+      f'--config={ROOT}/experiments/single.py', f'--workdir={folder}',
+      '--config.data.corpus=text_files', f'--config.data.path={text_data.path}',
+      '--config.data.heldout_percent=20', '--config.data.seq_len=16',
+      '--config.model.width=8', '--config.model.depth=2',
+      '--config.model.mlp_width=16', '--config.model.exits=(1,2)',
+      '--config.train.steps=20', '--config.train.warmup_steps=2',
+      '--config.train.batch_size=4', '--config.train.eval_tokens=256',
+      '--config.train.eval_batch_size=4', '--config.train.evaluations=2',
+    ]  # fmt: skip
+
+  over, here = (tmp_path / name / 'run' for name in ('over', 'here'))
+  job = submit(tmp_path, '--nodes=2', '--', *train(over))
+  wait(lambda: field(job, 'JobState') in ('COMPLETED', 'FAILED'), 120)
+  log = text(tmp_path / 'logs' / f'familial-{job}.log')
+  assert field(job, 'JobState') == 'COMPLETED', log
+  subprocess.run(
+    [
+      sys.executable, str(ROOT / 'launch' / 'local.py'), '--processes=2', '--',
+      *train(here),
+    ],
+    check=True,
+  )  # fmt: skip
+  rows = [(folder / records.ROWS).read_bytes() for folder in (over, here)]
+  assert rows[0] == rows[1]
+  steps = {
+    (row['step'], row['exit']) for row in records.read(over / records.ROWS)
+  }
+  assert steps == {(10, 1), (10, 2), (20, 1), (20, 2)}
