@@ -146,7 +146,11 @@ def test_too_many_calls_are_waited_for(monkeypatch):
     [stage] = client.connect([address], patience=20.0)
     stage.close()
     assert 0.3 < time.monotonic() - tick
-    assert held[1].code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    # Which of the two came first is not said.
+    assert {call.code() for call in held} == {
+      grpc.StatusCode.DEADLINE_EXCEEDED,
+      grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
 
 
 def test_after_a_pass_that_fails_rows_begin_again(prompts, monkeypatch, capsys):
