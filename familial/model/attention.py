@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
+from familial.model import kernels
 
 Array = jax.Array
 
@@ -71,10 +71,11 @@ def causal(
     kind: `plain`, `blocked` or `fused`; they agree to rounding.
 
   Raises:
-    UserError: if `fused` is not to be had here.
+    UserError: if the devices lack what `fused` needs.
   """
-  if kind == 'fused':
-    return _fused(q_BxHxLxE, k_BxKxLxE, v_BxKxLxE, segments_BxL)
+  kernel = kernels.here() if kind == 'fused' else None
+  if kernel is not None:
+    return kernel(q_BxHxLxE, k_BxKxLxE, v_BxKxLxE, segments_BxL)
   length = q_BxHxLxE.shape[2]
   half = length // 2
   if kind == 'plain' or length % 2 or length < 32:
@@ -158,15 +159,6 @@ def write(
   return jax.lax.fori_loop(0, new.shape[0], one, buffer)
 
 
-def check(kind: str) -> None:
-  """Refuses `fused` where JAX has no NVIDIA GPU."""
-  if kind == 'fused' and jax.default_backend() != 'gpu':
-    raise errors.UserError(
-      "model.attention: 'fused' is cuDNN's kernel and needs an NVIDIA GPU, not "
-      f"JAX's backend {jax.default_backend()!r}; use 'plain' or 'blocked'"
-    )
-
-
 def _square(
   q_BxHxQxE: Array,
   k_BxKxLxE: Array,
@@ -221,33 +213,3 @@ def _attend(
   )
   out = out / total.reshape(batch, kv_heads, -1, 1)
   return out.reshape(batch, heads, queries, dim).astype(q_BxHxQxE.dtype)
-
-
-def _fused(
-  q_BxHxLxE: Array,
-  k_BxKxLxE: Array,
-  v_BxKxLxE: Array,
-  segments_BxL: Array | None,
-) -> Array:
-  """Attention by cuDNN, which keeps no L x L scores.
-
-  Documents are a mask B x 1 x L x L, shared by the heads: cuDNN's own lengths
-  of packed documents need a bound on their number that a row does not have.
-  """
-  check('fused')
-  mask = None
-  if segments_BxL is not None:
-    mask = segments_BxL[:, None, :, None] == segments_BxL[:, None, None, :]
-  try:
-    out_BxLxHxE = jax.nn.dot_product_attention(
-      q_BxHxLxE.swapaxes(1, 2),
-      k_BxKxLxE.swapaxes(1, 2),
-      v_BxKxLxE.swapaxes(1, 2),
-      mask=mask,
-      is_causal=True,
-      implementation='cudnn',
-    )
-  # What a GPU or its cuDNN does not have.
-  except (NotImplementedError, RuntimeError) as error:
-    raise errors.UserError(f"model.attention: 'fused': {error}") from error
-  return out_BxLxHxE.swapaxes(1, 2)

@@ -33,8 +33,9 @@ class ModelConfig:
     dtype: of activations and matrix products, `float32` or `bfloat16`;
       parameters, softmax, norms and losses are float32 always.
     attention: `plain` (one L x L square), `blocked` (the causal square without
-      its upper right quarter, the fastest on CPU) or `fused` (cuDNN's
-      kernel on an NVIDIA GPU, in bfloat16: the square is never in memory).
+      its upper right quarter, the fastest on CPU) or `fused`, in bfloat16: a
+      kernel that never has the square in memory, cuDNN's on an NVIDIA GPU and
+      JAX's splash attention on a TPU; on CPU it is `blocked`.
     unroll: layers of a segment one after another in the program (fast on CPU)
       instead of scanned (compiles in time independent of depth).
     remat: recompute each layer's activations in the backward pass.

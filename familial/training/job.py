@@ -28,7 +28,6 @@ from familial import records
 from familial.analysis import gradients
 from familial.data import batches as batches_lib
 from familial.data import packing
-from familial.model import attention
 from familial.training import checkpoint
 from familial.training import compilation
 from familial.training import config as train_config
@@ -63,11 +62,9 @@ def begin(
     several: whether the run may be that of several processes.
 
   Raises:
-    UserError: if the folder or `init_from` is another model's, or this host
-      cannot train it.
+    UserError: if the folder or `init_from` is another model's.
   """
   compilation.prepare(config.data, several=several)
-  attention.check(config.model.attention)
   folder = pathlib.Path(folder)
   lineage = parents.lineage(folder, config)
 

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from familial import errors
 from familial.model import attention
+from familial.model import kernels
 
 B, H, K, L, E = 2, 4, 2, 32, 4
 KINDS = ('plain', 'blocked')
@@ -192,13 +194,38 @@ def test_fused_is_plain_to_rounding(segments):
   )
 
 
-@pytest.mark.skipif(jax.default_backend() == 'gpu', reason='runs on a GPU')
-def test_fused_is_refused_where_it_cannot_be(qkv):
-  with pytest.raises(errors.UserError, match=r"^model\.attention: 'fused'"):
-    causal(*qkv, None, 'fused')
-  step, shapes = _fused_step(False)
-  with pytest.raises(errors.UserError, match="not JAX's backend 'cpu'"):
-    step.trace(*shapes)
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of CPUs')
+def test_fused_is_what_xla_makes_of_blocks_where_there_is_no_kernel(qkv):
+  np.testing.assert_array_equal(
+    causal(*qkv, None, 'fused'), causal(*qkv, None, 'blocked')
+  )
+
+
+@pytest.mark.parametrize(
+  'documents', [pytest.param(False, marks=pytest.mark.slow), True]
+)
+def test_splash_is_plain_to_rounding(documents):
+  # Interpreted: a TPU's kernel, whose tiles a length of 384 has three of.
+  length = 384
+  rng = np.random.default_rng(0)
+  q, k, v = (
+    jnp.asarray(rng.normal(size=(B, heads, length, 8)), jnp.float32)
+    for heads in (H, K, K)
+  )
+  segments = jnp.arange(length) // 100 * jnp.ones((B, 1), int)
+
+  def both(attend):
+    def total(q, k, v):
+      out = attend(q, k, v, segments if documents else None)
+      return jnp.sum(out**2 * jnp.arange(8)), out
+
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-4),
+    both(functools.partial(kernels.splash, interpret=True)),
+    both(functools.partial(attention.causal, kind='plain')),
+  )
 
 
 def test_what_cudnn_lacks_is_one_line(monkeypatch, qkv):

@@ -435,18 +435,6 @@ def test_several_processes_are_refused_where_they_cannot(
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(jax.default_backend() == 'gpu', reason='runs on a GPU')
-def test_what_this_host_cannot_compute_leaves_no_folder(
-  run_config, corpus, tmp_path
-):
-  config = _with(
-    run_config(), 'model', attention='fused', dtype='bfloat16', heads=2
-  )
-  with pytest.raises(errors.UserError, match=r"^model\.attention: 'fused'"):
-    loop.run(config, tmp_path / 'run', corpus, quiet=True)
-  assert not list(tmp_path.iterdir())
-
-
 def test_programs_are_kept_where_the_config_says(
   run_config, tmp_path, monkeypatch
 ):
