@@ -58,6 +58,19 @@ def of(name: tuple[str, ...]) -> tuple[str, ...]:
   return _PARAMETERS[(room, *name[1:])]
 
 
+def names(
+  axis: str, mesh: jax.sharding.AbstractMesh | jax.sharding.Mesh
+) -> tuple[str, ...]:
+  """Returns the axes of a mesh that an axis of an array is split over.
+
+  Raises:
+    KeyError: if an axis is unknown.
+  """
+  # Mesh axes of one device are left out: a program's outputs do not name them,
+  # and what it is given must look like what it returned.
+  return tuple(name for name in _RULES[axis] if mesh.shape.get(name, 1) > 1)
+
+
 def spec(
   axes: tuple[str, ...], mesh: jax.sharding.AbstractMesh | jax.sharding.Mesh
 ) -> PartitionSpec:
@@ -66,16 +79,11 @@ def spec(
   Raises:
     KeyError: if an axis is unknown.
   """
-  # Mesh axes of one device are left out: a program's outputs do not name them,
-  # and what it is given must look like what it returned.
-  split = [
-    tuple(name for name in _RULES[axis] if mesh.shape.get(name, 1) > 1)
-    for axis in axes
-  ]
+  split = [names(axis, mesh) for axis in axes]
   while split and not split[-1]:
     split.pop()
   return PartitionSpec(
-    *(names[0] if len(names) == 1 else names or None for names in split)
+    *(over[0] if len(over) == 1 else over or None for over in split)
   )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from familial.model import axes
 from familial.model import config as model_config
 from familial.model import transformer
 
@@ -123,6 +125,81 @@ def _forward(
   owners: tuple[int, ...],
   chunk: int,
 ) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+  def local(
+    hidden: list[Array],
+    matrices: dict[int, Array],
+    targets_BxL: Array,
+    token_weights_BxL: Array,
+    exit_weights_G: Array,
+  ) -> tuple[list[Array], dict[int, Array], Array]:
+    return _gradients(
+      hidden,
+      matrices,
+      targets_BxL,
+      token_weights_BxL,
+      exit_weights_G,
+      owners,
+      chunk,
+    )
+
+  mesh = jax.sharding.get_abstract_mesh()
+  compute = local if mesh.empty else _by_device(local, mesh)
+  dhidden, gradients, losses_G = compute(
+    hidden, matrices, targets_BxL, token_weights_BxL, exit_weights_G
+  )
+  total = jnp.sum(exit_weights_G * losses_G)
+  return (total, losses_G), (dhidden, gradients, losses_G)
+
+
+def _by_device(
+  compute: Callable[..., tuple[list[Array], dict[int, Array], Array]],
+  mesh: jax.sharding.AbstractMesh,
+) -> Callable[..., tuple[list[Array], dict[int, Array], Array]]:
+  """Has each device compute its rows' share of the gradients; they sum once.
+
+  Left to itself, XLA sums the gradient of an unembedding over the devices anew
+  for every chunk of every exit: with 8 chunks and 4 exits, most of what a step
+  sends.
+  """
+  rows, vocab = axes.names('batch', mesh), axes.names('vocab', mesh)
+  if not rows:
+    return compute
+
+  def split(matrices: dict[int, Array]) -> dict[int, Array]:
+    if not vocab:
+      return matrices
+    over_vocab = axes.spec(('states', 'vocab'), mesh)
+    return jax.lax.with_sharding_constraint(matrices, over_vocab)
+
+  def local(
+    hidden: list[Array], matrices: dict[int, Array], *others: Array
+  ) -> tuple[list[Array], dict[int, Array], Array]:
+    dhidden, gradients, losses_G = compute(hidden, split(matrices), *others)
+    # Not scattered: that would gather the vocabulary. Whoever keeps a part of
+    # the sum has XLA scatter it.
+    return dhidden, *jax.lax.psum((split(gradients), losses_G), rows)
+
+  by_row, whole = axes.spec(('batch',), mesh), PartitionSpec()
+  return jax.shard_map(
+    local,
+    in_specs=(by_row, whole, by_row, by_row, whole),
+    out_specs=(by_row, whole, whole),
+    # The vocabulary's axis stays XLA's to split.
+    axis_names=set(mesh.axis_names) - set(vocab),
+    check_vma=False,
+  )
+
+
+def _gradients(
+  hidden: list[Array],
+  matrices: dict[int, Array],
+  targets_BxL: Array,
+  token_weights_BxL: Array,
+  exit_weights_G: Array,
+  owners: tuple[int, ...],
+  chunk: int,
+) -> tuple[list[Array], dict[int, Array], Array]:
+  """Returns the gradients of states and matrices, and each exit's loss."""
   gradients = {
     owner: jnp.zeros(w_DxV.shape, jnp.float32)
     for owner, w_DxV in matrices.items()
@@ -162,9 +239,7 @@ def _forward(
     )
     losses.append(loss)
     dhidden.append(dh_BxLxD)
-  losses_G = jnp.stack(losses)
-  total = jnp.sum(exit_weights_G * losses_G)
-  return (total, losses_G), (dhidden, gradients, losses_G)
+  return dhidden, gradients, jnp.stack(losses)
 
 
 def _backward(

@@ -17,7 +17,7 @@ import pytest
 from familial import errors
 from familial import records
 from familial.model import transformer
-from familial.studies import collectives
+from familial.planning import collectives
 from familial.training import config as train_config
 from familial.training import loop
 from familial.training import sharding
@@ -28,7 +28,7 @@ Layout = train_config.LayoutConfig
 _CHILD = """
 import dataclasses, json, pickle, sys
 import jax, numpy as np
-from familial.studies import collectives
+from familial.planning import collectives
 from familial.training import optimizer, sharding, step
 with open(sys.argv[1], 'rb') as file:
   configs = pickle.load(file)
@@ -70,7 +70,7 @@ for config in configs:
 _COMPILED = """
 import dataclasses, json, pickle, sys
 import jax, numpy as np
-from familial.studies import collectives
+from familial.planning import collectives
 from familial.training import optimizer, sharding, step
 with open(sys.argv[1], 'rb') as file:
   configs = pickle.load(file)
@@ -197,11 +197,12 @@ def expected(config):
   twice in its backward pass, and once for each exit.
 
   The most is what XLA does on CPU, which sums before it adds (TPUs add first):
-  q, k, v and gate, up backwards one by one, 7 for a layer; an unembedding's
-  gradient exit by exit and chunk by chunk. It gathers the embedding for the
-  look-up and, turned, for the exits, once or for every chunk, and a layer once
-  more backwards where that is recomputed or scanned. Its reductions are all-reduces, of which each device
-  keeps its part: no reduce-scatter, which would send half as much.
+  q, k, v and gate, up backwards one by one, 7 for a layer. It gathers the
+  embedding for the look-up and, turned, for the exits, and a layer once more
+  backwards where that is recomputed or scanned. Its reductions are all-reduces,
+  of which each device keeps its part: no reduce-scatter, which would send half
+  as much. The exits' gradient of the embedding is summed for itself, once,
+  however many exits and chunks there are.
   Beside them go a scalar for each leaf's norm, twice, and for each token and
   exit the largest logit, the sum and the hit over `tensor`.
   """
@@ -217,7 +218,6 @@ def expected(config):
   data, fsdp, tensor = layout.data, layout.fsdp, layout.tensor
   tokens = 4 * train.batch_size * 32 // (data * fsdp)
   again = 2 if model.remat or not model.unroll else 1
-  chunks = 32 // (model.loss_chunk or 32)
   few = 4 * (1 + exits) * parts + 8 * len(jax.tree.leaves(params))
   bounds = {}
 
@@ -228,20 +228,17 @@ def expected(config):
       bounds[what, axes] = (low + least, high + most)
 
   if fsdp > 1:
-    read = exits * chunks if chunks > 1 else 1
-    least, most = kernels + table, again * kernels + (1 + read) * table
+    least, most = kernels + table, again * kernels + 2 * table
     add('gather', ['fsdp'], least // tensor, parts * most // tensor)
   # Summed over `fsdp` each device keeps its part, and sums that over `data`.
-  own, turned = kernels // tensor, exits * chunks * table // tensor
-  add('reduce', ['fsdp'], own, parts * (own + turned))
-  if fsdp > 1:
-    own, turned = own // fsdp, turned // fsdp
+  own = kernels // tensor
+  add('reduce', ['fsdp'], own, parts * own)
   if data > 1:
-    add('reduce', ['data'], own, parts * (own + turned))
+    add('reduce', ['data'], own // fsdp, parts * own // fsdp)
   # The rest is summed over both at once, or over one after the other.
   whole = table // tensor + gains
   least = 0 if data > 1 and fsdp > 1 else whole
-  add('reduce', ['data', 'fsdp'], least, parts * whole)
+  add('reduce', ['data', 'fsdp'], least, parts * (whole + table // tensor))
   add(
     'reduce',
     ['tensor'],
