@@ -1,4 +1,4 @@
-"""`familial run`, `train` and `report`."""
+"""`familial run`, `train`, `plan` and `report`."""
 
 import contextlib
 
@@ -13,13 +13,10 @@ _SINGLE = 'experiments/single.py'
 def _define_run(values: flags.FlagValues) -> None:
   command.define_config(values, 'experiments/quickstart.py')
   command.define_workdir(values)
-  flags.DEFINE_integer(
-    'workers',
-    1,
+  _define_workers(
     'Processes that train cells side by side on this host, '
     'each on its share of the cores.',
-    lower_bound=1,
-    flag_values=values,
+    values,
   )
   flags.DEFINE_bool(
     'plan_only', False, 'Stop after the plan.', flag_values=values
@@ -31,6 +28,30 @@ def _define_train(values: flags.FlagValues) -> None:
   command.define_config(values, _SINGLE)
   command.define_workdir(values)
   _define_tensorboard(values)
+
+
+def _define_plan(values: flags.FlagValues) -> None:
+  command.define_config(values, 'experiments/familial_law.py:paper')
+  flags.DEFINE_string(
+    'topology',
+    None,
+    'What to plan for: TPUs such as v5p:4x4x8, which need not be here (extra '
+    "'tpu'), or `here`, the devices of this host.",
+    required=True,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'out',
+    None,
+    'Folder of the plan; by default runs/plan_TOPOLOGY. Programs compiled for '
+    'it before are not compiled again.',
+    flag_values=values,
+  )
+  _define_workers('Processes that compile side by side.', values)
+
+
+def _define_workers(text: str, values: flags.FlagValues) -> None:
+  flags.DEFINE_integer('workers', 1, text, lower_bound=1, flag_values=values)
 
 
 def _define_tensorboard(values: flags.FlagValues) -> None:
@@ -79,6 +100,27 @@ def _train(values: flags.FlagValues) -> str:
   return f'{values.workdir}: {outcome}'
 
 
+def _plan(values: flags.FlagValues) -> str:
+  import pathlib
+
+  from familial import config
+  from familial.planning import page
+  from familial.planning import pod
+  from familial.planning import summary
+  from familial.studies import cells as cells_lib
+
+  if 'grid' in values.config:
+    study = config.study(values.config)
+    title, cells = study.title, cells_lib.build(study)
+  else:
+    title, cells = 'One run', [config.run(values.config)]
+  name = values.topology.replace(':', '_')
+  folder = pathlib.Path(values.out or f'runs/plan_{name}')
+  plan = pod.make(title, cells, values.topology, folder, values.workers)
+  print(summary.text(plan), flush=True)
+  return f'{summary.headline(plan)}; wrote {page.write(folder, plan)}'
+
+
 def _report(values: flags.FlagValues) -> str:
   from familial.report import page
 
@@ -90,6 +132,11 @@ COMMANDS = {
     'a whole study: plan, train, fit, report; resumable', _define_run, _run
   ),
   'train': command.Command('one run', _define_train, _train),
+  'plan': command.Command(
+    'compile for a pod ahead of time: fits? how fast at best? how long?',
+    _define_plan,
+    _plan,
+  ),
   'report': command.Command(
     'figures and one HTML page of a study', command.define_workdir, _report
   ),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import html
+from importlib import resources
 import io
 import pathlib
 import re
+import string
 
 from matplotlib import figure as mpl_figure
 
@@ -22,6 +24,26 @@ _TIES = (
   ' nats',
   ' FLOPs',
 )  # that no line may end in or begin with
+
+_PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+$style</style>
+</head>
+<body>
+<header><h1>$title</h1>$subtitle</header>
+<nav aria-label="Sections">$links</nav>
+<main>
+$sections
+</main>
+</body>
+</html>
+""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +82,31 @@ class Gallery:
       f' height="{height}" alt="{html.escape(alt)}"></div>'
       f'<figcaption>{escape(seen)}</figcaption></figure>'
     )
+
+
+def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+  """Returns a page without scripts that needs nothing else to be read.
+
+  Args:
+    title: plain text.
+    subtitle: HTML.
+    sections: in order.
+  """
+  style = resources.files('familial.report').joinpath('style.css')
+  return _PAGE.substitute(
+    title=escape(title),
+    style=style.read_text('utf-8'),
+    subtitle=subtitle,
+    links=''.join(
+      f'<a href="#{section.key}">{escape(section.title)}</a>'
+      for section in sections
+    ),
+    sections='\n'.join(
+      f'<section id="{section.key}"><h2>{escape(section.title)}</h2>'
+      f'{section.body}</section>'
+      for section in sections
+    ),
+  )
 
 
 def escape(text: str) -> str:

@@ -1,9 +1,7 @@
 """The report: one page without scripts that needs nothing else to be read."""
 
-from importlib import resources
 import os
 import pathlib
-import string
 
 from familial import errors
 from familial import records
@@ -14,26 +12,6 @@ from familial.report import html
 from familial.report import law_sections
 from familial.report import record_sections
 from familial.report import results as results_lib
-
-_PAGE = string.Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<header><h1>$title</h1>$subtitle</header>
-<nav aria-label="Sections">$links</nav>
-<main>
-$sections
-</main>
-</body>
-</html>
-""")
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -61,23 +39,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   title = str(results.plan.get('title') or 'A familial study')
   path = workdir / 'report' / 'index.html'
   records.write_text(
-    path,
-    _PAGE.substitute(
-      title=html.escape(title),
-      style=resources.files('familial.report')
-      .joinpath('style.css')
-      .read_text('utf-8'),
-      subtitle=html.paragraph(_subtitle(results)),
-      links=''.join(
-        f'<a href="#{section.key}">{html.escape(section.title)}</a>'
-        for section in sections
-      ),
-      sections='\n'.join(
-        f'<section id="{section.key}"><h2>{html.escape(section.title)}</h2>'
-        f'{section.body}</section>'
-        for section in sections
-      ),
-    ),
+    path, html.page(title, html.paragraph(_subtitle(results)), sections)
   )
   return path
 

@@ -1,5 +1,6 @@
 """Meshes of devices, and what lies where on them."""
 
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -16,18 +17,25 @@ from familial.training import config as train_config
 Mesh = jax.sharding.Mesh
 
 
-def mesh(config: train_config.RunConfig) -> Mesh:
+def mesh(
+  config: train_config.RunConfig, devices: Sequence[Any] | None = None
+) -> Mesh:
   """Returns a run's mesh of axes `data`, `fsdp` and `tensor`.
 
   Where the layout leaves `data` open, it is as many of the devices that are
   left as divide both batches; with several processes all devices take part.
+
+  Args:
+    config: of the run.
+    devices: all there are; by default JAX's.
 
   Raises:
     UserError: if this layout does not go with the devices, the batches or the
       model.
   """
   layout, train, model = config.layout, config.train, config.model
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
+  processes = len({device.process_index for device in devices})
   for key, size, what, number in (
     ('tensor', layout.tensor, 'model.heads', model.heads),
     ('tensor', layout.tensor, 'model.kv_heads', model.kv_heads),
@@ -44,17 +52,17 @@ def mesh(config: train_config.RunConfig) -> Mesh:
   within = layout.fsdp * layout.tensor
   rows = math.gcd(train.batch_size, train.eval_batch_size) // layout.fsdp
   data = layout.data or math.gcd(rows, len(devices) // within)
-  if jax.process_count() > 1 and not layout.data:
+  if processes > 1 and not layout.data:
     data = len(devices) // within
   if data * within > len(devices) or not data:
     raise errors.UserError(
       f'layout: {layout.data or 1} x {layout.fsdp} x {layout.tensor} devices '
       f'are asked for, and there are {len(devices)}'
     )
-  if jax.process_count() > 1 and data * within != len(devices):
+  if processes > 1 and data * within != len(devices):
     raise errors.UserError(
       f'layout: {data} x {layout.fsdp} x {layout.tensor} devices of '
-      f'{len(devices)}: the {jax.process_count()} processes need all of them'
+      f'{len(devices)}: the {processes} processes need all of them'
     )
   if rows % data:
     raise errors.UserError(
@@ -68,7 +76,9 @@ def mesh(config: train_config.RunConfig) -> Mesh:
       f'{train.batch_size // (data * layout.fsdp)} rows that a device has of '
       f'train.batch_size {train.batch_size}'
     )
-  return _mesh({'data': data, 'fsdp': layout.fsdp, 'tensor': layout.tensor})
+  return _mesh(
+    {'data': data, 'fsdp': layout.fsdp, 'tensor': layout.tensor}, devices
+  )
 
 
 def population(size: int, batch_size: int) -> Mesh:
@@ -79,7 +89,8 @@ def population(size: int, batch_size: int) -> Mesh:
   count = len(jax.devices())
   beside = math.gcd(size, count)
   return _mesh(
-    {'member': beside, 'data': math.gcd(batch_size, count // beside)}
+    {'member': beside, 'data': math.gcd(batch_size, count // beside)},
+    jax.devices(),
   )
 
 
@@ -165,10 +176,10 @@ def _spread(value: np.ndarray, to: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(value.shape, to, value.__getitem__)
 
 
-def _mesh(shape: dict[str, int]) -> Mesh:
-  devices = np.array(jax.devices()[: math.prod(shape.values())])
+def _mesh(shape: dict[str, int], devices: Sequence[Any]) -> Mesh:
+  taken = np.array(devices[: math.prod(shape.values())])
   return Mesh(
-    devices.reshape(tuple(shape.values())),
+    taken.reshape(tuple(shape.values())),
     tuple(shape),
     axis_types=(AxisType.Auto,) * len(shape),
   )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from familial.studies import collectives
+from familial.planning import collectives
 
 HEADER = 'HloModule jit_advance, is_scheduled=true, num_partitions=8\n'
 ALL = tuple(range(8))

@@ -122,24 +122,36 @@ def of(text: str) -> tuple[Collective, ...]:
   header = text[: text.index('\n')]
   counts = re.findall(r'(?:replica_count|num_partitions)=(\d+)', header)
   devices = math.prod(map(int, counts))
-  return tuple(_walk(computations, entry, 1, devices))
+  return tuple(_walk(computations, entry, 1, devices, set()))
 
 
 def _walk(
-  computations: _Computations, name: str, count: int, devices: int
+  computations: _Computations,
+  name: str,
+  count: int,
+  devices: int,
+  begun: set[str],
 ) -> Iterator[Collective]:
   computation = computations.get(name, {})
   for line in computation.values():
     kind = line.opcode.removesuffix('-start')
     if kind in KINDS:
-      yield _collective(line, kind, name, count, devices)
+      # A TPU begins, goes on with and ends one exchange in several fusions, each
+      # of which holds it, under one number.
+      channel = re.search(r'channel_id=\d+', line.rest)
+      key = f'{kind} {channel[0]}' if channel and 'fus' in name else ''
+      if key not in begun:
+        yield _collective(line, kind, name, count, devices)
+      begun |= {key} - {''}
     elif line.opcode == 'while':
       loops = count * _trips(computations, computation, line)
-      yield from _walk(computations, line.attribute('body'), loops, devices)
+      yield from _walk(
+        computations, line.attribute('body'), loops, devices, begun
+      )
     elif line.opcode not in ('async-update', 'async-done'):
       for called in _CALLED.findall(line.rest):
         for inner in re.findall(r'[\w.\-]+', called):
-          yield from _walk(computations, inner, count, devices)
+          yield from _walk(computations, inner, count, devices, begun)
 
 
 def _collective(

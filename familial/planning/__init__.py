@@ -1,0 +1,1 @@
+"""What a config will need of a pod, known before anything runs there."""

@@ -1,0 +1,165 @@
+"""A run's training step, compiled for devices that need not be here."""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from familial import errors
+from familial.model import axes
+from familial.planning import collectives
+from familial.training import config as train_config
+from familial.training import optimizer
+from familial.training import sharding
+from familial.training import step as step_lib
+
+# How the compilers say that a device's memory is too small.
+_FULL = re.compile(
+  r'(?:[Uu]sed |temporaries \()([\d.]+)([KMGT])\w*\)?'
+  r' (?:of|exceeds available HBM)'
+)
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled step, as its compiler describes it.
+
+  Attributes:
+    fits: whether a device has the memory.
+    memory: bytes of a device that it needs; where it does not fit, at least.
+    sent: bytes that each device sends to others in a step, on a ring; None
+      where the compiler does not give the program's text.
+    flops: of a step, of all devices, as XLA counts what is written: with norms,
+      softmax and optimizer, without what is computed again.
+    seconds: that compiling took.
+  """
+
+  fits: bool
+  memory: float
+  sent: float | None
+  flops: float
+  seconds: float
+
+
+def compile_step(
+  config: train_config.RunConfig, devices: Sequence[Any]
+) -> Program:
+  """Returns the training step of a run, compiled for the devices.
+
+  Raises:
+    UserError: if the layout does not go with the devices, or they lack what the
+      model needs.
+  """
+  model, train = config.model, config.train
+  mesh = sharding.mesh(config, devices)
+  counted = flops(config)
+  h = optimizer.hyper(train, model.exits)
+  key = jax.random.key(train.seed)
+  start = time.monotonic()
+  with jax.set_mesh(mesh):
+    state = jax.eval_shape(
+      lambda key: step_lib.init(model, train.trained, key, h), key
+    )
+    traced = step_lib.train.trace(
+      model,
+      train.trained,
+      _lying(state, sharding.shardings(state, mesh)),
+      _lying(
+        batch(config, train.batch_size),
+        NamedSharding(mesh, axes.spec(('batch',), mesh)),
+      ),
+      _lying(h, NamedSharding(mesh, PartitionSpec())),
+      config.layout.microbatches,
+    )
+    lowered = traced.lower(lowering_platforms=(_platform(devices),))
+    try:
+      program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      full = _FULL.search(str(error))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or not full:
+        raise errors.UserError(
+          f'{config.cell}: the compiler for {devices[0].device_kind} refuses '
+          f'this step: {str(error).splitlines()[0]}'
+        ) from None
+      used = float(full[1]) * _UNITS[full[2]]
+      return Program(False, used, None, counted, time.monotonic() - start)
+  seconds = time.monotonic() - start
+  needs = program.memory_analysis()
+  memory = (
+    needs.argument_size_in_bytes
+    + needs.output_size_in_bytes
+    - needs.alias_size_in_bytes
+    + needs.temp_size_in_bytes
+    + needs.generated_code_size_in_bytes
+  )
+  return Program(True, float(memory), _sent(program), counted, seconds)
+
+
+def flops(config: train_config.RunConfig) -> float:
+  """Returns the FLOPs of a run's step as XLA counts them before it compiles.
+
+  The step is written so that XLA sees all of it: layers one after another, no
+  chunks, attention's whole square. Norms, softmax and the optimizer count.
+  """
+  model, train = config.model, config.train
+  model = dataclasses.replace(
+    model, attention='plain', unroll=True, remat=False, loss_chunk=0
+  )
+  h = optimizer.hyper(train, model.exits)
+  state = jax.eval_shape(
+    lambda: step_lib.init(model, train.trained, jax.random.key(0), h)
+  )
+  one_row = step_lib.train.lower(
+    model, train.trained, state, batch(config, 1), h, 1
+  )
+  counted: Any = one_row.cost_analysis()
+  return train.batch_size * float(counted['flops'])
+
+
+def batch(
+  config: train_config.RunConfig, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a training batch of some rows."""
+  shape = (rows, config.data.seq_len)
+  found = {
+    'inputs_BxL': jax.ShapeDtypeStruct(shape, np.int32),
+    'targets_BxL': jax.ShapeDtypeStruct(shape, np.int32),
+    'weights_BxL': jax.ShapeDtypeStruct(shape, np.float32),
+  }
+  if config.data.document_mask:
+    found['segments_BxL'] = jax.ShapeDtypeStruct(shape, np.int32)
+  return found
+
+
+def _lying(tree: Any, where: Any) -> Any:
+  """Returns a tree's shapes with where each lies: one place, or a tree."""
+  if isinstance(where, NamedSharding):
+    where = jax.tree.map(lambda leaf: where, tree)
+  return jax.tree.map(
+    lambda leaf, at: jax.ShapeDtypeStruct(
+      np.shape(leaf), leaf.dtype, sharding=at
+    ),
+    tree,
+    where,
+  )
+
+
+def _platform(devices: Sequence[Any]) -> str:
+  platform: str = devices[0].platform
+  return 'cuda' if platform == 'gpu' else platform
+
+
+def _sent(program: jax.stages.Compiled) -> float | None:
+  try:
+    text = program.as_text()
+  except jax.errors.JaxRuntimeError:  # Too long for the compiler to give.
+    return None
+  found = collectives.of(text or '')
+  return sum(each.sent * each.count for each in found)

@@ -1,0 +1,302 @@
+"""The plan for a pod: which layout, what fits, how fast at best, how long.
+
+A bound is no forecast: it is the time at the datasheet's full speed, with
+products, memory and links side by side. Where the devices are here, a step is
+measured, and its ratio to its own bound says what to expect of the others.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent import futures
+from concurrent.futures import process
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from importlib import metadata
+import multiprocessing
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from familial import errors
+from familial import flops as flops_lib
+from familial import records
+from familial.planning import chips
+from familial.planning import compiled
+from familial.planning import layouts
+from familial.planning import roofline
+from familial.training import config as train_config
+from familial.training import timing
+
+RunConfig = train_config.RunConfig
+Compile = Callable[[Sequence[RunConfig]], list[compiled.Program]]
+# Layouts that are compiled, and that are while none of them fits.
+_TRIED, _MOST = 3, 8
+_MEASURED_STEPS = 5
+
+
+def make(
+  title: str,
+  cells: Sequence[RunConfig],
+  topology: str,
+  folder: pathlib.Path,
+  workers: int,
+) -> dict[str, Any]:
+  """Writes the plan of some runs as `plan.json`, and returns it.
+
+  Layouts are ranked by arithmetic; the best three are compiled for the run that
+  needs most memory, and the first that fits is recommended. In it, of the runs
+  that differ in depth, exits and length alone, the largest is compiled: the
+  others need no more.
+
+  Args:
+    title: of the study.
+    cells: its runs.
+    topology: as `chips.devices` takes it.
+    folder: for plan.json and for what the compiler said of each program, which
+      it is asked once.
+    workers: processes that compile side by side.
+
+  Raises:
+    UserError: if there is no such topology, or no layout for it.
+  """
+  if topology != chips.HERE:  # A TPU is compiled for, not used.
+    jax.config.update('jax_platforms', 'cpu')
+  devices = chips.devices(topology)
+  chip = chips.of(devices, topology)
+  kinds = _kinds(cells)
+  largest = [kind[0] for kind in kinds]
+  ranked = layouts.ranked(largest, devices, chip)
+  with _compiler(topology, folder, workers) as compile_all:
+    tried = _try(ranked, largest, chip, compile_all)
+    chosen = min(tried, key=lambda layout: not tried[layout][1].fits)
+    found = {}
+    for kind in kinds:
+      laid = [layouts.apply(cell, chosen) for cell in kind]
+      print(f'{topology}: {laid[0].cell} ...', file=sys.stderr, flush=True)
+      programs = compile_all(laid[:1])
+      if not programs[0].fits:
+        programs += compile_all(laid[1:])
+      for i, cell in enumerate(laid):
+        j = min(i, len(programs) - 1)
+        found[cell.cell] = _row(cell, laid[j].cell, programs[j], chosen, chip)
+  rows = [found[cell.cell] for cell in cells]
+  plan = {
+    'schema': records.SCHEMA,
+    'title': title,
+    'topology': topology,
+    'devices': len(devices),
+    'chip': dataclasses.asdict(chip),
+    'layouts': [
+      {**_tried(cell, layout, chip), **dataclasses.asdict(program)}
+      for layout, (cell, program) in tried.items()
+    ],
+    'recommended': {**dataclasses.asdict(chosen), 'flags': chosen.flags},
+    'fits': all(row['fits'] for row in rows),
+    'flops': sum(row['flops'] for row in rows),
+    'device_hours': sum(row['device_hours'] for row in rows),
+    'measured': (
+      _measured(layouts.apply(largest[0], chosen), chosen, chip)
+      if topology == chips.HERE
+      else None
+    ),
+    'cells': rows,
+    'versions': {name: _version(name) for name in ('jax', 'jaxlib', 'libtpu')},
+  }
+  records.write_json(folder / 'plan.json', plan)
+  return plan
+
+
+def _kinds(cells: Sequence[RunConfig]) -> list[list[RunConfig]]:
+  """Returns the runs whose steps differ in depth and exits alone, together.
+
+  Largest first, of each kind and of them all.
+  """
+
+  def size(cell: RunConfig) -> tuple[int, int]:
+    return flops_lib.params_full(cell.model), cell.model.granularity
+
+  kinds: dict[Any, list[RunConfig]] = {}
+  for cell in sorted(cells, key=size, reverse=True):
+    train = cell.train
+    model = dataclasses.replace(cell.model, depth=1, exits=(1,))
+    key = (model, train.batch_size, train.trained, cell.data, cell.layout)
+    kinds.setdefault(key, []).append(cell)
+  return list(kinds.values())
+
+
+def _try(
+  ranked: list[layouts.Layout],
+  cells: list[RunConfig],
+  chip: chips.Chip,
+  compile_all: Compile,
+) -> dict[layouts.Layout, tuple[RunConfig, compiled.Program]]:
+  """Compiles the best layouts until enough of them, or one that fits, is seen."""
+  tried: dict[layouts.Layout, tuple[RunConfig, compiled.Program]] = {}
+  short = 1.0  # What programs need, over what arithmetic says.
+  while len(tried) < min(_MOST, len(ranked)):
+    left = [layout for layout in ranked if layout not in tried]
+    hopeful = [
+      layout
+      for layout in left
+      if short * max(_memory(cell, layout) for cell in cells) <= chip.memory
+    ]
+    fitting = any(program.fits for _, program in tried.values())
+    if tried and (fitting or not hopeful):
+      break
+    next_ = (hopeful or left)[: 1 if tried else _TRIED]
+    hungry = [
+      layouts.apply(
+        max(cells, key=functools.partial(_memory, layout=layout)), layout
+      )
+      for layout in next_
+    ]
+    for layout, cell, program in zip(
+      next_, hungry, compile_all(hungry), strict=True
+    ):
+      tried[layout] = cell, program
+      short = max(short, program.memory / _memory(cell, layout))
+  return tried
+
+
+def _memory(cell: RunConfig, layout: layouts.Layout) -> float:
+  return roofline.work(layouts.apply(cell, layout), layout.mesh).memory
+
+
+@contextlib.contextmanager
+def _compiler(
+  topology: str, folder: pathlib.Path, workers: int
+) -> Iterator[Compile]:
+  """Yields a function that compiles runs' steps, each program once."""
+  if topology == chips.HERE:  # Other processes would want the devices too.
+    yield lambda cells: [_program(cell, topology, folder) for cell in cells]
+    return
+  spawn = multiprocessing.get_context('spawn')
+  with futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+
+    def compile_all(cells: Sequence[RunConfig]) -> list[compiled.Program]:
+      asked = [pool.submit(_program, cell, topology, folder) for cell in cells]
+      try:
+        return [each.result() for each in asked]
+      except process.BrokenProcessPool:
+        raise errors.UserError(
+          'the process that compiled was killed, as for want of memory; use '
+          'fewer --workers'
+        ) from None
+
+    yield compile_all
+
+
+def _program(
+  cell: RunConfig, topology: str, folder: pathlib.Path
+) -> compiled.Program:
+  """Returns a run's compiled step, as an earlier call wrote it or anew."""
+  asked = (
+    topology, cell.model, cell.layout, cell.data.seq_len,
+    cell.data.document_mask, cell.train.batch_size, cell.train.trained,
+    *map(_version, ('jax', 'jaxlib', 'libtpu')),
+  )  # fmt: skip
+  name = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+  path = folder / 'programs' / f'{name}.json'
+  if path.exists():
+    return compiled.Program(**records.read_json(path))
+  if topology != chips.HERE:
+    jax.config.update('jax_platforms', 'cpu')
+  found = compiled.compile_step(cell, chips.devices(topology))
+  records.write_json(path, dataclasses.asdict(found))
+  return found
+
+
+def _tried(
+  cell: RunConfig, layout: layouts.Layout, chip: chips.Chip
+) -> dict[str, Any]:
+  work = roofline.work(cell, layout.mesh)
+  return {
+    **dataclasses.asdict(layout),
+    'cell': cell.cell,
+    'estimated_memory': work.memory,
+    'estimated_sent': work.sent,
+    'bound_seconds': roofline.times(work, chip).bound,
+  }
+
+
+def _row(
+  cell: RunConfig,
+  of: str,
+  program: compiled.Program,
+  layout: layouts.Layout,
+  chip: chips.Chip,
+) -> dict[str, Any]:
+  """Returns what the plan says of a run.
+
+  Args:
+    cell: the run.
+    of: the one whose program was compiled.
+    program: that one's.
+    layout: of both.
+    chip: of each device.
+  """
+  model, train, length = cell.model, cell.train, cell.data.seq_len
+  devices = layout.data * layout.fsdp * layout.tensor
+  tokens = train.batch_size * length
+  times = roofline.times(roofline.work(cell, layout.mesh), chip)
+  step_flops = tokens * flops_lib.train(model, length, train.trained)
+  evaluations = (
+    train.evaluations * train.eval_tokens * flops_lib.forward(model, length)
+  )
+  seconds = train.steps * times.bound + evaluations / (devices * chip.flops)
+  alone = of == cell.cell
+  return {
+    'cell': cell.cell,
+    'width': model.width,
+    'depth': model.depth,
+    'exits': model.granularity,
+    'params_full': flops_lib.params_full(model),
+    'params_embedding': flops_lib.params_embedding(model, model.granularity),
+    'batch_size': train.batch_size,
+    'steps': train.steps,
+    'fits': program.fits,
+    'memory': program.memory,
+    'compiled': of,
+    'flops': train.steps * step_flops,
+    'step_flops': step_flops,
+    'step_flops_compiler': program.flops if alone else None,
+    'sent_compiler': program.sent if alone else None,
+    'times': dataclasses.asdict(times),
+    'bound_seconds': times.bound,
+    'limit': times.limit,
+    'utilisation_bound': step_flops / (devices * chip.flops * times.bound),
+    'seconds': seconds,
+    'device_hours': seconds * devices / 3600,
+  }
+
+
+def _measured(
+  cell: RunConfig, layout: layouts.Layout, chip: chips.Chip
+) -> dict[str, Any]:
+  """Times a run's step on the devices of this host, beside its bound."""
+  speed, _ = timing.measure(cell, _MEASURED_STEPS)
+  tokens = cell.train.batch_size * cell.data.seq_len
+  flops = tokens * flops_lib.train(
+    cell.model, cell.data.seq_len, cell.train.trained
+  )
+  devices = layout.data * layout.fsdp * layout.tensor
+  bound = roofline.times(roofline.work(cell, layout.mesh), chip).bound
+  return {
+    'cell': cell.cell,
+    'step_seconds': flops / speed,
+    'bound_seconds': bound,
+    'over_bound': flops / speed / bound,
+    'utilisation': speed / (devices * chip.flops),
+  }
+
+
+def _version(package: str) -> str | None:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return None

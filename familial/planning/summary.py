@@ -1,0 +1,132 @@
+"""The plan for a pod, as a person reads it."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+from familial.report import words
+
+_GIB = 2**30
+
+
+def text(plan: Mapping[str, Any]) -> str:
+  """Returns a plan of `pod.make` as lines."""
+  return '\n'.join(_lines(plan))
+
+
+def headline(plan: Mapping[str, Any]) -> str:
+  """Returns what a plan comes to, in a line."""
+  cells = plan['cells']
+  fitting = sum(cell['fits'] for cell in cells)
+  fits = 'all fit' if fitting == len(cells) else f'only {fitting} fit'
+  return (
+    f'{words.count(len(cells), "run")} on {plan["topology"]}: {fits}; '
+    f'{plan["flops"]:.3g} FLOPs take {_hours(plan["device_hours"])} '
+    f'device-hours at least, {_hours(plan["device_hours"] / plan["devices"])} h '
+    'on all devices'
+  )
+
+
+def chip(plan: Mapping[str, Any]) -> str:
+  """Returns what the devices are, in a line."""
+  of = plan['chip']
+  return (
+    f'{plan["devices"]} x {of["kind"]}, each {of["flops"] / 1e12:.0f} TFLOP/s, '
+    f'{of["memory"] / _GIB:.0f} GiB at {of["memory_speed"] / 1e9:.0f} GB/s, '
+    f'{of["link_speed"] / 1e9:.0f} GB/s to others'
+  )
+
+
+def measured(plan: Mapping[str, Any]) -> str:
+  """Returns what was measured, in a line."""
+  found = plan['measured']
+  if not found:
+    return (
+      "Nothing here is measured: bounds are the datasheet's speed, reached by "
+      'products, memory and links at once.'
+    )
+  return (
+    f'Measured: a step of {found["cell"]} takes {found["step_seconds"]:.4g} s, '
+    f'{found["over_bound"]:.2f} times its bound, a utilisation of '
+    f'{found["utilisation"]:.1%}; at that ratio the whole takes '
+    f'{_hours(found["over_bound"] * plan["device_hours"])} device-hours.'
+  )
+
+
+def layout_row(row: Mapping[str, Any]) -> list[str]:
+  """Returns a tried layout as the cells of a table."""
+  sent = row['sent']
+  return [
+    f'{row["data"]} x {row["fsdp"]} x {row["tensor"]}',
+    str(row['microbatches']),
+    'yes' if row['remat'] else 'no',
+    'yes' if row['fits'] else 'no',
+    f'{row["memory"] / _GIB:.2f}',
+    f'{row["estimated_memory"] / _GIB:.2f}',
+    '' if sent is None else f'{sent / 1e9:.2f}',
+    f'{row["estimated_sent"] / 1e9:.2f}',
+    f'{row["bound_seconds"]:.3g}',
+    f'{row["seconds"]:.0f}',
+  ]
+
+
+LAYOUT_HEAD = (
+  'data x fsdp x tensor', 'parts', 'remat', 'fits', 'GiB', 'expected',
+  'GB sent', 'expected', 's a step', 's to compile',
+)  # fmt: skip
+
+
+def cell_row(row: Mapping[str, Any]) -> list[str]:
+  """Returns a run as the cells of a table."""
+  compiled = row['step_flops_compiler']
+  return [
+    row['cell'],
+    words.amount(row['params_full'] + row['params_embedding']),
+    str(row['exits']),
+    str(row['batch_size']),
+    str(row['steps']),
+    'yes' if row['fits'] else 'no',
+    ('' if row['compiled'] == row['cell'] else '<= ')
+    + f'{row["memory"] / _GIB:.2f}',
+    '' if compiled is None else f'{compiled / row["step_flops"]:.4f}',
+    f'{row["bound_seconds"]:.3g}',
+    row['limit'],
+    f'{row["utilisation_bound"]:.0%}',
+    _hours(row['device_hours']),
+  ]
+
+
+CELL_HEAD = (
+  'run', 'params', 'G', 'batch', 'steps', 'fits', 'GiB', 'XLA / ours',
+  's a step', 'limit', 'at most', 'device-h',
+)  # fmt: skip
+
+
+def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
+  yield plan['title']
+  yield chip(plan)
+  yield ''
+  yield f'layouts, for {plan["layouts"][0]["cell"]}'
+  yield from _table(LAYOUT_HEAD, map(layout_row, plan['layouts']))
+  yield f'recommended: {plan["recommended"]["flags"]}'
+  yield ''
+  yield from _table(CELL_HEAD, map(cell_row, plan['cells']))
+  yield ''
+  yield measured(plan)
+
+
+def _table(head: Any, rows: Any) -> Iterator[str]:
+  rows = [list(head), *rows]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    yield '  '.join(
+      [row[0].ljust(widths[0])]
+      + [
+        cell.rjust(width)
+        for cell, width in zip(row[1:], widths[1:], strict=True)
+      ]
+    ).rstrip()
+
+
+def _hours(hours: float) -> str:
+  return f'{hours:,.0f}' if hours >= 100 else f'{hours:.3g}'
