@@ -81,20 +81,28 @@ def ranked(
         sharding.mesh(cell, devices)
     except errors.UserError:
       continue
-    works = [roofline.work(cell, layout.mesh) for cell in laid]
-    memory = max(work.memory for work in works)
+    needs = memory(cells, layout)
     seconds = sum(
-      cell.train.steps * roofline.times(work, chip).apart
-      for cell, work in zip(laid, works, strict=True)
+      cell.train.steps
+      * roofline.times(roofline.work(cell, layout.mesh), chip).apart
+      for cell in laid
     )
-    full = memory > chip.memory
-    found.append(((full, memory if full else seconds), layout))
+    full = needs > chip.memory
+    found.append(((full, needs if full else seconds), layout))
   if not found:
     raise errors.UserError(
       f'--topology: no layout on {len(devices)} devices divides the batches, '
       'heads and widths of all cells'
     )
   return [layout for _, layout in sorted(found, key=lambda pair: pair[0])]
+
+
+def memory(cells: Cells, layout: Layout) -> float:
+  """Returns the bytes that a device needs, by the roofline's arithmetic, for
+  whichever of the cells needs most."""
+  return max(
+    roofline.work(apply(cell, layout), layout.mesh).memory for cell in cells
+  )
 
 
 def _all(count: int) -> Iterator[Layout]:

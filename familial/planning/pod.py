@@ -12,7 +12,6 @@ from concurrent import futures
 from concurrent.futures import process
 import contextlib
 import dataclasses
-import functools
 import hashlib
 from importlib import metadata
 import multiprocessing
@@ -143,28 +142,23 @@ def _try(
     hopeful = [
       layout
       for layout in left
-      if short * max(_memory(cell, layout) for cell in cells) <= chip.memory
+      if short * layouts.memory(cells, layout) <= chip.memory
     ]
     fitting = any(program.fits for _, program in tried.values())
     if tried and (fitting or not hopeful):
       break
     next_ = (hopeful or left)[: 1 if tried else _TRIED]
-    hungry = [
-      layouts.apply(
-        max(cells, key=functools.partial(_memory, layout=layout)), layout
-      )
-      for layout in next_
-    ]
+    hungry = [layouts.apply(_hungriest(cells, at), at) for at in next_]
     for layout, cell, program in zip(
       next_, hungry, compile_all(hungry), strict=True
     ):
       tried[layout] = cell, program
-      short = max(short, program.memory / _memory(cell, layout))
+      short = max(short, program.memory / layouts.memory([cell], layout))
   return tried
 
 
-def _memory(cell: RunConfig, layout: layouts.Layout) -> float:
-  return roofline.work(layouts.apply(cell, layout), layout.mesh).memory
+def _hungriest(cells: list[RunConfig], layout: layouts.Layout) -> RunConfig:
+  return max(cells, key=lambda cell: layouts.memory([cell], layout))
 
 
 @contextlib.contextmanager

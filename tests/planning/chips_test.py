@@ -1,0 +1,41 @@
+import importlib.util
+
+import jax
+import pytest
+
+from familial import errors
+from familial.planning import chips
+
+
+def test_this_host_s_devices_are_a_topology():
+  assert list(chips.devices(chips.HERE)) == jax.devices()
+
+
+@pytest.mark.parametrize(
+  'name', ['', 'v5p', 'v5p:', 'v5p:4x', 'cpu', 'v5p 4x4']
+)
+def test_what_is_no_topology_is_one_line(name):
+  with pytest.raises(
+    errors.UserError, match='neither a TPU topology'
+  ) as raised:
+    chips.devices(name)
+  assert repr(name) in str(raised.value) and '\n' not in str(raised.value)
+
+
+def test_without_libtpu_the_line_says_where_it_is_from(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.UserError, match=r'familial\[tpu\]'):
+    chips.devices('v5p:4x4x4')
+
+
+def test_a_device_may_be_a_core_of_a_chip(toys):
+  devices, chip = toys(8)
+  assert chips.of(devices, 'v0:2x4') == chip
+  half = chips.of(devices, 'v0:2x2')
+  assert (half.flops, half.memory) == (chip.flops / 2, chip.memory / 2)
+  assert chips.of(devices, chips.HERE) == chip
+
+
+def test_unknown_devices_are_one_line():
+  with pytest.raises(errors.UserError, match="no figures of a 'cpu'"):
+    chips.of(jax.devices('cpu'), chips.HERE)
