@@ -57,9 +57,9 @@ def _main(argv: list[str]) -> int:
     print('familial: interrupted', file=sys.stderr)
     return 130
   except OSError as error:
+    what = (error.filename, error.strerror or error)
     print(
-      f'familial: {error.filename or ""}: {error.strerror or error}',
-      file=sys.stderr,
+      f'familial: {": ".join(map(str, filter(None, what)))}', file=sys.stderr
     )
     return 2
 

@@ -9,12 +9,14 @@ hold no clock, so an undisturbed run and a resumed one write the same bytes.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 import uuid
 
@@ -41,18 +43,40 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a file at once or not at all; its folder is made if missing."""
+  """Writes a file at once or not at all; its folder is made if missing.
+
+  Raises:
+    UserError: if the disk is full, or takes no writing for another reason.
+  """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(temporary, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes what the system says of writing a file or folder one line."""
   try:
-    with open(temporary, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+    yield
+  except OSError as error:
+    raise unwritten(path, error.strerror or str(error)) from None
+
+
+def unwritten(path: str | os.PathLike[str], why: str) -> errors.UserError:
+  """Returns the error for what could not be written."""
+  return errors.UserError(
+    f'{path}: cannot be written: {why}; what was there stays, and the same '
+    'command goes on once it can be'
+  )
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -62,6 +86,31 @@ def read_json(path: str | os.PathLike[str]) -> Any:
       return json.load(file)
   except ValueError as error:
     raise errors.UserError(f'{path}: not valid JSON ({error})') from None
+
+
+def read_own(path: str | os.PathLike[str]) -> Row:
+  """Returns what a JSON file of this project holds.
+
+  Raises:
+    UserError: if it is damaged, no object, or of another version.
+  """
+  value = read_json(path)
+  if not isinstance(value, dict):
+    raise errors.UserError(f'{path}: not a JSON object')
+  check_schema(path, value)
+  return value
+
+
+def check_schema(
+  where: str | os.PathLike[str], value: Mapping[str, Any]
+) -> None:
+  """Refuses what another version wrote; the first left it out here and there."""
+  was = value.get('schema', 1)
+  if was != SCHEMA:
+    raise errors.UserError(
+      f'{where}: schema {was!r} is not {SCHEMA}, the one that this version '
+      'reads and writes'
+    )
 
 
 def open_run(
@@ -94,7 +143,8 @@ def open_run(
     if changed:
       write_json(path, _asked(config))
     return folder
-  folder.mkdir(parents=True, exist_ok=True)
+  with writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
   if lineage:
     write_json(folder / 'lineage.json', lineage)
   write_json(path, _asked(config))
@@ -110,13 +160,7 @@ def differences(
     UserError: if the folder is of another version.
   """
   path = pathlib.Path(folder) / 'config.json'
-  known = read_json(path)
-  if known.get('schema') != SCHEMA:
-    raise errors.UserError(
-      f'{path}: schema {known.get("schema")} is not '
-      f'{SCHEMA}, the one this version writes'
-    )
-  yield from _differences(known, _asked(config))
+  yield from _differences(read_own(path), _asked(config))
 
 
 @contextlib.contextmanager
@@ -131,9 +175,11 @@ def held(
     folder: made if missing.
     wait: until whoever has it lets go; otherwise what is held cannot be had.
   """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  with open(folder / 'lock', 'w', encoding='utf-8') as file:
+  path = pathlib.Path(folder) / 'lock'
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, 'w', encoding='utf-8')
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -143,9 +189,13 @@ def held(
 
 
 def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
-  """Appends rows to a JSONL file in one write."""
+  """Appends rows to a JSONL file in one write.
+
+  Raises:
+    UserError: if the disk is full, or takes no writing for another reason.
+  """
   lines = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
-  with open(path, 'a', encoding='utf-8') as file:
+  with writing(path), open(path, 'a', encoding='utf-8') as file:
     file.write(lines)
     file.flush()
     os.fsync(file.fileno())
@@ -155,28 +205,24 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
   """Returns a JSONL file's whole rows; a half-written last one is left out.
 
   Raises:
-    UserError: if a line before the last is not JSON.
+    UserError: if a line before the last is not JSON, or one is of another
+      version.
   """
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
-  lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      if line:
-        rows.append(json.loads(line))
-    except ValueError:
-      if number < len(lines):  # The last line has no newline behind it.
-        raise errors.UserError(f'{path}:{number}: not valid JSON') from None
-  return rows
+  return _read(pathlib.Path(path))[0]
 
 
 def truncate(path: str | os.PathLike[str], step: int) -> None:
   """Drops rows after a step: a run resumes there and writes them again."""
-  if not pathlib.Path(path).exists():
+  path = pathlib.Path(path)
+  if not path.exists():
     return
-  kept = [row for row in read(path) if row['step'] <= step]
+  rows, cut_off = _read(path)
+  if cut_off:
+    print(
+      f'familial: {path}: its last line was cut off and is dropped',
+      file=sys.stderr,
+    )
+  kept = [row for row in rows if row['step'] <= step]
   write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
 
 
@@ -279,6 +325,28 @@ def evaluation_rows(
     }
     for exit_, loss in enumerate(values, start=1)
   ]
+
+
+def _read(path: pathlib.Path) -> tuple[list[Row], bool]:
+  """Returns a file's whole rows, and whether a half-written one follows."""
+  if not path.exists():
+    return [], False
+  lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
+  rows: list[Row] = []
+  for number, line in enumerate(lines, start=1):
+    if not line:
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError:
+      if number == len(lines):  # The last line has no newline behind it.
+        return rows, True
+      raise errors.UserError(f'{path}:{number}: not valid JSON') from None
+    if not isinstance(row, dict):
+      raise errors.UserError(f'{path}:{number}: not a JSON object')
+    check_schema(f'{path}:{number}', row)
+    rows.append(row)
+  return rows, False
 
 
 def _asked(config: Any) -> Row:

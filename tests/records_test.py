@@ -161,7 +161,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     raise OSError('no space left')
 
   monkeypatch.setattr(os, 'fsync', no_space)
-  with pytest.raises(OSError, match='no space'):
+  with pytest.raises(errors.UserError, match='cannot be written: no space'):
     records.write_json(path, 2)
   assert records.read_json(path) == 1
   assert os.listdir(tmp_path) == ['value.json']

@@ -109,12 +109,16 @@ def build(config: config_lib.DataConfig, data_dir: pathlib.Path) -> None:
   tfds.disable_progress_bar()  # The builder shows one of its own.
   # TFDS prints where it downloads to, though nothing is downloaded.
   with contextlib.redirect_stdout(io.StringIO()):
-    builder(
+    made = builder(
       path=config.path,
       config=_heldout_name(config),
       data_dir=str(data_dir),
       file_format=_FORMAT,
-    ).download_and_prepare()
+    )
+    try:
+      made.download_and_prepare()
+    except RuntimeError as error:  # ArrayRecord's, where the disk is full.
+      raise OSError(_first_line(error)) from None
 
 
 def documents(

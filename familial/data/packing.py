@@ -112,7 +112,12 @@ def load(config: config_lib.DataConfig) -> Corpus:
   kind = 'file' if given else config.tokenizer
   folder = cache / 'packed' / f'{stem}-{kind}-{key}'
   for _ in range(2):
-    _publish(folder, lambda temporary: _pack(config, data_dir, temporary))
+    try:
+      _publish(folder, lambda temporary: _pack(config, data_dir, temporary))
+    except OSError as error:
+      raise errors.UserError(
+        f'{folder}: cannot be written: {error.strerror or error}'
+      ) from None
     try:
       return _map(config, folder)
     except _DamagedError as damage:

@@ -10,6 +10,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
 
+from familial import records
 from familial.laws import figures_compute
 from familial.laws import figures_families
 from familial.laws import figures_parts as parts
@@ -48,13 +49,15 @@ def draw(found: results.Result, folder: pathlib.Path) -> list[pathlib.Path]:
     figures['profiles'] = profile_curves(found)
   if len(_free(found)) > 1 and len(_cloud(found)) > 1:
     figures['pairs'] = pairs(found)
-  folder.mkdir(parents=True, exist_ok=True)
+  with records.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
   paths = []
   for name, figure in figures.items():
     paths.append(folder / f'{name}.png')
     with warnings.catch_warnings():  # of a column's name that no font has
       warnings.filterwarnings('ignore', 'Glyph')
-      figure.savefig(paths[-1], dpi=_DPI)
+      with records.writing(paths[-1]):
+        figure.savefig(paths[-1], dpi=_DPI)
   return paths
 
 

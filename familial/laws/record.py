@@ -50,6 +50,7 @@ def load(path: str | pathlib.Path) -> Law:
     raise errors.UserError(
       f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
     )
+  records.check_schema(path, record)
   name = record['form']
   if '.py' in str(name):
     raise errors.UserError(

@@ -253,6 +253,7 @@ def to_json(result: Result) -> dict[str, Any]:
   """
   fit, bootstrap, table = result.fit, result.bootstrap, result.table
   return {
+    'schema': records.SCHEMA,
     'form': fit.form.name,
     'equation': fit.form.equation,
     'loss_definition': result.loss_definition,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from familial import errors
+from familial import records as rows_lib
 from familial.laws import definitions
 from familial.laws import files
 from familial.laws import forms
@@ -180,9 +181,12 @@ def from_rows(
     sha256: hash of what was read.
 
   Raises:
-    UserError: on an unknown option, a missing field, corpora that mix, or
-      nothing left.
+    UserError: on an unknown option, a missing field, rows of another version,
+      corpora that mix, or nothing left.
   """
+  rows = list(rows)
+  for row in rows:
+    rows_lib.check_schema(f'{source or "table"}: run {row.get("run")}', row)
   arms = definitions.arms_of(loss) if arms is None else arms
   records, dropped = definitions.records(
     rows, loss, rows_used, arms, mix_corpora

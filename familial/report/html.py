@@ -14,6 +14,8 @@ import string
 
 from matplotlib import figure as mpl_figure
 
+from familial import records
+
 GREEK = {'alpha': 'α', 'beta': 'β', 'gamma': 'γ'}
 _NUMERIC = ' class="n"'
 _DPI = 160
@@ -60,6 +62,7 @@ class Gallery:
   """Writes figures as PNG files and returns them as parts of the page."""
 
   folder: pathlib.Path
+  shown: set[pathlib.Path] = dataclasses.field(default_factory=set)
 
   def show(
     self, name: str, figure: mpl_figure.Figure, alt: str, seen: str
@@ -73,7 +76,9 @@ class Gallery:
       metadata={'Software': None},
       pil_kwargs={'optimize': True},
     )
-    (self.folder / f'{name}.png').write_bytes(buffer.getvalue())
+    path = self.folder / f'{name}.png'
+    records.write_bytes(path, buffer.getvalue())
+    self.shown.add(path)
     data = base64.b64encode(buffer.getvalue()).decode('ascii')
     width, height = (round(_CSS_DPI * x) for x in figure.get_size_inches())
     return (

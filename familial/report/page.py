@@ -31,16 +31,16 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
       f'workdir={str(workdir)!r} holds neither a plan.json with cells nor rows'
       ' below cells/; it must be a folder that `familial run` made'
     )
-  folder = workdir / 'report' / 'figures'
-  folder.mkdir(parents=True, exist_ok=True)
-  for stale in folder.glob('*.png'):
-    stale.unlink(missing_ok=True)
-  sections = _sections(results, html.Gallery(folder))
+  gallery = html.Gallery(workdir / 'report' / 'figures')
+  sections = _sections(results, gallery)
   title = str(results.plan.get('title') or 'A familial study')
   path = workdir / 'report' / 'index.html'
   records.write_text(
     path, html.page(title, html.paragraph(_subtitle(results)), sections)
   )
+  for old in gallery.folder.glob('*.png'):
+    if old not in gallery.shown:
+      old.unlink(missing_ok=True)
   return path
 
 

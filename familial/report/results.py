@@ -237,7 +237,7 @@ def interval(law: record.Law, name: str) -> tuple[float | None, float | None]:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-  return records.read_json(path) if path.exists() else {}
+  return records.read_own(path) if path.exists() else {}
 
 
 def _runs(plan: Mapping[str, Any], rows: Iterable[records.Row]) -> list[Run]:

@@ -16,6 +16,7 @@ import uuid
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from familial import errors
@@ -137,11 +138,13 @@ def to_hugging_face(
   separator = model.tokenizer.separator
   ends = {'bos_token_id': separator, 'eos_token_id': separator}
   with _whole(out) as folder:
-    safetensors.save_file(
-      _tensors(params, shape),
-      folder / 'model.safetensors',
-      metadata={'format': 'pt'},
-    )
+    path = folder / 'model.safetensors'
+    try:
+      safetensors.save_file(
+        _tensors(params, shape), path, metadata={'format': 'pt'}
+      )
+    except SafetensorError as error:
+      raise records.unwritten(path, str(error)) from None
     records.write_text(folder / models.TOKENIZER, _llama_tokenizer(model))
     records.write_json(
       folder / 'tokenizer_config.json',
@@ -264,7 +267,8 @@ def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   check_out(out)
   out = pathlib.Path(out).absolute()
   temporary = out.with_name(f'.{out.name}.{uuid.uuid4().hex[:12]}.tmp')
-  temporary.mkdir(parents=True)
+  with records.writing(out):
+    temporary.mkdir(parents=True)
   try:
     yield temporary
     temporary.rename(out)

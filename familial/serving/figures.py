@@ -6,6 +6,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
 
+from familial import records
 from familial.report import style
 from familial.serving import evaluating
 from familial.serving import measuring
@@ -31,8 +32,9 @@ def draw(evaluation: evaluating.Evaluation, folder: pathlib.Path) -> None:
 
 def save(figure: Figure, path: pathlib.Path) -> None:
   """Writes a figure as PNG; its folder is made if missing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=_DPI)
+  with records.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
 
 
 @style.drawn

@@ -87,11 +87,10 @@ def read_config(folder: pathlib.Path) -> train_config.RunConfig:
     raise errors.UserError(
       f'{folder} holds no config.json: not a run, nor one of its checkpoints'
     )
-  values = records.read_json(path)
-  if not isinstance(values, dict) or 'train' not in values or 'grid' in values:
+  values = records.read_own(path)
+  if 'train' not in values or 'grid' in values:
     raise errors.UserError(f'{path} is not the config of a single run')
-  if values.pop('schema', None) != records.SCHEMA:
-    raise errors.UserError(f'{path}: its schema is not {records.SCHEMA}')
+  values.pop('schema', None)
   return config_lib.run(values)
 
 

@@ -247,14 +247,7 @@ def read_config(folder: pathlib.Path) -> Config:
   path = folder / CONFIG
   if not path.exists():
     raise errors.UserError(f'{folder} holds no {CONFIG}: not a segment')
-  read = records.read_json(path)
-  if not isinstance(read, dict):
-    raise errors.UserError(f'{path}: not the config of a segment')
-  if read.get('schema') != records.SCHEMA:
-    raise errors.UserError(
-      f'{path}: schema {read.get("schema")} is not {records.SCHEMA}'
-    )
-  values = config_lib.plain(read)
+  values = config_lib.plain(records.read_own(path))
   try:
     if isinstance(values.get('model'), dict):
       values['model'] = config_lib.section(

@@ -92,7 +92,7 @@ def _plan(
   corpus = packing.load(study.data)
   path = workdir / 'plan.json'
   with records.held(workdir, wait=True):
-    planned = records.read_json(path) if path.exists() else None
+    planned = records.read_own(path) if path.exists() else None
     if planned and not planned.get('begun', True):
       planned = None  # It was only looked at, perhaps on another machine.
     if planned:

@@ -14,6 +14,7 @@ import numpy as np
 from familial import cores as cores_lib
 from familial import errors
 from familial import flops as flops_lib
+from familial import records
 from familial.model import config as model_config
 from familial.studies import cells as cells_lib
 from familial.studies import config as study_config
@@ -72,6 +73,7 @@ def make(
   rows = [_row(cell, corpus, speed) for cell in cells]
   programs = _programs(cells, speed.backend, workers)
   return {
+    'schema': records.SCHEMA,
     'study': 'isoflop',
     'title': study.title,
     'corpus': {

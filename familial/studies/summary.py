@@ -51,6 +51,7 @@ def write(
   }
   spread = pairs.noise(last)
   found: dict[str, Any] = {
+    'schema': records.SCHEMA,
     'machine': _machine(),
     'cost': {
       'flops': sum(_spent(workdir, exits[-1]) for exits in last.values()),

@@ -5,9 +5,16 @@ where a file is damaged, Orbax's readers raise what they like, and leave
 tracebacks of their threads behind.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import functools
 import logging
 import os
 import pathlib
+import re
+import shutil
+import sys
 from typing import Any
 
 import jax
@@ -23,28 +30,46 @@ from familial.training import step as step_lib
 POLICY = ocp.checkpoint_managers
 
 
+class DamagedError(errors.UserError):
+  """A checkpoint, `path`, that cannot be read back."""
+
+  def __init__(self, path: pathlib.Path, what: str):
+    super().__init__(f'{path}: a damaged checkpoint: {what} cannot be read')
+    self.path = path
+
+
 class Checkpoints:
   """The last `keep` checkpoints of a run and the best of its evaluations.
 
   Best is the lowest held-out loss of the last exit. A checkpoint that was not
-  finished when the process died is ignored, and the one before it restored.
+  finished when the process died is ignored, and the one before it restored; who
+  writes removes what is left of it.
 
   Raises:
-    UserError: at construction, if the metrics of one are damaged.
+    DamagedError: at construction, if the metrics of one are damaged.
+    UserError: at construction, if the folder cannot be made; by what saves and
+      waits, if it cannot be written.
   """
 
-  def __init__(self, folder: str | os.PathLike[str], keep: int):
-    logging.getLogger('absl').setLevel(logging.ERROR)
-    folder = pathlib.Path(folder).absolute()
-    for path in folder.glob('*/metrics/metrics'):
-      try:
-        records.read_json(path)
-      except errors.UserError:
-        raise errors.UserError(
-          f'{path.parents[1]}: a damaged checkpoint: its metrics cannot be read'
-        ) from None
-    self._manager = ocp.CheckpointManager(
-      folder,
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    keep: int = 1,
+    *,
+    read_only: bool = False,
+  ):
+    # What it would say of a failure, with tracebacks, it raises too.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    self._folder = pathlib.Path(folder).absolute()
+    check_metrics(self._folder)
+    with self._writing():
+      self._manager = self._open(keep, read_only)
+    self._hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_unraisable, self._hook)
+
+  def _open(self, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=POLICY.AnyPreservationPolicy(
           [
@@ -61,6 +86,9 @@ class Checkpoints:
         best_fn=lambda metrics: metrics['loss'],
         best_mode='min',
         enable_async_checkpointing=True,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
       ),
     )
 
@@ -69,11 +97,13 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict())),
-      metrics=None if loss is None else {'loss': loss},
-    )
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict())),
+        metrics=None if loss is None else {'loss': loss},
+        custom_metadata={'schema': records.SCHEMA},
+      )
 
   def latest(self) -> int | None:
     """Returns the step of the last whole checkpoint, or None."""
@@ -98,22 +128,90 @@ class Checkpoints:
       step: of the checkpoint.
 
     Raises:
-      UserError: if it is missing, damaged, or of a model of another shape.
+      DamagedError: if it cannot be read.
+      UserError: if it is missing, or of a model of another shape, or of another
+        version.
     """
     step = self.latest() if step is None else step
     if step is None:
-      raise errors.UserError(f'{self._manager.directory}: holds no checkpoint')
-    folder = pathlib.Path(self._manager.directory) / str(step)
-    return step_lib.State(**_read(folder, like._asdict()))
+      raise errors.UserError(f'{self._folder}: holds no checkpoint')
+    return step_lib.State(**_read(self._folder / str(step), like._asdict()))
+
+  def reload(self) -> None:
+    """Looks again at which checkpoints there are."""
+    self._manager.reload()
 
   def wait(self) -> None:
     """Waits until what was saved is on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and lets go of the folder."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+      with self._writing():
+        self._manager.close()
+    finally:
+      sys.unraisablehook = self._hook
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Makes what Orbax and TensorStore say of a disk one line."""
+    try:
+      yield
+    except Exception as error:  # Of any kind; TensorStore's name the number.
+      number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+      if number:
+        raise records.unwritten(
+          self._folder, os.strerror(int(number[1]))
+        ) from None
+      if isinstance(error, OSError):
+        raise records.unwritten(
+          self._folder, error.strerror or str(error)
+        ) from None
+      raise
+
+
+def check_metrics(folder: pathlib.Path) -> None:
+  """Raises DamagedError for the first checkpoint with damaged metrics."""
+  for path in sorted(folder.glob('[0-9]*/metrics/metrics')):
+    try:
+      records.read_json(path)
+    except errors.UserError:
+      raise DamagedError(path.parents[1], 'its metrics') from None
+
+
+def set_aside(folder: pathlib.Path, damage: DamagedError) -> None:
+  """Renames a damaged checkpoint: a run goes on from the last of the others.
+
+  Args:
+    folder: of a run's checkpoints.
+    damage: of one of them, which `restore` or `check_metrics` raised.
+
+  Raises:
+    UserError: if there is no other: the run would begin anew.
+  """
+  others = [
+    int(path.name)
+    for path in folder.iterdir()
+    if path.name.isdecimal() and path != damage.path
+  ]
+  if not others:
+    raise errors.UserError(
+      f'{damage}, and there is no other; once it is removed, the same command '
+      'begins anew'
+    )
+  aside = damage.path.with_name(f'{damage.path.name}.damaged')
+  with records.writing(aside):
+    if aside.exists():
+      shutil.rmtree(aside)
+    damage.path.rename(aside)
+  print(
+    f'familial: {damage}; it is {aside.name} now, and the run goes on from '
+    f'step {max(others)}',
+    file=sys.stderr,
+  )
 
 
 def steps(folder: str | os.PathLike[str]) -> dict[str, int]:
@@ -124,7 +222,7 @@ def steps(folder: str | os.PathLike[str]) -> dict[str, int]:
   """
   if not pathlib.Path(folder).is_dir():
     raise errors.UserError(f'{folder}: holds no checkpoint')
-  checkpoints = Checkpoints(folder, 1)
+  checkpoints = Checkpoints(folder, read_only=True)
   try:
     last, best = checkpoints.latest(), checkpoints.best()
   finally:
@@ -164,6 +262,7 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
   path = folder / 'state'
   if not path.is_dir():
     raise errors.UserError(f'{folder}: no such checkpoint')
+  records.check_schema(folder, _metadata(folder))
   base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
   leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
   needed = {
@@ -187,7 +286,7 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
         }
       ).result()
   except Exception:  # Of any kind, by what is broken.
-    raise _damaged(folder, what) from None
+    raise DamagedError(folder, what) from None
   for name in sorted(held.keys() | needed.keys()):
     was = tuple(held[name].shape) if name in held else 'missing'
     due = needed[name].shape if name in needed else 'nothing'
@@ -201,6 +300,16 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
   return restored
 
 
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what a checkpoint was saved with; {} by those that had nothing, or
+  where that is all that is lost."""
+  try:
+    found = records.read_json(folder / '_CHECKPOINT_METADATA')
+    return dict(found['custom_metadata'])
+  except (OSError, errors.UserError, LookupError, TypeError, ValueError):
+    return {}
+
+
 def _array(
   folder: pathlib.Path, name: str, stored: tensorstore.TensorStore, like: Any
 ) -> jax.Array:
@@ -210,13 +319,13 @@ def _array(
     try:
       return np.asarray(stored[index].read().result(), like.dtype)
     except Exception:  # Of any kind, by what is broken.
-      raise _damaged(folder, name) from None
+      raise DamagedError(folder, name) from None
 
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.make_array_from_callback(like.shape, like.sharding or here, part)
 
 
-def _damaged(folder: pathlib.Path, what: str) -> errors.UserError:
-  return errors.UserError(
-    f'{folder}: a damaged checkpoint: {what} cannot be read'
-  )
+def _unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
+  """Leaves out that a write ended after another had failed."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    hook(unraisable)

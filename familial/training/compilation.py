@@ -1,11 +1,17 @@
 """How a process is readied for training, once, before JAX runs."""
 
+import pathlib
+
 import jax
+from jax._src import lru_cache  # Its cache of programs has no public name.
 
 from familial import errors
+from familial import records
 from familial.data import config as data_config
 from familial.training import heap
 from familial.training import processes
+
+_put = lru_cache.LRUCache.put
 
 
 def prepare(
@@ -22,6 +28,7 @@ def prepare(
       cannot, or did not meet.
   """
   heap.keep()
+  lru_cache.LRUCache.put = _put_whole  # type: ignore
   folder = data_config.cache_folder(data or data_config.DataConfig()) / 'xla'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -36,3 +43,17 @@ def prepare(
       f'{count} JAX processes that have not met: set {processes.COUNT}=auto for '
       'familial train'
     )
+
+
+def _put_whole(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
+  """Keeps a program whole or not at all.
+
+  Half of one, which a kill or a full disk would leave, could not be read at any
+  later start, and would not be replaced either. What this raises, JAX warns of.
+  """
+  if cache.eviction_enabled:
+    _put(cache, key, value)
+    return
+  path = pathlib.Path(str(cache.path)) / f'{key}-cache'
+  if not path.exists():
+    records.write_bytes(path, value)

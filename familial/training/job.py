@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -44,7 +43,7 @@ _PROGRESS_SECONDS = 5.0
 # A run's files are written by one of its processes.
 _append = processes.only_first(records.append)
 _truncate = processes.only_first(records.truncate)
-_copy = processes.only_first(shutil.copyfile)
+_copy = processes.only_first(records.write_bytes)
 _print = processes.only_first(print)
 
 
@@ -107,7 +106,8 @@ class Job:
     train = config.train
     lineage = _check_corpus(folder, corpus.fingerprint)
     if corpus.tokenizer_path:
-      _copy(corpus.tokenizer_path, folder / 'tokenizer.json')
+      content = pathlib.Path(corpus.tokenizer_path).read_bytes()
+      _copy(folder / 'tokenizer.json', content)
     self.config, self.folder = config, folder
     self.mesh = sharding.mesh(config)
     self.hyper = optimizer.hyper(train, config.model.exits)
@@ -130,6 +130,7 @@ class Job:
     self._heldout = [sharding.whole(batch, self.mesh) for batch in heldout]
     self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
     with contextlib.ExitStack() as stack:
+      processes.by_first(lambda: _set_metrics_aside(folder / 'checkpoints'))
       self._checkpoints = checkpoint.Checkpoints(
         folder / 'checkpoints', train.keep
       )
@@ -167,8 +168,7 @@ class Job:
         params=parents.graft(state.params, self.folder, self.config)
       )
     state = self.place(state)
-    if self._latest is not None:
-      state = self._checkpoints.restore(state, self._latest)
+    state = self._restored(state)
     # Killed between the last two writes, it lacks its last rows.
     done = self.start == train.steps
     _truncate(self.folder / records.ROWS, self.start - done)
@@ -176,6 +176,27 @@ class Job:
       _truncate(self.folder / extra, self.start)
     if done:
       self._write(self.start, self._evaluate(state))
+    return state
+
+  def _restored(self, state: step_lib.State) -> step_lib.State:
+    """Returns the last checkpoint that can be read, or the state as it is."""
+    while self._latest is not None:
+      damage = None
+      try:
+        restored = self._checkpoints.restore(state, self._latest)
+      except checkpoint.DamagedError as error:
+        damage = error
+      # Each process reads a part.
+      if not processes.any_of(damage is not None):
+        return restored
+      folder = self.folder.absolute() / 'checkpoints'
+      found = damage or checkpoint.DamagedError(
+        folder / str(self._latest), 'what another process needs'
+      )
+      processes.by_first(lambda: checkpoint.set_aside(folder, found))  # noqa: B023
+      self._checkpoints.reload()
+      self._latest = processes.by_first(self._checkpoints.latest)
+      self.start = self._latest or 0
     return state
 
   def place(self, state: step_lib.State) -> step_lib.State:
@@ -366,6 +387,15 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
+
+
+def _set_metrics_aside(folder: pathlib.Path) -> None:
+  """Renames the checkpoints whose metrics are damaged: none opens with them."""
+  while True:
+    try:
+      return checkpoint.check_metrics(folder.absolute())
+    except checkpoint.DamagedError as damage:
+      checkpoint.set_aside(folder.absolute(), damage)
 
 
 def _check_corpus(folder: pathlib.Path, fingerprint: str) -> records.Row:
