@@ -2,8 +2,10 @@ import dataclasses
 import json
 import math
 import os
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -219,6 +221,66 @@ def test_a_folder_of_another_schema_is_refused(run_config, tmp_path):
   path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
   with pytest.raises(errors.UserError, match='schema 99 is not 1'):
     records.open_run(tmp_path / 'run', run_config())
+
+
+@pytest.mark.parametrize('schema', [0, 99, None])
+def test_rows_of_another_version_are_refused(run_config, tmp_path, schema):
+  path = tmp_path / records.ROWS
+  records.append(path, _rows(run_config()))
+  records.append(path, [{**_rows(run_config())[0], 'schema': schema}])
+  for read in (records.read, lambda path: records.truncate(path, 9)):
+    with pytest.raises(
+      errors.UserError, match=rf'metrics\.jsonl:3: schema {schema} is not 1'
+    ):
+      read(path)
+
+
+def test_a_line_that_is_no_row_is_refused(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"step": 1}\n3\n')
+  with pytest.raises(errors.UserError, match=r'jsonl:2: not a JSON object'):
+    records.read(path)
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+  path = tmp_path / 'plan.json'
+  records.write_json(path, {'cells': []})  # As the first version wrote it.
+  assert records.read_own(path) == {'cells': []}
+  records.write_json(path, {'schema': 99})
+  with pytest.raises(errors.UserError, match=r'plan\.json: schema 99 is not 1'):
+    records.read_own(path)
+  records.write_json(path, [1])
+  with pytest.raises(errors.UserError, match='not a JSON object'):
+    records.read_own(path)
+
+
+# Writes rows and a file again and again.
+_WRITER = """
+import itertools, sys
+from familial import records
+folder = sys.argv[1]
+records.truncate(folder + '/rows.jsonl', 10**9)
+print('begun', flush=True)
+for step in itertools.count():
+  rows = [{'step': step, 'exit': i, 'text': 'x' * 3000} for i in range(9)]
+  records.append(folder + '/rows.jsonl', rows)
+  records.write_json(folder + '/value.json', rows)
+"""
+
+
+def test_what_was_written_before_a_kill_is_whole(tmp_path):
+  rng = random.Random(0)
+  for _ in range(6):
+    command = [sys.executable, '-c', _WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+      writer.stdout.readline()
+      time.sleep(rng.uniform(0.0, 0.05))
+      writer.kill()
+    rows = records.read(tmp_path / 'rows.jsonl')
+    assert all(len(row['text']) == 3000 for row in rows)
+    if (tmp_path / 'value.json').exists():
+      assert len(records.read_json(tmp_path / 'value.json')) == 9
+  assert len(rows) > 9
 
 
 def test_rows_of_many_runs_come_by_path(run_config, tmp_path):

@@ -21,13 +21,13 @@ def _define_run(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'plan_only', False, 'Stop after the plan.', flag_values=values
   )
-  _define_tensorboard(values)
+  _define_beside(values)
 
 
 def _define_train(values: flags.FlagValues) -> None:
   command.define_config(values, _SINGLE)
   command.define_workdir(values)
-  _define_tensorboard(values)
+  _define_beside(values)
 
 
 def _define_plan(values: flags.FlagValues) -> None:
@@ -54,11 +54,18 @@ def _define_workers(text: str, values: flags.FlagValues) -> None:
   flags.DEFINE_integer('workers', 1, text, lower_bound=1, flag_values=values)
 
 
-def _define_tensorboard(values: flags.FlagValues) -> None:
+def _define_beside(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'tensorboard',
     False,
     "Write TensorBoard events too; needs the extra 'tensorboard'.",
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'profile',
+    False,
+    "Write a profiler's trace of a few steps, once a start, to the run's folder "
+    'profile.',
     flag_values=values,
   )
 
@@ -73,6 +80,7 @@ def _run(values: flags.FlagValues) -> str:
     workers=values.workers,
     plan_only=values.plan_only,
     tensorboard=values.tensorboard,
+    profile=values.profile,
   )
 
 
@@ -95,7 +103,12 @@ def _train(values: flags.FlagValues) -> str:
       raise errors.UserError(
         f'--workdir={values.workdir}: another process is training there'
       )
-    loop.run(run, values.workdir, tensorboard=values.tensorboard)
+    loop.run(
+      run,
+      values.workdir,
+      tensorboard=values.tensorboard,
+      profile=values.profile,
+    )
     outcome = records.outcome(values.workdir)
   return f'{values.workdir}: {outcome}'
 

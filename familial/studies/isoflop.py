@@ -27,6 +27,7 @@ def run(
   workers: int = 1,
   plan_only: bool = False,
   tensorboard: bool = False,
+  profile: bool = False,
 ) -> str:
   """Runs a study to its page, or goes on with one; returns its summary line.
 
@@ -36,6 +37,7 @@ def run(
     workers: processes that train cells side by side on this host.
     plan_only: print the plan and stop.
     tensorboard: write event files too.
+    profile: write a trace of a few steps of each run too.
 
   Raises:
     UserError: if the workdir is another study's or another corpus's, or a cell
@@ -53,7 +55,7 @@ def run(
   if plan_only:
     return f'planned only; wrote {workdir / "plan.json"}'
   failed = sweep.execute(
-    cells, workdir, workers=workers, tensorboard=tensorboard
+    cells, workdir, workers=workers, tensorboard=tensorboard, profile=profile
   )
   for cell in failed:
     log = sweep.folder(workdir, cell) / 'error.log'

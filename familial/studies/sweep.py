@@ -43,6 +43,7 @@ def execute(
   *,
   workers: int = 1,
   tensorboard: bool = False,
+  profile: bool = False,
 ) -> list[str]:
   """Trains the cells that are not done yet; returns those that failed.
 
@@ -51,6 +52,7 @@ def execute(
     workdir: of the study.
     workers: processes on this host; each gets its share of the cores.
     tensorboard: write event files too.
+    profile: write traces of a few steps too.
 
   Raises:
     UserError: if a cell cannot be trained here; the other workers stop.
@@ -65,9 +67,9 @@ def execute(
   if not left:
     return []
   if workers == 1:
-    work(cells, workdir, tensorboard=tensorboard)
+    work(cells, workdir, tensorboard=tensorboard, profile=profile)
   else:
-    _supervise(cells, workdir, workers, tensorboard)
+    _supervise(cells, workdir, workers, tensorboard, profile)
   return [
     cell.cell
     for cell in cells
@@ -82,6 +84,7 @@ def work(
   workers: int = 1,
   quiet: bool = False,
   tensorboard: bool = False,
+  profile: bool = False,
 ) -> None:
   """Takes cells, group after group, until none is left to take.
 
@@ -95,6 +98,7 @@ def work(
     workers: how many processes like this one share them.
     quiet: no progress bar.
     tensorboard: write event files too.
+    profile: write traces of a few steps too.
   """
   # These bring JAX: workers set cores first.
   import jax
@@ -122,6 +126,7 @@ def work(
           corpora[data],
           quiet=quiet,
           tensorboard=tensorboard,
+          profile=profile,
         )
       else:
         population.run(
@@ -131,6 +136,7 @@ def work(
           model=model_config.union([cell.model for cell in group]),
           quiet=quiet,
           tensorboard=tensorboard,
+          profile=profile,
         )
       for run in folders:
         (run / 'error.log').unlink(missing_ok=True)
@@ -191,7 +197,11 @@ def work(
 
 
 def _supervise(
-  cells: Cells, workdir: str | os.PathLike[str], workers: int, tensorboard: bool
+  cells: Cells,
+  workdir: str | os.PathLike[str],
+  workers: int,
+  tensorboard: bool,
+  profile: bool,
 ) -> None:
   """Starts workers, shows the sweep's progress, replaces those that die."""
   context = multiprocessing.get_context('spawn')
@@ -202,7 +212,15 @@ def _supervise(
     share = cores[index::workers] or cores
     process = context.Process(
       target=_worker,
-      args=(list(cells), str(workdir), workers, share, tensorboard, refusals),
+      args=(
+        list(cells),
+        str(workdir),
+        workers,
+        share,
+        tensorboard,
+        profile,
+        refusals,
+      ),
     )
     process.start()
     return process
@@ -275,6 +293,7 @@ def _worker(
   workers: int,
   cores: list[int],
   tensorboard: bool,
+  profile: bool,
   refusals: queues.SimpleQueue[str],
 ) -> None:
   # Ctrl-C reaches the whole group: a run under way saves and stops by itself,
@@ -283,7 +302,14 @@ def _worker(
   # Before JAX makes its thread pool, whose size follows from this.
   cores_lib.keep_to(cores)
   try:
-    work(cells, workdir, workers=workers, quiet=True, tensorboard=tensorboard)
+    work(
+      cells,
+      workdir,
+      workers=workers,
+      quiet=True,
+      tensorboard=tensorboard,
+      profile=profile,
+    )
   except errors.Interrupted:
     sys.exit(0)
   except errors.UserError as error:

@@ -5,7 +5,6 @@ where a file is damaged, Orbax's readers raise what they like, and leave
 tracebacks of their threads behind.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
@@ -58,14 +57,11 @@ class Checkpoints:
     *,
     read_only: bool = False,
   ):
-    # What it would say of a failure, with tracebacks, it raises too.
-    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    _hush()
     self._folder = pathlib.Path(folder).absolute()
     check_metrics(self._folder)
     with self._writing():
       self._manager = self._open(keep, read_only)
-    self._hook = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_unraisable, self._hook)
 
   def _open(self, keep: int, read_only: bool) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
@@ -148,12 +144,9 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, and lets go of the folder."""
-    try:
-      self.wait()
-      with self._writing():
-        self._manager.close()
-    finally:
-      sys.unraisablehook = self._hook
+    self.wait()
+    with self._writing():
+      self._manager.close()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -175,11 +168,12 @@ class Checkpoints:
 
 def check_metrics(folder: pathlib.Path) -> None:
   """Raises DamagedError for the first checkpoint with damaged metrics."""
-  for path in sorted(folder.glob('[0-9]*/metrics/metrics')):
-    try:
-      records.read_json(path)
-    except errors.UserError:
-      raise DamagedError(path.parents[1], 'its metrics') from None
+  for path in sorted(folder.glob('*/metrics/metrics')):
+    if path.parents[1].name.isdecimal():
+      try:
+        records.read_json(path)
+      except errors.UserError:
+        raise DamagedError(path.parents[1], 'its metrics') from None
 
 
 def set_aside(folder: pathlib.Path, damage: DamagedError) -> None:
@@ -325,7 +319,15 @@ def _array(
   return jax.make_array_from_callback(like.shape, like.sharding or here, part)
 
 
-def _unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
-  """Leaves out that a write ended after another had failed."""
-  if str(unraisable.exc_value) != 'Event loop is closed':
-    hook(unraisable)
+@functools.cache
+def _hush() -> None:
+  """Has nothing said, from now on, but what `_writing` makes of a failure."""
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  hook = sys.unraisablehook
+
+  def quiet(unraisable: Any) -> None:
+    # TensorStore's, of a write that ends after another one has failed.
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+
+  sys.unraisablehook = quiet

@@ -16,6 +16,7 @@ from familial.data import packing
 from familial.training import config as train_config
 from familial.training import job as job_lib
 from familial.training import processes
+from familial.training import profiling
 from familial.training import step as step_lib
 
 
@@ -26,6 +27,7 @@ def run(
   *,
   quiet: bool = False,
   tensorboard: bool = False,
+  profile: bool = False,
   on_step: Callable[[int], None] = lambda step: None,
 ) -> str:
   """Trains a run to its end and returns `finished` or `diverged`.
@@ -36,6 +38,7 @@ def run(
     corpus: where it is loaded already.
     quiet: no progress bar.
     tensorboard: write event files too.
+    profile: write a trace of a few steps too.
     on_step: called after each step.
 
   Raises:
@@ -55,6 +58,7 @@ def run(
     job_lib.Job(config, folder, corpus, tensorboard) as job,
     job_lib.stop_signals() as stopping,
     job_lib.Meter([job], quiet) as meter,
+    profiling.Trace(job.folder, profile) as trace,
     jax.set_mesh(job.mesh),
   ):
     state = job.state()
@@ -72,6 +76,7 @@ def run(
     pending: step_lib.Metrics | None = None
     step = job.start
     for step, batch in enumerate(job.batches(), start=job.start + 1):
+      trace.before()
       state, metrics = step_lib.train(
         model,
         train.trained,
@@ -88,7 +93,9 @@ def run(
       stop, late = decisions.after(step, metrics)
       if step in job.evaluations or stop or late:
         pending = None
-        if not take(step, metrics) or not job.keep(state, step):
+        finite = take(step, metrics)
+        trace.end()
+        if not finite or not job.keep(state, step):
           return job.diverge(step)
         decisions.saved()
         meter.pause()

@@ -33,6 +33,7 @@ from familial.model import transformer
 from familial.training import config as train_config
 from familial.training import job as job_lib
 from familial.training import optimizer
+from familial.training import profiling
 from familial.training import sharding
 from familial.training import step as step_lib
 
@@ -123,6 +124,7 @@ def run(
   model: model_config.ModelConfig | None = None,
   quiet: bool = False,
   tensorboard: bool = False,
+  profile: bool = False,
   on_steps: Callable[[list[int]], None] = lambda steps: None,
 ) -> list[str]:
   """Trains runs to their ends; returns `finished` or `diverged` for each.
@@ -136,6 +138,7 @@ def run(
       goes on to the bit, whoever of them is left. By default these alone.
     quiet: no progress bar.
     tensorboard: write event files too.
+    profile: write a trace of a few dispatches too, to the first one's folder.
     on_steps: called after each dispatch with the members' steps.
 
   Raises:
@@ -160,8 +163,9 @@ def run(
     ]
     stopping = stack.enter_context(job_lib.stop_signals())
     meter = stack.enter_context(job_lib.Meter(jobs, quiet))
-    models = [config.model for config in configs]
-    _train(jobs, model or model_config.union(models), meter, stopping, on_steps)
+    trace = stack.enter_context(profiling.Trace(jobs[0].folder, profile))
+    model = model or model_config.union([config.model for config in configs])
+    _train(jobs, model, meter, trace, stopping, on_steps)
     interrupted = stopping()
   if interrupted:
     names = ', '.join(str(folders[k]) for k in left)
@@ -175,6 +179,7 @@ def _train(
   jobs: list[job_lib.Job],
   model: model_config.ModelConfig,
   meter: job_lib.Meter,
+  trace: profiling.Trace,
   stopping: Callable[[], bool],
   on_steps: Callable[[list[int]], None],
 ) -> None:
@@ -231,6 +236,7 @@ def _train(
       ),
     )
     batches = sharding.members_batches(feed.take(alive_K, count), mesh)
+    trace.before()
     with jax.set_mesh(mesh):
       members, metrics = train(
         mesh, model, first.trained, members, batches, np.int32(count), h
@@ -251,6 +257,7 @@ def _train(
     if due:
       take(pending)
       pending = None
+      trace.end()
       for k in filter(alive_K.__getitem__, due):
         job, step = jobs[k], int(step_K[k])
         state = job.place(_member(members.state, k, model, job.config.model))

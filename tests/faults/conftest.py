@@ -5,6 +5,30 @@ import subprocess
 
 import pytest
 
+_STUDY = """
+from experiments import familial_law
+def get_config():
+  config = familial_law.get_config('test')
+  config.grid.budgets = (1e9, 3e9)
+  config.data.update(corpus='text_files', path={path!r}, heldout_percent=20)
+  config.train.update(evaluations=12, checkpoint_seconds=0.1, keep=2)
+  one = {{'budgets': (1e9,), 'shapes': (1,), 'granularities': (2,)}}
+  config.arms = {{'frozen': {{**one, 'values': ('separate',)}}}}
+  config.fit.starts, config.fit.resamples = 8, 10
+  return config
+"""
+
+
+@pytest.fixture
+def study(tmp_path, text_data):
+  """The config file of nine cells, one of which starts from another's end.
+
+  They save all the time.
+  """
+  path = tmp_path / 'study.py'
+  path.write_text(_STUDY.format(path=text_data.path))
+  return path
+
 
 class Disk:
   """A folder on a file system of its own."""

@@ -16,19 +16,6 @@ import pytest
 from familial import records
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Nine cells, one of which starts from another's end; saved all the time.
-_CONFIG = """
-from experiments import familial_law
-def get_config():
-  config = familial_law.get_config('test')
-  config.grid.budgets = (1e9, 3e9)
-  config.data.update(corpus='text_files', path={path!r}, heldout_percent=20)
-  config.train.update(evaluations=12, checkpoint_seconds=0.1, keep=2)
-  one = {{'budgets': (1e9,), 'shapes': (1,), 'granularities': (2,)}}
-  config.arms = {{'frozen': {{**one, 'values': ('separate',)}}}}
-  config.fit.starts, config.fit.resamples = 8, 10
-  return config
-"""
 # What shows, and changes, while a study does something.
 _SIGNS = {
   'saving': 'cells/*/checkpoints/*tmp*',
@@ -133,10 +120,8 @@ def _results(workdir):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_it_finds_the_same(tmp_path, text_data):
-  config = tmp_path / 'config.py'
-  config.write_text(_CONFIG.format(path=text_data.path))
-  calm = _Study(config, tmp_path / 'calm')
+def test_killed_at_twenty_moments_it_finds_the_same(tmp_path, study):
+  calm = _Study(study, tmp_path / 'calm')
   assert calm.finish() == 0, calm.log.read_text()[-2000:]
 
   rng = random.Random(0)
@@ -144,38 +129,38 @@ def test_killed_at_twenty_moments_it_finds_the_same(tmp_path, text_data):
   early += ['saving'] * _KILLS['saving'] + ['rows'] * _KILLS['rows']
   rng.shuffle(early)
   late = ['fitting'] * _KILLS['fitting'] + ['report'] * _KILLS['report']
-  study = _Study(config, tmp_path / 'killed')
+  killed = _Study(study, tmp_path / 'killed')
   done = collections.Counter()
   left = 0
   for number, phase in enumerate(early + late):
-    study.start()
+    killed.start()
     if phase == 'moment':
       time.sleep(rng.uniform(0.0, _SECONDS))
-      seen = study.running()
+      seen = killed.running()
     else:
-      seen = study.reach(phase)
+      seen = killed.reach(phase)
       most = {'saving': 0.05, 'rows': 0.02, 'fitting': 2.0, 'report': 1.0}
       time.sleep(rng.uniform(0.0, most[phase]))
-    workers = study.workers()
+    workers = killed.workers()
     if number % 3 == 1 and workers:
       os.kill(rng.choice(workers), signal.SIGKILL)
       done['worker', phase if seen else 'too late'] += 1
     else:
-      study.kill()
-      left += bool(study.signs('saving'))
+      killed.kill()
+      left += bool(killed.signs('saving'))
       done['all', phase if seen else 'too late'] += 1
   print(dict(done), 'checkpoints left unfinished after', left)
   assert sum(done.values()) == 20
   assert left > 0
   for phase in _KILLS:
     assert done['all', phase] + done['worker', phase] > 0, phase
-  assert study.finish() == 0, study.log.read_text()[-2000:]
-  assert 'Traceback' not in study.log.read_text()
-  assert _results(study.workdir) == _results(calm.workdir)
+  assert killed.finish() == 0, killed.log.read_text()[-2000:]
+  assert 'Traceback' not in killed.log.read_text()
+  assert _results(killed.workdir) == _results(calm.workdir)
   for path in calm.workdir.glob('fits/**/bootstrap.npz'):
-    other = study.workdir / path.relative_to(calm.workdir)
+    other = killed.workdir / path.relative_to(calm.workdir)
     with np.load(path) as one, np.load(other) as two:
       for name in one.files:
         np.testing.assert_array_equal(one[name], two[name])
-  for run in (study.workdir / 'cells').iterdir():
+  for run in (killed.workdir / 'cells').iterdir():
     assert records.status(run) == 'finished'

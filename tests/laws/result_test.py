@@ -14,7 +14,7 @@ KEYS = set(
   'form equation loss_definition table rows dropped params objective delta starts'
   ' asymmetry followed basin_hit_rate converged condition_number identified flags bootstrap level'
   ' bootstrap_unit resamples resamples_failed sd covariance profile derived held_out aic bic seed seconds backend'
-  ' versions'.split()
+  ' versions schema'.split()
 )
 FEW = results.Options(starts=32, resamples=100)
 
@@ -100,6 +100,10 @@ def test_bad_input(make, tmp_path):
     record.load(tmp_path / 'fit.json')
   (tmp_path / 'fit.json').write_text('{}')
   with pytest.raises(errors.UserError, match=r'no fit\.json'):
+    record.load(tmp_path / 'fit.json')
+  known = dict.fromkeys('form params objective bootstrap flags'.split())
+  record.write_json(tmp_path / 'fit.json', {**known, 'schema': 99})
+  with pytest.raises(errors.UserError, match='schema 99 is not 1'):
     record.load(tmp_path / 'fit.json')
 
 

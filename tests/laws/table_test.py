@@ -44,6 +44,14 @@ def test_exit_loss_takes_the_exits_own_size_and_dense_tokens(rows):
   np.testing.assert_array_equal(table.clusters, [0, 0, 1])
 
 
+def test_rows_of_another_version_are_refused(rows, tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(''.join(json.dumps({**r, 'schema': 99}) + '\n' for r in rows))
+  for read in (path, tmp_path):
+    with pytest.raises(errors.UserError, match='schema 99 is not 1, the one'):
+      tables.read(read)
+
+
 def test_all_rows(rows):
   table = tables.from_rows(rows, rows_used='all')
   assert sorted(table.columns['loss']) == [2.0, 2.5, 4.0, 4.5]

@@ -23,6 +23,7 @@ from familial.studies import summary
 from familial.studies import sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
+REPORT = page.write  # Which a fixture replaces.
 
 
 def without_clocks(value):
@@ -144,6 +145,22 @@ def test_a_study_goes_on_with_its_own_corpus_only(
     isoflop.run(dense, tmp_path)
   for part in (corpus.fingerprint, 'another', 'text_files', 'workdir'):
     assert part in str(raised.value)
+
+
+def test_a_plan_of_another_version_is_refused(
+  dense, tmp_path, calibrated, untrained
+):
+  calibrated(2e7)
+  isoflop.run(dense, tmp_path)
+  path = tmp_path / 'plan.json'
+  plan = json.loads(path.read_text())
+  assert plan['schema'] == records.SCHEMA
+  path.write_text(json.dumps({**plan, 'schema': 99}))
+  for use in (lambda: isoflop.run(dense, tmp_path), lambda: REPORT(tmp_path)):
+    with pytest.raises(
+      errors.UserError, match=r'plan\.json: schema 99 is not 1'
+    ):
+      use()
 
 
 def test_a_study_without_some_cells_is_reported_and_no_success(

@@ -1,8 +1,11 @@
+import collections
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -185,7 +188,7 @@ def test_a_signal_saves_stops_and_resumes_to_the_bit(
 
 @pytest.mark.parametrize('left', [0, 1, 1.5])
 def test_killed_while_the_last_rows_are_written(
-  undisturbed, corpus, tmp_path, left
+  undisturbed, corpus, tmp_path, left, capsys
 ):
   config, expected = undisturbed
   folder = tmp_path / 'run'
@@ -197,6 +200,80 @@ def test_killed_while_the_last_rows_are_written(
   steps = []
   status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert (status, steps) == ('finished', [])
+  assert _rows(folder) == _rows(expected)
+  said = f'familial: {folder}/metrics.jsonl: its last line was cut off'
+  assert (said in capsys.readouterr().err) == bool(half)
+
+
+@pytest.mark.parametrize('part', ['state/d/*', 'metrics/metrics'])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+  undisturbed, corpus, tmp_path, capfd, part
+):
+  config, expected = undisturbed
+  folder = tmp_path / 'run'
+  shutil.copytree(expected, folder)
+  lines = _rows(expected).splitlines(keepends=True)
+  (folder / records.ROWS).write_bytes(b''.join(lines[:4]))
+  checkpoints = folder / 'checkpoints'
+  assert {path.name for path in checkpoints.iterdir()} == {'23', '24'}
+  for path in checkpoints.glob(f'24/{part}'):
+    os.truncate(path, path.stat().st_size // 2)
+  steps = []
+  status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
+  assert (status, steps) == ('finished', [24])
+  _same(config, folder, expected)
+  assert {path.name for path in checkpoints.iterdir()} == {
+    '23', '24', '24.damaged'
+  }  # fmt: skip
+  line = (
+    f'familial: {checkpoints}/24: a damaged checkpoint: .* cannot be read; it '
+    'is 24.damaged now, and the run goes on from step 23\n'
+  )
+  assert re.fullmatch(line, capfd.readouterr().err)
+
+
+def test_a_damaged_checkpoint_without_another_is_refused(
+  undisturbed, corpus, tmp_path
+):
+  config, expected = undisturbed
+  folder = tmp_path / 'run'
+  shutil.copytree(expected, folder)
+  (folder / records.ROWS).unlink()
+  shutil.rmtree(folder / 'checkpoints' / '23')
+  for path in folder.glob('checkpoints/24/state/manifest.ocdbt'):
+    os.truncate(path, path.stat().st_size // 2)
+  before = sorted(folder.rglob('*'))
+  with pytest.raises(errors.UserError) as raised:
+    loop.run(config, folder, corpus, quiet=True)
+  line = (
+    '24: a damaged checkpoint: .*, and there is no other; once it is removed'
+  )
+  assert re.search(line, str(raised.value))
+  assert sorted(folder.rglob('*')) == before
+  shutil.rmtree(folder / 'checkpoints' / '24')
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  _same(config, folder, expected)
+
+
+def test_a_checkpoint_of_another_version_is_refused(
+  undisturbed, corpus, tmp_path
+):
+  config, expected = undisturbed
+  folder = tmp_path / 'run'
+  shutil.copytree(expected, folder)
+  lines = _rows(expected).splitlines(keepends=True)
+  (folder / records.ROWS).write_bytes(b''.join(lines[:4]))
+  path = folder / 'checkpoints' / '24' / '_CHECKPOINT_METADATA'
+  meta = json.loads(path.read_text())
+  assert meta['custom_metadata'] == {'schema': records.SCHEMA}
+  path.write_text(json.dumps({**meta, 'custom_metadata': {'schema': 99}}))
+  with pytest.raises(
+    errors.UserError, match='/24: schema 99 is not 1, the one'
+  ):
+    loop.run(config, folder, corpus, quiet=True)
+  # Those that were saved before there was one are read.
+  path.write_text(json.dumps({**meta, 'custom_metadata': {}}))
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
   assert _rows(folder) == _rows(expected)
 
 
@@ -284,6 +361,36 @@ def test_runs_of_a_shape_share_their_programs(
   speed, _ = timing.measure(config, steps=2)
   assert 0 < speed < 1e15
   assert [function._cache_size() for function in functions] == before
+
+
+def _traced(folder):
+  """Returns the names of what a run's only trace holds, by how often."""
+  [path] = folder.glob('profile/plugins/profile/*/*.trace.json.gz')
+  [whole] = folder.glob('profile/plugins/profile/*/*.xplane.pb')
+  assert whole.stat().st_size > 1000
+  events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+  return collections.Counter(event.get('name') for event in events)
+
+
+def test_a_trace_of_steady_steps_changes_no_row(
+  undisturbed, corpus, run_config, tmp_path, capsys
+):
+  _, expected = undisturbed
+  config = run_config()  # Saves at evaluations alone.
+  folder = tmp_path / 'run'
+  assert (
+    loop.run(config, folder, corpus, quiet=True, profile=True) == 'finished'
+  )
+  assert _rows(folder) == _rows(expected)
+  # Steps 4 to 8: no compiling, and no evaluation.
+  names = _traced(folder)
+  assert names['PjitFunction(advance)'] in (5, 10)  # Some say it twice.
+  assert not any('losses' in str(name) for name in names)
+  assert not (expected / 'profile').exists()
+  short = run_config(steps=3, evaluations=1, warmup_steps=1)
+  loop.run(short, tmp_path / 'short', corpus, quiet=True, profile=True)
+  assert 'short/profile: no trace' in capsys.readouterr().err
+  assert not (tmp_path / 'short' / 'profile').exists()
 
 
 def test_gradients_are_compared_where_asked(corpus, run_config, tmp_path):

@@ -111,6 +111,18 @@ def test_a_member_is_the_run_that_it_would_be_alone(together, solo):
 
 
 @pytest.mark.slow
+def test_a_trace_of_dispatches_changes_no_row(
+  together, configs, corpus, tmp_path
+):
+  folders = _folders(configs, tmp_path)
+  population.run(configs, folders, corpus, quiet=True, profile=True)
+  assert _bytes(folders) == _bytes(together)
+  [trace] = tmp_path.glob('*/profile/plugins/profile/*/*.xplane.pb')
+  assert trace.stat().st_size > 1000
+  assert trace.is_relative_to(folders[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('exit_kind', ['separate', 'branch'])
 def test_members_of_other_exits_are_what_they_are_alone(
   exit_kind, run_config, shape, corpus, tmp_path
