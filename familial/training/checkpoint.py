@@ -254,8 +254,10 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
   """Returns sections of a checkpoint: shapes are checked before any number is
   read."""
   path = folder / 'state'
-  if not path.is_dir():
+  if not folder.is_dir():
     raise errors.UserError(f'{folder}: no such checkpoint')
+  if not path.is_dir():
+    raise DamagedError(folder, 'its state')
   records.check_schema(folder, _metadata(folder))
   base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
   leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
@@ -322,7 +324,8 @@ def _array(
 @functools.cache
 def _hush() -> None:
   """Has nothing said, from now on, but what `_writing` makes of a failure."""
-  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   hook = sys.unraisablehook
 
   def quiet(unraisable: Any) -> None:

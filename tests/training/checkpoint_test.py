@@ -94,6 +94,21 @@ def test_an_unfinished_checkpoint_is_ignored(folder, opened):
   assert opened().latest() == 3
 
 
+def test_who_reads_leaves_what_another_writes(folder, opened):
+  checkpoints = opened()
+  checkpoints.save(_state(3), 1.0)
+  checkpoints.wait()
+  unfinished = folder / '8.orbax-checkpoint-tmp'
+  unfinished.mkdir()
+  assert checkpoint.steps(folder) == {'last': 3, 'best': 3}
+  assert unfinished.exists()
+  # Who writes next, alone, removes what a kill has left.
+  again = opened()
+  again.save(_state(4))
+  again.wait()
+  assert _steps(folder) == [3, 4]
+
+
 def test_nothing_to_restore_is_said(opened):
   with pytest.raises(errors.UserError, match='no checkpoint'):
     opened().restore(_state(0))

@@ -205,7 +205,7 @@ def test_killed_while_the_last_rows_are_written(
   assert (said in capsys.readouterr().err) == bool(half)
 
 
-@pytest.mark.parametrize('part', ['state/d/*', 'metrics/metrics'])
+@pytest.mark.parametrize('part', ['state/d/*', 'metrics/metrics', 'state'])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
   undisturbed, corpus, tmp_path, capfd, part
 ):
@@ -217,7 +217,10 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
   checkpoints = folder / 'checkpoints'
   assert {path.name for path in checkpoints.iterdir()} == {'23', '24'}
   for path in checkpoints.glob(f'24/{part}'):
-    os.truncate(path, path.stat().st_size // 2)
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      os.truncate(path, path.stat().st_size // 2)
   steps = []
   status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert (status, steps) == ('finished', [24])
