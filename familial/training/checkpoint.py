@@ -57,7 +57,9 @@ class Checkpoints:
     *,
     read_only: bool = False,
   ):
-    _hush()
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    if not read_only:
+      _hush()
     self._folder = pathlib.Path(folder).absolute()
     check_metrics(self._folder)
     with self._writing():
@@ -324,8 +326,7 @@ def _array(
 @functools.cache
 def _hush() -> None:
   """Has nothing said, from now on, but what `_writing` makes of a failure."""
-  for name in ('absl', 'asyncio'):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   hook = sys.unraisablehook
 
   def quiet(unraisable: Any) -> None:
