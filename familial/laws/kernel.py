@@ -52,7 +52,7 @@ def program(
       shape(lanes),
       shape(lanes),
     )
-    .compile(compiler_options=_options())
+    .compile()
   )
 
 
@@ -86,14 +86,8 @@ def rough(
       shape(p),
       shape(2),
     )
-    .compile(compiler_options=_options())
+    .compile()
   )
-
-
-def _options() -> dict[str, str | bool]:
-  """How the programs are compiled: in 60 % of the time, and no slower."""
-  on_cpu = jax.default_backend() == 'cpu'
-  return {'xla_cpu_use_fusion_emitters': False} if on_cpu else {}
 
 
 def padded(rows: int) -> int:
