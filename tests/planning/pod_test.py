@@ -1,0 +1,174 @@
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from familial import errors
+from familial import flops
+from familial import main
+from familial.planning import chips
+from familial.planning import compiled
+from familial.planning import layouts
+from familial.planning import page
+from familial.planning import pod
+from familial.planning import summary
+from familial.training import timing
+
+
+@pytest.fixture
+def cells(run_config, shape):
+  """Runs of two widths, one of them in two depths and with two exits or one."""
+
+  def make(name, **changes):
+    model = shape(**{'vocab_size': 256, 'mlp_width': 32, **changes})
+    return dataclasses.replace(run_config(model), cell=name)
+
+  return [
+    make('shallow', depth=1, exits=(1,)),
+    make('deep', depth=4, exits=(2, 4)),
+    make('dense', depth=4, exits=(4,)),
+    make('wide', width=32),
+  ]
+
+
+@pytest.fixture
+def planned(toys, cells, tmp_path, monkeypatch):
+  """Plans for eight toys; compilers say what a function of the run returns."""
+
+  def make(memory, **figures):
+    toys(8, **{'memory': 1e9, **figures})
+    asked = []
+
+    def compile_step(cell, devices):
+      asked.append(cell)
+      needs = memory(cell)
+      return compiled.Program(needs <= 1e9, needs, 7.0, 1e9, 0.1)
+
+    monkeypatch.setattr(compiled, 'compile_step', compile_step)
+    monkeypatch.setattr(timing, 'measure', lambda cell, steps: (4e9, 1.0))
+    plan = pod.make('Toys', cells, chips.HERE, tmp_path, 1)
+    return plan, asked
+
+  return make
+
+
+def test_the_largest_of_its_kind_is_compiled_for_all(planned, cells):
+  plan, asked = planned(lambda cell: 1e6)
+  assert [row['cell'] for row in plan['cells']] == [c.cell for c in cells]
+  of = {row['cell']: row['compiled'] for row in plan['cells']}
+  assert of == dict(shallow='deep', deep='deep', dense='deep', wide='wide')
+  assert plan['fits'] and all(row['fits'] for row in plan['cells'])
+  # Three layouts of the widest, and each kind in the first of them.
+  assert [cell.cell for cell in asked] == ['wide'] * 3 + ['deep']
+  best = layouts.Layout(
+    **{
+      key: value for key, value in plan['recommended'].items() if key != 'flags'
+    }
+  )
+  assert layouts.apply(cells[1], best) == asked[-1]
+
+
+def test_a_plan_adds_up(planned, cells):
+  plan, _ = planned(lambda cell: 1e6)
+  row, cell = plan['cells'][1], cells[1]
+  tokens = cell.train.batch_size * 32
+  assert row['flops'] == tokens * cell.train.steps * flops.train(cell.model, 32)
+  assert row['bound_seconds'] == max(row['times'].values())
+  share = row['step_flops'] / (8 * 1e9 * row['bound_seconds'])
+  assert row['utilisation_bound'] == pytest.approx(share)
+  assert (
+    row['device_hours'] * 3600 > 8 * cell.train.steps * row['bound_seconds']
+  )
+  assert plan['flops'] == sum(row['flops'] for row in plan['cells'])
+  # Of what is here a step is measured: 4e9 FLOP/s of eight times 1e9.
+  assert plan['measured']['utilisation'] == 0.5
+
+
+def test_what_does_not_fit_leads_to_other_layouts(planned):
+  # As if arithmetic had forgotten nine tenths of what layers keep.
+  plan, asked = planned(lambda cell: 1e6 if cell.model.remat else 2e9)
+  assert plan['fits'] and plan['recommended']['remat']
+  assert [each['fits'] for each in plan['layouts']] == [False] * 3 + [True]
+  assert len({(cell.model, cell.layout) for cell in asked[:4]}) == 4
+
+
+def test_where_the_largest_does_not_fit_the_others_are_asked(planned):
+  plan, _ = planned(lambda cell: 2e9 if cell.cell in ('deep', 'wide') else 1e6)
+  fits = {row['cell']: row['fits'] for row in plan['cells']}
+  assert fits == dict(shallow=True, deep=False, dense=True, wide=False)
+  assert all(row['compiled'] == row['cell'] for row in plan['cells'])
+  assert 'only 2 fit' in summary.headline(plan)
+
+
+def test_a_program_is_compiled_once(planned):
+  first, asked = planned(lambda cell: 1e6)
+  again, none = planned(lambda cell: 1e6)
+  assert asked and not none and first == again
+
+
+def test_a_plan_is_text_and_a_page(planned, tmp_path):
+  plan, _ = planned(lambda cell: 1e6)
+  assert json.loads((tmp_path / 'plan.json').read_text()) == plan
+  text = summary.text(plan)
+  assert plan['recommended']['flags'] in text
+  for row in plan['cells']:
+    assert row['cell'] in text
+  html = page.write(tmp_path, plan).read_text()
+  assert 'Measured: a step of wide takes' in html
+  plan['measured'] = None
+  assert 'Nothing here is measured' in page.write(tmp_path, plan).read_text()
+
+
+def test_a_single_device_sends_nothing_and_is_drawn(toys, planned, tmp_path):
+  plan, _ = planned(lambda cell: 1e6)
+  for row in plan['cells']:
+    row['times']['links'] = 0.0
+  page.write(tmp_path, plan)
+
+
+def test_the_command_refuses_in_one_line(capsys):
+  argv = [
+    'familial',
+    'plan',
+    '--config=experiments/single.py',
+    '--topology=v5p',
+  ]
+  assert main._main(argv) == 2
+  said = capsys.readouterr().err
+  assert 'v5p:4x4x8' in said and said.count('\n') == 1
+
+
+def test_xla_counts_what_we_do_and_one_device_sends_nothing(run_config):
+  config = run_config()
+  program = compiled.compile_step(config, jax.devices()[:1])
+  tokens = config.train.batch_size * config.data.seq_len
+  expected = tokens * flops.train(config.model, config.data.seq_len)
+  # Norms, softmax and the optimizer are much of so small a step.
+  assert expected < program.flops < 2 * expected
+  assert program.fits and program.memory > 0
+  assert program.sent == 0
+
+
+def test_a_compiler_s_full_memory_is_no_error(run_config, monkeypatch):
+  said = {
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.5G of '
+    '15.75G hbm.': 22.5 * 2**30,
+    'RESOURCE_EXHAUSTED: E1000: total memory required for HLO temporaries '
+    '(512.0M) exceeds available HBM (15.75G).': 2**29,
+  }
+  for text, needs in said.items():
+
+    def full(self, *arguments, text=text):
+      raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', full)
+    program = compiled.compile_step(run_config(), jax.devices())
+    assert (program.fits, program.memory, program.sent) == (False, needs, None)
+
+  def broken(self, *arguments):
+    raise jax.errors.JaxRuntimeError('INTERNAL: a kernel\nand much more')
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', broken)
+  with pytest.raises(errors.UserError, match=r'INTERNAL: a kernel$'):
+    compiled.compile_step(run_config(), jax.devices())
