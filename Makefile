@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null || echo py311)
 CONSTRAINTS := constraints/$(TAG).txt
 WORKDIR ?= runs/quickstart
+TESTS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .PHONY: quickstart test slow interop lint format bench
@@ -16,8 +17,8 @@ WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_co
 quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
 
-test: $(VENV)/test  ## the fast tests, a process a core
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(VENV)/test  ## the fast tests, a process a core; TESTS=tests/laws for some
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 slow: $(VENV)/test  ## the tests that take minutes: an hour or two in all
 	$(BIN)/python -m pytest -m "slow and not bench"

@@ -183,7 +183,7 @@ def exchanged(config, found):
       names[tuple(devices[at].ravel().tolist())] = '+'.join(some)
   total = collections.Counter()
   for one in found:
-    what = KINDS[one['kind']]
+    what = KINDS.get(one['kind'], one['kind'])
     total[what, names[tuple(one['group'])]] += one['bytes'] * one['count']
   return dict(total)
 
