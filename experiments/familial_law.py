@@ -4,8 +4,8 @@ Variants:
   test   seconds on two cores: does every part work
   cpu    two hours on two cores: 1.5 decades of compute
   gpu    twenty minutes on one modern GPU: three decades and more
-  paper  C4, 1e19 to 1e21 FLOPs: to be planned (--plan_only). A run trains in one
-         process so far, its batch split over that host's devices
+  paper  C4, 1e19 to 1e21 FLOPs: for a pod (`familial plan`). A study trains each
+         run in one process so far, its batch split over that host's devices
   rates  base rates over width, depth and horizon: does one serve them all?
 """
 

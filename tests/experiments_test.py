@@ -65,6 +65,17 @@ def test_single_is_a_run():
   assert run.model.granularity > 1 and run.train.steps > 200
 
 
+@pytest.mark.parametrize(('arg', 'billions'), [('1b', 1.1), ('8b', 8.0)])
+def test_large_single_runs_are_of_the_size_they_say(arg, billions):
+  run = config_lib.run(load('single').get_config(arg))
+  model = run.model
+  params = flops_lib.params_full(model) + flops_lib.params_embedding(model, 4)
+  assert model.granularity == 4
+  assert params / 1e9 == pytest.approx(billions, rel=0.03)
+  tokens = run.train.steps * run.train.batch_size * run.data.seq_len
+  assert tokens / params == pytest.approx(20, rel=0.05)
+
+
 def test_training_on_needs_a_model(tmp_path):
   get_config = load('train_on').get_config
   with pytest.raises(ValueError, match=r'train_on\.py:FOLDER'):
