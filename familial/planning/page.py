@@ -21,7 +21,7 @@ _PARTS = {
 _TERMS = {
   'fits, GiB': (
     'The compiler’s own count of a device’s memory for the real training step: '
-    'arguments, results, temporaries and code. “≤” stands where a larger run of '
+    'all that is there at once. “≤” stands where a larger run of '
     'the same width and batch was compiled in its place.'
   ),
   'expected': ('By the arithmetic that ranks layouts before any is compiled.'),
