@@ -33,7 +33,8 @@ class Program:
 
   Attributes:
     fits: whether a device has the memory.
-    memory: most bytes of a device that it needs at once; where it does not fit, at least.
+    memory: most bytes of a device that it needs at once; at least, where it does
+      not fit.
     sent: bytes that each device sends to others in a step, on a ring; None
       where the compiler does not give the program's text.
     flops: of a step, of all devices, as XLA counts what is written: with norms,
@@ -48,10 +49,10 @@ class Program:
   seconds: float
 
 
-def compile_step(
+def lower(
   config: train_config.RunConfig, devices: Sequence[Any]
-) -> Program:
-  """Returns the training step of a run, compiled for the devices.
+) -> jax.stages.Lowered:
+  """Returns the training step of a run, as it is given to the compiler.
 
   Raises:
     UserError: if the layout does not go with the devices, or they lack what the
@@ -59,10 +60,9 @@ def compile_step(
   """
   model, train = config.model, config.train
   mesh = sharding.mesh(config, devices)
-  counted = flops(config)
   h = optimizer.hyper(train, model.exits)
+  # Before the mesh is set: these devices cannot compute a key.
   key = jax.random.key(train.seed)
-  start = time.monotonic()
   with jax.set_mesh(mesh):
     state = jax.eval_shape(
       lambda key: step_lib.init(model, train.trained, key, h), key
@@ -78,20 +78,31 @@ def compile_step(
       _lying(h, NamedSharding(mesh, PartitionSpec())),
       config.layout.microbatches,
     )
-    lowered = traced.lower(lowering_platforms=(_platform(devices),))
-    try:
-      program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      full = _FULL.search(str(error))
-      if 'RESOURCE_EXHAUSTED' not in str(error) or not full:
-        raise errors.UserError(
-          f'{config.cell}: the compiler for {devices[0].device_kind} refuses '
-          f'this step: {str(error).splitlines()[0]}'
-        ) from None
-      used = float(full[1]) * _UNITS[full[2]]
-      return Program(False, used, None, counted, time.monotonic() - start)
+    return traced.lower(lowering_platforms=(_platform(devices),))
+
+
+def compile_(
+  config: train_config.RunConfig, lowered: jax.stages.Lowered
+) -> Program:
+  """Returns what the compiler says of a run's lowered step.
+
+  Raises:
+    UserError: if it refuses the step for another reason than memory.
+  """
+  start = time.monotonic()
+  try:
+    program = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    full = _FULL.search(str(error))
+    if 'RESOURCE_EXHAUSTED' not in str(error) or not full:
+      raise errors.UserError(
+        f'{config.cell}: the compiler refuses this step: '
+        f'{str(error).splitlines()[0]}'
+      ) from None
+    used = float(full[1]) * _UNITS[full[2]]
+    return Program(False, used, None, flops(config), time.monotonic() - start)
   seconds = time.monotonic() - start
-  needs = program.memory_analysis()
+  needs: Any = program.memory_analysis()
   # Not every compiler says the peak; temporaries alone count twice what takes
   # turns in the same place.
   memory = needs.peak_memory_in_bytes or (
@@ -100,7 +111,7 @@ def compile_step(
     - needs.alias_size_in_bytes
     + needs.temp_size_in_bytes
   )
-  return Program(True, float(memory), _sent(program), counted, seconds)
+  return Program(True, float(memory), _sent(program), flops(config), seconds)
 
 
 def flops(config: train_config.RunConfig) -> float:

@@ -104,7 +104,7 @@ def make(
       else None
     ),
     'cells': rows,
-    'versions': {name: _version(name) for name in ('jax', 'jaxlib', 'libtpu')},
+    'versions': _versions(),
   }
   records.write_json(folder / 'plan.json', plan)
   return plan
@@ -189,18 +189,15 @@ def _program(
   cell: RunConfig, topology: str, folder: pathlib.Path
 ) -> compiled.Program:
   """Returns a run's compiled step, as an earlier call wrote it or anew."""
-  asked = (
-    topology, cell.model, cell.layout, cell.data.seq_len,
-    cell.data.document_mask, cell.train.batch_size, cell.train.trained,
-    *map(_version, ('jax', 'jaxlib', 'libtpu')),
-  )  # fmt: skip
+  if topology != chips.HERE:
+    jax.config.update('jax_platforms', 'cpu')
+  lowered = compiled.lower(cell, chips.devices(topology))
+  asked = (topology, _versions(), lowered.as_text())
   name = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
   path = folder / 'programs' / f'{name}.json'
   if path.exists():
     return compiled.Program(**records.read_json(path))
-  if topology != chips.HERE:
-    jax.config.update('jax_platforms', 'cpu')
-  found = compiled.compile_step(cell, chips.devices(topology))
+  found = compiled.compile_(cell, lowered)
   records.write_json(path, dataclasses.asdict(found))
   return found
 
@@ -289,8 +286,11 @@ def _measured(
   }
 
 
-def _version(package: str) -> str | None:
-  try:
-    return metadata.version(package)
-  except metadata.PackageNotFoundError:
-    return None
+def _versions() -> dict[str, str | None]:
+  found: dict[str, str | None] = {}
+  for package in ('jax', 'jaxlib', 'libtpu'):
+    try:
+      found[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:
+      found[package] = None
+  return found

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import types
 
 import jax
 import pytest
@@ -40,12 +41,17 @@ def planned(toys, cells, tmp_path, monkeypatch):
     toys(8, **{'memory': 1e9, **figures})
     asked = []
 
-    def compile_step(cell, devices):
+    def compile_(cell, lowered):
       asked.append(cell)
       needs = memory(cell)
       return compiled.Program(needs <= 1e9, needs, 7.0, 1e9, 0.1)
 
-    monkeypatch.setattr(compiled, 'compile_step', compile_step)
+    monkeypatch.setattr(
+      compiled,
+      'lower',
+      lambda cell, devices: types.SimpleNamespace(as_text=lambda: repr(cell)),
+    )
+    monkeypatch.setattr(compiled, 'compile_', compile_)
     monkeypatch.setattr(timing, 'measure', lambda cell, steps: (4e9, 1.0))
     plan = pod.make('Toys', cells, chips.HERE, tmp_path, 1)
     return plan, asked
@@ -141,7 +147,8 @@ def test_the_command_refuses_in_one_line(capsys):
 
 def test_xla_counts_what_we_do_and_one_device_sends_nothing(run_config):
   config = run_config()
-  program = compiled.compile_step(config, jax.devices()[:1])
+  lowered = compiled.lower(config, jax.devices()[:1])
+  program = compiled.compile_(config, lowered)
   tokens = config.train.batch_size * config.data.seq_len
   expected = tokens * flops.train(config.model, config.data.seq_len)
   # Norms, softmax and the optimizer are much of so small a step.
@@ -150,7 +157,7 @@ def test_xla_counts_what_we_do_and_one_device_sends_nothing(run_config):
   assert program.sent == 0
 
 
-def test_a_compiler_s_full_memory_is_no_error(run_config, monkeypatch):
+def test_a_compiler_s_full_memory_is_no_error(run_config):
   said = {
     'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.5G of '
     '15.75G hbm.': 22.5 * 2**30,
@@ -159,16 +166,16 @@ def test_a_compiler_s_full_memory_is_no_error(run_config, monkeypatch):
   }
   for text, needs in said.items():
 
-    def full(self, *arguments, text=text):
+    def full(text=text):
       raise jax.errors.JaxRuntimeError(text)
 
-    monkeypatch.setattr(jax.stages.Lowered, 'compile', full)
-    program = compiled.compile_step(run_config(), jax.devices())
+    program = compiled.compile_(
+      run_config(), types.SimpleNamespace(compile=full)
+    )
     assert (program.fits, program.memory, program.sent) == (False, needs, None)
 
-  def broken(self, *arguments):
+  def broken():
     raise jax.errors.JaxRuntimeError('INTERNAL: a kernel\nand much more')
 
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', broken)
   with pytest.raises(errors.UserError, match=r'INTERNAL: a kernel$'):
-    compiled.compile_step(run_config(), jax.devices())
+    compiled.compile_(run_config(), types.SimpleNamespace(compile=broken))

@@ -39,7 +39,8 @@ def test_a_compiled_step_is_what_arithmetic_expects(config, mesh, monkeypatch):
   )
   layout = layouts.Layout(*mesh, 1, False)
   laid = layouts.apply(config, layout)
-  program = compiled.compile_step(laid, chips.devices(TOPOLOGY))
+  lowered = compiled.lower(laid, chips.devices(TOPOLOGY))
+  program = compiled.compile_(laid, lowered)
   work = roofline.work(laid, layout.mesh)
   assert program.fits
   # Splash attention, forwards and backwards twice.
@@ -56,7 +57,8 @@ def test_what_a_tpu_cannot_hold_does_not_fit(config):
       config.train, batch_size=2**16, eval_batch_size=2**16
     ),
   )
-  program = compiled.compile_step(huge, chips.devices(TOPOLOGY))
+  lowered = compiled.lower(huge, chips.devices(TOPOLOGY))
+  program = compiled.compile_(huge, lowered)
   assert not program.fits and program.memory > 2**30
 
 
