@@ -111,15 +111,37 @@ def _files(folder):
   }
 
 
-def test_two_processes_train_as_one_and_outlive_what_happens(
+def test_two_processes_train_as_one_and_stop_as_one(
   launch, config, corpus, tmp_path
 ):
+  one, two = (tmp_path / name / 'run' for name in ('one', 'two'))
+  loop.run(config, one, corpus, quiet=True)
+  # One is told to stop: all do after the same step, and have saved it.
+  told = launch(config, two, 2, who=1, when=17, how=15)
+  assert told.status == 130
+  assert 'stopped after step 18 and saved' in told.last
+  assert {row['step'] for row in records.read(two / records.ROWS)} == {
+    5,
+    10,
+    15,
+  }
+  # What they have saved, one process goes on from, which is another layout.
+  layout = train_config.LayoutConfig(data=1)
+  alone, steps = dataclasses.replace(config, layout=layout), []
+  loop.run(alone, two, corpus, quiet=True, on_step=steps.append)
+  assert steps == [19, 20]
+  assert records.read_json(two / 'config.json')['layout']['data'] == 1
+  assert _losses(two)[0] != _losses(two)[-1]
+  np.testing.assert_allclose(_losses(two), _losses(one), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_outlive_what_happens(launch, config, corpus, tmp_path):
   one, two, hurt = (tmp_path / name / 'run' for name in ('one', 'two', 'hurt'))
   loop.run(config, one, corpus, quiet=True)
   ended = launch(config, two, 2)
   assert (ended.status, ended.last) == (0, '')
   assert ended.out.splitlines()[-1] == 'finished'
-  assert _losses(two)[0] != _losses(two)[-1]
   np.testing.assert_allclose(_losses(two), _losses(one), rtol=0, atol=1e-5)
 
   # One that is killed leaves the other alone, which ends.
