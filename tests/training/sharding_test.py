@@ -24,17 +24,18 @@ from familial.training import sharding
 
 Layout = train_config.LayoutConfig
 # Prints each config's losses by step, how one of its kernels is split, and what
-# the devices exchange in a step.
+# the devices exchange in a step. What a layout has saved, the next one reads.
 _CHILD = """
 import dataclasses, json, pickle, sys
 import jax, numpy as np
 from familial.planning import collectives
-from familial.training import optimizer, sharding, step
+from familial.training import checkpoint, optimizer, sharding, step
 with open(sys.argv[1], 'rb') as file:
   configs = pickle.load(file)
-for config in configs:
+meshes = [sharding.mesh(config) for config in configs]
+for number, config in enumerate(configs):
   model, train = config.model, config.train
-  mesh, hyper = sharding.mesh(config), optimizer.hyper(train, model.exits)
+  mesh, hyper = meshes[number], optimizer.hyper(train, model.exits)
   rng, losses = np.random.default_rng(0), []
   with jax.set_mesh(mesh):
     state = step.init(model, 'all', jax.random.key(0), hyper)
@@ -64,6 +65,19 @@ for config in configs:
     )
   found = collectives.of(program.compile().as_text())
   found = [dataclasses.asdict(one) for one in found]
+  checkpoints = checkpoint.Checkpoints(f'{sys.argv[2]}/{number}')
+  checkpoints.save(state)
+  checkpoints.wait()
+  like = jax.tree.map(
+    lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
+    state,
+    sharding.shardings(state, meshes[number - 1]),
+  )
+  restored = checkpoints.restore(like)
+  checkpoints.close()
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  for leaf, due in zip(jax.tree.leaves(restored), jax.tree.leaves(like)):
+    assert leaf.sharding == due.sharding
   print(json.dumps([losses, part, found]), flush=True)
 """
 # Prints what the devices exchange in a step of each config; runs none.
@@ -255,10 +269,10 @@ def within(config, found):
     assert least <= total.get(key, 0) <= most, (key, total, bounds)
 
 
-def test_a_layout_trains_as_one_device_does(on_eight, laid_out):
+def test_a_layout_trains_as_one_device_does(on_eight, laid_out, tmp_path):
   layouts = [Layout(data=1), Layout(data=2, fsdp=2, tensor=2, microbatches=2)]
   configs = [laid_out(layout) for layout in layouts]
-  found = on_eight(_CHILD, configs)
+  found = on_eight(_CHILD, configs, tmp_path)
   same(found, [1 / 4])
   assert not found[0][2]
   within(configs[1], found[1][2])
@@ -311,6 +325,7 @@ def test_what_devices_exchange_follows_from_the_layout(on_eight, laid_out):
     assert sent == pytest.approx(ring * data[0]['reduce', 'data'])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_layout(
   on_eight, laid_out, corpus, tmp_path, monkeypatch
 ):
