@@ -208,7 +208,7 @@ def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
   monkeypatch.setattr(records, 'evaluation_rows', lawful)
   monkeypatch.setattr(fitting, 'run', first)
   study = make_study(
-    grid={'budgets': (1e8, 4e8), 'shapes': ((8, 2, 1), (16, 2, 1))},
+    grid={'budgets': (1e8, 2e8, 4e8, 8e8)},
     fit={'starts': 2, 'resamples': 2},
   )
   line, written = isoflop.run(study, tmp_path).split('\n')

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -189,9 +190,15 @@ def test_nothing_finished_is_said_in_one_line(
     summary.write(study, tmp_path, [])
 
 
+# Of two budgets there are 64 rows at most: programs that the laws' tests share.
+@pytest.mark.parametrize(
+  'budgets', [2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_real_fits_find_gamma_and_leverage(
-  study, tmp_path, write_rows, monkeypatch
+  study, tmp_path, write_rows, monkeypatch, budgets
 ):
+  grid = dataclasses.replace(study.grid, budgets=study.grid.budgets[:budgets])
+  study = dataclasses.replace(study, grid=grid)
   monkeypatch.setattr(summary, 'LOSSES', ('final',))
   monkeypatch.setattr(summary, 'FORMS', summary.FORMS[:2])
   workdir = tmp_path
