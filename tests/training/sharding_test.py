@@ -117,6 +117,32 @@ for config in configs:
   found = collectives.of(program.compile().as_text())
   print(json.dumps([dataclasses.asdict(one) for one in found]), flush=True)
 """
+# Prints how far splash attention is from plain attention, and what lies where.
+_FUSED = """
+import functools, json, sys
+import jax, jax.numpy as jnp, numpy as np
+from familial.model import attention, kernels
+rng = np.random.default_rng(0)
+q, k, v = (
+  jnp.asarray(rng.normal(size=(4, heads, 128, 8)), jnp.float32)
+  for heads in (4, 2, 2)
+)
+documents = jnp.asarray(rng.integers(0, 2, (4, 128)).cumsum(1) // 30)
+def both(attend):
+  def total(q, k, v):
+    out = attend(q, k, v, documents)
+    return jnp.sum(out**2 * jnp.arange(8)), out
+  return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+plain = both(functools.partial(attention.causal, kind='plain'))
+mesh = jax.sharding.Mesh(
+  np.array(jax.devices()).reshape(2, 2, 2), ('data', 'fsdp', 'tensor'),
+  axis_types=(jax.sharding.AxisType.Auto,) * 3,
+)
+with jax.set_mesh(mesh):
+  fused = both(functools.partial(kernels.splash, interpret=True))
+gaps = jax.tree.map(lambda a, b: float(abs(a - b).max()), plain, fused)
+print(json.dumps([jax.tree.leaves(gaps), str(fused[1].sharding.spec)]))
+"""
 _RUN = """
 import pickle, sys
 from familial.training import loop
@@ -323,6 +349,13 @@ def test_what_devices_exchange_follows_from_the_layout(on_eight, laid_out):
     )
     ring = 2 * (number - 1) / number
     assert sent == pytest.approx(ring * data[0]['reduce', 'data'])
+
+
+@pytest.mark.slow
+def test_fused_attention_is_plain_attention_on_any_layout(on_eight):
+  [[gaps, spec]] = on_eight(_FUSED, [])
+  assert max(gaps) < 2e-4
+  assert spec == "P(('data', 'fsdp'), 'tensor')"
 
 
 @pytest.mark.slow
