@@ -21,8 +21,8 @@ from familial.training import step as step_lib
 
 # How the compilers say that a device's memory is too small.
 _FULL = re.compile(
-  r'(?:[Uu]sed |temporaries \()([\d.]+)([KMGT])\w*\)?'
-  r' (?:of|exceeds available HBM)'
+  r'[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm'
+  r'|temporaries \(([\d.]+)([KMGT])\) exceeds available HBM'
 )
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -94,12 +94,13 @@ def compile_(
     program = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     full = _FULL.search(str(error))
-    if 'RESOURCE_EXHAUSTED' not in str(error) or not full:
+    if not full:
       raise errors.UserError(
         f'{config.cell}: the compiler refuses this step: '
         f'{str(error).splitlines()[0]}'
       ) from None
-    used = float(full[1]) * _UNITS[full[2]]
+    number, unit = filter(None, full.groups())
+    used = float(number) * _UNITS[unit]
     return Program(False, used, None, flops(config), time.monotonic() - start)
   seconds = time.monotonic() - start
   needs: Any = program.memory_analysis()

@@ -214,3 +214,20 @@ def test_what_a_ring_sends():
 def test_what_is_no_program_is_said():
   with pytest.raises(ValueError, match='ENTRY'):
     collectives.of('module @jit_advance {\n}\n')
+
+
+def test_what_a_tpu_does_in_several_fusions_counts_once():
+  gather = '%g = bf16[8] all-gather(%p), channel_id=7, replica_groups={}'
+  fusions = [
+    f'%fused_computation.{i} (p: bf16[1]) -> bf16[8] {{\n  {gather}\n}}'
+    for i in (1, 2)
+  ]
+  calls = [
+    f'%f{i} = bf16[8] fusion(%p), kind=kCustom, calls=%fused_computation.{i}'
+    for i in (1, 2)
+  ]
+  assert of(calls, *fusions) == [('all-gather', 16, ALL, 1)]
+  # Others have other numbers, and what is in no fusion is begun and done there.
+  other = fusions[1].replace('=7', '=8')
+  assert len(of(calls, fusions[0], other)) == 2
+  assert len(of([gather, gather.replace('%g', '%h')])) == 2
