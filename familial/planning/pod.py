@@ -48,9 +48,10 @@ def make(
   """Writes the plan of some runs as `plan.json`, and returns it.
 
   Layouts are ranked by arithmetic; the best three are compiled for the run that
-  needs most memory, and the first that fits is recommended. In it, of the runs
-  that differ in depth, exits and length alone, the largest is compiled: the
-  others need no more.
+  needs most memory, and of those that fit that of the least time, with the bytes
+  that the compiled program sends, is recommended. In it, of the runs that differ
+  in depth, exits and length alone, the largest is compiled: the others need no
+  more.
 
   Args:
     title: of the study.
@@ -72,7 +73,7 @@ def make(
   ranked = layouts.ranked(largest, devices, chip)
   with _compiler(topology, folder, workers) as compile_all:
     tried = _try(ranked, largest, chip, compile_all)
-    chosen = min(tried, key=lambda layout: not tried[layout][1].fits)
+    chosen = min(tried, key=lambda layout: _cost(layout, *tried[layout], chip))
     found = {}
     for kind in kinds:
       laid = [layouts.apply(cell, chosen) for cell in kind]
@@ -155,6 +156,22 @@ def _try(
       tried[layout] = cell, program
       short = max(short, program.memory / layouts.memory([cell], layout))
   return tried
+
+
+def _cost(
+  layout: layouts.Layout,
+  cell: RunConfig,
+  program: compiled.Program,
+  chip: chips.Chip,
+) -> tuple[bool, float]:
+  """Returns what a tried layout is judged by: it fits, and a step's seconds if
+  nothing overlapped; where none fits, what lacks least."""
+  if not program.fits:
+    return True, program.memory
+  work = roofline.work(cell, layout.mesh)
+  if program.sent is not None:
+    work = dataclasses.replace(work, sent=program.sent)
+  return False, roofline.times(work, chip).apart
 
 
 def _hungriest(cells: list[RunConfig], layout: layouts.Layout) -> RunConfig:

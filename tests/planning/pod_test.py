@@ -37,14 +37,14 @@ def cells(run_config, shape):
 def planned(toys, cells, tmp_path, monkeypatch):
   """Plans for eight toys; compilers say what a function of the run returns."""
 
-  def make(memory, **figures):
+  def make(memory, sends=lambda cell: 7.0, **figures):
     toys(8, **{'memory': 1e9, **figures})
     asked = []
 
     def compile_(cell, lowered):
       asked.append(cell)
       needs = memory(cell)
-      return compiled.Program(needs <= 1e9, needs, 7.0, 1e9, 0.1)
+      return compiled.Program(needs <= 1e9, needs, sends(cell), 1e9, 0.1)
 
     monkeypatch.setattr(
       compiled,
@@ -89,6 +89,16 @@ def test_a_plan_adds_up(planned, cells):
   assert plan['flops'] == sum(row['flops'] for row in plan['cells'])
   # Of what is here a step is measured: 4e9 FLOP/s of eight times 1e9.
   assert plan['measured']['utilisation'] == 0.5
+
+
+def test_of_layouts_that_fit_the_compiler_s_bytes_decide(planned):
+  # The first by arithmetic sends most.
+  sends = iter([3e9, 1e9, 2e9])
+  plan, _ = planned(lambda cell: 1e6, sends=lambda cell: next(sends, 1e9))
+  best = plan['layouts'][1]
+  assert {key: best[key] for key in ('data', 'fsdp', 'tensor', 'remat')} == {
+    key: plan['recommended'][key] for key in ('data', 'fsdp', 'tensor', 'remat')
+  }
 
 
 def test_what_does_not_fit_leads_to_other_layouts(planned):
