@@ -54,6 +54,12 @@ class Sampling:
         raise errors.UserError(
           f'{name}: {getattr(self, name)} is not allowed; it must be {allowed}'
         )
+    for name, nothing in (('top_k', 0), ('top_p', 1.0)):
+      if temperature == 0 and getattr(self, name) != nothing:
+        raise errors.UserError(
+          f'{name}: {getattr(self, name)} has no effect at temperature 0, which '
+          'takes the likeliest token'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_distribution_is_that_by_hand(logits, how):
 
 
 def test_without_temperature_the_likeliest_alone(logits):
-  found = distribution(logits, top_k=3, top_p=0.5)
+  found = distribution(logits)
   np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
 
 
@@ -137,6 +137,13 @@ def test_confidence_is_that_by_hand(logits):
 def test_numbers_out_of_range(name, value):
   with pytest.raises(errors.UserError, match=f'{name}: .* must be'):
     sampling.Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(('name', 'value'), [('top_k', 3), ('top_p', 0.5)])
+def test_what_has_no_effect_is_refused(name, value):
+  with pytest.raises(errors.UserError, match=f'^{name}: {value} has no effect'):
+    sampling.Sampling(**{name: value})
+  sampling.Sampling(temperature=0.5, **{name: value})
 
 
 def test_policies_out_of_range():
