@@ -36,14 +36,15 @@ def _define_plan(values: flags.FlagValues) -> None:
     'topology',
     None,
     'What to plan for: TPUs such as v5p:4x4x8, which need not be here (extra '
-    "'tpu'), or `here`, the devices of this host.",
+    "'tpu'), or `here`, the devices of this host. The plan looks for a layout "
+    'and for remat itself, whatever the config has.',
     required=True,
     flag_values=values,
   )
   flags.DEFINE_string(
     'out',
     None,
-    'Folder of the plan; by default runs/plan_TOPOLOGY. Programs compiled for '
+    'Folder of the plan; by default runs/plan_CONFIG_TOPOLOGY. Programs compiled for '
     'it before are not compiled again.',
     flag_values=values,
   )
@@ -116,6 +117,8 @@ def _train(values: flags.FlagValues) -> str:
 def _plan(values: flags.FlagValues) -> str:
   import pathlib
 
+  from ml_collections import config_flags
+
   from familial import config
   from familial.planning import page
   from familial.planning import pod
@@ -127,8 +130,9 @@ def _plan(values: flags.FlagValues) -> str:
     title, cells = study.title, cells_lib.build(study)
   else:
     title, cells = 'One run', [config.run(values.config)]
-  name = values.topology.replace(':', '_')
-  folder = pathlib.Path(values.out or f'runs/plan_{name}')
+  config_file = pathlib.Path(config_flags.get_config_filename(values['config']))
+  name = f'{config_file.name.replace(".py", "")}_{values.topology}'
+  folder = pathlib.Path(values.out or f'runs/plan_{name.replace(":", "_")}')
   plan = pod.make(title, cells, values.topology, folder, values.workers)
   print(summary.text(plan), flush=True)
   return f'{summary.headline(plan)}; wrote {page.write(folder, plan)}'

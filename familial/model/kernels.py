@@ -19,7 +19,7 @@ Array = jax.Array
 # documents [B, L] or None.
 Kernel = Callable[[Array, Array, Array, Array | None], Array]
 
-_LARGEST_TILE = 512
+_LEAST_TILE, _LARGEST_TILE = 128, 512
 
 
 def here() -> Kernel | None:
@@ -85,7 +85,16 @@ def splash(
     v_BxKxLxE: values.
     segments_BxL: documents that attention must not cross, or None.
     interpret: compute it without a TPU, slowly.
+
+  Raises:
+    UserError: if L is not a multiple of 128.
   """
+  length = q_BxHxLxE.shape[2]
+  if length % _LEAST_TILE:
+    raise errors.UserError(
+      f"model.attention: 'fused' on a TPU takes sequences of a multiple of "
+      f'{_LEAST_TILE} tokens, not data.seq_len {length}'
+    )
 
   def local(
     q_BxHxLxE: Array,
@@ -93,7 +102,7 @@ def splash(
     v_BxKxLxE: Array,
     segments_BxL: Array | None,
   ) -> Array:
-    rows, heads, length, dim = q_BxHxLxE.shape
+    rows, heads, _, dim = q_BxHxLxE.shape
     kv_heads = k_BxKxLxE.shape[1]
     group = heads // kv_heads
     kernel = splash_kernel.make_splash_mqa_single_device(

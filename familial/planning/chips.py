@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import importlib.util
-import math
 import os
 import re
 from typing import Any
@@ -12,7 +11,7 @@ from familial import errors
 
 # The devices of this host, as `--topology` has it.
 HERE = 'here'
-_NAME = re.compile(r'\w+:(\d+(?:x\d+)*)')
+_NAME = re.compile(r'\w+:\d+(?:x\d+)*')
 # libtpu plans for a pod on a host without TPUs, where nobody tells it these.
 _NO_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
@@ -84,8 +83,9 @@ def devices(topology: str) -> Sequence[Any]:
 
   os.environ.update(_NO_TPU)
   try:
+    # A chip of v4 is one device, not two, as Cloud TPU has it.
     found: Sequence[Any] = topologies.get_topology_desc(
-      topology, platform='tpu'
+      topology, platform='tpu', chip_config_name='megacore'
     ).devices
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
@@ -106,16 +106,4 @@ def of(devices: Sequence[Any], topology: str) -> Chip:
       f'--topology={topology}: no figures of a {kind!r} are known, only of '
       f'{", ".join(CHIPS)}'
     )
-  chip = CHIPS[kind]
-  named = _NAME.fullmatch(topology)
-  if not named:
-    return chip
-  # A device of v4 is one of a chip's two cores.
-  cores = len(devices) // math.prod(map(int, named[1].split('x')))
-  return Chip(
-    kind,
-    chip.flops / cores,
-    chip.memory / cores,
-    chip.memory_speed / cores,
-    chip.link_speed / cores,
-  )
+  return CHIPS[kind]

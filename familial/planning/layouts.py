@@ -1,5 +1,6 @@
 """Layouts that a study could take on some devices, best first."""
 
+import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
@@ -73,19 +74,27 @@ def ranked(
   Raises:
     UserError: if there is none.
   """
+  # Runs that differ in seeds and rates alone are of one step.
+  steps: collections.Counter[train_config.RunConfig] = collections.Counter()
+  for cell in cells:
+    train = dataclasses.replace(
+      cell.train, steps=1, warmup_steps=0, seed=0, base_lr=1.0
+    )
+    alike = dataclasses.replace(cell, cell='', arm='', budget=0.0, train=train)
+    steps[alike] += cell.train.steps
   found = []
   for layout in _all(len(devices)):
     try:
-      laid = [apply(cell, layout) for cell in cells]
+      laid = {apply(cell, layout): count for cell, count in steps.items()}
       for cell in laid:
         sharding.mesh(cell, devices)
     except errors.UserError:
       continue
-    needs = memory(cells, layout)
+    works = {cell: roofline.work(cell, layout.mesh) for cell in laid}
+    needs = max(work.memory for work in works.values())
     seconds = sum(
-      cell.train.steps
-      * roofline.times(roofline.work(cell, layout.mesh), chip).apart
-      for cell in laid
+      count * roofline.times(works[cell], chip).apart
+      for cell, count in laid.items()
     )
     full = needs > chip.memory
     found.append(((full, needs if full else seconds), layout))

@@ -30,8 +30,9 @@ _TERMS = {
     'the compiled program.'
   ),
   's a step': (
-    'The bound: no step can be shorter. The longest of three times at the '
-    'datasheet’s full speed: compute (products), memory, links.'
+    'The bound: the longest of three times at the datasheet’s full speed. '
+    'Products are counted; traffic with memory and on links is what a good '
+    'compiler needs. Steps take longer.'
   ),
   'limit': 'Which of the three it is.',
   'at most': (

@@ -1,8 +1,9 @@
 """The plan for a pod: which layout, what fits, how fast at best, how long.
 
-A bound is no forecast: it is the time at the datasheet's full speed, with
-products, memory and links side by side. Where the devices are here, a step is
-measured, and its ratio to its own bound says what to expect of the others.
+A bound is no forecast: it is the time of a step's products, traffic with memory
+and traffic on links at the datasheet's full speed, whichever is longest. Where
+the devices are here, a step is measured, and its ratio to its own bound says
+what to expect of the others.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import hashlib
 from importlib import metadata
 import multiprocessing
 import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -70,20 +72,25 @@ def make(
   chip = chips.of(devices, topology)
   kinds = _kinds(cells)
   largest = [kind[0] for kind in kinds]
-  ranked = layouts.ranked(largest, devices, chip)
+  ranked = layouts.ranked(cells, devices, chip)
   with _compiler(topology, folder, workers) as compile_all:
     tried = _try(ranked, largest, chip, compile_all)
     chosen = min(tried, key=lambda layout: _cost(layout, *tried[layout], chip))
+    laid = [[layouts.apply(cell, chosen) for cell in kind] for kind in kinds]
+    print(
+      f'{topology}: compiling {len(laid)} programs as {chosen.flags} ...',
+      file=sys.stderr,
+      flush=True,
+    )
     found = {}
-    for kind in kinds:
-      laid = [layouts.apply(cell, chosen) for cell in kind]
-      print(f'{topology}: {laid[0].cell} ...', file=sys.stderr, flush=True)
-      programs = compile_all(laid[:1])
-      if not programs[0].fits:
-        programs += compile_all(laid[1:])
-      for i, cell in enumerate(laid):
-        j = min(i, len(programs) - 1)
-        found[cell.cell] = _row(cell, laid[j].cell, programs[j], chosen, chip)
+    for kind, program in zip(
+      laid, compile_all([kind[0] for kind in laid]), strict=True
+    ):
+      # Where the largest does not fit, the others are asked one by one.
+      others = [] if program.fits else compile_all(kind[1:])
+      for i, cell in enumerate(kind):
+        of = (kind[i], others[i - 1]) if i and others else (kind[0], program)
+        found[cell.cell] = _row(cell, of[0].cell, of[1], chosen, chip)
   rows = [found[cell.cell] for cell in cells]
   plan = {
     'schema': records.SCHEMA,
@@ -100,8 +107,8 @@ def make(
     'flops': sum(row['flops'] for row in rows),
     'device_hours': sum(row['device_hours'] for row in rows),
     'measured': (
-      _measured(layouts.apply(largest[0], chosen), chosen, chip)
-      if topology == chips.HERE
+      _measured(tried[chosen][0], chosen, chip)
+      if topology == chips.HERE and tried[chosen][1].fits
       else None
     ),
     'cells': rows,
@@ -112,21 +119,29 @@ def make(
 
 
 def _kinds(cells: Sequence[RunConfig]) -> list[list[RunConfig]]:
-  """Returns the runs whose steps differ in depth and exits alone, together.
+  """Returns runs of which the first needs as much memory as the others, together.
 
-  Largest first, of each kind and of them all.
+  Their steps differ in depth and exits alone, and it has no fewer of either.
   """
 
-  def size(cell: RunConfig) -> tuple[int, int]:
-    return flops_lib.params_full(cell.model), cell.model.granularity
-
-  kinds: dict[Any, list[RunConfig]] = {}
-  for cell in sorted(cells, key=size, reverse=True):
-    train = cell.train
+  def key(cell: RunConfig) -> Any:
     model = dataclasses.replace(cell.model, depth=1, exits=(1,))
-    key = (model, train.batch_size, train.trained, cell.data, cell.layout)
-    kinds.setdefault(key, []).append(cell)
-  return list(kinds.values())
+    train = cell.train
+    batches = train.batch_size, train.eval_batch_size, train.trained
+    return model, batches, cell.data, cell.layout
+
+  def size(cell: RunConfig) -> tuple[int, int]:
+    return cell.model.depth, cell.model.granularity
+
+  kinds: list[list[RunConfig]] = []
+  for cell in sorted(cells, key=size, reverse=True):
+    for first, *others in kinds:
+      if key(first) == key(cell) and size(first)[1] >= size(cell)[1]:
+        kinds[kinds.index([first, *others])].append(cell)
+        break
+    else:
+      kinds.append([cell])
+  return kinds
 
 
 def _try(
@@ -186,12 +201,19 @@ def _compiler(
   if topology == chips.HERE:  # Other processes would want the devices too.
     yield lambda cells: [_program(cell, topology, folder) for cell in cells]
     return
-  spawn = multiprocessing.get_context('spawn')
-  with futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+  with futures.ProcessPoolExecutor(
+    workers,
+    mp_context=multiprocessing.get_context('spawn'),
+    # Ctrl-C ends them at once, and without a word.
+    initializer=signal.signal,
+    initargs=(signal.SIGINT, signal.SIG_DFL),
+  ) as pool:
 
     def compile_all(cells: Sequence[RunConfig]) -> list[compiled.Program]:
-      asked = [pool.submit(_program, cell, topology, folder) for cell in cells]
       try:
+        asked = [
+          pool.submit(_program, cell, topology, folder) for cell in cells
+        ]
         return [each.result() for each in asked]
       except process.BrokenProcessPool:
         raise errors.UserError(
@@ -199,7 +221,10 @@ def _compiler(
           'fewer --workers'
         ) from None
 
-    yield compile_all
+    try:
+      yield compile_all
+    finally:
+      pool.shutdown(cancel_futures=True)
 
 
 def _program(
@@ -208,14 +233,20 @@ def _program(
   """Returns a run's compiled step, as an earlier call wrote it or anew."""
   if topology != chips.HERE:
     jax.config.update('jax_platforms', 'cpu')
-  lowered = compiled.lower(cell, chips.devices(topology))
-  asked = (topology, _versions(), lowered.as_text())
+  devices = chips.devices(topology)
+  lowered = compiled.lower(cell, devices)
+  asked = (devices[0].device_kind, topology, _versions(), lowered.as_text())
   name = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
   path = folder / 'programs' / f'{name}.json'
   if path.exists():
-    return compiled.Program(**records.read_json(path))
+    known = records.read_own(path)
+    return compiled.Program(**known['program'])
   found = compiled.compile_(cell, lowered)
-  records.write_json(path, dataclasses.asdict(found))
+  if found.memory > chips.of(devices, topology).memory:  # No compiler of a GPU
+    found = dataclasses.replace(found, fits=False)  # looks at that.
+  records.write_json(
+    path, {'schema': records.SCHEMA, 'program': dataclasses.asdict(found)}
+  )
   return found
 
 
@@ -287,7 +318,13 @@ def _measured(
   cell: RunConfig, layout: layouts.Layout, chip: chips.Chip
 ) -> dict[str, Any]:
   """Times a run's step on the devices of this host, beside its bound."""
-  speed, _ = timing.measure(cell, _MEASURED_STEPS)
+  try:
+    speed, _ = timing.measure(cell, _MEASURED_STEPS)
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f'{cell.cell}: its step was compiled but not run: '
+      f'{str(error).splitlines()[0]}'
+    ) from None
   tokens = cell.train.batch_size * cell.data.seq_len
   flops = tokens * flops_lib.train(
     cell.model, cell.data.seq_len, cell.train.trained

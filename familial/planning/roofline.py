@@ -1,7 +1,8 @@
-"""What a training step costs a device at least, and the memory it needs.
+"""What a training step costs a device, and the memory it needs, by arithmetic.
 
-All of it is arithmetic on shapes, in microseconds, so that layouts can be
-compared by the hundred; what is chosen is then compiled.
+It takes microseconds, so that layouts can be compared by the hundred; what is
+chosen is then compiled. Products are counted; bytes are what a good compiler
+moves and sends.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from familial.model import config as model_config
 from familial.model import transformer
 from familial.planning import chips
 from familial.training import config as train_config
+from familial.training import step as step_lib
 
 _MOMENTS = 2
 
@@ -27,14 +29,15 @@ class Work:
   """What one device does in a training step.
 
   Attributes:
-    flops: of its products: the model's, layers computed again where activations
-      are not kept, and without the half of attention's square that a fused
-      kernel skips.
+    flops: of its products: the model's, those computed again where activations
+      are not kept, and without what attention skips of its square: a quarter in
+      blocks, half in a fused kernel.
     moved: bytes to and from its memory: weights read in each pass, the
       optimizer's state read and written, each activation and logit written and
       read once where it is made and used.
     sent: bytes to other devices, each collective on a ring: weights gathered in
-      each pass, gradients reduced, states summed over `tensor`.
+      each pass, gradients reduced for each part of a batch, states summed over
+      `tensor`.
     memory: bytes that it needs, roughly.
   """
 
@@ -54,7 +57,7 @@ class Times:
 
   @property
   def bound(self) -> float:
-    """Seconds of a step in which all three overlap: none is shorter."""
+    """Seconds of a step in which all three overlap."""
     return max(self.compute, self.memory, self.links)
 
   @property
@@ -85,24 +88,33 @@ def work(config: train_config.RunConfig, mesh: Mapping[str, int]) -> Work:
     config: of the run.
     mesh: sizes of `data`, `fsdp` and `tensor`.
   """
-  model, layout = config.model, config.layout
+  model, train, layout = config.model, config.train, config.layout
   data, fsdp, tensor = (mesh[name] for name in ('data', 'fsdp', 'tensor'))
-  length = config.data.seq_len
-  tokens = config.train.batch_size * length / (data * fsdp)
+  length, parts = config.data.seq_len, layout.microbatches
+  tokens = train.batch_size * length / (data * fsdp)
   item = 2 if model.dtype == 'bfloat16' else 4
-  passes, again = 2 + model.remat, int(model.remat)
-  layers = model.depth + sum(
-    model.kind_of(exit_) == 'branch'
-    for exit_ in range(1, model.granularity + 1)
+  again = int(model.remat)
+  # Layers with a backward pass, and those of a frozen trunk.
+  branches = sum(kind == 'branch' for kind in _kinds(model))
+  learning, frozen = model.depth + branches, 0
+  if train.trained == 'exits':
+    learning, frozen = branches, model.exits[-2]
+  passes = frozen + (3 + again) * learning
+  all_, learned = (
+    _parameters(model, trained, fsdp, tensor)
+    for trained in ('all', train.trained)
   )
-  gathered, held = _parameters(model, fsdp, tensor)
 
-  square = 4 * length * model.width * layers
-  forward = layers * flops_lib.layer_forward(model, length)
+  # What is computed again needs no `down`: nothing depends on its product.
+  recomputed = flops_lib.layer_forward(model, length) - 2 * (
+    model.width * model.mlp_width
+  )
+  square = 4 * length * model.width
+  skipped = {'plain': 0, 'blocked': 1 / 4, 'fused': 1 / 2}[model.attention]
   products = (
-    flops_lib.train(model, length, config.train.trained)
-    + again * forward
-    - (model.attention == 'fused') * (3 + again) * square / 2
+    flops_lib.train(model, length, train.trained)
+    + again * learning * recomputed
+    - skipped * passes * square
   )
   # Numbers a token leaves behind in a layer: as wide as the residual stream,
   # and those that `tensor` splits.
@@ -112,35 +124,41 @@ def work(config: train_config.RunConfig, mesh: Mapping[str, int]) -> Work:
   ) / tensor
   logits = model.granularity * tokens * model.vocab_size / tensor * 4
   moved = (
-    (2 * (2 + _MOMENTS)) * 4 * held
-    + passes * layout.microbatches * item * gathered
-    + 2 * (passes + 1) * tokens * layers * (whole + split) * item
+    2 * (2 + _MOMENTS) * 4 * learned.held
+    + (2 + again) * parts * item * all_.gathered
+    + 2 * passes * tokens * (whole + split) * item
     + 2 * logits
   )
+  # The unembeddings' gradients are summed for themselves, in float32.
+  exits = 4 * learned.unembeddings
   sent = (
-    _ring(fsdp) * (passes + 1) * layout.microbatches * item * gathered
-    + 2 * _ring(data) * layout.microbatches * 4 * held
+    _ring(fsdp) * (2 + again) * parts * item * all_.gathered
+    + _ring(fsdp) * parts * item * (learned.gathered - learned.unembeddings)
+    + 2 * _ring(data) * parts * 4 * (learned.held - learned.unembeddings / fsdp)
+    + 2 * _ring(data * fsdp) * parts * exits
     + 2
     * _ring(tensor)
-    * (layers * (4 + again) + model.granularity + 1)
+    * (2 * frozen + (4 + again) * learning + model.granularity + 1)
     * tokens
     * model.width
     * item
   )
 
-  rows = tokens / length / layout.microbatches
+  rows = tokens / length / parts
   part = rows * length
   # Compiled for v5e, a layer keeps twice what its products take: float32 beside
   # bfloat16.
-  kept = layers * (model.width if model.remat else 2 * (whole + split))
+  kept = learning * (model.width if model.remat else 2 * (whole + split))
   chunk = model.loss_chunk or length
   memory = (
-    (1 + _MOMENTS) * 4 * held
-    + 4 * (held + (layout.microbatches > 1) * held)
+    4 * all_.held
+    + 4 * _MOMENTS * learned.held
+    + 4 * (1 + (parts > 1)) * learned.held
     + part * item * (kept + 2 * (whole + split))
     + part * item * 2 * model.granularity * model.width
     + rows * chunk * model.vocab_size / tensor * 4 * 3
-    + 2 * model.vocab_size * model.width / tensor * (4 + item)
+    + model.vocab_size * model.width / tensor * (4 + item)
+    + (4 + item) * learned.unembeddings
   )
   if model.attention != 'fused':
     memory += rows * model.heads / tensor * length**2 * 4 * 2
@@ -152,23 +170,40 @@ def _ring(size: int) -> float:
   return (size - 1) / size
 
 
+def _kinds(model: model_config.ModelConfig) -> list[str]:
+  return [model.kind_of(exit_) for exit_ in range(1, model.granularity + 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parameters:
+  """Numbers of a device: held; while all are gathered; of unembeddings then."""
+
+  held: float
+  gathered: float
+  unembeddings: float
+
+
 @functools.cache
 def _parameters(
-  model: model_config.ModelConfig, fsdp: int, tensor: int
-) -> tuple[float, float]:
-  """Returns the parameters of a device (while a layer is used, in between)."""
+  model: model_config.ModelConfig, trained: str, fsdp: int, tensor: int
+) -> _Parameters:
+  """Returns the parameters of which `trained` has some or all learn."""
   mesh = jax.sharding.AbstractMesh((fsdp, tensor), ('fsdp', 'tensor'))
-  shapes = _shapes(model)
-  gathered = held = 0.0
-  for leaf, spec in zip(
-    jax.tree.leaves(shapes),
+  shapes, _ = step_lib.partition(_shapes(model), trained)
+  held = gathered = unembeddings = 0.0
+  for (path, leaf), spec in zip(
+    jax.tree_util.tree_leaves_with_path(shapes),
     jax.tree.leaves(axes.specs(shapes, mesh)),
     strict=True,
   ):
     size = math.prod(leaf.shape)
+    whole = size / (tensor if 'tensor' in spec else 1)
     held += size / math.prod(mesh.shape[name] for name in spec if name)
-    gathered += size / (tensor if 'tensor' in spec else 1)
-  return gathered, held
+    gathered += whole
+    read_out = 'embedding' if model.tied else 'unembedding'
+    if path[-1].key in (read_out, 'unembedding'):
+      unembeddings += whole
+  return _Parameters(held, gathered, unembeddings)
 
 
 @functools.cache

@@ -14,9 +14,6 @@ WEIGHTINGS = ('uniform', 'final_one', 'linear')
 SCHEDULES = ('constant', 'cosine', 'wsd')
 TRAINED = ('all', 'exits')
 
-# The least tile of a TPU's attention kernel.
-_TILE = 128
-
 _COUNT = (lambda x: x >= 1, 'at least 1')
 _POSITIVE = (lambda x: x > 0, 'above 0')
 _NOT_NEGATIVE = (lambda x: x >= 0, 'at least 0')
@@ -237,11 +234,6 @@ class RunConfig:
       raise errors.UserError(
         f'model.exits: {self.model.exits} holds no exit before the last, and '
         "train.trained is 'exits': there is nothing to train"
-      )
-    if self.model.attention == 'fused' and self.data.seq_len % _TILE:
-      raise errors.UserError(
-        f'data.seq_len: {self.data.seq_len} is not a multiple of {_TILE}, the '
-        "tiles of model.attention 'fused'"
       )
     chunk = self.model.loss_chunk
     if chunk and self.data.seq_len % chunk:

@@ -1,12 +1,13 @@
 """A profiler's trace of a few steady steps, for xprof or Perfetto."""
 
+from collections.abc import Iterator
+import contextlib
 import pathlib
 import sys
 from typing import Any
 
 import jax
 
-from familial import records
 from familial.training import processes
 
 # Dispatches before it begins, of which the first compiles, and within it.
@@ -42,10 +43,11 @@ class Trace:
     """Takes note that a dispatch follows."""
     self._seen += 1
     if self._due and self._seen > BEFORE:
-      with records.writing(self._folder):
+      self._due = False
+      with self._said():
         self._folder.mkdir(parents=True, exist_ok=True)
-      self._due, self._under_way = False, True
-      jax.profiler.start_trace(self._folder)
+        jax.profiler.start_trace(self._folder)
+        self._under_way = True
     elif self._seen > BEFORE + TRACED:
       self.end()
 
@@ -53,4 +55,16 @@ class Trace:
     """Writes the trace, where one is under way: what follows is no step."""
     if self._under_way:
       self._under_way = False
-      jax.profiler.stop_trace()
+      with self._said():
+        jax.profiler.stop_trace()
+
+  @contextlib.contextmanager
+  def _said(self) -> Iterator[None]:
+    """Says in a line what a trace failed of: no run ends for want of one."""
+    try:
+      yield
+    except (OSError, RuntimeError) as error:
+      print(
+        f'familial: {self._folder}: no trace: {str(error).splitlines()[0]}',
+        file=sys.stderr,
+      )

@@ -28,14 +28,6 @@ def test_without_libtpu_the_line_says_where_it_is_from(monkeypatch):
     chips.devices('v5p:4x4x4')
 
 
-def test_a_device_may_be_a_core_of_a_chip(toys):
-  devices, chip = toys(8)
-  assert chips.of(devices, 'v0:2x4') == chip
-  half = chips.of(devices, 'v0:2x2')
-  assert (half.flops, half.memory) == (chip.flops / 2, chip.memory / 2)
-  assert chips.of(devices, chips.HERE) == chip
-
-
 def test_unknown_devices_are_one_line():
   with pytest.raises(errors.UserError, match="no figures of a 'cpu'"):
     chips.of(jax.devices('cpu'), chips.HERE)

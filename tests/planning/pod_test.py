@@ -75,6 +75,19 @@ def test_the_largest_of_its_kind_is_compiled_for_all(planned, cells):
   assert layouts.apply(cells[1], best) == asked[-1]
 
 
+def test_none_but_what_needs_no_more_is_of_a_kind(run_config, shape):
+  def make(name, depth, exits):
+    model = shape(
+      vocab_size=256, depth=depth, exits=exits, exit_kind='separate'
+    )
+    return dataclasses.replace(run_config(model), cell=name)
+
+  deep = make('deep', 5, (5,))
+  rich = make('rich', 4, (1, 2, 3, 4))
+  both = make('both', 4, (2, 4))
+  assert pod._kinds([both, rich, deep]) == [[deep], [rich, both]]
+
+
 def test_a_plan_adds_up(planned, cells):
   plan, _ = planned(lambda cell: 1e6)
   row, cell = plan['cells'][1], cells[1]
@@ -162,7 +175,7 @@ def test_xla_counts_what_we_do_and_one_device_sends_nothing(run_config):
   tokens = config.train.batch_size * config.data.seq_len
   expected = tokens * flops.train(config.model, config.data.seq_len)
   # Norms, softmax and the optimizer are much of so small a step.
-  assert expected < program.flops < 2 * expected
+  assert expected < program.flops < 1.5 * expected
   assert program.fits and program.memory > 0
   assert program.sent == 0
 

@@ -305,6 +305,31 @@ def test_a_layout_trains_as_one_device_does(on_eight, laid_out, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'exit_kind': 'branch', 'branch_unembedding': 'own', 'remat': True},
+    {'exit_kind': 'separate', 'tied': False, 'unroll': True},
+  ],
+)
+def test_every_layout_trains_as_one_device_does(on_eight, laid_out, changes):
+  layouts = {
+    Layout(data=1): 1,
+    Layout(): 1,
+    Layout(data=1, microbatches=4): 1,
+    Layout(data=8): 1,
+    Layout(data=2, fsdp=4): 1 / 4,
+    Layout(data=2, fsdp=2, tensor=2): 1 / 4,
+    Layout(data=4, tensor=2): 1 / 2,
+    Layout(fsdp=8): 1 / 8,
+    Layout(fsdp=4, tensor=2, microbatches=2): 1 / 8,
+  }
+  found = on_eight(_CHILD, [laid_out(layout, **changes) for layout in layouts])
+  same(found, list(layouts.values())[1:])
+
+
+@pytest.mark.slow
 def test_what_devices_exchange_follows_from_the_layout(on_eight, laid_out):
   """Weak scaling: bytes a device depend on its rows, not on how many it is."""
 
