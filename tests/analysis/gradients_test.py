@@ -11,7 +11,7 @@ from familial.model import transformer
 
 @pytest.fixture(scope='module')
 def model(shape):
-  return shape(depth=4, exits=(1, 2, 4))
+  return shape(exits=(1, 2, 3))
 
 
 @pytest.fixture(scope='module')
@@ -30,16 +30,18 @@ def batch():
 
 
 def test_cosines_are_those_of_each_exits_own_gradient(model, params, batch):
-  def plain(exit_):
-    def loss(p):
-      logits = transformer.logits(p, model, batch['inputs_BxL'])[exit_]
+  @jax.jit
+  @jax.jacrev
+  def plain(p):
+    losses = []
+    for logits in transformer.logits(p, model, batch['inputs_BxL']):
       log_p = jax.nn.log_softmax(logits)
       hit = jnp.take_along_axis(log_p, batch['targets_BxL'][..., None], -1)
-      return -hit.mean()
+      losses.append(-hit.mean())
+    return jnp.stack(losses)
 
-    return jax.jit(jax.grad(loss))(params)
-
-  grads = [plain(exit_) for exit_ in range(3)]
+  grads_G = plain(params)
+  grads = [jax.tree.map(lambda leaf, i=i: leaf[i], grads_G) for i in range(3)]
   found = gradients.cosines(params, model, batch)
   assert [(r['exit_a'], r['exit_b'], r['layer']) for r in found] == [
     (1, 2, 1), (1, 3, 1), (2, 3, 1), (2, 3, 2),

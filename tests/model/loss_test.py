@@ -139,7 +139,12 @@ def _losses_by_definition(params, model, batch, exit_weights_G):
 
 
 @pytest.mark.parametrize(
-  'kind, tied', [('head', True), ('separate', True), ('branch', False)]
+  'kind, tied',
+  [
+    ('head', True),
+    pytest.param('separate', True, marks=pytest.mark.slow),
+    ('branch', False),
+  ],
 )
 def test_every_parameter_gets_the_gradient_of_the_definition(shape, kind, tied):
   model = shape(exit_kind=kind, tied=tied, depth=2, exits=(1, 2), loss_chunk=8)
