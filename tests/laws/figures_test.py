@@ -13,7 +13,7 @@ from familial.laws import result as results
 from familial.laws import table as tables
 
 pytestmark = pytest.mark.filterwarnings('error')
-FEW = results.Options(starts=32, resamples=60)
+FEW = results.Options(starts=32, resamples=100)
 ALWAYS = {'residuals', 'profiles', 'pairs'}
 _FITTED = {}
 _OF_G = {}
@@ -38,23 +38,28 @@ def of_g(found):
   return _OF_G[id(found)]
 
 
-def test_files_of_each_form(fitted, tmp_path):
-  several = fitted('chinchilla')
-  one = several.table.take(several.table.columns['budget'] == 4e11)
-  for i, (found, named) in enumerate(
-    (
-      (several, {'isoflop', 'frontier', 'optimum'}),
-      (dataclasses.replace(several, table=one), {'frontier', 'optimum'}),
-      (fitted('power_of_compute'), {'predicted'}),
-    )
-  ):
-    paths = found.draw(tmp_path / str(i))
-    assert {path.stem for path in paths} == ALWAYS | named
-    assert set(paths) == set((tmp_path / str(i)).iterdir())
-    for path in paths:
-      height, width, _ = image.imread(path).shape
-      assert min(height, width) > 500
-      assert np.ptp(image.imread(path)) > 0.5  # not a blank page
+@pytest.mark.parametrize(
+  ('form', 'budget', 'named'),
+  [
+    ('chinchilla', None, {'isoflop', 'frontier', 'optimum'}),
+    pytest.param(
+      'chinchilla', 4e11, {'frontier', 'optimum'}, marks=pytest.mark.slow
+    ),
+    ('power_of_compute', None, {'predicted'}),
+  ],
+)
+def test_files_of_each_form(fitted, tmp_path, form, budget, named):
+  found = fitted(form)
+  if budget:
+    one = found.table.take(found.table.columns['budget'] == budget)
+    found = dataclasses.replace(found, table=one)
+  paths = found.draw(tmp_path)
+  assert {path.stem for path in paths} == ALWAYS | named
+  assert set(paths) == set(tmp_path.iterdir())
+  for path in paths:
+    height, width, _ = image.imread(path).shape
+    assert min(height, width) > 500
+    assert np.ptp(image.imread(path)) > 0.5  # not a blank page
 
 
 def test_isoflop_curves_hold_the_rows_of_their_granularity(fitted):
@@ -228,7 +233,7 @@ def test_no_resample_left(fitted, tmp_path):
     found.bootstrap,
     samples={name: np.zeros(0) for name in found.fit.form.names},
     intervals=dict.fromkeys(found.fit.form.names, spread),
-    failed=60,
+    failed=100,
   )
   paths = dataclasses.replace(found, bootstrap=empty).draw(tmp_path)
   assert 'pairs' not in {path.stem for path in paths}
