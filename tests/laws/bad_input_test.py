@@ -303,10 +303,10 @@ def law_of(columns, form='chinchilla', **options):
 
 
 def test_copies_of_rows_are_flagged_unless_of_one_run():
-  i = np.repeat(np.arange(40), 2)
-  columns = {k: v[i] for k, v in columns_of().items()}
+  i = np.repeat(np.arange(30), 2)
+  columns = {k: v[i] for k, v in columns_of(30).items()}
   assert law_of(columns).flags == (
-    'rows that are copies of rows of other runs: 40',
+    'rows that are copies of rows of other runs: 30',
   )
   table = tables.Table(
     {'N': columns['params'], 'D': columns['tokens'], 'loss': columns['loss']},
@@ -473,14 +473,28 @@ CELLS = st.one_of(
 )
 
 
-@GENERATED
-@hypothesis.given(
+ANY_TABLE = hypothesis.given(
   st.lists(
     st.tuples(st.floats(1e15, 1e22), st.floats(1, 5)), min_size=0, max_size=14
   ),
   st.lists(st.tuples(st.integers(0, 13), st.integers(0, 1), CELLS), max_size=2),
 )
+
+
+@hypothesis.settings(GENERATED, max_examples=5)
+@ANY_TABLE
 def test_any_table_gives_a_line_or_flags(fit, rows, changes):
+  check_any_table(fit, rows, changes)
+
+
+@pytest.mark.slow
+@hypothesis.settings(GENERATED, max_examples=50)
+@ANY_TABLE
+def test_any_of_many_tables_gives_a_line_or_flags(fit, rows, changes):
+  check_any_table(fit, rows, changes)
+
+
+def check_any_table(fit, rows, changes):
   cells = [list(row) for row in rows]
   for row, column, value in changes:
     if row < len(cells):

@@ -186,13 +186,14 @@ def test_fixed_parameters_keep_their_digits(make):
 def test_groups_agree_with_fits_of_their_own(two_laws, starts, thin):
   rng = np.random.default_rng(0)
   weights = rng.multinomial(36, np.full(36, 1 / 36), size=4).astype(float)
+  starts = starts[: 400 if thin else 100]
   ends = search.search_groups(
-    problem_of(two_laws, weights), starts_lib.of_array(starts[:400]),
+    problem_of(two_laws, weights), starts_lib.of_array(starts),
     np.zeros((0, 5)), thin=thin,
   )  # fmt: skip
   for i, counts in enumerate(weights):
     rows = two_laws.take(np.repeat(np.arange(36), counts.astype(int)))
-    own = estimate.fit(FORM, rows, starts=starts[:400])
+    own = estimate.fit(FORM, rows, starts=starts)
     assert ends.objective[i] == pytest.approx(own.objective, rel=1e-7)
     np.testing.assert_allclose(  # not the constants: E may tend to 0
       solver.predict(FORM, two_laws.columns, ends.theta[i : i + 1])[0],

@@ -66,7 +66,7 @@ def one_by_one(table, form, group):
   """Log errors of each group's rows under a fit to all the others."""
   left = []
   for g in np.unique(group):
-    fit = estimate.fit(forms.get(form), table.take(group != g), starts=200)
+    fit = estimate.fit(forms.get(form), table.take(group != g), starts=64)
     held = table.take(group == g).columns
     left.append(np.log(fit.predict(held) / held['loss']))
   return np.concatenate(left)

@@ -167,7 +167,10 @@ def test_precision_is_the_fitters_not_the_functions(write, make):
 
 
 def test_a_constant_without_effect_is_flagged(write, make):
-  body = CHINCHILLA.replace('*, ', '*, idle=real(0, 1), ')
+  body = """
+    def law(N, *, idle=real(0, 1), A=positive(1, 1e9), alpha=real(0, 2)):
+      return A / N**alpha
+  """
   fit = estimate.fit(forms.get(write(body)), make(noise=0.01), starts=100)
   assert 'idle not identified' in fit.flags
   assert not fit.identified['idle']
