@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 
+from matplotlib import figure
 import matplotlib.image
 import pytest
 
@@ -182,7 +183,9 @@ def test_unfinished_study_makes_a_page(study):
 @pytest.mark.parametrize(
   'missing', [('noise', 'cost'), ('gamma', 'twins'), ('paired', 'minima')]
 )
-def test_missing_keys_of_the_summary_are_left_out(study, missing):
+def test_missing_keys_of_the_summary_are_left_out(study, missing, monkeypatch):
+  # Their figures are made; to draw them, which `full` does, takes seconds.
+  monkeypatch.setattr(figure.Figure, 'savefig', lambda *_, **__: None)
   for exits in (1, 2):
     study.run(1e12, 48, 8, exits)
     study.run(1e12, 80, 8, exits)
