@@ -31,8 +31,15 @@ def assert_is(found, expected):
   assert [(c.tokens, c.exits) for c in found] == expected
 
 
-@pytest.mark.parametrize('kind', ['head', 'branch'])
-@pytest.mark.parametrize('exit_', [1, 3])
+@pytest.mark.parametrize(
+  ('exit_', 'kind'),
+  [
+    (1, 'branch'),
+    (3, 'head'),
+    pytest.param(1, 'head', marks=pytest.mark.slow),
+    pytest.param(3, 'branch', marks=pytest.mark.slow),
+  ],
+)
 def test_one_exit_says_what_the_uncached_pass_does(
   family, prompts, exit_, kind
 ):
@@ -48,7 +55,7 @@ def test_one_exit_says_what_the_uncached_pass_does(
   [
     ('max_prob', 0.3, 0),
     ('gap', 0.15, 2),
-    ('entropy', 0.3, 2),
+    pytest.param('entropy', 0.3, 2, marks=pytest.mark.slow),
     pytest.param('max_prob', 0.3, 2, marks=pytest.mark.slow),
     pytest.param('gap', 0.15, 0, marks=pytest.mark.slow),
     pytest.param('entropy', 0.3, 0, marks=pytest.mark.slow),

@@ -14,7 +14,7 @@ from tests.serving.conftest import CONTEXT
   'shape',
   [
     {},
-    {'tied': False},
+    pytest.param({'tied': False}, marks=pytest.mark.slow),
     {'exit_kind': 'separate', 'tied': False},
     {'exit_kind': 'branch', 'branch_unembedding': 'own'},
   ],
