@@ -9,9 +9,13 @@ from familial.analysis import gradients
 from familial.model import transformer
 
 
-@pytest.fixture(scope='module')
-def model(shape):
-  return shape(exits=(1, 2, 3))
+@pytest.fixture(
+  scope='module',
+  params=[3, pytest.param(4, marks=pytest.mark.slow)],
+  ids=['segments of a layer', 'a segment of two'],
+)
+def model(request, shape):
+  return shape(depth=request.param, exits=(1, 2, request.param))
 
 
 @pytest.fixture(scope='module')

@@ -182,11 +182,14 @@ def test_fixed_parameters_keep_their_digits(make):
   assert not fit.free[[0, 3]].any()
 
 
-@pytest.mark.parametrize('thin', [True, False])
-def test_groups_agree_with_fits_of_their_own(two_laws, starts, thin):
+@pytest.mark.parametrize(
+  ('thin', 'count'),
+  [(True, 400), (False, 100), pytest.param(False, 400, marks=pytest.mark.slow)],
+)
+def test_groups_agree_with_fits_of_their_own(two_laws, starts, thin, count):
   rng = np.random.default_rng(0)
   weights = rng.multinomial(36, np.full(36, 1 / 36), size=4).astype(float)
-  starts = starts[: 400 if thin else 100]
+  starts = starts[:count]
   ends = search.search_groups(
     problem_of(two_laws, weights), starts_lib.of_array(starts),
     np.zeros((0, 5)), thin=thin,

@@ -180,12 +180,18 @@ def test_unfinished_study_makes_a_page(study):
   assert not checked.images
 
 
+# Figures are made; to draw them, which `full` does, takes seconds.
+@pytest.mark.parametrize(
+  'drawn', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
   'missing', [('noise', 'cost'), ('gamma', 'twins'), ('paired', 'minima')]
 )
-def test_missing_keys_of_the_summary_are_left_out(study, missing, monkeypatch):
-  # Their figures are made; to draw them, which `full` does, takes seconds.
-  monkeypatch.setattr(figure.Figure, 'savefig', lambda *_, **__: None)
+def test_missing_keys_of_the_summary_are_left_out(
+  study, missing, drawn, monkeypatch
+):
+  if not drawn:
+    monkeypatch.setattr(figure.Figure, 'savefig', lambda *_, **__: None)
   for exits in (1, 2):
     study.run(1e12, 48, 8, exits)
     study.run(1e12, 80, 8, exits)

@@ -272,13 +272,20 @@ def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
   assert _bytes(folders) == _bytes(together)
 
 
+# One that is left takes the program of two.
+@pytest.mark.parametrize(
+  'split',
+  [
+    ([3], [0, 1], [2, 4]),
+    pytest.param(([3], [0, 1, 2, 4]), marks=pytest.mark.slow),
+  ],
+)
 def test_who_is_left_of_a_population_goes_on_to_the_bit(
-  configs, together, corpus, tmp_path
+  configs, together, corpus, tmp_path, split
 ):
   model = model_config.union([config.model for config in configs])
   folders = _folders(configs, tmp_path)
-  # The dense one is alone, which takes the program of two.
-  for left in ([3], [0, 1], [2, 4]):
+  for left in split:
     population.run(
       [configs[k] for k in left], [folders[k] for k in left], corpus,
       model=model, quiet=True,

@@ -120,11 +120,8 @@ def test_two_processes_train_as_one_and_stop_as_one(
   told = launch(config, two, 2, who=1, when=17, how=15)
   assert told.status == 130
   assert 'stopped after step 18 and saved' in told.last
-  assert {row['step'] for row in records.read(two / records.ROWS)} == {
-    5,
-    10,
-    15,
-  }
+  rows = records.read(two / records.ROWS)
+  assert {row['step'] for row in rows} == {5, 10, 15}
   # What they have saved, one process goes on from, which is another layout.
   layout = train_config.LayoutConfig(data=1)
   alone, steps = dataclasses.replace(config, layout=layout), []
