@@ -74,7 +74,12 @@ def one_by_one(table, form, group):
 
 @pytest.mark.parametrize(
   ('kind', 'of', 'folds'),
-  [('by_budget', ['budget'], 3), ('by_model', ['N', 'width', 'depth'], 18)],
+  [
+    ('by_budget', ['budget'], 3),
+    pytest.param(
+      'by_model', ['N', 'width', 'depth'], 18, marks=pytest.mark.slow
+    ),
+  ],
 )
 def test_cross_validation_is_that_of_refits_one_by_one(make, kind, of, folds):
   shapes = np.arange(36) // 2  # two runs of each model

@@ -191,9 +191,8 @@ def test_nothing_finished_is_said_in_one_line(
 
 
 # Of two budgets there are 64 rows at most: programs that the laws' tests share.
-@pytest.mark.parametrize(
-  'budgets', [2, pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('budgets', [2, 3])
 def test_real_fits_find_gamma_and_leverage(
   study, tmp_path, write_rows, monkeypatch, budgets
 ):

@@ -273,13 +273,8 @@ def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
 
 
 # One that is left takes the program of two.
-@pytest.mark.parametrize(
-  'split',
-  [
-    ([3], [0, 1], [2, 4]),
-    pytest.param(([3], [0, 1, 2, 4]), marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('split', [([3], [0, 1], [2, 4]), ([3], [0, 1, 2, 4])])
 def test_who_is_left_of_a_population_goes_on_to_the_bit(
   configs, together, corpus, tmp_path, split
 ):
