@@ -81,6 +81,7 @@ def test_what_is_being_saved_may_be_overwritten(opened):
   for _ in range(10):
     state = advance(state)
   jax.block_until_ready(state)
+  checkpoints.wait()
   restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state), 1)
   assert (restored.params['w'] == 1).all()
   assert (restored.opt_state['mean'] == 2).all()
