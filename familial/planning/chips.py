@@ -83,9 +83,11 @@ def devices(topology: str) -> Sequence[Any]:
 
   os.environ.update(_NO_TPU)
   try:
-    # A chip of v4 is one device, not two, as Cloud TPU has it.
     found: Sequence[Any] = topologies.get_topology_desc(
-      topology, platform='tpu', chip_config_name='megacore'
+      topology,
+      platform='tpu',
+      # A chip of v4 is one device, not two, as Cloud TPU has it.
+      **({'chip_config_name': 'megacore'} if topology[:3] == 'v4:' else {}),
     ).devices
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(

@@ -204,6 +204,8 @@ def _compiler(
   with futures.ProcessPoolExecutor(
     workers,
     mp_context=multiprocessing.get_context('spawn'),
+    # A compiler keeps gigabytes of what it compiled.
+    max_tasks_per_child=1,
     # Ctrl-C ends them at once, and without a word.
     initializer=signal.signal,
     initargs=(signal.SIGINT, signal.SIG_DFL),

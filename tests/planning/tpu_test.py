@@ -62,6 +62,16 @@ def test_what_a_tpu_cannot_hold_does_not_fit(config):
   assert not program.fits and program.memory > 2**30
 
 
+@pytest.mark.parametrize(
+  ('topology', 'count'),
+  [('v4:2x2x4', 16), ('v5e:4x4', 16), ('v5p:2x2x4', 16), ('v6e:2x4', 8)],
+)
+def test_a_chip_is_a_device(topology, count):
+  devices = chips.devices(topology)
+  assert len(devices) == count
+  assert chips.of(devices, topology).memory > 2**33
+
+
 def test_no_such_pod_is_one_line(capsys, tmp_path):
   argv = [
     'familial', 'plan', '--config=experiments/single.py', f'--out={tmp_path}',
