@@ -13,6 +13,7 @@ import ml_collections
 
 from familial import errors
 from familial.data import config as data_config
+from familial.expansion import config as growth_config
 from familial.model import config as model_config
 from familial.studies import cells
 from familial.studies import config as study_config
@@ -53,6 +54,7 @@ def run_template() -> ml_collections.ConfigDict:
       'model': _defaults(model_config.ModelConfig),
       'train': _defaults(train_config.TrainConfig),
       'layout': _defaults(train_config.LayoutConfig),
+      'growth': _defaults(growth_config.GrowthConfig),
     }
   )
 
@@ -88,6 +90,7 @@ def run(config: Mapping[str, Any]) -> train_config.RunConfig:
     'model': model_config.ModelConfig,
     'train': train_config.TrainConfig,
     'layout': train_config.LayoutConfig,
+    'growth': growth_config.GrowthConfig,
   }
   built = {
     name: section(cls, values.pop(name, {}), name)

@@ -10,10 +10,16 @@ from absl import flags
 from familial import errors
 from familial.commands import command as command_lib
 from familial.commands import laws
+from familial.commands import models
 from familial.commands import serving
 from familial.commands import training
 
-COMMANDS = {**training.COMMANDS, **laws.COMMANDS, **serving.COMMANDS}
+COMMANDS = {
+  **training.COMMANDS,
+  **models.COMMANDS,
+  **laws.COMMANDS,
+  **serving.COMMANDS,
+}
 
 
 def main() -> None:
@@ -72,15 +78,17 @@ def _parse(
   try:
     command.define(values)  # Reads overrides of the default config already.
     rest = values(argv)[1:]
-    if 'config' in values:
-      values.config.lock()  # Runs the config file, if nothing has yet.
+    for name in ('config', 'to'):
+      if name in values:
+        getattr(values, name).lock()  # Runs the file, if nothing has yet.
     return values, rest
   except Exception as error:  # A config file is anyone's code.
     if not _of_config(error):
       raise errors.UserError(_one_line(str(error))) from None
     text = re.sub(r'\\n|[\\\'"]', ' ', str(error.args[0]))
     text = ' '.join(text.split())
-    raise errors.UserError(f'--config: unknown key {text}') from None
+    flag = 'to' if 'to' in values else 'config'
+    raise errors.UserError(f'--{flag}: unknown key {text}') from None
 
 
 def _of_config(error: Exception) -> bool:

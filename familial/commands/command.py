@@ -5,6 +5,8 @@ import dataclasses
 
 from absl import flags
 
+from familial import errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -21,18 +23,22 @@ class Command:
   run: Callable[[flags.FlagValues], str]
 
 
-def define_config(values: flags.FlagValues, default: str) -> None:
-  """Declares --config, with a default file."""
+def define_config(
+  values: flags.FlagValues, default: str | None, name: str = 'config'
+) -> None:
+  """Declares --config, with a default file or none; perhaps of another name."""
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_file(
-    'config',
+    name,
     default,
     'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
-    'values are overridden by --config.key=value.',
+    f'values are overridden by --{name}.key=value.',
     lock_config=True,
     flag_values=values,
   )
+  if default is None:
+    flags.mark_flag_as_required(name, flag_values=values)
 
 
 def define_workdir(values: flags.FlagValues) -> None:
@@ -51,3 +57,26 @@ def define_folder(name: str, text: str, values: flags.FlagValues) -> None:
     message='it must name a folder',
     flag_values=values,
   )
+
+
+def define_checkpoint(values: flags.FlagValues) -> None:
+  """Declares --checkpoint and --step."""
+  define_folder(
+    'checkpoint', 'Run or export, or one of its checkpoints.', values
+  )
+  flags.DEFINE_string(
+    'step',
+    'last',
+    'Checkpoint of a run: last, best, or a number of steps.',
+    flag_values=values,
+  )
+
+
+def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
+  """Returns the whole numbers that a flag lists."""
+  try:
+    return tuple(map(int, texts))
+  except ValueError:
+    raise errors.UserError(
+      f'--{flag}={",".join(texts)!r}: whole numbers, joined by commas'
+    ) from None

@@ -1,4 +1,4 @@
-"""`familial evaluate`, `export`, `import`, `generate` and `relay`."""
+"""`familial evaluate`, `generate` and `relay`."""
 
 import json
 import os
@@ -26,20 +26,8 @@ _MODES = {
 }
 
 
-def _define_checkpoint(values: flags.FlagValues) -> None:
-  command.define_folder(
-    'checkpoint', 'Run or export, or one of its checkpoints.', values
-  )
-  flags.DEFINE_string(
-    'step',
-    'last',
-    'Checkpoint of a run: last, best, or a number of steps.',
-    flag_values=values,
-  )
-
-
 def _define_evaluate(values: flags.FlagValues) -> None:
-  _define_checkpoint(values)
+  command.define_checkpoint(values)
   flags.DEFINE_list(
     'exits', ['all'], 'Exits to report: all, or as 1,3.', flag_values=values
   )
@@ -66,45 +54,8 @@ def _define_evaluate(values: flags.FlagValues) -> None:
   )
 
 
-def _define_export(values: flags.FlagValues) -> None:
-  _define_checkpoint(values)
-  flags.DEFINE_integer(
-    'exit', 0, 'Which, from 1; 0 for the last.', flag_values=values
-  )
-  flags.DEFINE_enum(
-    'format',
-    'familial',
-    ['familial', 'hugging_face', 'segments'],
-    "A model of this project's, Hugging Face files, or one folder for each "
-    'segment up to the exit, to be served.',
-    flag_values=values,
-  )
-  command.define_folder('out', 'Folder of the result.', values)
-
-
-def _define_import(values: flags.FlagValues) -> None:
-  command.define_folder(
-    'from', 'Folder of Hugging Face files of a Llama-like model.', values
-  )
-  flags.DEFINE_list(
-    'exits',
-    [],
-    'Layers after which exits are added, as 8,16; the last layer always has '
-    'one.',
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
-    'exit_kind',
-    'head',
-    ['head', 'separate', 'branch'],
-    'Of the exits added.',
-    flag_values=values,
-  )
-  command.define_folder('out', 'Folder of the result.', values)
-
-
 def _define_generate(values: flags.FlagValues) -> None:
-  _define_checkpoint(values)
+  command.define_checkpoint(values)
   flags.DEFINE_multi_string(
     'prompt',
     None,
@@ -239,7 +190,7 @@ def _evaluate(values: flags.FlagValues) -> str:
   compilation.prepare()
   exits = None
   if values.exits != ['all']:
-    exits = _integers('exits', values.exits)
+    exits = command.integers('exits', values.exits)
     if values.decode:
       raise errors.UserError(
         f'--exits={",".join(values.exits)}: --decode decodes with all exits; '
@@ -255,33 +206,6 @@ def _evaluate(values: flags.FlagValues) -> str:
     measuring.write(measured, out, draw=values.draw)
     print(measuring.text(measured))
   return line
-
-
-def _export(values: flags.FlagValues) -> str:
-  from familial.serving import export
-  from familial.serving import models
-
-  model = models.load(values.checkpoint, values.step)
-  exit_ = values.exit or model.config.model.granularity
-  write = {
-    'familial': export.to_familial,
-    'hugging_face': export.to_hugging_face,
-    'segments': export.to_segments,
-  }[values.format]
-  write(model, exit_, values.out)
-  what = 'segments up to exit' if values.format == 'segments' else 'exit'
-  return f'wrote {what} {exit_} of {model.folder} to {values.out}'
-
-
-def _import(values: flags.FlagValues) -> str:
-  from familial.serving import importing
-
-  return importing.from_hugging_face(
-    str(values['from'].value),
-    _integers('exits', values.exits),
-    values.exit_kind,
-    values.out,
-  )
 
 
 def _generate(values: flags.FlagValues) -> str:
@@ -368,30 +292,11 @@ def _warn(line: str) -> None:
   print(f'familial: {line}', file=sys.stderr)
 
 
-def _integers(flag: str, texts: list[str]) -> tuple[int, ...]:
-  try:
-    return tuple(map(int, texts))
-  except ValueError:
-    raise errors.UserError(
-      f'--{flag}={",".join(texts)!r}: whole numbers, joined by commas'
-    ) from None
-
-
 COMMANDS: dict[str, Any] = {
   'evaluate': command.Command(
     'loss, calibration and early-exit trade-off of a checkpoint',
     _define_evaluate,
     _evaluate,
-  ),
-  'export': command.Command(
-    'one exit as a model of its own, or segments to serve',
-    _define_export,
-    _export,
-  ),
-  'import': command.Command(
-    'a Llama-like model of Hugging Face, with exits added',
-    _define_import,
-    _import,
   ),
   'generate': command.Command(
     'text by an exit, by confidence, by drafts, by a relay',

@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step).
 
 A packed split is cut into windows of L + 1 tokens, L apart, so that every token
-but the first is a target once. Windows are numbered from the run's beginning:
-number p is in epoch p // windows, and a permutation of that epoch says which
+but the first is a target once. Windows are numbered from the run's beginning, or
+from that of the run whose data it goes on with: number p is in epoch p // windows, and a permutation of that epoch says which
 window it is. Nothing else is state, so a run resumes from its step alone, and
 the number of processes does not matter.
 """
@@ -31,6 +31,7 @@ class Batches:
   Attributes:
     tokens_per_step: targets of one step, over all processes.
     epoch_tokens: targets of one pass over the corpus.
+    first: the number of the window that the run begins with.
   """
 
   def __init__(
@@ -41,6 +42,7 @@ class Batches:
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    first: int = 0,
   ):
     """Checks the sizes and keeps references; costs nothing.
 
@@ -51,6 +53,7 @@ class Batches:
       seed: of the permutations.
       process_index: which of the equal slices of rows to return.
       process_count: how many slices; slice after slice they are the batch.
+      first: the number of the window that the run begins with.
 
     Raises:
       UserError: if the corpus has fewer windows than a batch has rows, or the
@@ -71,6 +74,7 @@ class Batches:
       )
     self.tokens_per_step = batch_size * config.seq_len
     self.epoch_tokens = windows * config.seq_len
+    self.first = first
     self._corpus = corpus
     self._config = config
     self._batch_size = batch_size
@@ -90,7 +94,7 @@ class Batches:
     """
     if step < 0:
       raise IndexError(f'step {step} is negative')
-    positions = step * self._batch_size + self._rows
+    positions = self.first + step * self._batch_size + self._rows
     windows = [self._window(int(p)) for p in positions]
     starts = np.array(windows, np.int64) * self._config.seq_len
     return _cut(self._corpus, self._corpus.train, self._config, starts)

@@ -110,7 +110,8 @@ def to_familial(
     'parent': parent,
     'parent_step': model.step,
     'expansion': None,
-    'inherited_flops': known['inherited_flops'] + _spent(model),
+    'inherited_flops': known['inherited_flops']
+    + spent(model.config, model.step),
     'export': {'exit': exit_, 'layer': model.config.model.exits[exit_ - 1]},
     # An export of an import: its data are not known either.
     **{key: known[key] for key in ('corpus', 'import') if key in known},
@@ -220,6 +221,7 @@ def write(
   lineage: records.Row,
   params: transformer.Params,
   tokenizer: str,
+  opt_state: Any = None,
 ) -> None:
   """Writes a model's folder: all of it, or nothing.
 
@@ -231,6 +233,7 @@ def write(
     lineage: where it comes from.
     params: its parameters.
     tokenizer: the text of its tokenizer's file; '' for bytes.
+    opt_state: of its optimizer; by default a fresh one.
 
   Raises:
     UserError: if `out` is not empty.
@@ -239,17 +242,25 @@ def write(
     own = str(pathlib.Path(out).absolute() / models.TOKENIZER)
     data = dataclasses.replace(config.data, tokenizer=own)
     config = dataclasses.replace(config, data=data)
-  hyper = optimizer.hyper(config.train, config.model.exits)
-  fresh = optimizer.adamw(hyper, config.model).init(params)
+  if opt_state is None:
+    hyper = optimizer.hyper(config.train, config.model.exits)
+    opt_state = optimizer.adamw(hyper, config.model).init(params)
   with _whole(out) as folder:
     records.open_run(folder, config, lineage)
     if tokenizer:
       records.write_text(folder / models.TOKENIZER, tokenizer)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
     try:
-      checkpoints.save(step_lib.State(params, fresh, jnp.int32(0)))
+      checkpoints.save(step_lib.State(params, opt_state, jnp.int32(0)))
     finally:
       checkpoints.close()
+
+
+def spent(config: train_config.RunConfig, step: int) -> int:
+  """Returns the FLOPs of a run's own steps, up to one of them."""
+  train, seq_len = config.train, config.data.seq_len
+  tokens = step * train.batch_size * seq_len
+  return tokens * flops.train(config.model, seq_len, train.trained)
 
 
 def check_out(out: str | os.PathLike[str]) -> None:
@@ -274,13 +285,6 @@ def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     temporary.rename(out)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _spent(model: models.Model) -> int:
-  """Returns the FLOPs of a run's own steps up to its model's."""
-  train, seq_len = model.config.train, model.context
-  tokens = model.step * train.batch_size * seq_len
-  return tokens * flops.train(model.config.model, seq_len, train.trained)
 
 
 def _tokenizer_text(model: models.Model) -> str:

@@ -68,7 +68,7 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
       )
     folder, step = folder.parent.parent, folder.name
   config = read_config(folder)
-  number = _step(folder / 'checkpoints', step)
+  number = find_step(folder / 'checkpoints', step)
   like = jax.eval_shape(
     lambda: transformer.init(config.model, jax.random.key(0))
   )
@@ -122,7 +122,9 @@ def read_tokenizer(
   return tokenizer, path
 
 
-def _step(folder: pathlib.Path, step: str) -> int:
+def find_step(folder: pathlib.Path, step: str) -> int:
+  """Returns the step of a folder of checkpoints that last, best or a number
+  names."""
   if re.fullmatch('[0-9]{1,18}', step):
     return int(step)
   if step not in ('last', 'best'):

@@ -5,6 +5,7 @@ where a file is damaged, Orbax's readers raise what they like, and leave
 tracebacks of their threads behind.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
@@ -252,9 +253,51 @@ def read_params(
   return found['params']
 
 
+def reader(
+  folder: str | os.PathLike[str], step: int, like: dict[str, Any]
+) -> Callable[[tuple[str, ...], tuple[np.ndarray, ...]], np.ndarray]:
+  """Returns what reads entries of a checkpoint's arrays and nothing beside them.
+
+  It takes an array's path and, for each of its axes, the entries wanted.
+
+  Args:
+    folder: of a run's checkpoints.
+    step: of the checkpoint.
+    like: the sections that it must hold, as shapes.
+
+  Raises:
+    UserError: if it is missing, damaged, or of another shape; so may what is
+      returned, where an entry cannot be read.
+  """
+  path = pathlib.Path(folder).absolute() / str(step)
+  held = _open(path, like)
+
+  def take(name: tuple[str, ...], index: tuple[np.ndarray, ...]) -> np.ndarray:
+    key = '.'.join(name)
+    try:
+      found = held[key].oindex[index] if index else held[key]
+      return np.asarray(found.read().result())
+    except Exception:  # Of any kind, by what is broken.
+      raise DamagedError(path, key) from None
+
+  return take
+
+
 def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
   """Returns sections of a checkpoint: shapes are checked before any number is
   read."""
+  held = _open(folder, like)
+  names, treedef = _names(like)
+  read = [_array(folder, name, held[name], leaf) for name, leaf in names]
+  restored: dict[str, Any] = jax.tree_util.tree_unflatten(treedef, read)
+  return restored
+
+
+def _open(
+  folder: pathlib.Path, like: dict[str, Any]
+) -> dict[str, tensorstore.TensorStore]:
+  """Returns the arrays of a checkpoint's sections, by name, once their shapes
+  are seen to be those."""
   path = folder / 'state'
   if not folder.is_dir():
     raise errors.UserError(f'{folder}: no such checkpoint')
@@ -262,11 +305,7 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
     raise DamagedError(folder, 'its state')
   records.check_schema(folder, _metadata(folder))
   base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-  needed = {
-    jax.tree_util.keystr(at, simple=True, separator='.'): leaf
-    for at, leaf in leaves
-  }
+  needed = dict(_names(like)[0])
   what = 'its list of arrays'
   try:
     keys = tensorstore.KvStore.open(base).result().list().result()
@@ -293,9 +332,16 @@ def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
         f'{folder}: not a checkpoint of this model: {name} is {was}, and '
         f'{due} is what this model has there'
       )
-  read = [_array(folder, name, held[name], needed[name]) for name in needed]
-  restored: dict[str, Any] = jax.tree_util.tree_unflatten(treedef, read)
-  return restored
+  return held
+
+
+def _names(like: dict[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
+  """Returns the arrays of some sections with their names in a checkpoint."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  return [
+    (jax.tree_util.keystr(at, simple=True, separator='.'), leaf)
+    for at, leaf in leaves
+  ], treedef
 
 
 def _metadata(folder: pathlib.Path) -> dict[str, Any]:

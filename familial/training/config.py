@@ -8,6 +8,7 @@ import numpy as np
 
 from familial import errors
 from familial.data import config as data_config
+from familial.expansion import config as growth_config
 from familial.model import config as model_config
 
 WEIGHTINGS = ('uniform', 'final_one', 'linear')
@@ -34,6 +35,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
   'clip': _NOT_NEGATIVE,
   'other_weight': _NOT_NEGATIVE,
   'seed': _NOT_NEGATIVE,
+  'rate_width': _NOT_NEGATIVE,
   'checkpoint_seconds': _NOT_NEGATIVE,
   'final_lr': (lambda x: 0 <= x <= 1, 'within 0 to 1'),
   'decay_fraction': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
@@ -49,6 +51,8 @@ class TrainConfig:
     batch_size: sequences per step, over all processes.
     base_lr: maximum rate of embeddings and gains; matrices take it times
       base_width / width (see `optimizer`).
+    rate_width: the width in that rule; 0 for the model's own, one number for
+      models of several widths whose matrices shall have one rate.
     schedule: after the warm-up `constant`, `cosine` down to `final_lr`, or
       `wsd`: constant, then linear down to `final_lr` over `decay_fraction`.
     warmup_steps: linear, from 1 / (warmup_steps + 1) of the schedule.
@@ -69,8 +73,8 @@ class TrainConfig:
     init_from: folder of a finished run, an export or an import, relative to
       this run's, whose parameters are the initial ones; '' for fresh. With one
       exit, it gives the trunk and the last exit; with this run's exits, all.
-      Its model's shape and its data must be this run's; of an import's data,
-      the tokenizer.
+      Its model's shape, but for what `growth` lets differ, and its data must be
+      this run's; of an import's data, the tokenizer.
     seed: of initialisation and of the order of the data.
     evaluations: evaluations spaced evenly over the run, the last at its end.
     eval_tokens: held-out tokens of each, always the same ones.
@@ -85,6 +89,7 @@ class TrainConfig:
   steps: int
   batch_size: int
   base_lr: float
+  rate_width: int = 0
   schedule: str = 'cosine'
   warmup_steps: int = 0
   decay_fraction: float = 0.2
@@ -207,13 +212,15 @@ class RunConfig:
   Attributes:
     cell: name within the study.
     arm: why the study wants it: `grid`, `seed`, `twin`, `weighting`,
-      `frozen`, `kind`, `branch`, `rate`, `gradients` or, alone, `single`; of a
-      model that was not trained here, `export` or `import`.
+      `frozen`, `kind`, `branch`, `rate`, `gradients`, in a study of families the
+      name of its way, or, alone, `single`; of a model that was not trained here,
+      `export`, `import` or `expand`.
     budget: FLOPs that the study planned for it.
     model: the model.
     data: the corpus and its sequences.
     train: the rest.
     layout: on the devices.
+    growth: from a smaller `init_from`; the data go on where that one stopped.
   """
 
   cell: str
@@ -223,6 +230,7 @@ class RunConfig:
   data: data_config.DataConfig
   train: TrainConfig
   layout: LayoutConfig = LayoutConfig()
+  growth: growth_config.GrowthConfig = growth_config.NONE
 
   def __post_init__(self) -> None:
     if self.model.vocab_size != self.data.vocab_size:
@@ -234,6 +242,16 @@ class RunConfig:
       raise errors.UserError(
         f'model.exits: {self.model.exits} holds no exit before the last, and '
         "train.trained is 'exits': there is nothing to train"
+      )
+    grows = self.growth != growth_config.NONE
+    if grows and not self.train.init_from:
+      raise errors.UserError(
+        'train.init_from: needed where growth is set: the run that grows'
+      )
+    if grows and self.train.trained == 'exits':
+      raise errors.UserError(
+        "train.trained: 'exits' is not allowed where growth is set; it must be "
+        "'all'"
       )
     chunk = self.model.loss_chunk
     if chunk and self.data.seq_len % chunk:

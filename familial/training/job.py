@@ -117,6 +117,7 @@ class Job:
       train.batch_size,
       train.seed,
       *sharding.part(train.batch_size, self.mesh),
+      first=lineage.get('inherited_windows', 0),
     )
     self.evaluations = {
       round(train.steps * i / train.evaluations)
@@ -164,9 +165,7 @@ class Job:
         model, train.trained, jax.random.key(train.seed), self.hyper
       )
     if train.init_from:
-      state = state._replace(
-        params=parents.graft(state.params, self.folder, self.config)
-      )
+      state = parents.graft(state, self.folder, self.config)
     state = self.place(state)
     state = self._restored(state)
     # Killed between the last two writes, it lacks its last rows.
@@ -275,7 +274,9 @@ class Job:
     else:
       last = step == self.config.train.steps
       status = 'finished' if last else 'running'
-    epochs = step * self.source.tokens_per_step / self.source.epoch_tokens
+    before = self.source.first * self.config.data.seq_len
+    seen = before + step * self.source.tokens_per_step
+    epochs = seen / self.source.epoch_tokens
     _append(
       self.folder / records.ROWS,
       records.evaluation_rows(

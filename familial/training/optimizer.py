@@ -4,10 +4,10 @@ The rule: with D the width and D0 `base_width`, matrices inside the layers are
 initialised with variance 1 / fan-in and take the rate base_lr x D0 / D (their
 fan-ins grow with D); embeddings, unembeddings and gains take base_lr; logits
 are scaled by D0 / D. So an update moves activations by as much at every width
-(the rates of muP, arXiv 2203.03466, table 8). Decay is decoupled from the rate:
-each matrix shrinks by base_lr x schedule x weight_decay a step. Gains are never
-decayed. What the rule does not promise, the rate sweep of the experiments
-checks.
+(the rates of muP, arXiv 2203.03466, table 8). `rate_width` puts another D into
+the rates alone, to compare. Decay is decoupled from the rate: each matrix shrinks
+by base_lr x schedule x weight_decay a step. Gains are never decayed. What the
+rule does not promise, the rate sweep of the experiments checks.
 
 Every number is an argument of the compiled step, not a constant in it: runs of
 one shape share one program whatever their rates, lengths and seeds.
@@ -38,6 +38,7 @@ class Hyper(NamedTuple):
   decay_fraction: Any
   final_lr: Any
   base_lr: Any
+  rate_width: Any
   beta1: Any
   beta2: Any
   eps: Any
@@ -57,6 +58,7 @@ def hyper(config: train_config.TrainConfig, exits: tuple[int, ...]) -> Hyper:
     decay_fraction=f32(config.decay_fraction),
     final_lr=f32(config.final_lr),
     base_lr=f32(config.base_lr),
+    rate_width=f32(config.rate_width),
     beta1=f32(config.beta1),
     beta2=f32(config.beta2),
     eps=f32(config.eps),
@@ -87,10 +89,11 @@ def adamw(
   h: Hyper, model: model_config.ModelConfig
 ) -> optax.GradientTransformation:
   """Returns AdamW with clipping, rates by width and a mask for the decay."""
+  width = jnp.where(h.rate_width > 0, h.rate_width, model.width)
   return optax.chain(
     optax.clip_by_global_norm(h.clip),
     optax.scale_by_adam(b1=h.beta1, b2=h.beta2, eps=h.eps),
-    _scale_by_width(model.base_width / model.width),
+    _scale_by_width(model.base_width / width),
     optax.add_decayed_weights(h.weight_decay, mask=_is_decayed),
     optax.scale_by_schedule(lambda step: -h.base_lr * schedule(step, h)),
   )
@@ -102,7 +105,7 @@ def exit_weights(step: Array, h: Hyper) -> Array:
   return (1 - progress) * h.exit_weights_G + progress * h.exit_weights_end_G
 
 
-def _scale_by_width(factor: float) -> optax.GradientTransformation:
+def _scale_by_width(factor: Array) -> optax.GradientTransformation:
   """Scales the updates of the matrices inside layers."""
 
   def scale(path: tuple[Any, ...], update: Array) -> Array:

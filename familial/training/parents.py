@@ -6,16 +6,24 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
+import optax
 
 from familial import errors
 from familial import records
+from familial.expansion import config as growth_config
+from familial.expansion import grown
+from familial.expansion import maps
+from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import checkpoint
 from familial.training import config as train_config
+from familial.training import optimizer
+from familial.training import step as step_lib
 
 # In what a run and its parent may differ: how the same is computed, and where
 # prepared data are kept.
-_FREE = frozenset(
+FREE = frozenset(
   {
     'model.attention',
     'model.unroll',
@@ -40,22 +48,27 @@ def lineage(
   Raises:
     UserError: if `init_from` has no model to start from, or not this run's.
   """
-  known: records.Row = {'parent': None, 'expansion': None, 'inherited_flops': 0}
   init_from = config.train.init_from
   if not init_from:
-    return known
+    return {
+      'parent': None,
+      'expansion': None,
+      'inherited_flops': 0,
+      'inherited_windows': 0,
+    }
   parent = _resolve(folder, init_from)
   rows = records.read(parent / records.ROWS)
   made = {} if rows else _made(parent)
   if not made and (not rows or rows[-1]['status'] != 'finished'):
     raise errors.UserError(
-      f'train.init_from: {init_from!r} is not a finished run, an export or an '
-      'import'
+      f'train.init_from: {init_from!r} is not a finished run, an export, an '
+      'import or an expansion'
     )
   _check_tokenizer(parent, config)
   expected = _expected(parent, config)
-  free = set(_FREE)
-  if not _same_exits(parent, config):
+  free = set(FREE)
+  grows = config.growth != growth_config.NONE
+  if not grows and not _same_exits(parent, config):
     free |= _OF_EXITS
   if config.data.tokenizer_file:
     free.add('data.tokenizer')  # Compared by what it holds.
@@ -70,30 +83,128 @@ def lineage(
       f'train.init_from: {init_from!r} was trained with {key} = {was!r}, and '
       f'this run needs {now!r}'
     )
-  spent = rows[-1]['flops'] if rows else made['inherited_flops']
+  if made:
+    spent, seen = made['inherited_flops'], made.get('inherited_windows', 0)
+  else:
+    spent = rows[-1]['flops']
+    # What grows goes on with the data; others see them anew.
+    seen = windows(parent, rows[-1]['step']) if grows else 0
+  growth = (
+    maps.plan(config.growth, shape(parent), config.model) if grows else None
+  )
   return {
-    **known,
     'parent': pathlib.Path(init_from).name,
+    'expansion': expansion(growth) if growth else None,
     'inherited_flops': spent,
+    'inherited_windows': seen,
   }
 
 
+def expansion(growth: maps.Growth) -> records.Row:
+  """Returns a growth as a lineage has it."""
+  exact = growth.exact_exits()
+  return {
+    **dataclasses.asdict(growth.config),
+    'exact': exact.get(growth.now.granularity) == growth.was.granularity,
+    'exact_exits': [[new, old] for new, old in exact.items()],
+    'from': {key: getattr(growth.was, key) for key in maps.GROWN},
+  }
+
+
+def shape(folder: pathlib.Path) -> model_config.ModelConfig:
+  """Returns the model of a run, an export or an import."""
+  values = dict(records.read_own(folder / 'config.json')['model'])
+  return model_config.ModelConfig(**{**values, 'exits': tuple(values['exits'])})
+
+
+def windows(folder: pathlib.Path, step: int) -> int:
+  """Returns how many windows of its data a run has read at a step, those of
+  the runs whose data it goes on with included."""
+  known = records.read_json(folder / 'lineage.json')
+  train = records.read_own(folder / 'config.json')['train']
+  return int(known.get('inherited_windows', 0) + step * train['batch_size'])
+
+
 def graft(
-  params: transformer.Params,
+  state: step_lib.State,
   folder: pathlib.Path,
   config: train_config.RunConfig,
-) -> transformer.Params:
-  """Returns parameters with those of a run's parent.
+) -> step_lib.State:
+  """Returns a state with the parameters of a run's parent, grown where asked.
 
   A parent of the same exits gives all of them; a dense one the trunk and the
   last exit.
 
   Args:
-    params: as they would be without it.
+    state: as it would be without it.
     folder: of the run.
     config: its config, with an `init_from` that `lineage` took.
   """
   parent = _resolve(folder, config.train.init_from)
+  if config.growth != growth_config.NONE:
+    step = checkpoint.steps(parent / 'checkpoints')['last']
+    growth = maps.plan(config.growth, shape(parent), config.model)
+    return grow(state, parent, step, growth, config.train)
+  return state._replace(params=_given(state.params, parent, config))
+
+
+def grow(
+  state: step_lib.State,
+  parent: pathlib.Path,
+  step: int,
+  growth: maps.Growth,
+  train: train_config.TrainConfig,
+) -> step_lib.State:
+  """Returns the state of a model grown from a run's.
+
+  Args:
+    state: arrays or shapes of the grown model's; where they have shardings, each
+      process reads and makes its own devices' parts alone.
+    parent: the folder of the run.
+    step: of its checkpoint.
+    growth: from its model.
+    train: of the grown model: the seed of what is fresh.
+  """
+  was, carried = growth.was, growth.config.state != 'reset'
+
+  def held() -> dict[str, Any]:
+    params = transformer.init(was, jax.random.key(0))
+    h = optimizer.hyper(train, was.exits)
+    moments = {'opt_state': optimizer.adamw(h, was).init(params)}
+    return {'params': params, **(moments if carried else {})}
+
+  take = checkpoint.reader(parent / 'checkpoints', step, jax.eval_shape(held))
+
+  def below(*section: str) -> grown.Take:
+    return lambda path, index: take((*section, *path), index)
+
+  params = grown.params(growth, state.params, below('params'), train.seed)
+  if not carried:
+    return state._replace(params=params)
+
+  def carry(place: int, part: Any) -> Any:
+    if not isinstance(part, optax.ScaleByAdamState):
+      return part
+    where = ('opt_state', str(place))
+    return optax.ScaleByAdamState(
+      count=jax.device_put(
+        np.asarray(take((*where, 'count'), ()), np.int32),
+        getattr(part.count, 'sharding', None),
+      ),
+      mu=grown.moments(growth, part.mu, below(*where, 'mu'), 1),
+      nu=grown.moments(growth, part.nu, below(*where, 'nu'), 2),
+    )
+
+  opt_state = tuple(carry(i, part) for i, part in enumerate(state.opt_state))
+  return state._replace(params=params, opt_state=opt_state)
+
+
+def _given(
+  params: transformer.Params,
+  parent: pathlib.Path,
+  config: train_config.RunConfig,
+) -> transformer.Params:
+  """Returns parameters with those of a parent of the same shape."""
   model = _expected(parent, config).model
   checkpoints = parent / 'checkpoints'
   given = checkpoint.read_params(
@@ -116,7 +227,7 @@ def _made(parent: pathlib.Path) -> records.Row:
   trained on in its place, it is a run."""
   path = parent / 'lineage.json'
   known = records.read_json(path) if path.exists() else {}
-  if not {'export', 'import'} & known.keys():
+  if not {'export', 'import', 'expand'} & known.keys():
     return {}
   last = checkpoint.steps(parent / 'checkpoints')['last']
   return known if last == 0 else {}
@@ -140,12 +251,16 @@ def _expected(
   """Returns the run that the parent must be: one of the same exits, or a dense
   one whose trunk and exit this one's can be."""
   model = config.model
-  if not _same_exits(parent, config):
+  if config.growth != growth_config.NONE:
+    grows = maps.parent_shape(shape(parent))
+    model = dataclasses.replace(model, **grows)
+  elif not _same_exits(parent, config):
     model = model.submodel(model.granularity)
   return dataclasses.replace(
     config,
     model=model,
     train=dataclasses.replace(config.train, trained='all', init_from=''),
+    growth=growth_config.NONE,
   )
 
 

@@ -274,12 +274,14 @@ def _train(
 
 
 class _Feed:
-  """The members' batches; those of one seed and start are cut once."""
+  """The members' batches; those of one seed and beginning are cut once."""
 
   def __init__(self, jobs: Sequence[job_lib.Job], size: int):
     self._size = size
-    self._keys = [(job.config.train.seed, job.start) for job in jobs]
-    self._streams: dict[tuple[int, int], Iterator[batches_lib.Batch]] = {
+    self._keys = [
+      (job.config.train.seed, job.source.first, job.start) for job in jobs
+    ]
+    self._streams: dict[tuple[int, ...], Iterator[batches_lib.Batch]] = {
       key: batches_lib.iterate(job.source, job.start)
       for key, job in zip(self._keys, jobs, strict=True)
     }

@@ -19,6 +19,7 @@ from familial.serving import importing
 from familial.serving import models
 from familial.training import loop
 from familial.training import parents
+from familial.training import step
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +59,8 @@ def _start(config, folder):
     lambda: models.transformer.init(config.model, jax.random.key(0))
   )
   fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), fresh)
-  return parents.graft(fresh, folder, config)
+  state = step.State(fresh, (), np.int32(0))
+  return parents.graft(state, folder, config).params
 
 
 def _same(found, expected):

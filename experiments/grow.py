@@ -1,0 +1,45 @@
+"""Grows a finished run into a model of twice the depth, and trains it on.
+
+`familial train --config=experiments/grow.py:FOLDER --workdir=runs/grown`, or
+`familial expand --checkpoint=FOLDER --to=experiments/grow.py:FOLDER --out=OUT`
+for the grown model alone. Other sizes by `--config.model.*`, other ways to grow
+by `--config.growth.*`; with a width, set `growth.width` too. The old exits stay,
+so the grown model is a family of which they are members.
+
+Data, batch and optimizer are the folder's, and the data go on where it stopped.
+"""
+
+import dataclasses
+import pathlib
+
+import ml_collections
+
+from familial import config as config_lib
+from familial.serving import models
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Returns the run that grows a folder's model.
+
+  Args:
+    arg: the folder; a relative one is below the current directory.
+
+  Raises:
+    UserError: if it holds no model.
+    ValueError: if none is named.
+  """
+  if not arg:
+    raise ValueError('grow needs a model: experiments/grow.py:FOLDER')
+  folder = pathlib.Path(arg).absolute()
+  parent = models.read_config(folder)
+  config = config_lib.run_template()
+  config.model.update(dataclasses.asdict(parent.model))
+  config.data.update(dataclasses.asdict(parent.data))
+  config.train.update(dataclasses.asdict(parent.train))
+  if parent.data.tokenizer_file:  # Which may have been moved, with the folder.
+    config.data.tokenizer = str(folder / models.TOKENIZER)
+  depth = 2 * parent.model.depth
+  config.model.update(depth=depth, exits=(*parent.model.exits, depth))
+  config.growth.depth = 'identity'
+  config.train.update(init_from=str(folder), trained='all')
+  return config

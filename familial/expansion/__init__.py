@@ -1,0 +1,1 @@
+"""Growing a trained model into a larger one."""

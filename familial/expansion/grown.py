@@ -1,0 +1,319 @@
+"""The arrays of a grown model, each part by itself.
+
+A part of a new array is read from the parts of the old ones that it is made of,
+so a device that holds a part of the grown model never sees the rest of it, and
+of the parent no more than that part's sources.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+
+from familial.expansion import maps
+from familial.model import transformer
+
+Path = tuple[str, ...]
+# From an array of the parent, by its path, and an index for each of its axes, to
+# those entries of it.
+Take = Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
+_NOISE = 0.1  # Of `split` noise, in standard deviations of a fresh matrix.
+_WRITERS = ('o', 'down')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Roles:
+  """What the axes of an array are: of units, or all as they were.
+
+  Attributes:
+    rows: the axis that the array reads, or None.
+    cols: the axis that it writes; of a gain, the one it lies along.
+    divided: whether copies among the rows share what their source had.
+    scale: of its values.
+    ratio: of its gradient to that of its source, but for copies among `cols`.
+  """
+
+  rows: maps.Axis | None
+  cols: maps.Axis | None
+  divided: bool = False
+  scale: float = 1.0
+  ratio: float = 1.0
+
+
+def params(
+  growth: maps.Growth, like: transformer.Params, take: Take, seed: int
+) -> transformer.Params:
+  """Returns the grown parameters.
+
+  Args:
+    growth: from the parent's model to this one.
+    like: arrays or shapes of the grown model; where they have shardings, each
+      process makes its own devices' parts alone.
+    take: reads the parent's parameters.
+    seed: of noise and of what is fresh.
+  """
+  return _tree(
+    like,
+    lambda path, index: Part(growth, path, index, take).values(seed),
+  )
+
+
+def moments(
+  growth: maps.Growth, like: transformer.Params, take: Take, power: int
+) -> transformer.Params:
+  """Returns AdamW's moments of the grown model, as its gradients would have made
+  them.
+
+  A gradient is shared among the copies of what an array writes, so the mean of
+  gradients is divided by their number, that of their squares by its square.
+
+  Args:
+    growth: from the parent's model to this one.
+    like: as for `params`.
+    take: reads the parent's moment.
+    power: 1 for the mean of gradients, 2 for that of their squares.
+  """
+  return _tree(
+    like,
+    lambda path, index: Part(growth, path, index, take).moment(power),
+  )
+
+
+def _tree(
+  like: Any, part: Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
+) -> Any:
+  """Returns a tree of arrays made part by part."""
+
+  def whole(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+    names = tuple(str(key.key) for key in path)
+
+    def cut(index: tuple[slice, ...] | None) -> np.ndarray:
+      slices = index or (slice(None),) * len(leaf.shape)
+      indices = tuple(
+        np.arange(*one.indices(size))
+        for one, size in zip(slices, leaf.shape, strict=True)
+      )
+      return np.ascontiguousarray(part(names, indices), leaf.dtype)
+
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, 'sharding', None) or here
+    return jax.make_array_from_callback(leaf.shape, sharding, cut)
+
+  return jax.tree_util.tree_map_with_path(whole, like)
+
+
+class Part:
+  """Some entries of an array of the grown model."""
+
+  def __init__(
+    self,
+    growth: maps.Growth,
+    path: Path,
+    index: tuple[np.ndarray, ...],
+    take: Take,
+  ):
+    self._growth, self._path, self._take = growth, path, take
+    self._roles = _roles(growth, path)
+    # Of layers, rows and columns; a gain has no rows, few arrays have layers.
+    self._layers: np.ndarray | None = None
+    if path[0].startswith('segment_'):
+      first = (0, *growth.now.exits)[int(path[0].removeprefix('segment_'))]
+      self._layers, index = index[0] + first, index[1:]
+    self._cols = index[-1]
+    self._rows: np.ndarray | None = index[0] if len(index) == 2 else None
+
+  def values(self, seed: int) -> np.ndarray:
+    """Returns the parameters."""
+    growth, roles = self._growth, self._roles
+    found = self._read(aki=growth.config.width == 'aki')
+    if roles.rows is not None and self._rows is not None:
+      if roles.divided:
+        shares = roles.rows.shares_N(growth.config.split)[self._rows]
+        found = found * shares[:, None].astype(found.dtype)
+        if growth.config.split == 'noise':
+          found = found + self._noise(seed).astype(found.dtype)
+      fresh = roles.rows.fresh_N[self._rows]
+      if fresh.any():
+        found[..., fresh, :] = self._drawn(seed)[..., fresh, :]
+    if roles.cols is not None:
+      fresh = roles.cols.fresh_N[self._cols]
+      found[..., fresh] = 1 if self._path[-1] == 'gain' else 0
+    return self._silenced(found * found.dtype.type(roles.scale))
+
+  def moment(self, power: int) -> np.ndarray:
+    """Returns what AdamW would have gathered."""
+    growth, roles = self._growth, self._roles
+    found = self._read(aki=False)
+    ratio_N = np.full(len(self._cols), roles.ratio)
+    if roles.cols is not None:
+      ratio_N = ratio_N / roles.cols.copies_N[self._cols]
+      found[..., roles.cols.fresh_N[self._cols]] = 0
+    elif roles.rows is not None:  # An unembedding: the vocabulary is as it was.
+      copies = roles.rows.copies_N[self._rows]
+      found = found / copies[:, None].astype(found.dtype) ** power
+    if roles.rows is not None:
+      found[..., roles.rows.fresh_N[self._rows], :] = 0
+    found = self._silenced(found * (ratio_N**power).astype(found.dtype))
+    if growth.config.state == 'asymmetric':
+      found[self._is_copy(found.ndim)] = 0
+    return found
+
+  def _read(self, aki: bool) -> np.ndarray:
+    """Returns the sources' entries, [layers,] [rows,] columns."""
+    roles = self._roles
+
+    def old(axis: maps.Axis | None, index: np.ndarray) -> np.ndarray:
+      return index if axis is None else axis.source_N[index]
+
+    inner = [old(roles.cols, self._cols)]
+    if self._rows is not None:
+      inner.insert(0, old(roles.rows, self._rows))
+    found = self._read_layers(inner, 0)
+    if aki and roles.divided and roles.cols is not None:
+      copied = roles.cols.copy_N[self._cols] > 0
+      found[..., copied] = self._read_layers(inner, 1)[..., copied]
+    return found
+
+  def _read_layers(self, inner: list[np.ndarray], later: int) -> np.ndarray:
+    """Returns entries of the layers that the part's are made from, or of those
+    after them."""
+    growth, path = self._growth, self._path
+    if self._layers is None:
+      return self._read_one(inner)
+    source = growth.layers.source_N[self._layers]
+    source = np.minimum(source + later, growth.was.depth - 1)
+    return self._read_trunk(path[1:], source, inner)
+
+  def _read_trunk(
+    self, name: Path, layers: np.ndarray, inner: list[np.ndarray]
+  ) -> np.ndarray:
+    """Returns entries of the parent's layers, by their numbers."""
+    exits = self._growth.was.exits
+    segment_N = np.searchsorted(exits, layers, side='right')
+    found: np.ndarray | None = None
+    for segment in np.unique(segment_N):
+      here = segment_N == segment
+      within = layers[here] - (0, *exits)[segment]
+      got = self._take((f'segment_{segment}', *name), (within, *inner))
+      if found is None:
+        found = np.empty((len(layers), *got.shape[1:]), got.dtype)
+      found[here] = got
+    assert found is not None
+    return found
+
+  def _read_one(self, inner: list[np.ndarray]) -> np.ndarray:
+    """Returns entries of an array outside the trunk."""
+    growth, path, was = self._growth, self._path, self._growth.was
+    if not path[0].startswith('exit_'):
+      return self._take(path, tuple(inner))
+    exit_ = growth.exit_source(int(path[0].removeprefix('exit_')))
+    name = f'exit_{exit_}'
+    if path[1] == 'branch' and was.kind_of(exit_) != 'branch':
+      # Of an exit that had none: a copy of its last layer that writes nothing.
+      last = np.array([was.exits[exit_ - 1] - 1])
+      return self._read_trunk(path[2:], last, inner)[0]
+    if path[1] == 'unembedding' and not was.owns_unembedding(exit_):
+      if not was.tied:
+        return self._take(('unembedding',), tuple(inner))
+      return self._take(('embedding',), (inner[1], inner[0])).T
+    return self._take((name, *path[1:]), tuple(inner))
+
+  def _silenced(self, found: np.ndarray) -> np.ndarray:
+    """Returns entries with those zeroed that a silent layer would write."""
+    growth = self._growth
+    if self._path[-2:-1] == () or self._path[-2] not in _WRITERS:
+      return found
+    if self._layers is not None:
+      silent_N = growth.silent_N[self._layers]
+      return np.where(silent_N[:, None, None], found.dtype.type(0), found)
+    exit_ = growth.exit_source(int(self._path[0].removeprefix('exit_')))
+    new = growth.was.kind_of(exit_) != 'branch'
+    return np.zeros_like(found) if new else found
+
+  def _is_copy(self, dimensions: int) -> np.ndarray:
+    """Returns which entries are not the first of their source."""
+    roles = self._roles
+    later = np.zeros(1, bool)
+    if roles.cols is not None:
+      later = later | (roles.cols.copy_N[self._cols] > 0)
+    if roles.rows is not None:
+      later = later | (roles.rows.copy_N[self._rows] > 0)[:, None]
+    if self._layers is not None:
+      copy = self._growth.layers.copy_N[self._layers] > 0
+      later = later | copy.reshape(-1, *[1] * (dimensions - 1))
+    shape = tuple(
+      len(index)
+      for index in (self._layers, self._rows, self._cols)
+      if index is not None
+    )
+    return np.broadcast_to(later, shape)
+
+  def _noise(self, seed: int) -> np.ndarray:
+    """Returns noise that cancels between a source's copies, two by two."""
+    rows = self._roles.rows
+    assert rows is not None and self._rows is not None
+    copy, copies = rows.copy_N[self._rows], rows.copies_N[self._rows]
+    sign = np.where(copy % 2, -1, copy + 1 < copies)
+    old = int(rows.source_N.max()) + 1
+    size = sign * _NOISE / math.sqrt(old) / copies
+    pairs = int(rows.copies_N.max() + 1) // 2
+    entries = copy // 2 * old + rows.source_N[self._rows]
+    drawn = self._normal([seed, 0], pairs * old)
+    return drawn[..., entries, :] * size[:, None]
+
+  def _drawn(self, seed: int) -> np.ndarray:
+    """Returns fresh values of a matrix, at the part's rows and columns."""
+    rows, now = self._roles.rows, self._growth.now
+    assert rows is not None and self._rows is not None
+    size = len(rows.source_N) if self._roles.divided else now.base_width
+    drawn = self._normal([seed, 1], len(rows.source_N))
+    return drawn[..., self._rows, :] / math.sqrt(size)
+
+  def _normal(self, seed: list[int], rows: int) -> np.ndarray:
+    """Returns normal numbers [layers,] rows, the part's columns: those that the
+    array has there, whatever the part."""
+    cols = self._roles.cols
+    width = self._growth.now.vocab_size if cols is None else len(cols.source_N)
+    name = zlib.crc32('/'.join(self._name()).encode())
+
+    def one(layer: int) -> np.ndarray:
+      rng = np.random.default_rng([*seed, name, layer])
+      return rng.standard_normal((rows, width))[:, self._cols]
+
+    if self._layers is None:
+      return one(0)
+    return np.stack([one(int(layer)) for layer in self._layers])
+
+  def _name(self) -> Path:
+    """Returns the array's name, the same whatever exits cut the trunk."""
+    return self._path[1:] if self._layers is not None else self._path
+
+
+def _roles(growth: maps.Growth, path: Path) -> _Roles:
+  """Returns what the axes of an array of a model are."""
+  width, size = growth.width, growth.was.head_dim
+  of_exit = path[0].startswith('exit_')
+  if path[-1] == 'embedding':
+    return _Roles(None, width)
+  if path[-1] == 'unembedding':
+    return _Roles(width, None)
+  if path[-1] == 'gain':
+    # The logits' own scale is the width's; see `maps`.
+    inverse = of_exit and 'branch' not in path
+    eta = 1 / growth.eta if inverse else growth.eta
+    return _Roles(None, width, scale=eta, ratio=1 / eta)
+  heads, kv_heads = growth.heads.spread(size), growth.kv_heads.spread(size)
+  rows, cols = {
+    'q': (width, heads),
+    'k': (width, kv_heads),
+    'v': (width, kv_heads),
+    'o': (heads, width),
+    'gate': (width, growth.mlp),
+    'up': (width, growth.mlp),
+    'down': (growth.mlp, width),
+  }[path[-2]]
+  return _Roles(rows, cols, divided=True)

@@ -1,0 +1,103 @@
+"""A trained model grown into a larger one, as a folder to train on."""
+
+import dataclasses
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from familial import errors
+from familial import records
+from familial.expansion import maps
+from familial.model import transformer
+from familial.serving import export
+from familial.serving import models
+from familial.training import config as train_config
+from familial.training import optimizer
+from familial.training import parents
+from familial.training import step as step_lib
+
+
+def expand(
+  folder: str | os.PathLike[str],
+  to: train_config.RunConfig,
+  out: str | os.PathLike[str],
+  step: str = 'last',
+) -> str:
+  """Writes a model grown from a run's; returns a line on what it is.
+
+  A run of that model trains it on with the folder as its `train.init_from`: its
+  FLOPs count what the parent cost, and its data go on where the parent stopped.
+  No array of the parent is in memory as a whole.
+
+  Args:
+    folder: of the run, export or import.
+    to: a run of the grown model: its `model`, its `growth` and its seed count.
+    out: the folder to make.
+    step: last, best, or a number.
+
+  Raises:
+    UserError: if the parent cannot grow into this model, or `out` is not empty.
+  """
+  export.check_out(out)
+  folder = pathlib.Path(os.path.normpath(folder))
+  was = models.read_config(folder)
+  for key, old, new in records.differences(
+    folder,
+    dataclasses.replace(
+      to, model=dataclasses.replace(to.model, **maps.parent_shape(was.model))
+    ),
+  ):
+    if key.startswith('model.') and key not in parents.FREE:
+      raise errors.UserError(
+        f'{key}: {new!r} is not that of {folder}, {old!r}, and no growth changes '
+        'it'
+      )
+  growth = maps.plan(to.growth, was.model, to.model)
+  number = models.find_step(folder / 'checkpoints', step)
+  state = jax.eval_shape(lambda: _fresh(to))
+  if to.growth.state == 'reset':
+    state = state._replace(opt_state=())
+  state = parents.grow(state, folder, number, growth, to.train)
+  # Of the optimizer, all but its moments begins anew.
+  state = jax.tree.map(
+    lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.zeros_like(leaf),
+    state,
+  )
+  known = records.read_json(folder / 'lineage.json')
+  expansion = parents.expansion(growth)
+  lineage = {
+    'parent': folder.absolute().name,
+    'parent_step': number,
+    'expansion': expansion,
+    'inherited_flops': known['inherited_flops'] + export.spent(was, number),
+    'inherited_windows': parents.windows(folder, number),
+    'expand': {'step': number},
+    **{key: known[key] for key in ('corpus', 'import') if key in known},
+  }
+  config = dataclasses.replace(
+    was,
+    cell=f'{folder.absolute().name}_expanded',
+    arm='expand',
+    budget=0.0,
+    model=to.model,
+    train=dataclasses.replace(was.train, trained='all', init_from=''),
+  )
+  _, tokenizer = models.read_tokenizer(folder, was.model.vocab_size)
+  text = pathlib.Path(tokenizer).read_text('utf-8') if tokenizer else ''
+  export.write(out, config, lineage, state.params, text, state.opt_state)
+  exact = 'the same function' if expansion['exact'] else 'another function'
+  return (
+    f'{out}: width {was.model.width} to {to.model.width}, depth '
+    f'{was.model.depth} to {to.model.depth}; {exact} as step {number} of {folder}'
+  )
+
+
+def _fresh(config: train_config.RunConfig) -> step_lib.State:
+  """Returns a state of a run, for its shapes."""
+  params = transformer.init(config.model, jax.random.key(0))
+  h = optimizer.hyper(config.train, config.model.exits)
+  return step_lib.State(
+    params, optimizer.adamw(h, config.model).init(params), jnp.int32(0)
+  )

@@ -1,0 +1,302 @@
+"""What declares itself exact computes what its parent computes."""
+
+import dataclasses
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.expansion import config as growth_config
+from familial.expansion import grown
+from familial.expansion import maps
+from familial.model import config as model_config
+from familial.model import transformer
+from tests.expansion import oracle
+from tests.expansion.conftest import reading
+from tests.expansion.conftest import shapes
+
+TOKENS = np.random.default_rng(1).integers(0, 11, (2, 7))
+KINDS = [
+  ('head', 'shared', True),
+  ('head', 'shared', False),
+  ('separate', 'shared', True),
+  ('branch', 'shared', True),
+  ('branch', 'own', False),
+]
+
+
+def model(**changes):
+  values = {
+    'vocab_size': 11,
+    'width': 8,
+    'depth': 3,
+    'heads': 2,
+    'kv_heads': 1,
+    'mlp_width': 6,
+    'exits': (1, 3),
+    'base_width': 16,
+  }
+  return model_config.ModelConfig(**{**values, **changes})
+
+
+def worst(params, was, bigger, now, exits):
+  """The largest difference of logits between exits that should be one."""
+  before = oracle.logits(params, was, TOKENS)
+  after = oracle.logits(bigger, now, TOKENS)
+  assert max(np.abs(out).max() for out in before) > 0.1
+  return max(
+    np.abs(after[a - 1] - before[b - 1]).max() for a, b in exits.items()
+  )
+
+
+@st.composite
+def growths(draw):
+  """A parent, what it grows into, and how."""
+  kind, own, tied = draw(st.sampled_from(KINDS))
+  group, kv_heads, size = (draw(st.integers(1, 3)) for _ in range(3))
+  heads, depth = group * kv_heads, draw(st.integers(1, 3))
+  first = draw(st.integers(1, depth))
+  was = model(
+    width=2 * size * heads,
+    depth=depth,
+    heads=heads,
+    kv_heads=kv_heads,
+    mlp_width=draw(st.integers(1, 6)),
+    exits=tuple(sorted({first, depth})),
+    exit_kind=kind,
+    branch_unembedding=own,
+    tied=tied,
+  )
+  more = draw(st.integers(1, 2))  # Times the key/value heads.
+  new_group = draw(st.integers(-(-group // more), 3 * group))
+  new_heads = kv_heads * more * new_group
+  hypothesis.assume(new_heads >= heads)
+  new_depth = depth + draw(st.integers(0, 3))
+  width = 2 * size * new_heads
+  now = dataclasses.replace(
+    was,
+    width=width,
+    heads=new_heads,
+    kv_heads=kv_heads * more,
+    mlp_width=was.mlp_width + draw(st.integers(0, 9)),
+    depth=new_depth,
+    exits=tuple(sorted({*was.exits, new_depth})),
+    norm_eps=maps.norm_eps(was, width),
+  )
+  return was, now, draw(st.sampled_from(['even', 'uneven', 'noise']))
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'allowed'), [(np.float64, 1e-12), (np.float32, 1e-5)]
+)
+@hypothesis.settings(
+  max_examples=40,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(growths())
+def test_exact_growths_are_the_same_function(
+  random_params, grow, dtype, allowed, drawn
+):
+  was, now, split = drawn
+  params = random_params(was, dtype)
+  bigger, growth = grow(params, was, now, split=split, exact=True)
+  exits = growth.exact_exits()
+  # Every old exit is kept, and the deepest is the deepest old one.
+  assert {*exits.values()} == {*range(1, was.granularity + 1)}
+  assert exits[now.granularity] == was.granularity
+  scale = max(np.abs(x).max() for x in oracle.logits(params, was, TOKENS))
+  difference = worst(params, was, bigger, now, exits)
+  assert difference < allowed * max(1, scale)
+
+
+def test_the_oracle_is_the_model(random_params):
+  was = model(exit_kind='branch')
+  params = random_params(was, np.float32)
+  for ours, theirs in zip(
+    transformer.logits(params, was, TOKENS),
+    oracle.logits(params, was, TOKENS),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize('kind', ['head', 'separate', 'branch'])
+def test_identity_insertion_changes_nothing_at_all(random_params, grow, kind):
+  was = model(exit_kind=kind)
+  now = dataclasses.replace(was, depth=5, exits=(1, 3, 5))
+  params = random_params(was, np.float32)
+  bigger, growth = grow(params, was, now)
+  assert growth.exact_exits() == {1: 1, 2: 2, 3: 2}
+  assert worst(params, was, bigger, now, growth.exact_exits()) == 0.0
+
+
+@pytest.mark.parametrize('depth', ['stack', 'interleave', 'last', 'middle'])
+def test_inexact_depth_says_so(random_params, grow, depth):
+  was = model()
+  now = dataclasses.replace(was, depth=6, exits=(3, 6))
+  params = random_params(was)
+  bigger, growth = grow(params, was, now, depth=depth)
+  # What grows on top keeps the old last layer as an exit.
+  kept = {1: 2} if depth in ('stack', 'last') else {}
+  assert growth.exact_exits() == kept
+  assert worst(params, was, bigger, now, {2: 2}) > 0.1
+  if kept:
+    assert worst(params, was, bigger, now, kept) < 1e-12
+  with pytest.raises(errors.UserError, match=r"growth.depth: .* 'identity' is"):
+    grow(params, was, now, depth=depth, exact=True)
+
+
+@pytest.mark.parametrize(
+  ('depth', 'source'),
+  [
+    ('identity', [0, 1, 2, 0, 1]),
+    ('stack', [0, 1, 2, 0, 1]),
+    ('interleave', [0, 0, 1, 1, 2]),
+    ('last', [0, 1, 2, 2, 2]),
+    ('middle', [0, 1, 1, 1, 2]),
+  ],
+)
+def test_new_layers_are_copies_of(depth, source):
+  was = model()
+  now = dataclasses.replace(was, depth=5, exits=(5,))
+  growth = maps.plan(growth_config.GrowthConfig(depth=depth), was, now)
+  assert growth.layers.source_N.tolist() == source
+
+
+def test_aki_takes_new_columns_from_the_next_layer(random_params, grow):
+  was = model()
+  now = dataclasses.replace(was, width=16, heads=4, kv_heads=2, mlp_width=12)
+  params = random_params(was)
+  bigger, growth = grow(params, was, now, width='aki')
+  assert growth.exact_exits() == {}
+  kernels = [
+    np.concatenate(
+      [tree[f'segment_{k}']['mlp']['gate']['kernel'] for k in (0, 1)]
+    )
+    for tree in (params, bigger)
+  ]
+  np.testing.assert_array_equal(kernels[1][:, :8, :6], kernels[0] / 2)
+  np.testing.assert_array_equal(kernels[1][:2, :8, 6:], kernels[0][1:] / 2)
+  np.testing.assert_array_equal(kernels[1][2, :8, 6:], kernels[0][2] / 2)
+  with pytest.raises(errors.UserError, match="'aki' is not exact"):
+    grow(params, was, now, width='aki', exact=True)
+
+
+@pytest.mark.parametrize(
+  ('heads', 'kv_heads', 'source', 'kv_source'),
+  [
+    (8, 4, [0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 0, 1]),
+    (8, 2, [0, 1, 0, 1, 2, 3, 2, 3], [0, 1]),
+    (4, 4, [0, 2, 1, 3], [0, 1, 0, 1]),
+  ],
+)
+def test_query_heads_keep_their_keys(heads, kv_heads, source, kv_source):
+  was = model(width=16, heads=4, kv_heads=2)
+  now = dataclasses.replace(
+    was, width=4 * heads, heads=heads, kv_heads=kv_heads
+  )
+  growth = maps.plan(growth_config.GrowthConfig(width='replicate'), was, now)
+  assert growth.heads.source_N.tolist() == source
+  assert growth.kv_heads.source_N.tolist() == kv_source
+
+
+def _changed(wrong):
+  """Growths of a model of 4 query and 2 key heads to twice the query heads,
+  with one thing done as others got it wrong."""
+  was = model(width=16, heads=4, kv_heads=2, tied=False)
+  now = dataclasses.replace(was, width=32, heads=8, kv_heads=2)
+  config = growth_config.GrowthConfig(width='replicate')
+  growth = maps.plan(config, was, now)
+  new = np.arange(32)
+  axis = lambda source: maps.Axis(source, np.zeros(len(source), bool))
+  changes = {
+    'heads tiled whatever their keys': {'heads': axis(new[:8] % 4)},
+    'widths repeated where embeddings are tiled': {'width': axis(new // 2)},
+  }
+  return was, now, growth, dataclasses.replace(growth, **changes[wrong])
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    'heads tiled whatever their keys',
+    'widths repeated where embeddings are tiled',
+  ],
+)
+def test_known_wrong_mappings_are_seen(random_params, wrong):
+  was, now, growth, changed = _changed(wrong)
+  params = random_params(was)
+
+  def made(by):
+    with jax.enable_x64(True):
+      tree = grown.params(by, shapes(now, np.float64), reading(params), 0)
+      return jax.tree.map(np.asarray, tree)
+
+  good, bad = made(growth), made(changed)
+  exits = growth.exact_exits()
+  assert worst(params, was, good, now, exits) < 1e-12
+  # One array made by another map than the rest: of the residual stream, one
+  # for all; of heads, that of their keys.
+  mixed = {**good, 'segment_0': bad['segment_0']}
+  assert worst(params, was, mixed, now, exits) > 0.1
+
+
+def test_with_the_old_epsilon_a_width_that_does_not_divide_is_not_exact(
+  random_params, grow
+):
+  was = model(norm_eps=1e-3)
+  now = dataclasses.replace(was, width=12, heads=3)
+  params = random_params(was)
+  bigger, growth = grow(params, was, now)
+  assert growth.exact_exits() == {}
+  every = {1: 1, 2: 2}
+  assert 1e-6 < worst(params, was, bigger, now, every) < 0.1
+  with pytest.raises(
+    errors.UserError, match=r'0.000666667.*nearest widths are 8 and 16'
+  ):
+    grow(params, was, now, exact=True)
+  now = dataclasses.replace(now, norm_eps=maps.norm_eps(was, 12))
+  bigger, _ = grow(params, was, now, exact=True)
+  assert worst(params, was, bigger, now, every) < 1e-12
+
+
+@pytest.mark.parametrize(
+  ('changes', 'config', 'says'),
+  [
+    ({'width': 4}, {}, "model.width: 4 is less than the parent's.* is 8"),
+    ({'depth': 2, 'exits': (2,)}, {}, 'model.depth: 2 is less .* is 3'),
+    ({'mlp_width': 3}, {}, 'model.mlp_width: 3 is less .* is 6'),
+    ({'width': 16}, {}, 'heads of 8, and the parent.* have 4.*is 4 heads'),
+    (
+      {'width': 20, 'heads': 2},
+      {},
+      'heads of 10, and the parent.* is 5 heads',
+    ),
+    (
+      {'width': 18, 'heads': 3},
+      {},
+      'heads of 6.*width 16 with 4 heads or 20 with 5',
+    ),
+    ({'width': 16, 'heads': 4}, {'width': ''}, "growth.width is ''"),
+    ({'depth': 4, 'exits': (4,)}, {'depth': ''}, "growth.depth is ''"),
+  ],
+)
+def test_impossible_growths_are_refused(changes, config, says):
+  was = model()
+  now = dataclasses.replace(was, **changes)
+  config = {'width': 'replicate', 'depth': 'identity', **config}
+  with pytest.raises(errors.UserError, match=says):
+    maps.plan(growth_config.GrowthConfig(**config), was, now)
+
+
+def test_heads_that_would_lose_some_are_refused():
+  was = model(width=32, heads=8, kv_heads=2)
+  now = dataclasses.replace(was, width=36, heads=9, kv_heads=3)
+  with pytest.raises(
+    errors.UserError, match=r'leave out some .* 8 over 2.* 12'
+  ):
+    maps.plan(growth_config.GrowthConfig(width='replicate'), was, now)

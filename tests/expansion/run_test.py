@@ -1,0 +1,267 @@
+"""A grown model as a run: where it starts, what it records, how it goes on."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import evaluation
+from familial import flops as flops_lib
+from familial import main as main_lib
+from familial import records
+from familial.data import batches
+from familial.expansion import config as growth_config
+from familial.expansion import maps
+from familial.serving import models
+from familial.training import job as job_lib
+from familial.training import loop
+
+BOTH = growth_config.GrowthConfig(
+  width='replicate', split='uneven', depth='identity', state='carry', exact=True
+)
+
+
+@pytest.fixture(scope='module')
+def parent(run_config, corpus, tmp_path_factory):
+  """A small family, trained for a few steps; (config, folder)."""
+  config = run_config(steps=8, evaluations=1, warmup_steps=2)
+  folder = tmp_path_factory.mktemp('grow') / 'small'
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  return config, folder
+
+
+@pytest.fixture
+def larger(parent):
+  """Twice as wide and deep, the old exits kept; changes are to the run."""
+  config, folder = parent
+
+  def make(**changes):
+    values = {
+      'model': dataclasses.replace(
+        config.model,
+        width=32,
+        heads=8,
+        kv_heads=2,
+        mlp_width=50,
+        depth=4,
+        exits=(1, 2, 4),
+      ),
+      'growth': BOTH,
+      'train': dataclasses.replace(
+        config.train, init_from=str(folder), steps=6
+      ),
+    }
+    return dataclasses.replace(config, **{**values, **changes})
+
+  return make
+
+
+def _rows(folder):
+  return records.read(folder / records.ROWS)
+
+
+def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
+  parent, larger, corpus, tmp_path
+):
+  (config, small), bigger = parent, larger()
+  job_lib.begin(bigger, tmp_path)
+  lineage = records.read_json(tmp_path / 'lineage.json')
+  assert lineage['parent'] == 'small'
+  assert lineage['inherited_windows'] == 8 * config.train.batch_size
+  assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
+  assert lineage['expansion']['exact']
+  assert lineage['expansion']['exact_exits'] == [[1, 1], [2, 2], [3, 2]]
+  with job_lib.Job(bigger, tmp_path, corpus, False) as job:
+    state = job.state()
+    heldout = batches.heldout(
+      corpus,
+      config.data,
+      config.train.eval_tokens,
+      config.train.eval_batch_size,
+    )
+    found = evaluation.losses(state.params, bigger.model, heldout)
+    first, next_of_parent = (
+      batches.Batches(corpus, config.data, config.train.batch_size, 0)[8],
+      job.source[0],
+    )
+  ends = [row['loss'] for row in _rows(small)]
+  np.testing.assert_allclose(found, [*ends, ends[-1]], rtol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, first, next_of_parent)
+  assert int(state.opt_state[1].count) == 8  # Of Adam's bias correction.
+  assert int(state.opt_state[-1].count) == 0  # Of the stage's own schedule.
+  assert float(np.abs(state.opt_state[1].mu['embedding']).max()) > 0
+
+
+def test_a_stage_stopped_ends_as_one_that_was_not(larger, corpus, tmp_path):
+  config = larger()
+  assert loop.run(config, tmp_path / 'whole', corpus, quiet=True) == 'finished'
+
+  def stop(step):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(errors.Interrupted):
+    loop.run(config, tmp_path / 'cut', corpus, quiet=True, on_step=stop)
+  assert loop.run(config, tmp_path / 'cut', corpus, quiet=True) == 'finished'
+  whole, cut = (_rows(tmp_path / name) for name in ('whole', 'cut'))
+  assert [row | {'run': ''} for row in whole] == [
+    row | {'run': ''} for row in cut
+  ]
+  tokens = 6 * config.train.batch_size * config.data.seq_len
+  own = tokens * flops_lib.train(config.model, config.data.seq_len)
+  lineage = records.read_json(tmp_path / 'cut' / 'lineage.json')
+  assert cut[-1]['flops'] == lineage['inherited_flops'] + own
+  per_epoch = batches.Batches(
+    corpus, config.data, config.train.batch_size, 0
+  ).epoch_tokens
+  seen = tokens + 8 * config.train.batch_size * config.data.seq_len
+  assert cut[-1]['epochs'] == pytest.approx(seen / per_epoch)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'growth': growth_config.NONE}, 'was trained with model.depth = 2'),
+    (
+      {'growth': dataclasses.replace(BOTH, depth='stack')},
+      'growth.depth: .stack. is not exact',
+    ),
+  ],
+)
+def test_what_is_not_asked_for_does_not_grow(larger, tmp_path, changes, says):
+  with pytest.raises(errors.UserError, match=says):
+    job_lib.begin(larger(**changes), tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+
+
+def test_other_data_or_another_base_are_refused(larger, tmp_path):
+  config = larger()
+  model = dataclasses.replace(config.model, base_width=64)
+  with pytest.raises(errors.UserError, match=r'model.base_width = 32'):
+    job_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
+
+
+def test_growth_needs_a_parent_and_trains_all(larger):
+  config = larger()
+  alone = dataclasses.replace(config.train, init_from='')
+  with pytest.raises(errors.UserError, match=r'train.init_from: needed'):
+    dataclasses.replace(config, train=alone)
+  exits = dataclasses.replace(config.train, trained='exits')
+  with pytest.raises(errors.UserError, match=r"train.trained: 'exits'"):
+    dataclasses.replace(config, train=exits)
+
+
+@pytest.mark.parametrize('state', ['reset', 'carry'])
+def test_expand_writes_a_model_to_train_on(
+  parent, larger, corpus, tmp_path, capsys, state
+):
+  (config, small), out = parent, tmp_path / 'out'
+  script = tmp_path / 'to.py'
+  script.write_text(
+    'import dataclasses\n'
+    'import ml_collections\n'
+    'from experiments import grow\n\n\n'
+    f"def get_config(arg=''):\n  config = grow.get_config({str(small)!r})\n"
+    '  config.model.update(width=32, heads=8, kv_heads=2, mlp_width=50)\n'
+    f"  config.growth.update(width='replicate', state={state!r})\n"
+    '  return config\n'
+  )
+  flags = [f'--checkpoint={small}', f'--to={script}', f'--out={out}']
+  assert main_lib._main(['familial', 'expand', *flags]) == 0
+  assert 'the same function as step 8' in capsys.readouterr().out
+  grown = models.load(out)
+  assert grown.config.model == dataclasses.replace(
+    larger().model, exits=(1, 2, 4)
+  )
+  losses = evaluation.losses(
+    grown.params,
+    grown.config.model,
+    batches.heldout(corpus, config.data, 500, 8),
+  )
+  ends = [row['loss'] for row in _rows(small)]
+  np.testing.assert_allclose(losses, [*ends, ends[-1]], rtol=1e-5)
+  lineage = records.read_json(out / 'lineage.json')
+  assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
+  carry = growth_config.GrowthConfig(state=state)
+  on = larger(
+    train=dataclasses.replace(config.train, init_from=str(out), steps=6),
+    growth=carry,
+  )
+  job_lib.begin(on, tmp_path / 'on')
+  with job_lib.Job(on, tmp_path / 'on', corpus, False) as job:
+    started = job.state()
+    assert job.source.first == 8 * config.train.batch_size
+  np.testing.assert_array_equal(
+    started.params['embedding'], grown.params['embedding']
+  )
+  assert int(started.opt_state[1].count) == (8 if state == 'carry' else 0)
+  assert main_lib._main(['familial', 'expand', *flags]) == 2
+  assert 'is there already' in capsys.readouterr().err
+
+
+_CHILD = """
+import pathlib, pickle, sys
+import jax, numpy as np
+from familial.expansion import maps
+from familial.model import axes
+from familial.training import config as train_config
+from familial.training import optimizer, parents, sharding, step
+with open(sys.argv[1], 'rb') as file:
+  config, parent = pickle.load(file)
+assert len(jax.devices()) == 8
+layout = train_config.LayoutConfig(data=2, fsdp=2, tensor=2)
+import dataclasses
+config = dataclasses.replace(config, layout=layout)
+mesh = sharding.mesh(config)
+h = optimizer.hyper(config.train, config.model.exits)
+growth = maps.plan(config.growth, parents.shape(parent), config.model)
+shapes = jax.eval_shape(
+  lambda: step.init(config.model, 'all', jax.random.key(0), h)
+)
+put = lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)
+like = jax.tree.map(put, shapes, sharding.shardings(shapes, mesh))
+many = parents.grow(like, parent, 8, growth, config.train)
+one = parents.grow(shapes, parent, 8, growth, config.train)
+jax.tree.map(np.testing.assert_array_equal, many.params, one.params)
+jax.tree.map(
+  np.testing.assert_array_equal, many.opt_state[1], one.opt_state[1]
+)
+kernel = many.params['segment_0']['mlp']['gate']['kernel']
+print(kernel.addressable_shards[0].data.size / kernel.size)
+"""
+
+
+def test_eight_devices_grow_what_one_does(parent, larger, tmp_path):
+  _, folder = parent
+  path = tmp_path / 'config'
+  path.write_bytes(pickle.dumps((larger(), folder)))
+  done = subprocess.run(
+    [sys.executable, '-c', _CHILD, str(path)],
+    env={
+      **os.environ,
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout) == 1 / 4  # fsdp x tensor.
+
+
+def test_an_epsilon_of_its_own_makes_any_width_exact(larger, tmp_path):
+  config = larger()
+  model = dataclasses.replace(config.model, width=24, heads=6)
+  with pytest.raises(errors.UserError, match=r'model.norm_eps: 1e-05 is not'):
+    job_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
+  small = dataclasses.replace(model, width=16, heads=4)
+  model = dataclasses.replace(model, norm_eps=maps.norm_eps(small, 24))
+  job_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')

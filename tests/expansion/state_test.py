@@ -1,0 +1,208 @@
+"""What becomes of gradients, AdamW's moments and copies after a growth."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from familial.expansion import config as growth_config
+from familial.expansion import grown
+from familial.expansion import maps
+from familial.model import config as model_config
+from familial.training import config as train_config
+from familial.training import optimizer
+from tests.expansion import oracle
+from tests.expansion.conftest import reading
+from tests.expansion.conftest import shapes
+
+TOKENS = np.random.default_rng(1).integers(0, 11, (40, 3, 7))
+WAS = model_config.ModelConfig(
+  vocab_size=11,
+  width=8,
+  depth=2,
+  heads=2,
+  kv_heads=1,
+  mlp_width=6,
+  exits=(1, 2),
+  base_width=16,
+  exit_kind='branch',
+)
+DOUBLE = dataclasses.replace(WAS, width=16, heads=4, kv_heads=2, mlp_width=12)
+
+
+def _moments(growth, tree, power):
+  with jax.enable_x64(True):
+    found = grown.moments(
+      growth, shapes(growth.now, np.float64), reading(tree), power
+    )
+    return jax.tree.map(np.asarray, found)
+
+
+def _growth(now, **config):
+  config = {'width': 'replicate', 'depth': 'identity', **config}
+  return maps.plan(growth_config.GrowthConfig(**config), WAS, now)
+
+
+@functools.cache
+def _gradient(model):
+  return jax.jit(
+    jax.grad(
+      lambda params, tokens: oracle.loss(params, model, tokens, jax.numpy)
+    )
+  )
+
+
+@pytest.mark.parametrize('times', [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_gradients_tile_as_moments_do(random_params, grow, times):
+  now = dataclasses.replace(
+    WAS, width=8 * times, heads=2 * times, kv_heads=times, mlp_width=6 * times
+  )
+  params = random_params(WAS)
+  bigger, growth = grow(params, WAS, now)
+  with jax.enable_x64(True):
+    small = jax.tree.map(np.asarray, _gradient(WAS)(params, TOKENS[0]))
+    large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
+  for power in (1, 2):
+    powers = [[x**power for x in jax.tree.leaves(t)] for t in (small, large)]
+    tree = jax.tree.unflatten(jax.tree.structure(small), powers[0])
+    expected = jax.tree.leaves(_moments(growth, tree, power))
+    for found, due in zip(powers[1], expected, strict=True):
+      np.testing.assert_allclose(found, due, atol=1e-14)
+
+
+def test_gains_of_widths_that_do_not_divide_tile_too(random_params, grow):
+  # Of the copies; what is fresh changes no gradient of theirs.
+  now = dataclasses.replace(
+    WAS, width=20, heads=5, kv_heads=5, norm_eps=maps.norm_eps(WAS, 20)
+  )
+  params = random_params(WAS)
+  bigger, growth = grow(params, WAS, now)
+  with jax.enable_x64(True):
+    small = jax.tree.map(np.asarray, _gradient(WAS)(params, TOKENS[0]))
+    large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
+  expected = _moments(growth, small, 1)
+  for exit_ in ('exit_1', 'exit_2'):
+    np.testing.assert_allclose(
+      large[exit_]['norm']['gain'][:16],
+      expected[exit_]['norm']['gain'][:16],
+      atol=1e-14,
+    )
+  gate = [
+    tree['segment_0']['mlp_norm']['gain'][:, :16] for tree in (large, expected)
+  ]
+  np.testing.assert_allclose(*gate, atol=1e-14)
+
+
+def test_adamw_on_the_grown_model_follows_the_small_one(random_params, grow):
+  train = train_config.TrainConfig(
+    steps=40, batch_size=3, base_lr=0.02, warmup_steps=5, clip=0.0, eps=1e-6
+  )
+
+  def follow(model, params, state, eps, steps):
+    """Takes steps; the state is (Adam's, schedule's place)."""
+    h = optimizer.hyper(train, model.exits)._replace(eps=np.float64(eps))
+    gradient, adamw = _gradient(model), optimizer.adamw(h, model)
+    state = adamw.init(params) if state is None else state
+
+    @jax.jit
+    def step(params, state, tokens):
+      updates, state = adamw.update(gradient(params, tokens), state, params)
+      return jax.tree.map(lambda p, u: p + u, params, updates), state
+
+    for number in steps:
+      params, state = step(params, state, TOKENS[number])
+    return jax.tree.map(np.asarray, (params, state))
+
+  with jax.enable_x64(True):
+    params, state = follow(WAS, random_params(WAS), None, 1e-6, range(5))
+    bigger, growth = grow(params, WAS, DOUBLE, state='carry')
+    adam = state[1]
+    carried = adam._replace(
+      mu=_moments(growth, adam.mu, 1), nu=_moments(growth, adam.nu, 2)
+    )
+    state_of_both = [
+      (state, params, WAS, 1e-6),
+      ((*state[:1], carried, *state[2:]), bigger, DOUBLE, 1e-6 / 2),
+    ]
+    ends = [
+      follow(model, values, moved, eps, range(5, 25))[0]
+      for moved, values, model, eps in state_of_both
+    ]
+  expected, _ = grow(ends[0], WAS, DOUBLE)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+    ends[1],
+    expected,
+  )
+  moved = np.abs(ends[0]['embedding'] - params['embedding']).max()
+  assert moved > 0.1
+
+
+def test_asymmetric_keeps_the_first_copies_alone(random_params):
+  now = dataclasses.replace(DOUBLE, depth=3, exits=(1, 2, 3))
+  tree = random_params(WAS)
+  kept = _moments(_growth(now, state='asymmetric'), tree, 1)
+  carried = _moments(_growth(now, state='carry'), tree, 1)
+  assert (kept['embedding'][:, :8] == carried['embedding'][:, :8]).all()
+  assert (kept['embedding'][:, 8:] == 0).all()
+  gate = kept['segment_0']['mlp']['gate']['kernel']
+  all_gate = carried['segment_0']['mlp']['gate']['kernel']
+  assert (gate[:, :8, :6] == all_gate[:, :8, :6]).all()
+  assert (gate[:, 8:] == 0).all() and (gate[:, :, 6:] == 0).all()
+  new_layer = jax.tree.leaves(kept['segment_2'])
+  assert all((leaf == 0).all() for leaf in new_layer)
+
+
+@pytest.mark.parametrize(
+  'split', ['even', 'uneven', pytest.param('noise', marks=pytest.mark.slow)]
+)
+def test_copies_stay_copies_unless_their_readers_differ(
+  random_params, grow, split
+):
+  params, _ = grow(random_params(WAS), WAS, DOUBLE, split=split)
+  train = train_config.TrainConfig(steps=20, batch_size=3, base_lr=0.02)
+  with jax.enable_x64(True):
+    h = optimizer.hyper(train, DOUBLE.exits)
+    gradient, adamw = _gradient(DOUBLE), optimizer.adamw(h, DOUBLE)
+    state = adamw.init(params)
+
+    @jax.jit
+    def step(params, state, tokens):
+      updates, state = adamw.update(gradient(params, tokens), state, params)
+      return jax.tree.map(lambda p, u: p + u, params, updates), state
+
+    for number in range(20):
+      params, state = step(params, state, TOKENS[number])
+  embedding = np.asarray(params['embedding'])
+  units = np.asarray(params['segment_0']['mlp']['up']['kernel'])
+  apart = [
+    np.abs(embedding[:, :8] - embedding[:, 8:]).max(),
+    np.abs(units[..., :6] - units[..., 6:]).max(),
+  ]
+  if split == 'even':
+    assert max(apart) < 1e-12
+  else:
+    assert min(apart) > 1e-3
+
+
+def test_a_part_of_an_array_is_that_part_of_the_whole(random_params):
+  now = dataclasses.replace(
+    DOUBLE, width=20, heads=5, kv_heads=5, depth=3, exits=(2, 3)
+  )
+  growth = _growth(now, split='noise')
+  like, take = shapes(now, np.float32), reading(random_params(WAS, np.float32))
+  read = []
+
+  def noted(path, index):
+    read.append(int(np.prod([len(part) for part in index])))
+    return take(path, index)
+
+  whole = grown.params(growth, like, take, 3)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
+    names = tuple(key.key for key in path)
+    index = tuple(np.arange(size // 3, size) for size in leaf.shape)
+    part = grown.Part(growth, names, index, noted).values(3)
+    np.testing.assert_array_equal(part, np.asarray(leaf)[np.ix_(*index)])
+    assert read[-1] <= part.size  # Of the parent, no more than that.
