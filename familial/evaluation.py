@@ -1,8 +1,10 @@
-"""Loss at every exit on held-out tokens, and how well it is known."""
+"""Loss at every exit on held-out tokens, how well it is known, and how far two
+models agree."""
 
 from collections.abc import Iterable
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,50 @@ def losses(
   for batch in batches:
     total, count = _add(model, params, batch, total, count)
   return np.asarray(total / count)
+
+
+class Member(NamedTuple):
+  """One exit of a model.
+
+  Attributes:
+    params: of the model.
+    model: its shape.
+    exit_: which, 1..G.
+  """
+
+  params: transformer.Params
+  model: model_config.ModelConfig
+  exit_: int
+
+
+AGREEMENT = ('kl', 'kl_back', 'js', 'top1')
+
+
+def agreement(
+  one: Member, other: Member, batches: Iterable[dict[str, Array]]
+) -> dict[str, tuple[float, float | None]]:
+  """Returns how far two members' distributions of the next token agree.
+
+  Args:
+    one: p.
+    other: q, of the same vocabulary.
+    batches: as for `losses`.
+
+  Returns:
+    Means over the tokens that count, with their errors (see `ratio`): `kl`,
+    KL(p || q) in nats; `kl_back`, KL(q || p); `js`, the Jensen-Shannon
+    divergence; `top1`, the share of tokens that both have as the likeliest.
+  """
+  shapes = ((one.model, one.exit_), (other.model, other.exit_))
+  sums, counts = [], []
+  for batch in batches:
+    sums.append(np.asarray(_agree(shapes, one.params, other.params, batch)))
+    counts.append(np.sum(np.asarray(batch['weights_BxL']), 1, dtype=np.float64))
+  total_WxM, count_W = np.concatenate(sums), np.concatenate(counts)
+  return {
+    name: ratio(total_WxM[:, column].astype(np.float64), count_W)
+    for column, name in enumerate(AGREEMENT)
+  }
 
 
 def by_window(nats_WxL: np.ndarray, counted_WxL: np.ndarray) -> np.ndarray:
@@ -76,3 +122,47 @@ def _add(
   none_G = jnp.zeros(model.granularity)
   losses_G = model_loss.exit_losses(params, model, batch, none_G)[1]
   return total + tokens * losses_G, count + tokens
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _agree(
+  shapes: tuple[tuple[model_config.ModelConfig, int], ...],
+  params: transformer.Params,
+  others: transformer.Params,
+  batch: dict[str, Array],
+) -> Array:
+  """Returns each window's sums of the four measures, [W, 4]."""
+  hidden, matrices = [], []
+  segments_BxL = batch.get('segments_BxL')
+  for tree, (model, exit_) in zip((params, others), shapes, strict=True):
+    states = transformer.exit_states(
+      tree, model, batch['inputs_BxL'], segments_BxL
+    )
+    hidden.append(
+      transformer.head_state(
+        tree, model, exit_, states[exit_ - 1], segments_BxL
+      )
+    )
+    matrices.append(transformer.unembedding(tree, model, exit_))
+
+  def window(rows: tuple[Array, Array, Array]) -> Array:
+    p_LxV, q_LxV = (
+      jax.nn.log_softmax(transformer.read_out(h_LxD, w_DxV))
+      for h_LxD, w_DxV in zip(rows[:2], matrices, strict=True)
+    )
+    middle_LxV = jnp.logaddexp(p_LxV, q_LxV) - math.log(2)
+
+    def kl(a_LxV: Array, b_LxV: Array) -> Array:
+      return jnp.sum(jnp.exp(a_LxV) * (a_LxV - b_LxV), axis=-1)
+
+    same_L = jnp.argmax(p_LxV, -1) == jnp.argmax(q_LxV, -1)
+    found = (
+      kl(p_LxV, q_LxV),
+      kl(q_LxV, p_LxV),
+      (kl(p_LxV, middle_LxV) + kl(q_LxV, middle_LxV)) / 2,
+      same_L.astype(jnp.float32),
+    )
+    return jnp.stack([jnp.sum(each * rows[2]) for each in found])
+
+  # A window at a time: two distributions of all would not fit.
+  return jax.lax.map(window, (*hidden, batch['weights_BxL']))

@@ -63,3 +63,42 @@ def test_parameters_and_batches_are_left_as_they_are(model, params, batches):
   evaluation.losses(params, model, batches)
   jax.tree.map(np.testing.assert_array_equal, (params, batches), before)
   assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(params))
+
+
+def test_agreement_is_that_of_the_distributions(model, params, batches):
+  one, other = (evaluation.Member(params, model, exit_) for exit_ in (1, 2))
+  sums, count = np.zeros(4), 0.0
+  for batch in batches:
+    p, q = (
+      np.asarray(jax.nn.softmax(logits), np.float64)
+      for logits in compiled(params, model, batch['inputs_BxL'])
+    )
+    middle = (p + q) / 2
+
+    def kl(a, b):
+      return (a * np.log(a / b)).sum(-1)
+
+    weights = batch['weights_BxL']
+    for place, each in enumerate(
+      (
+        kl(p, q),
+        kl(q, p),
+        (kl(p, middle) + kl(q, middle)) / 2,
+        p.argmax(-1) == q.argmax(-1),
+      )
+    ):
+      sums[place] += (each * weights).sum()
+    count += weights.sum()
+  found = evaluation.agreement(one, other, batches)
+  np.testing.assert_allclose(
+    [found[name][0] for name in evaluation.AGREEMENT], sums / count, rtol=1e-4
+  )
+  assert all(error > 0 for _, error in found.values())
+
+
+def test_a_model_agrees_with_itself(model, params, batches):
+  one = evaluation.Member(params, model, 2)
+  found = evaluation.agreement(one, one, batches)
+  values = {name: value for name, (value, _) in found.items()}
+  assert values['js'] < 1e-9
+  assert values == {'kl': 0, 'kl_back': 0, 'js': values['js'], 'top1': 1}

@@ -50,19 +50,20 @@ def build(study: StudyConfig) -> list[RunConfig]:
 
 
 def model(
-  study: StudyConfig,
+  study: Any,
   shape: Shape,
   exits: tuple[int, ...],
   **changes: Any,
 ) -> model_config.ModelConfig:
-  """Returns the model of a (width, depth, heads) and its exits."""
+  """Returns the model of a (width, depth, heads) and its exits, in a study that
+  has `model` and `data`."""
   width, depth, heads = shape
   given = dict(study.model)
   mlp_ratio, kv_ratio = (given.pop(key, RATIOS[key]) for key in RATIOS)
   for key, ratio in (('mlp_ratio', mlp_ratio), ('kv_ratio', kv_ratio)):
     if not 0 < ratio < math.inf:
       raise errors.UserError(f'model.{key}: {ratio} must be above 0')
-  return _make(
+  return make(
     model_config.ModelConfig,
     'model',
     SHAPE_KEYS,
@@ -134,7 +135,7 @@ def _cell(
   **train_changes: Any,
 ) -> RunConfig:
   width, depth, _ = shape
-  name = f'c{_short(budget)}_w{width}_d{depth}_g{granularity}{suffix}'
+  name = f'c{short(budget)}_w{width}_d{depth}_g{granularity}{suffix}'
   try:
     exits = exits or model_config.even_exits(depth, granularity)
     model_ = model(study, shape, exits, **(model_changes or {}))
@@ -149,7 +150,7 @@ def _cell(
         f'grid.budgets: {budget:g} FLOPs is below one step of this cell, '
         f'{step_flops:.3g}'
       )
-    train = _make(
+    train = make(
       train_config.TrainConfig,
       'train',
       BUDGET_KEYS,
@@ -301,14 +302,14 @@ _ARMS = {
 }
 
 
-def _make(
+def make(
   cls: Any,
   section: str,
   reserved: tuple[str, ...],
   values: dict[str, Any],
   given: dict[str, Any],
 ) -> Any:
-  """Builds a dataclass, refusing keys it lacks or that the cell decides."""
+  """Returns a dataclass of a study's values, refusing keys it lacks or that the cell decides."""
   fields = {field.name for field in dataclasses.fields(cls)}
   allowed = {*fields, *(RATIOS if section == 'model' else ())} - {*reserved}
   for key in given:
@@ -323,7 +324,7 @@ def _make(
   return cls(**values)
 
 
-def _short(budget: float) -> str:
+def short(budget: float) -> str:
   """Returns 3.2e12 for 3.2e12."""
   mantissa, exponent = f'{budget:.3e}'.split('e')
   return f'{float(mantissa):g}e{int(exponent)}'

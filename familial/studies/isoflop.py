@@ -1,120 +1,107 @@
-"""The IsoFLOP study of familial models: plan, train, fit, report."""
+"""The IsoFLOP study of familial models: its cells, their plan, their law."""
 
+from collections.abc import Iterator
+import dataclasses
+import math
 import os
-import pathlib
-import sys
-import time
 from typing import Any
 
-from familial import errors
-from familial import records
-from familial.data import packing
-from familial.report import page
+from familial import flops as flops_lib
+from familial.laws import forms
+from familial.laws import power
 from familial.studies import cells as cells_lib
 from familial.studies import config as study_config
 from familial.studies import plan as plan_lib
+from familial.studies import running
 from familial.studies import summary
-from familial.studies import sweep
-from familial.training import config as train_config
 
-Cells = list[train_config.RunConfig]
+Cells = running.Cells
 
 
 def run(
-  study: study_config.StudyConfig,
-  workdir: str | os.PathLike[str],
-  *,
-  workers: int = 1,
-  plan_only: bool = False,
-  tensorboard: bool = False,
-  profile: bool = False,
+  study: study_config.StudyConfig, workdir: str | os.PathLike[str], **how: Any
 ) -> str:
-  """Runs a study to its page, or goes on with one; returns its summary line.
-
-  Args:
-    study: what to do.
-    workdir: where; everything the study leaves is below it.
-    workers: processes that train cells side by side on this host.
-    plan_only: print the plan and stop.
-    tensorboard: write event files too.
-    profile: write a trace of a few steps of each run too.
-
-  Raises:
-    UserError: if the workdir is another study's or another corpus's, or a cell
-      cannot be.
-    errors.Incomplete: if cells failed; the others are fitted and reported.
-    errors.Interrupted: on SIGTERM or SIGINT, with everything saved.
-  """
-  start = time.monotonic()
-  workdir = pathlib.Path(workdir)
-  cells = cells_lib.build(study)
-  # What its runs gave stays as it is.
-  records.open_run(workdir, study, free=('fit', 'layout'))
-  plan, cells = _plan(study, cells, workdir, workers, not plan_only)
-  print(plan_lib.text(plan), flush=True)
-  if plan_only:
-    return f'planned only; wrote {workdir / "plan.json"}'
-  failed = sweep.execute(
-    cells, workdir, workers=workers, tensorboard=tensorboard, profile=profile
+  """Runs a study to its page, or goes on with one: see `running.run`."""
+  kind = running.Kind(
+    build=cells_lib.build,
+    plan=plan,
+    text=text,
+    affordable=_affordable,
+    summarise=summary.write,
+    free=('fit', 'layout'),
   )
-  for cell in failed:
-    log = sweep.folder(workdir, cell) / 'error.log'
-    why = (
-      f'failed, see {log}'
-      if log.exists()
-      else 'not finished: its parent run failed, or its worker was killed'
-    )
-    print(f'{cell}: {why}', file=sys.stderr)
-  with records.held(workdir, wait=True):  # Hosts that share it end together.
-    line = summary.write(study, workdir, failed)
-    path = page.write(workdir)
-  minutes = (time.monotonic() - start) / 60
-  found = f'{line}\n{path} ({minutes:.1f} min)'
-  if failed:
-    print(found)
-    raise errors.Incomplete(
-      f'{len(failed)} of {len(cells)} cells failed; the same command tries '
-      'them again'
-    )
-  return found
+  return running.run(kind, study, workdir, **how)
 
 
-def _plan(
+def plan(
   study: study_config.StudyConfig,
   cells: Cells,
-  workdir: pathlib.Path,
+  corpus: Any,
+  speed: plan_lib.Speed,
   workers: int,
-  begin: bool,
-) -> tuple[dict[str, Any], Cells]:
-  """Returns the study's plan and the cells in it.
+) -> dict[str, Any]:
+  """Returns the plan with the interval that gamma would get."""
+  made = plan_lib.make('isoflop', study, cells, corpus, speed, workers)
+  return {**made, 'power': _power(study, cells)}
 
-  Whoever begins first decides on the corpus and the cells, for all hosts and for
-  good; another number of workers changes the expected time alone.
-  """
-  corpus = packing.load(study.data)
-  path = workdir / 'plan.json'
-  with records.held(workdir, wait=True):
-    planned = records.read_own(path) if path.exists() else None
-    if planned and not planned.get('begun', True):
-      planned = None  # It was only looked at, perhaps on another machine.
-    if planned:
-      first = planned['corpus']['fingerprint']
-      if first != corpus.fingerprint:
-        raise errors.UserError(
-          f'{workdir} was planned on corpus {first}, not {corpus.fingerprint}, '
-          f'which is what data.corpus={study.data.corpus!r} gives here now; '
-          'use another workdir, or that text'
-        )
-      names = {row['cell'] for row in planned['cells']}
-      cells = [cell for cell in cells if cell.cell in names]
-      if planned['workers'] == workers:
-        return planned, cells
-      begin = True
-    print('calibrating on the narrowest and the widest model ...', flush=True)
-    speed = plan_lib.calibrate(cells, workers)
-    if study.grid.seconds and not planned:
-      cells = plan_lib.within(study.grid.seconds, cells, speed, workers)
-    plan = plan_lib.make(study, cells, corpus, speed, workers)
-    plan['begun'] = begin
-    records.write_json(path, plan)
-  return plan, cells
+
+def text(made: dict[str, Any]) -> str:
+  """Returns a plan as a person reads it."""
+  return plan_lib.text(made, list(_hopes(made['power'])))
+
+
+def _hopes(power: dict[str, Any] | None) -> Iterator[str]:
+  if power:
+    width = power['gamma_half_width']
+    half_width = 'anything' if width is None else f'{width:.4f}'
+    yield (
+      f'gamma, if it is {power["law"]["gamma"]:g} and runs scatter by '
+      f'{power["noise"]:.1%} about the law: +- {half_width} '
+      f'(95 %), apart from 0 in {power["share_excluding_zero"]:.0%} of '
+      'simulated studies'
+    )
+
+
+def _affordable(
+  study: study_config.StudyConfig,
+  cells: Cells,
+  speed: plan_lib.Speed,
+  workers: int,
+) -> Cells:
+  seconds = study.grid.seconds
+  return plan_lib.within(seconds, cells, speed, workers) if seconds else cells
+
+
+def _power(
+  study: study_config.StudyConfig, cells: Cells
+) -> dict[str, Any] | None:
+  """Returns the interval that gamma would get, or None without two Gs."""
+  planned = [cell for cell in cells if cell.arm in ('grid', 'seed')]
+  if len({cell.model.granularity for cell in planned}) < 2:
+    return None
+  law = dataclasses.asdict(study.assumed)
+  noise = law.pop('noise')
+  found = power.simulate(
+    forms.get('familial_total'),
+    {
+      'N': [flops_lib.params_full(cell.model) for cell in planned],
+      'D': [
+        cell.train.steps * cell.train.batch_size * cell.data.seq_len
+        for cell in planned
+      ],
+      'G': [cell.model.granularity for cell in planned],
+    },
+    [cell.cell for cell in planned],
+    law,
+    noise,
+    delta=study.fit.delta,
+  )
+  wide = not math.isfinite(found.half_width)
+  return {
+    'gamma_half_width': None if wide else found.half_width,
+    'share_excluding_zero': found.share_excluding_zero,
+    'noise': noise,
+    'law': law,
+    'runs': found.runs,
+    'simulations': found.simulations,
+  }

@@ -1,4 +1,4 @@
-"""What a study will train, at what cost, and what it can hope to learn."""
+"""What a study will train, and at what cost."""
 
 from collections.abc import Sequence
 from concurrent import futures
@@ -17,7 +17,6 @@ from familial import flops as flops_lib
 from familial import records
 from familial.model import config as model_config
 from familial.studies import cells as cells_lib
-from familial.studies import config as study_config
 from familial.studies import groups as groups_lib
 from familial.training import config as train_config
 
@@ -55,7 +54,8 @@ class Speed:
 
 
 def make(
-  study: study_config.StudyConfig,
+  kind: str,
+  study: Any,
   cells: Cells,
   corpus: Any,
   speed: Speed,
@@ -64,7 +64,8 @@ def make(
   """Returns the plan as `plan.json` holds it.
 
   Args:
-    study: the study.
+    kind: of the study: `isoflop` or `families`.
+    study: its config.
     cells: all its runs.
     corpus: the packed corpus.
     speed: of one worker.
@@ -74,7 +75,7 @@ def make(
   programs = _programs(cells, speed.backend, workers)
   return {
     'schema': records.SCHEMA,
-    'study': 'isoflop',
+    'study': kind,
     'title': study.title,
     'corpus': {
       'name': corpus.name,
@@ -92,7 +93,6 @@ def make(
     'workers': workers,
     'speed': dataclasses.asdict(speed),
     'programs': programs,
-    'power': _power(study, cells),
     'warnings': _warnings(rows),
   }
 
@@ -135,8 +135,13 @@ def within(
   )
 
 
-def text(plan: dict[str, Any]) -> str:
-  """Returns the plan as a person reads it."""
+def text(plan: dict[str, Any], more: Sequence[str] = ()) -> str:
+  """Returns the plan as a person reads it.
+
+  Args:
+    plan: as `make` returns it.
+    more: lines of what this kind of study adds.
+  """
   header = (
     f'{"cell":<28}{"arm":<10}{"exits":<12}{"N":>9}{"D":>9}'
     f'{"steps":>7}{"batch":>7}{"C":>10}{"epochs":>7}{"time":>7}'
@@ -150,7 +155,7 @@ def text(plan: dict[str, Any]) -> str:
       f'{row["steps"]:>7}{row["batch_tokens"]:>7}{row["flops"]:>10.2e}'
       f'{row["epochs"]:>7.2f}{_time(row["seconds"]):>7}'
     )
-  corpus, power = plan['corpus'], plan['power']
+  corpus = plan['corpus']
   lines += [
     '',
     f'corpus {corpus["name"]} ({corpus["fingerprint"]}): '
@@ -162,15 +167,7 @@ def text(plan: dict[str, Any]) -> str:
     f'{plan["speed"]["flops_per_second"][0] / 1e9:.0f} to '
     f'{plan["speed"]["flops_per_second"][1] / 1e9:.0f} GFLOP/s each',
   ]
-  if power:
-    width = power['gamma_half_width']
-    half_width = 'anything' if width is None else f'{width:.4f}'
-    lines.append(
-      f'gamma, if it is {power["law"]["gamma"]:g} and runs scatter by '
-      f'{power["noise"]:.1%} about the law: +- {half_width} '
-      f'(95 %), apart from 0 in {power["share_excluding_zero"]:.0%} of '
-      'simulated studies'
-    )
+  lines += more
   lines += [f'warning: {warning}' for warning in plan['warnings']]
   return '\n'.join(lines)
 
@@ -274,44 +271,6 @@ def _total_seconds(
   """Returns the time of a whole study."""
   running = sum(row['seconds'] for row in rows)
   return (running + programs * speed.compile_seconds) / workers
-
-
-def _power(
-  study: study_config.StudyConfig, cells: Cells
-) -> dict[str, Any] | None:
-  """Returns the interval that gamma would get, or None without two Gs."""
-  from familial.laws import forms
-  from familial.laws import power
-
-  planned = [cell for cell in cells if cell.arm in ('grid', 'seed')]
-  if len({cell.model.granularity for cell in planned}) < 2:
-    return None
-  law = dataclasses.asdict(study.assumed)
-  noise = law.pop('noise')
-  found = power.simulate(
-    forms.get('familial_total'),
-    {
-      'N': [flops_lib.params_full(cell.model) for cell in planned],
-      'D': [
-        cell.train.steps * cell.train.batch_size * cell.data.seq_len
-        for cell in planned
-      ],
-      'G': [cell.model.granularity for cell in planned],
-    },
-    [cell.cell for cell in planned],
-    law,
-    noise,
-    delta=study.fit.delta,
-  )
-  wide = not math.isfinite(found.half_width)
-  return {
-    'gamma_half_width': None if wide else found.half_width,
-    'share_excluding_zero': found.share_excluding_zero,
-    'noise': noise,
-    'law': law,
-    'runs': found.runs,
-    'simulations': found.simulations,
-  }
 
 
 def _warnings(rows: list[dict[str, Any]]) -> list[str]:

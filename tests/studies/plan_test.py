@@ -8,6 +8,7 @@ import pytest
 from familial import errors
 from familial import flops as flops_lib
 from familial.studies import cells as cells_lib
+from familial.studies import isoflop
 from familial.studies import plan as plan_lib
 
 SPEED = plan_lib.Speed((8, 32), (1e9, 4e9), 3.0, 'cpu')
@@ -22,7 +23,7 @@ def corpus(tokens):
 
 def make(study, tokens=10**6, workers=1, speed=SPEED):
   cells = cells_lib.build(study)
-  return plan_lib.make(study, cells, corpus(tokens), speed, workers)
+  return isoflop.plan(study, cells, corpus(tokens), speed, workers)
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_rounding_beyond_half_a_percent_is_warned_of(dense):
 
 def test_the_text_has_every_cell_and_warning(dense):
   plan = make(dense(budgets=(1e7, 4e8)), tokens=100_000)
-  text = plan_lib.text(plan)
+  text = isoflop.text(plan)
   assert len(plan['cells']) == 4
   for row in plan['cells']:
     [line] = [line for line in text.split('\n') if line.startswith(row['cell'])]
@@ -132,7 +133,7 @@ def test_gamma_s_interval_is_as_wide_as_the_noise(make_study):
   ratio = loud['power']['gamma_half_width'] / half_width
   assert ratio == pytest.approx(2, rel=0.3)
   assert quiet['power']['runs'] == 27
-  assert f'+- {half_width:.4f}' in plan_lib.text(quiet)
+  assert f'+- {half_width:.4f}' in isoflop.text(quiet)
 
 
 def test_within_leaves_out_budgets_from_the_top(dense):

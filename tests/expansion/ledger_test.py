@@ -1,0 +1,78 @@
+"""The ledger of a chain: every size at its own budget, and what is saved."""
+
+import dataclasses
+
+import pytest
+
+from familial import errors
+from familial import flops
+from familial.expansion import ledger
+from familial.model import config as model_config
+
+SEQ, BATCH = 64, 4
+
+
+def sizes(*depths, width=32):
+  return [
+    model_config.ModelConfig(
+      vocab_size=256,
+      width=width,
+      depth=depth,
+      heads=4,
+      kv_heads=4,
+      mlp_width=88,
+      exits=(depth,),
+    )
+    for depth in depths
+  ]
+
+
+@pytest.mark.parametrize('grown', [True, False])
+def test_every_size_is_within_half_a_step_of_its_budget(grown):
+  models = sizes(1, 2, 4, 8)
+  budgets = [3e11 * share for share in ledger.shares(models, SEQ)]
+  found = ledger.stages(models, budgets, SEQ, BATCH, grown=grown)
+  for stage in found:
+    step = BATCH * SEQ * flops.train(stage.model, SEQ)
+    assert abs(stage.total - stage.budget) <= step / 2
+    assert (
+      stage.flops == stage.steps * step == stage.tokens * step / BATCH / SEQ
+    )
+  if grown:
+    spent = sum(stage.flops for stage in found)
+    assert spent == found[-1].total
+  else:
+    assert all(stage.flops == stage.total for stage in found)
+
+
+def test_ideal_doublings_save_a_quarter():
+  # 6 N D with D = 20 N: a stage's tokens are 20, 30, 60 and 120 per 1B.
+  budgets = [1, 4, 16, 64]
+  tokens, before = [], 0
+  for size, budget in zip((1, 2, 4, 8), budgets, strict=True):
+    tokens.append(20 * (budget - before) / size)
+    before = budget
+  assert tokens == [20, 30, 60, 120]
+  ideal = [
+    ledger.Stage(sizes(1)[0], c, 1, 1, c - b, c)
+    for c, b in zip(budgets, [0, 1, 4, 16], strict=True)
+  ]
+  assert ledger.saving(ideal) == pytest.approx(0.247, abs=5e-4)
+
+
+def test_large_models_come_near_the_ideal():
+  # Where heads cost little, doubled depth is a doubled N and a doubled cost.
+  models = sizes(8, 16, 32, 64)
+  budgets = [1e16 * share for share in ledger.shares(models, SEQ)]
+  assert ledger.saving(
+    ledger.stages(models, budgets, SEQ, BATCH, grown=True)
+  ) == pytest.approx(0.247, abs=0.02)
+
+
+def test_a_budget_below_a_step_is_refused():
+  models = sizes(1, 2)
+  with pytest.raises(errors.UserError, match='leave no step'):
+    ledger.stages(models, [1e9, 1.0001e9], SEQ, BATCH, grown=True)
+  dearer = dataclasses.replace(models[0], mlp_width=880)
+  with pytest.raises(errors.UserError, match='leave no step'):
+    ledger.stages([dearer], [10.0], SEQ, BATCH, grown=False)
