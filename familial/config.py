@@ -17,6 +17,8 @@ from familial.expansion import config as growth_config
 from familial.model import config as model_config
 from familial.studies import cells
 from familial.studies import config as study_config
+from familial.studies import families_cells
+from familial.studies import families_config
 from familial.training import config as train_config
 
 
@@ -42,6 +44,27 @@ def study_template() -> ml_collections.ConfigDict:
       'arms': {},
       'fit': _defaults(study_config.Fit),
       'assumed': _defaults(study_config.AssumedLaw),
+    }
+  )
+
+
+def families_template() -> ml_collections.ConfigDict:
+  """Returns a study of families' config with every default filled in.
+
+  A way is a dict of `kind` and whatever of `Way` it sets, its `growth` too.
+  """
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      'data': _defaults(data_config.DataConfig),
+      'model': {
+        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+        **cells.RATIOS,
+      },
+      'train': _defaults(train_config.TrainConfig, families_cells.RUN_KEYS),
+      **_defaults(families_config.FamiliesConfig),
+      'ways': {},
+      'layout': _defaults(train_config.LayoutConfig),
     }
   )
 
@@ -80,6 +103,27 @@ def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
     for name, arm in arms.items()
   }
   return section(study_config.StudyConfig, {**values, **built}, '')
+
+
+def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:
+  """Returns the config of a study of families."""
+  values = plain(config)
+  built: dict[str, Any] = {
+    name: section(cls, values.pop(name, {}), name)
+    for name, cls in (
+      ('data', data_config.DataConfig),
+      ('layout', train_config.LayoutConfig),
+    )
+  }
+  built['ways'] = {}
+  for name, way in values.pop('ways', {}).items():
+    growth = section(
+      growth_config.GrowthConfig, way.get('growth', {}), f'ways.{name}.growth'
+    )
+    built['ways'][name] = section(
+      families_config.Way, {**way, 'growth': growth}, f'ways.{name}'
+    )
+  return section(families_config.FamiliesConfig, {**values, **built}, '')
 
 
 def run(config: Mapping[str, Any]) -> train_config.RunConfig:

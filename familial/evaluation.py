@@ -2,8 +2,10 @@
 models agree."""
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 import functools
 import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -53,7 +55,7 @@ AGREEMENT = ('kl', 'kl_back', 'js', 'top1')
 
 
 def agreement(
-  one: Member, other: Member, batches: Iterable[dict[str, Array]]
+  one: Member, other: Member, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, tuple[float, float | None]]:
   """Returns how far two members' distributions of the next token agree.
 

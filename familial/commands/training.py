@@ -73,16 +73,16 @@ def _define_beside(values: flags.FlagValues) -> None:
 
 def _run(values: flags.FlagValues) -> str:
   from familial import config
+  from familial.studies import families
   from familial.studies import isoflop
 
-  return isoflop.run(
-    config.study(values.config),
-    values.workdir,
-    workers=values.workers,
-    plan_only=values.plan_only,
-    tensorboard=values.tensorboard,
-    profile=values.profile,
-  )
+  how = {
+    name: values[name].value
+    for name in ('workers', 'plan_only', 'tensorboard', 'profile')
+  }
+  if 'ways' in values.config:
+    return families.run(config.families(values.config), values.workdir, **how)
+  return isoflop.run(config.study(values.config), values.workdir, **how)
 
 
 def _train(values: flags.FlagValues) -> str:
@@ -91,7 +91,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import loop
   from familial.training import processes
 
-  if 'grid' in values.config:
+  if 'grid' in values.config or 'ways' in values.config:
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -124,10 +124,14 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.planning import pod
   from familial.planning import summary
   from familial.studies import cells as cells_lib
+  from familial.studies import families_cells
 
   if 'grid' in values.config:
     study = config.study(values.config)
     title, cells = study.title, cells_lib.build(study)
+  elif 'ways' in values.config:
+    families = config.families(values.config)
+    title, cells = families.title, families_cells.build(families)
   else:
     title, cells = 'One run', [config.run(values.config)]
   config_file = pathlib.Path(config_flags.get_config_filename(values['config']))

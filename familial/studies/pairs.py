@@ -301,7 +301,7 @@ def _student(values: Sequence[float]) -> dict[str, Any]:
   count, mean = len(values), float(np.mean(values))
   half = None
   if count > 1:
-    half = _quantile(count - 1) * float(np.std(values, ddof=1)) / count**0.5
+    half = quantile(count - 1) * float(np.std(values, ddof=1)) / count**0.5
   return {**_around(mean, half), 'blocks': count}
 
 
@@ -314,7 +314,7 @@ def _trend(slopes: Mapping[Block, float]) -> dict[str, Any]:
   rest = y - y.mean() - slope * x
   degrees = len(y) - 2
   error = math.sqrt(rest @ rest / degrees / (x @ x))
-  return _around(slope, _quantile(degrees) * error)
+  return _around(slope, quantile(degrees) * error)
 
 
 def _penalty(
@@ -344,7 +344,7 @@ def _weighted(
       shares[key] = (shares.get(key, (0.0, 0))[0] + weight, seeds)
   variance = sum(share**2 / seeds for share, seeds in shares.values())
   sd = spread['sd_log_loss']['exit'] * math.sqrt(variance)
-  return _around(value, _quantile(spread['degrees']) * sd)
+  return _around(value, quantile(spread['degrees']) * sd)
 
 
 def _around(value: float, half: float | None) -> dict[str, float | None]:
@@ -355,6 +355,6 @@ def _around(value: float, half: float | None) -> dict[str, float | None]:
   }
 
 
-def _quantile(degrees: int) -> float:
+def quantile(degrees: int) -> float:
   """Returns how many standard errors an interval reaches to each side."""
   return float(special.stdtrit(degrees, (1 + _LEVEL) / 2))

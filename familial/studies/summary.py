@@ -52,10 +52,10 @@ def write(
   spread = pairs.noise(last)
   found: dict[str, Any] = {
     'schema': records.SCHEMA,
-    'machine': _machine(),
+    'machine': machine(),
     'cost': {
-      'flops': sum(_spent(workdir, exits[-1]) for exits in last.values()),
-      'seconds': _seconds(workdir),
+      'flops': sum(spent(workdir, exits[-1]) for exits in last.values()),
+      'seconds': seconds(workdir),
       'finished': len(last),
       'diverged': sum(
         records.status(run) == 'diverged' for run in _folders(workdir)
@@ -215,7 +215,7 @@ def _path(workdir: pathlib.Path, loss: str, form: str) -> pathlib.Path:
   return workdir / 'fits' / loss / form / 'fit.json'
 
 
-def _spent(workdir: pathlib.Path, row: Row) -> float:
+def spent(workdir: pathlib.Path, row: Row) -> float:
   """Returns a run's own FLOPs: those of its parent are the parent's."""
   path = workdir / 'cells' / row['run'] / 'lineage.json'
   lineage = records.read_json(path) if path.exists() else {}
@@ -226,7 +226,7 @@ def _folders(workdir: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path for path in (workdir / 'cells').iterdir() if path.is_dir())
 
 
-def _seconds(workdir: pathlib.Path) -> float:
+def seconds(workdir: pathlib.Path) -> float:
   """Returns the seconds that all runs' training steps took, summed."""
   total = 0.0
   for run in _folders(workdir):
@@ -237,7 +237,8 @@ def _seconds(workdir: pathlib.Path) -> float:
   return total
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+  """Returns what a study ran on."""
   import jax
 
   devices = jax.devices()
