@@ -67,9 +67,9 @@ def _test(config: ml_collections.ConfigDict) -> None:
 
 
 def _cpu(config: ml_collections.ConfigDict) -> None:
-  config.title += ', 4e11 and 1.6e12 FLOPs each on two cores'
+  config.title += ', 3e11 and 1.2e12 FLOPs each on two cores'
   config.sizes = ((32, 1, 8), (32, 2, 8), (32, 4, 8), (32, 8, 8))
-  config.budgets = (4e11, 1.6e12)
+  config.budgets = (3e11, 1.2e12)
   config.seeds = (0, 1, 2)
   # 1.1, 1, 1.1 and 1 times the parameters.
   _ways(config, ((12, 8, 3), (16, 8, 4), (24, 8, 6), (32, 8, 8)))
