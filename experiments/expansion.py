@@ -67,10 +67,10 @@ def _test(config: ml_collections.ConfigDict) -> None:
 
 
 def _cpu(config: ml_collections.ConfigDict) -> None:
-  config.title += ', 3e11 and 1.2e12 FLOPs on two cores'
+  config.title += ', 2.5e11 and 1e12 FLOPs on two cores'
   # 1 : 2 : 4.5 : 8 in parameters.
   config.sizes = ((16, 4, 2), (16, 8, 2), (24, 8, 3), (32, 8, 4))
-  config.budgets = (3e11, 1.2e12)
+  config.budgets = (2.5e11, 1e12)
   config.seeds = (0, 1)
   _one_rate(config, 23)  # Between the widths.
 

@@ -23,6 +23,7 @@ Path = tuple[str, ...]
 Take = Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
 _NOISE = 0.1  # Of `split` noise, in standard deviations of a fresh matrix.
 _WRITERS = ('o', 'down')
+_ALIGNMENT = 64  # Bytes.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,17 +94,33 @@ def _tree(
 
     def cut(index: tuple[slice, ...] | None) -> np.ndarray:
       slices = index or (slice(None),) * len(leaf.shape)
-      indices = tuple(
+      indices = [
         np.arange(*one.indices(size))
         for one, size in zip(slices, leaf.shape, strict=True)
-      )
-      return np.ascontiguousarray(part(names, indices), leaf.dtype)
+      ]
+      if not names[0].startswith('segment_'):
+        return np.ascontiguousarray(part(names, tuple(indices)), leaf.dtype)
+      # A layer at a time: what it is made of is never there for all.
+      found = _aligned(tuple(len(each) for each in indices), leaf.dtype)
+      for place, layer in enumerate(indices[0]):
+        one = (np.array([layer]), *indices[1:])
+        found[place] = part(names, one)[0]
+      return found
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = getattr(leaf, 'sharding', None) or here
     return jax.make_array_from_callback(leaf.shape, sharding, cut)
 
   return jax.tree_util.tree_map_with_path(whole, like)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """Returns an empty array that JAX takes over as it is, where its devices share
+  the host's memory; others it copies."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  raw = np.empty(size + _ALIGNMENT, np.uint8)
+  first = -raw.ctypes.data % _ALIGNMENT
+  return raw[first : first + size].view(dtype).reshape(shape)
 
 
 class Part:

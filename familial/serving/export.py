@@ -249,7 +249,11 @@ def write(
     records.open_run(folder, config, lineage)
     if tokenizer:
       records.write_text(folder / models.TOKENIZER, tokenizer)
-    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
+    # Array after array: a large model is not in memory twice.
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    checkpoints = checkpoint.Checkpoints(
+      folder / 'checkpoints', 1, at_once=largest // 10**9 + 1
+    )
     try:
       checkpoints.save(step_lib.State(params, opt_state, jnp.int32(0)))
     finally:

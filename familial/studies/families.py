@@ -40,7 +40,7 @@ def plan(
 ) -> dict[str, Any]:
   """Returns the plan with the ledger of every family."""
   made = plan_lib.make('families', study, cells, corpus, speed, workers)
-  return {**made, 'ledger': list(_ledger(study))}
+  return {**made, 'ledger': list(ledger_rows(study))}
 
 
 def text(made: dict[str, Any]) -> str:
@@ -48,7 +48,9 @@ def text(made: dict[str, Any]) -> str:
   return plan_lib.text(made, list(_lines(made['ledger'])))
 
 
-def _ledger(study: families_config.FamiliesConfig) -> Iterator[dict[str, Any]]:
+def ledger_rows(
+  study: families_config.FamiliesConfig,
+) -> Iterator[dict[str, Any]]:
   """Yields each family's stages; seeds cost the same."""
   for place, family in families_cells.families(study).items():
     if place.seed != study.seeds[0]:

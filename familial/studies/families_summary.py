@@ -139,7 +139,11 @@ def _compared(
   study: families_config.FamiliesConfig, found: Found
 ) -> Iterator[Row]:
   """Yields the log of each size's loss over that of the way it is compared
-  with."""
+  with.
+
+  Where both are one run, as a chain's first stage may be, there is nothing to
+  compare.
+  """
   logs: dict[tuple[Any, ...], list[float]] = defaultdict(list)
   for place, members in found.items():
     against = study.ways[place.way].against
@@ -150,6 +154,7 @@ def _compared(
       if against and row['size'] in others:
         key = (place.way, against, place.budget, row['size'])
         logs[key].append(math.log(row['loss'] / others[row['size']]['loss']))
+  logs = {key: values for key, values in logs.items() if any(values)}
   half = _half_widths(logs.values())
   for (way, against, budget, size), values in logs.items():
     value, width = float(np.mean(values)), half(len(values))
@@ -252,33 +257,27 @@ def _saving(
       (m for p, m in found.items() if (p.way, p.budget) == (against, budget)),
       [],
     )
-    keys = [(against, row['size']) for row in rows]
-    if (
-      study.ways[way].kind != 'chain'
-      or len(rows) < len(study.sizes)
-      or any(slopes.get(key, 0.0) <= 0 for key in keys)
-    ):
+    whole = len(chain) == len(alone) == len(study.sizes)
+    if study.ways[way].kind != 'chain' or not rows or not whole:
       continue
-    spent = max(row['flops'] for row in chain)
-    terms = [
-      other['flops'] * math.exp(-row['value'] / slopes[key])
-      for row, other, key in zip(rows, alone, keys, strict=True)
-    ]
-    needed = sum(terms)
-    halves = [
-      term / slopes[key] * (row['hi'] - row['value'])
-      for term, row, key in zip(terms, rows, keys, strict=True)
-      if row['hi'] is not None
-    ]
-    half = sum(halves) if len(halves) == len(rows) else None
+    if any(slopes.get((against, row['size']), 0.0) <= 0 for row in rows):
+      continue
+    by_size = {row['size']: row for row in rows}
+    spent, needed, half = max(row['flops'] for row in chain), 0.0, 0.0
+    for other in alone:
+      row, slope = by_size.get(other['size']), slopes[against, other['size']]
+      term = other['flops'] * math.exp(-(row['value'] if row else 0) / slope)
+      needed += term
+      if row and row['hi'] is not None:
+        half += term / slope * (row['hi'] - row['value'])
     yield {
       'way': way,
       'against': against,
       'budget': budget,
       'ledger': 1 - spent / sum(row['flops'] for row in alone),
       'value': 1 - spent / needed,
-      'lo': None if half is None else 1 - spent / max(needed - half, 1.0),
-      'hi': None if half is None else 1 - spent / (needed + half),
+      'lo': 1 - spent / (needed - half) if 0 < half < needed else None,
+      'hi': 1 - spent / (needed + half) if half else None,
     }
 
 

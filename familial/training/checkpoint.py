@@ -28,6 +28,8 @@ from familial.model import transformer
 from familial.training import step as step_lib
 
 POLICY = ocp.checkpoint_managers
+# Bytes of a piece of an array, the least that is read or packed at once.
+_CHUNK = 2**24
 
 
 class DamagedError(errors.UserError):
@@ -57,18 +59,33 @@ class Checkpoints:
     keep: int = 1,
     *,
     read_only: bool = False,
+    at_once: int = 96,
   ):
+    """Opens a folder, made if missing.
+
+    Args:
+      folder: of the checkpoints.
+      keep: how many of the last stay.
+      read_only: nothing is written or removed.
+      at_once: gigabytes that may be written at once, for which there must be
+        room in memory twice; more than the largest array.
+    """
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     if not read_only:
       _hush()
     self._folder = pathlib.Path(folder).absolute()
     check_metrics(self._folder)
     with self._writing():
-      self._manager = self._open(keep, read_only)
+      self._manager = self._open(keep, read_only, at_once)
 
-  def _open(self, keep: int, read_only: bool) -> ocp.CheckpointManager:
+  def _open(
+    self, keep: int, read_only: bool, at_once: int
+  ) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
       self._folder,
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(save_concurrent_gb=at_once)
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=POLICY.AnyPreservationPolicy(
           [
@@ -96,10 +113,14 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    tree = state._asdict()
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), tree)
     with self._writing():
       self._manager.save(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict())),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree, save_args=chunks)
+        ),
         metrics=None if loss is None else {'loss': loss},
         custom_metadata={'schema': records.SCHEMA},
       )
@@ -274,11 +295,25 @@ def reader(
 
   def take(name: tuple[str, ...], index: tuple[np.ndarray, ...]) -> np.ndarray:
     key = '.'.join(name)
+    # Each entry once, and where they lie side by side as one piece: gathering is
+    # TensorStore's slowest way to read.
+    wanted: list[Any] = []
+    repeats = []
+    for each in index:
+      entries, repeat = np.unique(each, return_inverse=True)
+      if len(entries) and entries[-1] - entries[0] + 1 == len(entries):
+        wanted.append(slice(int(entries[0]), int(entries[-1]) + 1))
+      else:
+        wanted.append(entries)
+      repeats.append(repeat)
     try:
-      found = held[key].oindex[index] if index else held[key]
-      return np.asarray(found.read().result())
+      found = np.asarray(held[key].oindex[tuple(wanted)].read().result())
     except Exception:  # Of any kind, by what is broken.
       raise DamagedError(path, key) from None
+    for axis, repeat in enumerate(repeats):
+      if len(repeat) != found.shape[axis] or (np.diff(repeat) != 1).any():
+        found = np.take(found, repeat, axis)
+    return found
 
   return take
 
