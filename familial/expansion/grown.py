@@ -84,22 +84,56 @@ def moments(
   )
 
 
+def reads(growth: maps.Growth, like: transformer.Params) -> int:
+  """Returns the bytes of the parent's parameters that one device reads.
+
+  Args:
+    growth: from the parent's model.
+    like: shapes of the grown model, with shardings.
+  """
+  total = 0
+
+  def counted(path: Path, index: tuple[np.ndarray, ...]) -> np.ndarray:
+    nonlocal total
+    del path
+    entries = math.prod(len(np.unique(each)) for each in index)
+    total += entries * np.dtype(np.float32).itemsize
+    return np.zeros([len(each) for each in index], np.float32)
+
+  for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+    places = leaf.sharding.devices_indices_map(leaf.shape)
+    index = _entries(next(iter(places.values())), leaf.shape)
+    Part(growth, _names(path), index, counted).moment(1)
+  return total
+
+
+def _names(path: tuple[Any, ...]) -> Path:
+  return tuple(str(key.key) for key in path)
+
+
+def _entries(
+  index: tuple[slice, ...] | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, ...]:
+  """Returns the numbers of a part's entries along each axis."""
+  slices = index or (slice(None),) * len(shape)
+  return tuple(
+    np.arange(*one.indices(size))
+    for one, size in zip(slices, shape, strict=True)
+  )
+
+
 def _tree(
   like: Any, part: Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
 ) -> Any:
   """Returns a tree of arrays made part by part."""
 
   def whole(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-    names = tuple(str(key.key) for key in path)
+    names = _names(path)
 
     def cut(index: tuple[slice, ...] | None) -> np.ndarray:
-      slices = index or (slice(None),) * len(leaf.shape)
-      indices = [
-        np.arange(*one.indices(size))
-        for one, size in zip(slices, leaf.shape, strict=True)
-      ]
+      indices = _entries(index, leaf.shape)
       if not names[0].startswith('segment_'):
-        return np.ascontiguousarray(part(names, tuple(indices)), leaf.dtype)
+        return np.ascontiguousarray(part(names, indices), leaf.dtype)
       # A layer at a time: what it is made of is never there for all.
       found = _aligned(tuple(len(each) for each in indices), leaf.dtype)
       for place, layer in enumerate(indices[0]):

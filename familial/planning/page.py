@@ -64,6 +64,7 @@ def write(folder: pathlib.Path, plan: Mapping[str, Any]) -> pathlib.Path:
       'Answer',
       html.paragraph(summary.headline(plan) + '.')
       + html.paragraph(f'Recommended: {flags}')
+      + ''.join(map(html.paragraph, summary.growth(plan)))
       + html.paragraph(summary.measured(plan)),
     ),
     html.Section(

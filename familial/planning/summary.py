@@ -53,6 +53,19 @@ def measured(plan: Mapping[str, Any]) -> str:
   )
 
 
+def growth(plan: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what the largest growth asks of a device, in a line, if there is one."""
+  rows = [row for row in plan['cells'] if row.get('growth')]
+  if rows:
+    row = max(rows, key=lambda row: row['growth']['whole'])
+    of = row['growth']
+    yield (
+      f'Growth, at most: {row["cell"]} from {of["parent"]}: a device reads '
+      f'{of["reads"] / _GIB:.3f} GiB of its parent and makes '
+      f'{of["makes"] / _GIB:.3f} of {of["whole"] / _GIB:.1f} GiB of parameters.'
+    )
+
+
 def layout_row(row: Mapping[str, Any]) -> list[str]:
   """Returns a tried layout as the cells of a table."""
   sent = row['sent']
@@ -111,6 +124,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   yield f'recommended: {plan["recommended"]["flags"]}'
   yield ''
   yield from _table(CELL_HEAD, map(cell_row, plan['cells']))
+  yield from growth(plan)
   yield ''
   yield measured(plan)
 

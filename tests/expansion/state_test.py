@@ -206,3 +206,15 @@ def test_a_part_of_an_array_is_that_part_of_the_whole(random_params):
     part = grown.Part(growth, names, index, noted).values(3)
     np.testing.assert_array_equal(part, np.asarray(leaf)[np.ix_(*index)])
     assert read[-1] <= part.size  # Of the parent, no more than that.
+
+
+def test_one_device_reads_its_parent_once(random_params):
+  growth = _growth(DOUBLE)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+    shapes(DOUBLE, np.float32),
+  )
+  parent = random_params(WAS, np.float32)
+  due = sum(leaf.nbytes for leaf in jax.tree.leaves(parent))
+  assert grown.reads(growth, like) == due

@@ -8,6 +8,7 @@ import pytest
 from familial import errors
 from familial import flops
 from familial import main
+from familial.expansion import config as growth_config
 from familial.planning import chips
 from familial.planning import compiled
 from familial.planning import layouts
@@ -205,3 +206,23 @@ def test_a_compiler_s_full_memory_is_no_error(run_config):
 
   with pytest.raises(errors.UserError, match=r'Used 17M of 16M vmem$'):
     compiled.compile_(run_config(), types.SimpleNamespace(compile=broken))
+
+
+def test_a_growth_says_what_a_device_reads_and_makes(planned, cells):
+  plan, _ = planned(lambda cell: 1e8)
+  assert not list(summary.growth(plan))
+  small, deep = cells[0], cells[2]
+  grows = dataclasses.replace(
+    deep,
+    train=dataclasses.replace(deep.train, init_from='../shallow'),
+    growth=growth_config.GrowthConfig(depth='identity'),
+  )
+  found = pod._growth(grows, [small, grows], jax.devices()[:1])
+  assert found['parent'] == 'shallow'
+  assert found['exact_exits'] == 1
+  assert found['makes'] == found['whole'] > found['reads'] > 0
+  assert pod._growth(grows, [grows], jax.devices()[:1]) is None
+  plan['cells'][0]['growth'] = found
+  assert any(
+    'from shallow: a device reads' in line for line in summary.growth(plan)
+  )
