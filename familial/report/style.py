@@ -21,7 +21,8 @@ P = ParamSpec('P')
 WIDTH = 8.8  # inches, shown about 100 pixels each
 PANEL_HEIGHT = 2.75
 COLUMNS = 3  # panels side by side, at most
-_LEGEND_LETTERS = 120  # in a line, a handle as five
+_LEGEND_LETTERS = 120  # in a line
+_HANDLE_LETTERS = 7  # as wide as a handle and what is around it
 _RC: dict[Any, Any] = {
   'font.family': 'DejaVu Sans',
   'font.size': 9.5,
@@ -174,9 +175,20 @@ def legend(figure: mpl_figure.Figure, axes: Sequence[mpl_axes.Axes]) -> None:
   if entries:
     # A stable sort: the G first, then what else there is.
     names = sorted(entries, key=lambda name: not name.startswith('G = '))
-    columns = len(names)
-    if sum(len(name) + 5 for name in names) > _LEGEND_LETTERS:
-      columns = math.ceil(columns / 2)
+    columns = next(
+      (
+        count
+        for count in range(len(names), 1, -1)
+        if sum(
+          max(map(len, names[first::count])) + _HANDLE_LETTERS
+          for first in range(count)
+        )
+        <= _LEGEND_LETTERS
+      ),
+      1,
+    )
+    # As few lines as that takes, and all of about one length.
+    columns = math.ceil(len(names) / math.ceil(len(names) / columns))
     # matplotlib fills column by column; people read line by line.
     names = [name for first in range(columns) for name in names[first::columns]]
     figure.legend(
