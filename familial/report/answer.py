@@ -257,7 +257,7 @@ def _doubts(results: Results) -> Iterator[str]:
     if cells:
       yield (
         f'{words.count(len(cells), "cell")} {status}, in no figure and no fit:'
-        f' {_some(cells)}.'
+        f' {words.some(cells)}.'
       )
   for row in results.paired('trend'):
     if row['equal'] == 'tokens' and row['lo'] * row['hi'] > 0:
@@ -281,7 +281,7 @@ def _doubts(results: Results) -> Iterator[str]:
     yield (
       f'{words.count(len(repeated), "cell")} beyond {MAX_EPOCHS:.0f} epochs,'
       f' where a repeated token is worth less than a new one:'
-      f' {_some(repeated)}.'
+      f' {words.some(repeated)}.'
     )
   edges: dict[tuple[str, ...], list[str]] = {}
   for loss in ('final', 'mean'):
@@ -296,7 +296,7 @@ def _doubts(results: Results) -> Iterator[str]:
     yield (
       f'{words.count(len(edge_cells), "IsoFLOP minimum", "IsoFLOP minima")} of'
       f' the {words.listing(losses)} not inside the sampled sizes, and not'
-      f' fitted: {_some(list(edge_cells), most=4)}.'
+      f' fitted: {words.some(list(edge_cells), most=4)}.'
     )
   flags: dict[str, list[str]] = {}
   for (loss, form), law in results.fits.items():
@@ -348,17 +348,4 @@ def _tiles(results: Results, found: dict[str, Gamma]) -> str:
         f'of training, {words.scientific(cost.get("flops"))} FLOPs',
       )
     )
-  return '<ul class="tiles">{}</ul>'.format(
-    ''.join(
-      f'<li><b>{html.escape(value)}</b> <i>{html.escape(aside)}</i>'
-      f'<span>{html.escape(name)}</span></li>'
-      for value, aside, name in tiles
-    )
-  )
-
-
-def _some(names: list[str], most: int = 6) -> str:
-  """Returns the first names, and how many more there are."""
-  more = len(names) - most
-  shown = ', '.join(names[:most])
-  return f'{shown} and {more} more' if more > 0 else shown
+  return html.tiles(tiles)

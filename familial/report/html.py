@@ -147,6 +147,17 @@ def terms(items: Mapping[str, str]) -> str:
   )
 
 
+def tiles(items: Iterable[tuple[str, str, str]]) -> str:
+  """Returns key numbers as cards: value, what goes with it, name."""
+  return '<ul class="tiles">{}</ul>'.format(
+    ''.join(
+      f'<li><b>{escape(value)}</b> <i>{escape(aside)}</i>'
+      f'<span>{escape(name)}</span></li>'
+      for value, aside, name in items
+    )
+  )
+
+
 def table(
   head: Sequence[str],
   rows: Iterable[Sequence[str]],

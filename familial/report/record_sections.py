@@ -1,6 +1,7 @@
 """The page's sections of record: the runs, what was run at what cost, terms."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from familial.laws import forms
@@ -101,15 +102,18 @@ def runs(results: Results) -> html.Section:
     'Every cell with its last evaluation.',
     align='llllrrrrrl',
   )
-  states = [run.status for run in results.runs]
-  tally = words.listing(
+  return html.Section(
+    'runs', 'Runs', html.paragraph(tally(results.runs)) + table
+  )
+
+
+def tally(runs: Sequence[results_lib.Run]) -> str:
+  """Returns how many cells there are, by status."""
+  states = [run.status for run in runs]
+  parts = words.listing(
     [f'{states.count(status)} {status}' for status in dict.fromkeys(states)]
   )
-  return html.Section(
-    'runs',
-    'Runs',
-    html.paragraph(f'{words.count(len(rows), "cell")}: {tally}.') + table,
-  )
+  return f'{words.count(len(states), "cell")}: {parts}.'
 
 
 def provenance(results: Results) -> html.Section:

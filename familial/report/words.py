@@ -65,6 +65,14 @@ def estimate(value: float | None, low: float | None, high: float | None) -> str:
   return f'{_placed(value, low, high)} {interval(low, high)}'
 
 
+def give_or_take(value: float | None, error: float | None) -> str:
+  """Returns a value ± its standard error, to two digits of the error."""
+  if value is None or not error:
+    return number(value)
+  places = min(max(1 - math.floor(math.log10(error)), 0), 8)
+  return f'{value:.{places}f} ± {error:.{places}f}'.replace('-', MINUS)
+
+
 def interval(low: float | None, high: float | None) -> str:
   """Returns [low, high]; an end that is not known is infinite."""
   if low is None or high is None:
@@ -103,6 +111,13 @@ def listing(parts: Sequence[str]) -> str:
   if len(parts) < 2:
     return ''.join(parts)
   return f'{", ".join(parts[:-1])} and {parts[-1]}'
+
+
+def some(parts: Sequence[str], most: int = 6) -> str:
+  """Returns the first of some names, and how many more there are."""
+  more = len(parts) - most
+  shown = ', '.join(parts[:most])
+  return f'{shown} and {more} more' if more > 0 else shown
 
 
 def trimmed(value: float, digits: int = 3) -> str:
