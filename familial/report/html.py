@@ -57,6 +57,20 @@ class Section:
   body: str
 
 
+def with_unmeasured(parts: Iterable[Section | str]) -> list[Section]:
+  """Returns the sections, and last one of all that was said not to be measured.
+
+  Args:
+    parts: sections, or sentences that say what was not measured.
+  """
+  parts = list(parts)
+  found = [part for part in parts if isinstance(part, Section)]
+  absent = [part for part in parts if isinstance(part, str)]
+  if absent:
+    found.append(Section('unmeasured', 'Not measured here', bullets(absent)))
+  return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Gallery:
   """Writes figures as PNG files and returns them as parts of the page."""

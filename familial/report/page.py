@@ -7,11 +7,17 @@ from familial import errors
 from familial import records
 from familial.report import answer
 from familial.report import control_sections
+from familial.report import families_page
 from familial.report import gamma_sections
 from familial.report import html
 from familial.report import law_sections
 from familial.report import record_sections
 from familial.report import results as results_lib
+
+_SUBTITLE = (
+  'A familial model is one backbone with G exits, each a model of its own.'
+  ' L(N, D, G) says what its members lose for sharing it.'
+)
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -32,12 +38,14 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
       ' below cells/; it must be a folder that `familial run` made'
     )
   gallery = html.Gallery(workdir / 'report' / 'figures')
-  sections = _sections(results, gallery)
+  if results.plan.get('study') == 'families':
+    subtitle = families_page.SUBTITLE
+    sections = families_page.sections(results, gallery)
+  else:
+    subtitle, sections = _SUBTITLE, _sections(results, gallery)
   title = str(results.plan.get('title') or 'A familial study')
   path = workdir / 'report' / 'index.html'
-  records.write_text(
-    path, html.page(title, html.paragraph(_subtitle(results)), sections)
-  )
+  records.write_text(path, html.page(title, html.paragraph(subtitle), sections))
   for old in gallery.folder.glob('*.png'):
     if old not in gallery.shown:
       old.unlink(missing_ok=True)
@@ -48,9 +56,7 @@ def _sections(
   results: results_lib.Results, gallery: html.Gallery
 ) -> list[html.Section]:
   """Returns the page's sections in order, those with nothing to say left out."""
-  found = [answer.section(results)]
-  unmeasured = []
-  for make in (
+  makers = (
     control_sections.paired,
     control_sections.twins,
     law_sections.exits,
@@ -63,26 +69,12 @@ def _sections(
     control_sections.weighting,
     control_sections.frozen,
     control_sections.gradients,
-  ):
-    part = make(results, gallery)
-    if isinstance(part, str):
-      unmeasured.append(part)
-    elif part is not None:
-      found.append(part)
-  if unmeasured:
-    found.append(
-      html.Section('unmeasured', 'Not measured here', html.bullets(unmeasured))
-    )
+  )
+  parts = [make(results, gallery) for make in makers]
   return [
-    *found,
+    answer.section(results),
+    *html.with_unmeasured(part for part in parts if part is not None),
     record_sections.runs(results),
     record_sections.provenance(results),
     record_sections.definitions(results),
   ]
-
-
-def _subtitle(results: results_lib.Results) -> str:
-  return (
-    'A familial model is one backbone with G exits, each a model of its own.'
-    ' L(N, D, G) says what its members lose for sharing it.'
-  )

@@ -132,4 +132,4 @@ def _placed(value: float, low: float, high: float) -> str:
   if not 0 < width < math.inf or max(abs(low), abs(high)) >= 1e5:
     return number(value)
   places = min(max(1 - math.floor(math.log10(width)), 0), 8)
-  return f'{value:.{places}f}'.replace('-', MINUS)
+  return f'{value:z.{places}f}'.replace('-', MINUS)

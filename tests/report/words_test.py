@@ -44,6 +44,7 @@ def test_amount(value, text):
     ((0.03123, 0.0241, 0.0382), '0.031 [0.024, 0.038]'),
     ((-0.0012, -0.0104, 0.0082), '−0.001 [−0.010, 0.008]'),
     ((61.2, 53.3, 66.8), '61 [53, 67]'),
+    ((-0.01, -2.1, 2.1), '0.0 [−2.1, 2.1]'),
     ((1.5, 1.5, 1.5), '1.50 [1.50, 1.50]'),
     ((0.5, None, 0.7), '0.500 (no interval)'),
     ((None, 0.1, 0.2), '–'),
@@ -51,6 +52,25 @@ def test_amount(value, text):
 )
 def test_estimate_has_the_digits_of_its_interval(estimate, text):
   assert words.estimate(*estimate).replace(words.SPACE, ' ') == text
+
+
+@pytest.mark.parametrize(
+  ('value', 'error', 'text'),
+  [
+    (1.9904, 0.0143, '1.990 ± 0.014'),
+    (-88.123, 1.2, '−88.1 ± 1.2'),
+    (0.5, None, '0.500'),
+    (100.0, 0.0, '100'),
+    (None, 0.1, '–'),
+  ],
+)
+def test_give_or_take_has_the_digits_of_its_error(value, error, text):
+  assert words.give_or_take(value, error) == text
+
+
+def test_some_says_how_many_more():
+  assert words.some(['a', 'b', 'c'], most=2) == 'a, b and 1 more'
+  assert words.some(['a', 'b']) == 'a, b'
 
 
 def test_interval_without_an_end_is_infinite():
