@@ -1,7 +1,6 @@
 """The page of a study of families: which way to one costs how much loss."""
 
 from collections.abc import Iterator
-import math
 
 from familial.report import families_record
 from familial.report import families_results
@@ -148,16 +147,13 @@ def _asked(families: Families) -> str:
 
 
 def _equal(families: Families) -> str:
-  """Returns what costs C in every way, as the ledger has it."""
-  for row in families.ledger:
-    if row['kind'] == 'separate' and len(row['stages']) > 1:
-      if math.isclose(row['stages'][-1]['budget'], row['budget']):
-        return (
-          ' C is what the largest member has cost in every way, and the others'
-          ' have their shares of it.'
-        )
-      return ' C is what all training of a family costs, in every way.'
-  return ''
+  """Returns what costs C in every way."""
+  if families.results.plan.get('equal') == 'total':
+    return ' C is what all training of a family costs, in every way.'
+  return (
+    ' C is what the largest member has cost in every way, and the others have'
+    ' their shares of it.'
+  )
 
 
 def _of_way(families: Families, row: Row) -> str:

@@ -40,7 +40,7 @@ def plan(
 ) -> dict[str, Any]:
   """Returns the plan with the ledger of every family."""
   made = plan_lib.make('families', study, cells, corpus, speed, workers)
-  return {**made, 'ledger': list(ledger_rows(study))}
+  return {**made, 'equal': study.equal, 'ledger': list(ledger_rows(study))}
 
 
 def text(made: dict[str, Any]) -> str:

@@ -2,10 +2,13 @@
 
 Losses are compared as logarithms, by pairs of the same seed, budget and size.
 Intervals are Student's at 95 %: the scatter between seeds is pooled over all
-pairs of the study, for it is about the same in each and there are few seeds.
+pairs of the study, for it is about the same in each and there are few seeds. Its
+degrees of freedom count the runs that pairs share once.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -155,7 +158,9 @@ def _compared(
         key = (place.way, against, place.budget, row['size'])
         logs[key].append(math.log(row['loss'] / others[row['size']]['loss']))
   logs = {key: values for key, values in logs.items() if any(values)}
-  half = _half_widths(logs.values())
+  # Ways share the runs that they are compared with.
+  shared = {key[1:]: len(values) - 1 for key, values in logs.items()}
+  half = _half_widths(logs.values(), sum(shared.values()))
   for (way, against, budget, size), values in logs.items():
     value, width = float(np.mean(values)), half(len(values))
     yield {
@@ -368,16 +373,26 @@ def _bytes(model: Any) -> int:
   )
 
 
-def _half_widths(groups: Any) -> Any:
-  """Returns the half width of a mean of n values, given the scatter of all
-  groups about their means; None where no group has two."""
-  groups = [np.asarray(values) for values in groups]
-  degrees = sum(len(values) - 1 for values in groups)
-  if degrees < 1:
+def _half_widths(
+  groups: Iterable[Sequence[float]], degrees: int | None = None
+) -> Callable[[int], float | None]:
+  """Returns the half width of a mean of n values.
+
+  Args:
+    groups: values that scatter about their means alike; two that are equal are
+      the same runs, and count once.
+    degrees: of freedom, where groups share runs; by default all of theirs.
+
+  Returns:
+    A function of n; None where no group has two values.
+  """
+  distinct = [np.asarray(values) for values in {*map(tuple, groups)}]
+  own = sum(len(values) - 1 for values in distinct)
+  if own < 1:
     return lambda count: None
-  square = sum(float(np.sum((v - v.mean()) ** 2)) for v in groups)
-  quantile = pairs.quantile(degrees)
-  return lambda count: quantile * math.sqrt(square / degrees / count)
+  square = sum(float(np.sum((v - v.mean()) ** 2)) for v in distinct)
+  quantile = pairs.quantile(min(own, degrees or own))
+  return lambda count: quantile * math.sqrt(square / own / count)
 
 
 def _exponential(value: float, half: float | None) -> Mapping[str, Any]:
@@ -402,4 +417,6 @@ def _line(result: Mapping[str, Any]) -> str:
       f'{row["way"]} at {row["budget"]:.2g} FLOPs saves {row["ledger"]:.1%} by '
       f'its ledger, {row["value"]:.1%}{span} at its losses'
     )
-  return 'log loss, mean of all sizes: ' + '; '.join(parts or ['none compared'])
+  return 'loss, geometric mean of all sizes: ' + '; '.join(
+    parts or ['none compared']
+  )

@@ -233,7 +233,9 @@ def seconds(workdir: pathlib.Path) -> float:
     progress = records.read(run / records.PROGRESS)
     rows = records.read(run / records.ROWS)
     if rows and progress and progress[-1]['tokens_per_second']:
-      total += rows[-1]['tokens'] / progress[-1]['tokens_per_second']
+      # Runs that train together share the time.
+      last = progress[-1]
+      total += rows[-1]['tokens'] / last['tokens_per_second'] / last['together']
   return total
 
 

@@ -355,6 +355,7 @@ class Meter:
         'loss': loss,
         'gradient_norm': norm,
         'tokens_per_second': speed * per_step,
+        'together': len(latest),
         'flops_per_second': speed
         * per_step
         * flops_lib.train(

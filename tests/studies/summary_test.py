@@ -129,9 +129,10 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   [wild] = [cell for cell in cells if cell.cell == runs[1].name]
   (runs[1] / records.ROWS).unlink()
   write_rows(workdir, wild, None)
-  # One whose speed was never seen, one of which 100 tokens took a second.
+  # One whose speed was never seen, one of which 100 tokens took a second in
+  # which another one trained too.
   for run, speed in ((runs[2], 0.0), (runs[3], 100.0)):
-    progress = [{'step': 1, 'tokens_per_second': speed}]
+    progress = [{'step': 1, 'tokens_per_second': speed, 'together': 2}]
     records.append(run / records.PROGRESS, progress)
   cost = written(study, workdir, ['a'])['cost']
   assert cost['finished'] == len(cells) - 2
@@ -142,7 +143,7 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   own = sum(cells_lib.cost(cell) for cell in counted)
   assert cost['flops'] == pytest.approx(own, rel=1e-12)
   tokens = records.read(runs[3] / records.ROWS)[-1]['tokens']
-  assert cost['seconds'] == pytest.approx(tokens / 100)
+  assert cost['seconds'] == pytest.approx(tokens / 100 / 2)
 
 
 @pytest.mark.parametrize(

@@ -441,7 +441,8 @@ def test_progress_tells_the_speed(
   assert [row['step'] for row in rows] == [2, 3, 4, 5, 6]
   for row in rows:
     assert set(row) == {
-      'step', 'loss', 'gradient_norm', 'tokens_per_second', 'flops_per_second'
+      'step', 'loss', 'gradient_norm', 'tokens_per_second', 'flops_per_second',
+      'together'
     }  # fmt: skip
     assert row['tokens_per_second'] > 0
     assert row['flops_per_second'] == pytest.approx(
