@@ -44,8 +44,8 @@ def _define_plan(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'out',
     None,
-    'Folder of the plan; by default runs/plan_CONFIG_TOPOLOGY. Programs compiled for '
-    'it before are not compiled again.',
+    'Folder of the plan; by default runs/plan_CONFIG_TOPOLOGY. Programs '
+    'compiled for it before are not compiled again.',
     flag_values=values,
   )
   _define_workers('Processes that compile side by side.', values)

@@ -97,7 +97,11 @@ def devices(topology: str) -> Sequence[Any]:
 
 
 def of(devices: Sequence[Any], topology: str) -> Chip:
-  """Returns what one of the devices can do.
+  """Returns what one of a topology's devices can do, by its datasheet.
+
+  Args:
+    devices: of one kind.
+    topology: as `devices` took it, for what is said.
 
   Raises:
     UserError: if its datasheet is not in `CHIPS`.

@@ -84,7 +84,8 @@ def write(folder: pathlib.Path, plan: Mapping[str, Any]) -> pathlib.Path:
       html.table(
         summary.LAYOUT_HEAD,
         map(summary.layout_row, plan['layouts']),
-        f'Compiled for {plan["layouts"][0]["cell"]}, best first by arithmetic.',
+        'Each compiled for the run that needs most memory in it, best first by '
+        'arithmetic.',
         align='l' + 'r' * (len(summary.LAYOUT_HEAD) - 1),
       ),
     ),

@@ -147,9 +147,10 @@ def _kinds(cells: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
   kinds: list[list[RunConfig]] = []
   for cell in sorted(cells, key=size, reverse=True):
-    for first, *others in kinds:
+    for kind in kinds:
+      first = kind[0]
       if key(first) == key(cell) and size(first)[1] >= size(cell)[1]:
-        kinds[kinds.index([first, *others])].append(cell)
+        kind.append(cell)
         break
     else:
       kinds.append([cell])

@@ -95,7 +95,10 @@ def work(config: train_config.RunConfig, mesh: Mapping[str, int]) -> Work:
   item = 2 if model.dtype == 'bfloat16' else 4
   again = int(model.remat)
   # Layers with a backward pass, and those of a frozen trunk.
-  branches = sum(kind == 'branch' for kind in _kinds(model))
+  branches = sum(
+    model.kind_of(exit_) == 'branch'
+    for exit_ in range(1, model.granularity + 1)
+  )
   learning, frozen = model.depth + branches, 0
   if train.trained == 'exits':
     learning, frozen = branches, model.exits[-2]
@@ -170,10 +173,6 @@ def _ring(size: int) -> float:
   return (size - 1) / size
 
 
-def _kinds(model: model_config.ModelConfig) -> list[str]:
-  return [model.kind_of(exit_) for exit_ in range(1, model.granularity + 1)]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Parameters:
   """Numbers of a device: held; while all are gathered; of unembeddings then."""
@@ -200,8 +199,9 @@ def _parameters(
     whole = size / (tensor if 'tensor' in spec else 1)
     held += size / math.prod(mesh.shape[name] for name in spec if name)
     gathered += whole
-    read_out = 'embedding' if model.tied else 'unembedding'
-    if path[-1].key in (read_out, 'unembedding'):
+    name = path[-1].key
+    # Exits may have their own beside an embedding that is read out for others.
+    if name == 'unembedding' or (model.tied and name == 'embedding'):
       unembeddings += whole
   return _Parameters(held, gathered, unembeddings)
 

@@ -21,9 +21,9 @@ def headline(plan: Mapping[str, Any]) -> str:
   fits = 'all fit' if fitting == len(cells) else f'only {fitting} fit'
   return (
     f'{words.count(len(cells), "run")} on {plan["topology"]}: {fits}; '
-    f'{plan["flops"]:.3g} FLOPs take {_hours(plan["device_hours"])} '
-    f'device-hours at least, {_hours(plan["device_hours"] / plan["devices"])} h '
-    'on all devices'
+    f'{plan["flops"]:.3g} FLOPs take at least {_hours(plan["device_hours"])} '
+    f'device-hours: {_hours(plan["device_hours"] / plan["devices"])} h on all '
+    'devices'
   )
 
 
@@ -80,12 +80,13 @@ def layout_row(row: Mapping[str, Any]) -> list[str]:
     f'{row["estimated_sent"] / 1e9:.2f}',
     f'{row["bound_seconds"]:.3g}',
     f'{row["seconds"]:.0f}',
+    row['cell'],
   ]
 
 
 LAYOUT_HEAD = (
   'data x fsdp x tensor', 'parts', 'remat', 'fits', 'GiB', 'expected',
-  'GB sent', 'expected', 's a step', 's to compile',
+  'GB sent', 'expected', 's a step', 's to compile', 'run',
 )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   yield plan['title']
   yield chip(plan)
   yield ''
-  yield f'layouts, for {plan["layouts"][0]["cell"]}'
+  yield 'layouts, best first by arithmetic'
   yield from _table(LAYOUT_HEAD, map(layout_row, plan['layouts']))
   yield f'recommended: {plan["recommended"]["flags"]}'
   yield ''

@@ -144,6 +144,10 @@ def test_a_plan_is_text_and_a_page(planned, tmp_path):
   assert plan['recommended']['flags'] in text
   for row in plan['cells']:
     assert row['cell'] in text
+  # Another layout may be compiled for another run.
+  plan['layouts'][1]['cell'] = 'another'
+  first, second = summary.text(plan).splitlines()[5:7]
+  assert first.endswith('  wide') and second.endswith('  another')
   html = page.write(tmp_path, plan).read_text()
   assert 'Measured: a step of wide takes' in html
   plan['measured'] = None
