@@ -125,23 +125,7 @@ def _forward(
   owners: tuple[int, ...],
   chunk: int,
 ) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-  def local(
-    hidden: list[Array],
-    matrices: dict[int, Array],
-    targets_BxL: Array,
-    token_weights_BxL: Array,
-    exit_weights_G: Array,
-  ) -> tuple[list[Array], dict[int, Array], Array]:
-    return _gradients(
-      hidden,
-      matrices,
-      targets_BxL,
-      token_weights_BxL,
-      exit_weights_G,
-      owners,
-      chunk,
-    )
-
+  local = functools.partial(_gradients, owners=owners, chunk=chunk)
   mesh = jax.sharding.get_abstract_mesh()
   compute = local if mesh.empty else _by_device(local, mesh)
   dhidden, gradients, losses_G = compute(
