@@ -1,9 +1,9 @@
 """How a process is readied for training, once, before JAX runs."""
 
 import pathlib
+from typing import Any
 
 import jax
-from jax._src import lru_cache  # Its cache of programs has no public name.
 
 from familial import errors
 from familial import records
@@ -11,7 +11,14 @@ from familial.data import config as data_config
 from familial.training import heap
 from familial.training import processes
 
-_put = lru_cache.LRUCache.put
+# JAX's cache of programs has no public name. Where it is not found, what JAX does
+# by itself must do.
+try:
+  from jax._src import lru_cache
+
+  _put, _SUFFIX = lru_cache.LRUCache.put, lru_cache._CACHE_SUFFIX
+except (ImportError, AttributeError):
+  lru_cache = None  # type: ignore
 
 
 def prepare(
@@ -28,7 +35,8 @@ def prepare(
       cannot, or did not meet.
   """
   heap.keep()
-  lru_cache.LRUCache.put = _put_whole  # type: ignore
+  if lru_cache:
+    lru_cache.LRUCache.put = _put_whole  # type: ignore
   folder = data_config.cache_folder(data or data_config.DataConfig()) / 'xla'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -45,7 +53,7 @@ def prepare(
     )
 
 
-def _put_whole(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
+def _put_whole(cache: Any, key: str, value: bytes) -> None:
   """Keeps a program whole or not at all.
 
   Half of one, which a kill or a full disk would leave, could not be read at any
@@ -54,6 +62,6 @@ def _put_whole(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
   if cache.eviction_enabled:
     _put(cache, key, value)
     return
-  path = pathlib.Path(str(cache.path)) / f'{key}-cache'
+  path = pathlib.Path(str(cache.path)) / f'{key}{_SUFFIX}'
   if not path.exists():
     records.write_bytes(path, value)
