@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import pickle
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +16,11 @@ import pytest
 from familial import errors
 from familial import flops
 from familial import records
-from familial.training import checkpoint
 from familial.training import job
 from familial.training import loop
-from familial.training import optimizer
-from familial.training import population
 from familial.training import step as step_lib
 from familial.training import timing
+from tests.training import runs
 
 # A run in a process of its own, which prints its devices and then each step.
 _CHILD = """
@@ -39,54 +35,6 @@ with open(sys.argv[1], 'rb') as file:
 print(len(jax.devices()), flush=True)
 loop.run(config, sys.argv[2], quiet=True, on_step=on_step)
 """
-
-
-@pytest.fixture(scope='module')
-def undisturbed(run_config, corpus, tmp_path_factory):
-  """(config, folder) of a run that nothing happened to."""
-  config = run_config(checkpoint_seconds=0.0)
-  folder = tmp_path_factory.mktemp('undisturbed') / 'run'
-  step_lib.train.clear_cache()
-  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
-  assert step_lib.train._cache_size() == 1
-  return config, folder
-
-
-def _rows(folder):
-  return (folder / records.ROWS).read_bytes()
-
-
-def _state(config, folder):
-  """Returns a run's last checkpoint."""
-  model, trained = config.model, config.train.trained
-  like = jax.eval_shape(
-    lambda: step_lib.init(
-      model, trained, jax.random.key(0),
-      optimizer.hyper(config.train, model.exits),
-    )
-  )  # fmt: skip
-  like = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape,
-      leaf.dtype,
-      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-    ),
-    like,
-  )
-  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
-  state = checkpoints.restore(like)
-  checkpoints.close()
-  return state
-
-
-def _same(config, folder, expected):
-  """Whether a run has the rows and the last state of another, to the bit."""
-  assert _rows(folder) == _rows(expected)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    _state(config, folder),
-    _state(config, expected),
-  )
 
 
 def _with(config, part, **changes):
@@ -128,17 +76,17 @@ def test_rows_of_a_run(undisturbed, corpus):
     assert row['loss'] <= row['loss_per_byte'] < 1.02 * row['loss']
   assert rows[-1]['loss'] < rows[1]['loss'] < np.log(256)
   assert rows[-1]['loss'] < 4
-  state = _state(config, folder)
+  state = runs.state(config, folder)
   assert state.step == 24
 
 
 def test_a_finished_run_is_left_alone(undisturbed, corpus):
   config, folder = undisturbed
-  before = _rows(folder)
+  before = runs.rows(folder)
   steps = []
   status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert (status, steps) == ('finished', [])
-  assert _rows(folder) == before
+  assert runs.rows(folder) == before
 
 
 def test_killed_and_resumed_it_is_the_same_to_the_bit(
@@ -158,7 +106,7 @@ def test_killed_and_resumed_it_is_the_same_to_the_bit(
   loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert 8 < steps[0] < 16
   assert steps == list(range(steps[0], 25))
-  _same(config, folder, expected)
+  runs.same(config, folder, expected)
 
 
 def test_a_signal_saves_stops_and_resumes_to_the_bit(
@@ -176,115 +124,24 @@ def test_a_signal_saves_stops_and_resumes_to_the_bit(
   with pytest.raises(errors.Interrupted, match='stopped after step 11'):
     loop.run(config, folder, corpus, quiet=True, on_step=stop)
   assert signal.getsignal(signal.SIGTERM) == handler
-  assert _state(config, folder).step == 11
+  assert runs.state(config, folder).step == 11
   # Rows whose checkpoint did not come to be are written again, not twice.
-  later = _rows(expected).splitlines(keepends=True)[2:4]
-  (folder / records.ROWS).write_bytes(_rows(folder) + b''.join(later))
+  later = runs.rows(expected).splitlines(keepends=True)[2:4]
+  (folder / records.ROWS).write_bytes(runs.rows(folder) + b''.join(later))
   steps = []
   loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert steps[0] == 12
-  _same(config, folder, expected)
-
-
-@pytest.mark.parametrize('left', [0, 1, 1.5])
-def test_killed_while_the_last_rows_are_written(
-  undisturbed, corpus, tmp_path, left, capsys
-):
-  config, expected = undisturbed
-  folder = tmp_path / 'run'
-  shutil.copytree(expected, folder)
-  lines = _rows(expected).splitlines(keepends=True)
-  half = lines[5][: 60 * (left > 1)]
-  (folder / records.ROWS).write_bytes(b''.join(lines[: 4 + int(left)]) + half)
-  assert records.status(folder) == 'running'
-  steps = []
-  status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
-  assert (status, steps) == ('finished', [])
-  assert _rows(folder) == _rows(expected)
-  said = f'familial: {folder}/metrics.jsonl: its last line was cut off'
-  assert (said in capsys.readouterr().err) == bool(half)
-
-
-@pytest.mark.parametrize('part', ['state/d/*', 'metrics/metrics', 'state'])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
-  undisturbed, corpus, tmp_path, capfd, part
-):
-  config, expected = undisturbed
-  folder = tmp_path / 'run'
-  shutil.copytree(expected, folder)
-  lines = _rows(expected).splitlines(keepends=True)
-  (folder / records.ROWS).write_bytes(b''.join(lines[:4]))
-  checkpoints = folder / 'checkpoints'
-  assert {path.name for path in checkpoints.iterdir()} == {'23', '24'}
-  for path in checkpoints.glob(f'24/{part}'):
-    if path.is_dir():
-      shutil.rmtree(path)
-    else:
-      os.truncate(path, path.stat().st_size // 2)
-  steps = []
-  status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
-  assert (status, steps) == ('finished', [24])
-  _same(config, folder, expected)
-  assert {path.name for path in checkpoints.iterdir()} == {
-    '23', '24', '24.damaged'
-  }  # fmt: skip
-  line = (
-    f'familial: {checkpoints}/24: a damaged checkpoint: .* cannot be read; it '
-    'is 24.damaged now, and the run goes on from step 23\n'
-  )
-  assert re.fullmatch(line, capfd.readouterr().err)
-
-
-def test_a_damaged_checkpoint_without_another_is_refused(
-  undisturbed, corpus, tmp_path
-):
-  config, expected = undisturbed
-  folder = tmp_path / 'run'
-  shutil.copytree(expected, folder)
-  (folder / records.ROWS).unlink()
-  shutil.rmtree(folder / 'checkpoints' / '23')
-  for path in folder.glob('checkpoints/24/state/manifest.ocdbt'):
-    os.truncate(path, path.stat().st_size // 2)
-  before = sorted(folder.rglob('*'))
-  with pytest.raises(errors.UserError) as raised:
-    loop.run(config, folder, corpus, quiet=True)
-  line = (
-    '24: a damaged checkpoint: .*, and there is no other; once it is removed'
-  )
-  assert re.search(line, str(raised.value))
-  assert sorted(folder.rglob('*')) == before
-
-
-def test_a_checkpoint_of_another_version_is_refused(
-  undisturbed, corpus, tmp_path
-):
-  config, expected = undisturbed
-  folder = tmp_path / 'run'
-  shutil.copytree(expected, folder)
-  lines = _rows(expected).splitlines(keepends=True)
-  (folder / records.ROWS).write_bytes(b''.join(lines[:4]))
-  path = folder / 'checkpoints' / '24' / '_CHECKPOINT_METADATA'
-  meta = json.loads(path.read_text())
-  assert meta['custom_metadata'] == {'schema': records.SCHEMA}
-  path.write_text(json.dumps({**meta, 'custom_metadata': {'schema': 99}}))
-  with pytest.raises(
-    errors.UserError, match='/24: schema 99 is not 1, the one'
-  ):
-    loop.run(config, folder, corpus, quiet=True)
-  # Those that were saved before there was one are read.
-  path.write_text(json.dumps({**meta, 'custom_metadata': {}}))
-  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
-  assert _rows(folder) == _rows(expected)
+  runs.same(config, folder, expected)
 
 
 def test_a_folder_of_another_run_is_refused(undisturbed, corpus, run_config):
   _, folder = undisturbed
-  before = _rows(folder)
+  before = runs.rows(folder)
   with pytest.raises(errors.UserError, match=r'train\.seed = 0, not 1'):
     loop.run(
       run_config(checkpoint_seconds=0.0, seed=1), folder, corpus, quiet=True
     )
-  assert _rows(folder) == before
+  assert runs.rows(folder) == before
 
 
 def test_a_run_goes_on_with_its_own_corpus_only(run_config, corpus, tmp_path):
@@ -304,16 +161,6 @@ def test_a_run_goes_on_with_its_own_corpus_only(run_config, corpus, tmp_path):
   assert loop.run(config, tmp_path / 'run', corpus, quiet=True) == 'finished'
 
 
-def test_a_checkpoint_of_another_depth_is_refused(
-  undisturbed, shape, run_config
-):
-  _, folder = undisturbed
-  for depth, exits in ((3, (1, 3)), (1, (1,)), (2, (2,))):
-    other = run_config(shape(vocab_size=256, depth=depth, exits=exits))
-    with pytest.raises(errors.UserError, match='not a checkpoint of this'):
-      _state(other, folder)
-
-
 def test_a_loss_that_is_not_finite_ends_a_run(
   undisturbed, corpus, run_config, tmp_path, capsys
 ):
@@ -324,7 +171,7 @@ def test_a_loss_that_is_not_finite_ends_a_run(
   def refuse(constant):
     raise AssertionError(constant)
 
-  before = _rows(folder)
+  before = runs.rows(folder)
   rows = [
     json.loads(line, parse_constant=refuse) for line in before.splitlines()
   ]
@@ -341,10 +188,10 @@ def test_a_loss_that_is_not_finite_ends_a_run(
   assert loop.run(config, folder, corpus, quiet=True) == 'diverged'
   # Killed just before it was said, it says the same: no state that gave such a
   # loss was saved.
-  assert _state(config, folder).step == step - 1
+  assert runs.state(config, folder).step == step - 1
   (folder / records.ROWS).unlink()
   assert loop.run(config, folder, corpus, quiet=True) == 'diverged'
-  assert _rows(folder) == before
+  assert runs.rows(folder) == before
 
 
 def test_runs_of_a_shape_share_their_programs(
@@ -381,7 +228,7 @@ def test_a_trace_of_steady_steps_changes_no_row(
   assert (
     loop.run(config, folder, corpus, quiet=True, profile=True) == 'finished'
   )
-  assert _rows(folder) == _rows(expected)
+  assert runs.rows(folder) == runs.rows(expected)
   # Steps 4 to 8: no compiling, and no evaluation.
   names = _traced(folder)
   assert names['PjitFunction(advance)'] in (5, 10)  # Some say it twice.
@@ -464,7 +311,10 @@ def test_exits_on_a_frozen_trunk(
   folder = tmp_path / 'exits'
   assert loop.run(config, folder, corpus, quiet=True) == 'finished'
 
-  parent, child = _state(dense, tmp_path / 'dense'), _state(config, folder)
+  parent, child = (
+    runs.state(dense, tmp_path / 'dense'),
+    runs.state(config, folder),
+  )
   parent, child = parent.params, child.params
   trunk = jax.tree.map(
     lambda *leaves: np.concatenate(leaves),
@@ -537,33 +387,3 @@ def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
     for f in (folder, expected)
   )
   np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ('run', 'said'),
-  [
-    (lambda c, f: loop.run(c, f, quiet=True), 'have not met: set FAMILIAL_PRO'),
-    (lambda c, f: population.run([c], [f], quiet=True), 'keep to one'),
-    (lambda c, f: timing.measure(c, steps=1), 'keep to one'),
-  ],
-)
-def test_several_processes_are_refused_where_they_cannot(
-  run_config, tmp_path, monkeypatch, run, said
-):
-  monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  with pytest.raises(errors.UserError, match=r'^4 JAX processes') as raised:
-    run(run_config(), tmp_path / 'run')
-  assert said in str(raised.value) and '\n' not in str(raised.value)
-  assert not list(tmp_path.iterdir())
-
-
-def test_programs_are_kept_where_the_config_says(
-  run_config, tmp_path, monkeypatch
-):
-  kept = {}
-  monkeypatch.setattr(jax.config, 'update', kept.__setitem__)
-  config = run_config(trained='exits', init_from='../no_parent')
-  config = _with(config, 'data', cache_dir=str(tmp_path / 'here'))
-  with pytest.raises(errors.UserError, match='no_parent'):
-    loop.run(config, tmp_path / 'run')
-  assert kept['jax_compilation_cache_dir'] == str(tmp_path / 'here' / 'xla')
