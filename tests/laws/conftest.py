@@ -1,6 +1,8 @@
 """A small IsoFLOP study made of numbers, for the laws' tests."""
 
 from collections.abc import Callable
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -105,3 +107,38 @@ def rows() -> list[dict[str, Any]]:
     row('b', 3, 1, 1, loss=4.5),
     row('b', 6, 1, 1, loss=2.5),
   ]
+
+
+@pytest.fixture
+def fit(tmp_path, capsys, monkeypatch):
+  """Runs the command on a file's content; returns status, line and fit.json."""
+  from familial import main
+  from tests.laws import points
+
+  monkeypatch.setattr('familial.training.compilation.prepare', lambda: None)
+
+  def run(content, *arguments, name='points.csv', form='chinchilla'):
+    if isinstance(content, dict):
+      content = points.text(content)
+    if not isinstance(content, pathlib.Path):
+      path = tmp_path / name
+      content = content.encode() if isinstance(content, str) else content
+      path.write_bytes(content)
+      content = path
+    out = tmp_path / 'out'
+    (out / 'fit.json').unlink(missing_ok=True)
+    status = main._main([
+      'familial', 'fit', f'--table={content}', f'--out={out}', '--nodraw',
+      '--starts=16', '--resamples=50', f'--form={form}', *arguments,
+    ])  # fmt: skip
+    printed = capsys.readouterr()
+    if status == 0:
+      return printed.out, json.loads((out / 'fit.json').read_text())
+    assert status == 2 and not printed.out
+    # Bars of what was under way are wiped by the carriage returns.
+    line = printed.err.rpartition('\r')[2]
+    assert line.startswith('familial: ') and line.count('\n') == 1
+    assert 'Traceback' not in printed.err
+    return line, None
+
+  return run

@@ -1,0 +1,163 @@
+"""Whatever a table, a file or an argument is: a line or a flag says what is wrong."""
+
+import warnings
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.commands import laws as commands
+from familial.laws import forms
+from familial.laws import table as tables
+from tests.laws import points
+
+GENERATED = hypothesis.settings(
+  deadline=None,
+  derandomize=True,
+  database=None,
+  max_examples=10,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+PARQUET = points.parquet_bytes(points.columns(12))
+
+
+@st.composite
+def laws(draw):
+  number = lambda low, high: draw(st.floats(low, high))
+  return {
+    'E': number(0.5, 3), 'A': number(10, 1e4), 'B': number(10, 1e4),
+    'alpha': number(0.1, 0.8), 'beta': number(0.1, 0.8),
+  }  # fmt: skip
+
+
+@GENERATED
+@hypothesis.given(
+  laws(),
+  st.integers(0, 2**31),
+  st.sampled_from(['params', 'tokens', 'both']),
+  st.floats(1e2, 1e12),
+)
+def test_what_a_constant_column_hides_is_said(law, seed, constant, value):
+  columns = points.columns(24, seed)
+  for name in ('params', 'tokens'):
+    if constant in (name, 'both'):
+      columns[name] = np.full(24, value)
+  inputs = {'N': columns['params'], 'D': columns['tokens']}
+  noise = np.random.default_rng(seed).standard_normal(24)
+  columns['loss'] = forms.get('chinchilla').predict(law, inputs)
+  columns['loss'] = columns['loss'] * np.exp(0.003 * noise)
+  if constant == 'both':
+    with pytest.raises(errors.UserError, match='24 rows are at 1'):
+      points.law(columns)
+    return
+  fit = points.law(columns)
+  symbol = forms.SYMBOLS[constant]
+  assert f'column {symbol} takes one value' in fit.flags
+  lost = ('A', 'alpha') if constant == 'params' else ('B', 'beta')
+  assert not any(fit.identified[name] for name in lost)
+  assert not fit.condition_number < 1e10
+
+
+@GENERATED
+@hypothesis.given(
+  laws(), st.integers(0, 2**31), st.floats(1e-3, 1e4), st.floats(-2, 2)
+)
+def test_collinear_columns_are_said(law, seed, ratio, power):
+  hypothesis.assume(abs(power) > 0.05)
+  columns = points.columns(24, seed)
+  columns['tokens'] = ratio * columns['params'] ** power
+  inputs = {'N': columns['params'], 'D': columns['tokens']}
+  noise = np.random.default_rng(seed).standard_normal(24)
+  columns['loss'] = forms.get('chinchilla').predict(law, inputs)
+  columns['loss'] = columns['loss'] * np.exp(0.003 * noise)
+  assert 'columns N and D are collinear' in points.law(columns).flags
+
+
+CELLS = st.one_of(
+  st.floats(0.5, 9),
+  st.sampled_from(['nan', 'inf', '0', '-3', '1e30', '1e-30', '1e99', 'x', '']),
+  st.floats(1e-29, 1e29),
+)
+
+
+ANY_TABLE = hypothesis.given(
+  st.lists(
+    st.tuples(st.floats(1e15, 1e22), st.floats(1, 5)), min_size=0, max_size=14
+  ),
+  st.lists(st.tuples(st.integers(0, 13), st.integers(0, 1), CELLS), max_size=2),
+)
+
+
+@hypothesis.settings(GENERATED, max_examples=5)
+@ANY_TABLE
+def test_any_table_gives_a_line_or_flags(fit, rows, changes):
+  check_any_table(fit, rows, changes)
+
+
+@pytest.mark.slow
+@hypothesis.settings(GENERATED, max_examples=50)
+@ANY_TABLE
+def test_any_of_many_tables_gives_a_line_or_flags(fit, rows, changes):
+  check_any_table(fit, rows, changes)
+
+
+def check_any_table(fit, rows, changes):
+  cells = [list(row) for row in rows]
+  for row, column, value in changes:
+    if row < len(cells):
+      cells[row][column] = value
+  text = 'flops,loss\n' + ''.join(f'{c},{loss}\n' for c, loss in cells)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error', RuntimeWarning)
+    line, record = fit(text, form='power_of_compute')
+  if record is None:
+    return
+  values = np.array(cells, float)
+  assert len(values) > 3 and len(np.unique(values[:, 0])) >= 3
+  for flag in record['flags']:
+    assert flag in line
+  if len(values) < 10:  # of few rows, never a word alone
+    assert record['flags']
+  for name, spread in record['bootstrap'].items():
+    sure = record['identified'][name] and not record['flags']
+    assert not sure or spread['lo'] < spread['hi'] < np.inf
+
+
+@hypothesis.settings(GENERATED, max_examples=200)
+@hypothesis.given(
+  st.binary(max_size=300), st.sampled_from(['csv', 'jsonl', 'parquet'])
+)
+def test_any_bytes_are_refused_in_a_line(tmp_path, content, suffix):
+  path = tmp_path / f'points.{suffix}'
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError) as error:
+    tables.read(path)
+  assert '\n' not in str(error.value)
+
+
+@hypothesis.settings(GENERATED, max_examples=200)
+@hypothesis.given(st.integers(0, len(PARQUET) - 1), st.integers(0, 255))
+def test_a_damaged_parquet_file_is_read_or_refused(tmp_path, place, byte):
+  path = tmp_path / 'points.parquet'
+  path.write_bytes(PARQUET[:place] + bytes([byte]) + PARQUET[place + 1 :])
+  try:
+    table = tables.read(path)
+  except errors.UserError as error:
+    assert '\n' not in str(error)
+  else:
+    assert np.isfinite(table.columns['loss']).all()
+
+
+@hypothesis.settings(GENERATED, max_examples=200)
+@hypothesis.given(st.text(max_size=20))
+def test_any_text_of_a_flag_is_taken_or_refused(text):
+  table = tables.Table({'N': np.ones(2), 'loss': np.ones(2)}, np.arange(2))
+  for function in (
+    commands._mapping, table.where, forms.get, lambda t: commands._numbers('c', [t])
+  ):  # fmt: skip
+    try:
+      function(text)
+    except errors.UserError as error:
+      assert '\n' not in str(error)

@@ -1,0 +1,40 @@
+"""Tables for tests to spoil, as columns, as files and fitted."""
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet
+
+from familial.laws import estimate
+from familial.laws import forms
+from familial.laws import table as tables
+
+
+def columns(rows=40, seed=0):
+  """A table that nothing is wrong with."""
+  rng = np.random.default_rng(seed)
+  params = rng.permutation(np.geomspace(1e6, 1e9, rows))
+  tokens = np.geomspace(1e8, 1e11, rows)
+  loss = 1.7 + 400 / params**0.33 + 900 / tokens**0.36
+  loss *= np.exp(0.003 * rng.standard_normal(rows))
+  return {'params': params, 'tokens': tokens, 'loss': loss}
+
+
+def text(columns):
+  rows = zip(*columns.values(), strict=True)
+  lines = [','.join(columns), *(','.join(map(str, row)) for row in rows)]
+  return '\n'.join(lines) + '\n'
+
+
+def parquet_bytes(columns):
+  sink = pyarrow.BufferOutputStream()
+  parquet.write_table(pyarrow.table(columns), sink)
+  return sink.getvalue().to_pybytes()
+
+
+def law(columns, form='chinchilla', **options):
+  """The fit without a bootstrap, of columns in the literature's names."""
+  names = {n: forms.SYMBOLS.get(n, n) for n in columns}
+  arrays = {names[n]: np.asarray(v, float) for n, v in columns.items()}
+  runs = np.arange(len(arrays['loss'])).astype(str)
+  table = tables.Table(arrays, runs)
+  return estimate.fit(forms.get(form), table, starts=16, **options)
