@@ -6,7 +6,7 @@ import pytest
 from familial import errors
 from familial.serving import decoding
 from familial.serving import sampling
-from tests.serving.conftest import CONTEXT
+from tests.serving.families import CONTEXT
 
 STOP = 7
 GREEDY = sampling.Sampling()

@@ -13,9 +13,9 @@ from familial.serving import decoding
 from familial.serving import sampling
 from familial.serving import server
 from familial.serving import wire
-from tests.serving.conftest import CONTEXT
-from tests.serving.conftest import VOCAB
-from tests.serving.conftest import Family
+from tests.serving.families import CONTEXT
+from tests.serving.families import VOCAB
+from tests.serving.families import Family
 from tests.serving.relays import LIMITS
 from tests.serving.relays import POLICY
 from tests.serving.relays import ask

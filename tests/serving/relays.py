@@ -10,8 +10,8 @@ from familial.serving import decoding
 from familial.serving import sampling
 from familial.serving import server
 from familial.serving import wire
-from tests.serving.conftest import CONTEXT
-from tests.serving.conftest import Family
+from tests.serving.families import CONTEXT
+from tests.serving.families import Family
 
 STOP = 7
 LIMITS = {'context': CONTEXT, 'max_tokens': 10, 'stop': STOP}

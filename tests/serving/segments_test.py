@@ -7,7 +7,7 @@ from safetensors import numpy as safetensors
 
 from familial import errors
 from familial.serving import segments
-from tests.serving.conftest import CONTEXT
+from tests.serving.families import CONTEXT
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from familial import errors
 from familial.serving import sampling
 from familial.serving import speculation
-from tests.serving.conftest import CONTEXT
-from tests.serving.conftest import VOCAB
+from tests.serving.families import CONTEXT
+from tests.serving.families import VOCAB
 
 STOP = 7
 GREEDY = sampling.Sampling()

@@ -6,9 +6,9 @@ import pytest
 
 from familial.serving import sampling
 from familial.serving import tier as tier_lib
-from tests.serving.conftest import CONTEXT
-from tests.serving.conftest import VOCAB
-from tests.serving.conftest import Family
+from tests.serving.families import CONTEXT
+from tests.serving.families import VOCAB
+from tests.serving.families import Family
 
 GREEDY = sampling.Policy()
 # Each example compiles its programs: to shrink one takes longer than to read it.

@@ -1,0 +1,81 @@
+"""Small families, and what they say without a cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from familial.model import config as model_config
+from familial.model import transformer
+from familial.serving import segments
+from familial.serving import tier as tier_lib
+
+VOCAB, CONTEXT = 23, 48
+
+
+@functools.cache
+def make(**changes):
+  """A model's shape and its parameters, larger than at initialisation: its
+  exits differ, and are sure of some tokens and not of others."""
+  shape = {
+    'vocab_size': VOCAB, 'width': 16, 'depth': 3, 'heads': 2, 'kv_heads': 1,
+    'mlp_width': 24, 'exits': (1, 2, 3), 'base_width': 8, **changes,
+  }  # fmt: skip
+  config = model_config.ModelConfig(**shape)
+  params = jax.jit(lambda key: transformer.init(config, key))(jax.random.key(1))
+  return jax.tree.map(
+    lambda leaf: 2 * leaf if leaf.ndim > 1 else leaf, params
+  ), config
+
+
+class Family:
+  """A family and its uncached forward pass."""
+
+  context = CONTEXT
+
+  def __init__(self, **changes):
+    self.params, self.config = make(**changes)
+    self._logits = jax.jit(
+      lambda tokens: jnp.stack(
+        transformer.logits(self.params, self.config, tokens)
+      )
+    )
+    self._frozen = jax.jit(self._stay)
+
+  def logits(self, tokens):
+    """Of each exit at each position [G, L, V]."""
+    padded = np.zeros((1, CONTEXT), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(self._logits(padded))[:, 0, : len(tokens)]
+
+  def frozen(self, tokens, left):
+    """Logits [G, L, V] of a pass in which positions stay as they left.
+
+    Args:
+      tokens: of the row.
+      left: [L], the place of the exit at which each position left.
+    """
+    padded = np.zeros((2, CONTEXT), np.int32)
+    padded[0, : len(tokens)], padded[1, : len(tokens)] = tokens, left
+    return np.asarray(self._frozen(*padded))[:, : len(tokens)]
+
+  def _stay(self, tokens_L, left_L):
+    config, params, out = self.config, self.params, []
+    x = params['embedding'][tokens_L[None]]
+    for place in range(config.granularity):
+      stay = (left_L < place)[None]
+      x = transformer.segment(params, config, place, x, None, stay)
+      h = transformer.head_state(params, config, place + 1, x)
+      w = transformer.unembedding(params, config, place + 1)
+      out.append(transformer.read_out(h, w)[0])
+    return jnp.stack(out)
+
+  def segments(self, *exits):
+    return segments.split(self.params, self.config, CONTEXT, exits)
+
+  def tiers(self, slots, *exits, rows=0):
+    return [
+      tier_lib.Tier(segment, slots, CONTEXT, rows=rows)
+      for segment in self.segments(*exits)
+    ]
