@@ -51,11 +51,14 @@ def _config(shape, data=None):
 def _params(model, seed=0):
   """Random ones, with gains that are not 1, so that a lost one shows."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(
-      leaf * rng.uniform(0.5, 1.5, leaf.shape), jnp.float32
+  return jax.tree.map_with_path(
+    lambda path, leaf: jnp.asarray(
+      rng.uniform(0.5, 1.5, leaf.shape)
+      if path[-1].key == 'gain'
+      else rng.normal(0, model.base_width**-0.5, leaf.shape),
+      jnp.float32,
     ),
-    transformer.init(model, jax.random.key(seed)),
+    jax.eval_shape(lambda: transformer.init(model, jax.random.key(0))),
   )
 
 
