@@ -15,6 +15,7 @@ from familial import records
 from familial.laws import definitions
 from familial.laws import forms
 from familial.model import config as model_config
+from familial.report import html
 from familial.studies import pairs
 from familial.training import config as training_config
 
@@ -33,6 +34,14 @@ def model(width: int, depth: int, exits: int) -> model_config.ModelConfig:
     vocab_size=256, width=width, depth=depth, heads=4, kv_heads=4,
     mlp_width=3 * width, exits=model_config.even_exits(depth, exits),
   )  # fmt: skip
+
+
+@pytest.fixture(scope='session', autouse=True)
+def coarse():
+  """Draws figures coarsely: what they show does not depend on it."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(html, '_DPI', 60)
+    yield
 
 
 @dataclasses.dataclass

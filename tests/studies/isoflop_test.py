@@ -16,6 +16,7 @@ from familial import flops as flops_lib
 from familial import records
 from familial.data import packing
 from familial.laws import fitting
+from familial.report import html
 from familial.report import page
 from familial.studies import isoflop
 from familial.studies import plan as plan_lib
@@ -207,6 +208,7 @@ def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
 
   monkeypatch.setattr(records, 'evaluation_rows', lawful)
   monkeypatch.setattr(fitting, 'run', first)
+  monkeypatch.setattr(html, '_DPI', 60)
   study = make_study(
     grid={'budgets': (1e8, 2e8, 4e8, 8e8)},
     fit={'starts': 2, 'resamples': 2},
