@@ -122,7 +122,7 @@ def test_a_row_ends_at_the_context(family):
   made = family()
   prompt = list(range(5)) * 9
   [row] = decoding.generate(
-    made.tiers(1, 3), [prompt], context=CONTEXT, max_tokens=99, stop=-1,
+    made.tiers(3, 3), [prompt], context=CONTEXT, max_tokens=99, stop=-1,
     policy=sampling.Policy(),
   )  # fmt: skip
   assert len(row.tokens) == CONTEXT
@@ -158,7 +158,7 @@ class Flaky:
 
 @pytest.mark.parametrize('place', [0, 1, 2])
 def test_what_a_stage_loses_is_begun_again(family, prompts, place):
-  made = family()
+  made = family(exit_kind='branch')
   tiers = made.tiers(3, 1, 2, 3)
   policy = sampling.Policy(threshold=0.3)
   expected = decoding.generate(tiers, prompts, **LIMITS, policy=policy)
@@ -169,8 +169,8 @@ def test_what_a_stage_loses_is_begun_again(family, prompts, place):
 
 
 def test_without_the_last_stage_the_one_before_it_answers(family, prompts):
-  made = family()
-  tiers = made.tiers(5, 1, 2, 3)
+  made = family(exit_kind='branch')
+  tiers = made.tiers(3, 1, 2, 3)
   policy = sampling.Policy(threshold=0.3)
   said = []
   stages = [*tiers[:2], Flaky(tiers[2], down=1)]

@@ -113,9 +113,9 @@ def test_drawn_drafts_keep_the_deep_exits_distribution(family, how):
 
 
 def test_drafts_end_at_the_context(family):
-  made = family()
+  made = family(exit_kind='branch')
   prompt = list(range(5)) * 9
-  draft, deep = made.tiers(1, 1, 3)
+  draft, deep = made.tiers(3, 2, 3)
   [found], _ = speculation.speculate(
     draft, deep, [prompt], context=CONTEXT, max_tokens=99, stop=-1,
     sampling=GREEDY, drafts=3,

@@ -138,14 +138,14 @@ def test_positions_are_forgotten_from_a_start_on(family):
   rng = np.random.default_rng(0)
   text, wrong = rng.integers(0, VOCAB, (2, 20))
   made = family()
-  [tier] = made.tiers(2, 3)
+  [tier] = made.tiers(3, 3)
   tier.run([tier_lib.Work(0, 0, 20, 0)], [wrong], GREEDY)
   tier.run([tier_lib.Work(0, 0, 12, 0)], [text[:12]], GREEDY)
   tier.run([tier_lib.Work(0, 12, 8, 0)], [wrong[:8]], GREEDY)
   _, sure = tier.run([tier_lib.Work(0, 12, 8, 0)], [text[12:]], GREEDY)
   expected = jax.nn.softmax(made.logits(text)[2, -1]).max()
   assert sure[0] == pytest.approx(float(expected), abs=1e-5)
-  assert tier.seen.tolist() == [20, 0]
+  assert tier.seen.tolist() == [20, 0, 0]
 
 
 def test_a_forgotten_slot_hides_what_was_no_number(family):
@@ -220,7 +220,7 @@ def test_positions_that_stay_are_taken_in_with_the_pass(family, stay):
   text = rng.integers(0, VOCAB, 20)
   found = []
   for together in (True, False):
-    low, middle, deep = made.tiers(2, 1, 2, 3)
+    low, middle, deep = made.tiers(3, 1, 2, 3)
     low.run([tier_lib.Work(1, 0, 20, 0)], [text], GREEDY)
     below = low
     for tier in (middle, deep):
@@ -233,6 +233,6 @@ def test_positions_that_stay_are_taken_in_with_the_pass(family, stay):
         last = tier_lib.Work(1, 5 + stay, 1, 0)
         said = tier.run([last], below.states, GREEDY)
       found.append([float(part[0]) for part in said])
-      assert tier.seen.tolist() == [0, 6 + stay]
+      assert tier.seen.tolist() == [0, 6 + stay, 0]
       below = tier
   np.testing.assert_allclose(found[:2], found[2:], atol=1e-6)
