@@ -306,14 +306,15 @@ def test_members_at_different_steps_go_on_together(
 
 
 def test_a_member_goes_on_alone(configs, together, corpus, tmp_path):
-  folders = _folders(configs[:2], tmp_path)
+  folders = _folders(configs, tmp_path)
 
   def stop(steps):
     if max(steps) >= 8:
       os.kill(os.getpid(), signal.SIGTERM)
 
   with pytest.raises(errors.Interrupted, match='saved'):
-    population.run(configs[:2], folders, corpus, quiet=True, on_steps=stop)
-  for config, folder, expected in zip(configs, folders, together, strict=False):
+    population.run(configs, folders, corpus, quiet=True, on_steps=stop)
+  alone = zip(configs[:2], folders, together, strict=False)
+  for config, folder, expected in alone:
     loop.run(config, folder, corpus, quiet=True)
     _same(folder, expected, 1e-6)
