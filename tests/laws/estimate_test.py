@@ -77,12 +77,12 @@ def recovers(name, laws, columns):
     assert all(fit.identified.values())
 
 
-# One of each kind; `slow` has all of them.
+# One of each kind; `slow` has all of them, and forms_test.py all equations.
 @pytest.mark.parametrize(
   'name',
   [
-    'chinchilla', 'familial_total', 'familial_reducible', 'branch', 'kaplan',
-    'outer_exponent', 'power_of_compute', 'width_depth_product',
+    'chinchilla', 'familial_total', 'branch', 'kaplan', 'outer_exponent',
+    'power_of_compute',
   ],
 )  # fmt: skip
 def test_recovers_constants_without_noise(name, columns):
