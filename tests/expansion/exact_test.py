@@ -89,18 +89,41 @@ def growths(draw):
   return was, now, draw(st.sampled_from(['even', 'uneven', 'noise']))
 
 
+def _given(examples):
+  """Draws growths, so many of them."""
+
+  def given(test):
+    return hypothesis.settings(
+      max_examples=examples,
+      deadline=None,
+      suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    )(hypothesis.given(growths())(test))
+
+  return given
+
+
 @pytest.mark.parametrize(
   ('dtype', 'allowed'), [(np.float64, 1e-12), (np.float32, 1e-5)]
 )
-@hypothesis.settings(
-  max_examples=40,
-  deadline=None,
-  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(growths())
+@_given(12)
 def test_exact_growths_are_the_same_function(
   random_params, grow, dtype, allowed, drawn
 ):
+  _check_exact(random_params, grow, dtype, allowed, drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('dtype', 'allowed'), [(np.float64, 1e-12), (np.float32, 1e-5)]
+)
+@_given(300)
+def test_many_exact_growths_are_the_same_function(
+  random_params, grow, dtype, allowed, drawn
+):
+  _check_exact(random_params, grow, dtype, allowed, drawn)
+
+
+def _check_exact(random_params, grow, dtype, allowed, drawn):
   was, now, split = drawn
   params = random_params(was, dtype)
   bigger, growth = grow(params, was, now, split=split, exact=True)

@@ -27,8 +27,8 @@ WAS = model_config.ModelConfig(
   mlp_width=6,
   exits=(1, 2),
   base_width=16,
-  exit_kind='branch',
 )
+BRANCHED = dataclasses.replace(WAS, exit_kind='branch')
 DOUBLE = dataclasses.replace(WAS, width=16, heads=4, kv_heads=2, mlp_width=12)
 
 
@@ -40,9 +40,9 @@ def _moments(growth, tree, power):
     return jax.tree.map(np.asarray, found)
 
 
-def _growth(now, **config):
+def _growth(now, was=WAS, **config):
   config = {'width': 'replicate', 'depth': 'identity', **config}
-  return maps.plan(growth_config.GrowthConfig(**config), WAS, now)
+  return maps.plan(growth_config.GrowthConfig(**config), was, now)
 
 
 @functools.cache
@@ -54,15 +54,22 @@ def _gradient(model):
   )
 
 
-@pytest.mark.parametrize('times', [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_gradients_tile_as_moments_do(random_params, grow, times):
+@pytest.mark.parametrize(
+  ('was', 'times'),
+  [
+    (WAS, 2),
+    pytest.param(WAS, 3, marks=pytest.mark.slow),
+    pytest.param(BRANCHED, 2, marks=pytest.mark.slow),
+  ],
+)
+def test_gradients_tile_as_moments_do(random_params, grow, was, times):
   now = dataclasses.replace(
-    WAS, width=8 * times, heads=2 * times, kv_heads=times, mlp_width=6 * times
+    was, width=8 * times, heads=2 * times, kv_heads=times, mlp_width=6 * times
   )
-  params = random_params(WAS)
-  bigger, growth = grow(params, WAS, now)
+  params = random_params(was)
+  bigger, growth = grow(params, was, now)
   with jax.enable_x64(True):
-    small = jax.tree.map(np.asarray, _gradient(WAS)(params, TOKENS[0]))
+    small = jax.tree.map(np.asarray, _gradient(was)(params, TOKENS[0]))
     large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
   for power in (1, 2):
     powers = [[x**power for x in jax.tree.leaves(t)] for t in (small, large)]
@@ -72,6 +79,7 @@ def test_gradients_tile_as_moments_do(random_params, grow, times):
       np.testing.assert_allclose(found, due, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_gains_of_widths_that_do_not_divide_tile_too(random_params, grow):
   # Of the copies; what is fresh changes no gradient of theirs.
   now = dataclasses.replace(
