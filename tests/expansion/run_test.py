@@ -159,7 +159,9 @@ def test_growth_needs_a_parent_and_trains_all(larger):
     dataclasses.replace(config, train=exits)
 
 
-@pytest.mark.parametrize('state', ['reset', 'carry'])
+@pytest.mark.parametrize(
+  'state', [pytest.param('reset', marks=pytest.mark.slow), 'carry']
+)
 def test_expand_writes_a_model_to_train_on(
   parent, larger, corpus, tmp_path, capsys, state
 ):

@@ -81,8 +81,7 @@ def recovers(name, laws, columns):
 @pytest.mark.parametrize(
   'name',
   [
-    'chinchilla', 'familial_total', 'branch', 'kaplan', 'outer_exponent',
-    'power_of_compute',
+    'chinchilla', 'familial_total', 'branch', 'power_of_compute',
   ],
 )  # fmt: skip
 def test_recovers_constants_without_noise(name, columns):

@@ -152,6 +152,7 @@ def test_functions_that_give_no_loss_are_one_line(
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_precision_is_the_fitters_not_the_functions(write, make):
   """Constants of numpy and integers neither fail nor widen the search."""
   body = CHINCHILLA.replace('E + A', 'np.float64(1) * E + np.zeros(1)[0] + A')

@@ -183,7 +183,10 @@ def test_a_study_without_some_cells_is_reported_and_no_success(
   assert 'c4e8_w8_d2_g1: ' in printed.err
 
 
-def test_a_study_from_its_plan_to_its_page(make_study, tmp_path, monkeypatch):
+def test_a_study_from_its_plan_to_its_page(
+  make_study, tmp_path, calibrated, monkeypatch
+):
+  calibrated(1e9)  # The slow one below times steps.
   write = records.evaluation_rows
 
   def lawful(config, run, fingerprint, step, inherited, epochs, losses, *rest):
