@@ -37,7 +37,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
     base_lr=1.3e-2, beta2=0.99, batch_size=4, evaluations=4, keep=1
   )
   exact = {'width': 'replicate', 'split': 'uneven', 'depth': 'identity'}
-  chain = {'kind': 'chain', 'against': 'separate', 'growth': exact}
+  chain = {'kind': 'chain', 'against': ('separate',), 'growth': exact}
   config.ways = {
     'separate': {'kind': 'separate'},
     'chain': chain,
@@ -49,12 +49,12 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
 
 def _one_rate(config: ml_collections.ConfigDict, width: int) -> None:
   """Adds the arm in which the matrices of all sizes have one rate."""
-  for name in ('separate', 'chain'):
-    way = config.ways[name].to_dict()
-    against = 'separate_one_rate' if name == 'chain' else ''
-    config.ways[f'{name}_one_rate'] = {
-      **way, 'against': against, 'rate_width': width
-    }  # fmt: skip
+  for name, against in (
+    ('separate', ('separate',)),
+    ('chain', ('separate_one_rate', 'chain')),
+  ):
+    way = {**config.ways[name].to_dict(), 'against': against}
+    config.ways[f'{name}_one_rate'] = {**way, 'rate_width': width}
 
 
 def _test(config: ml_collections.ConfigDict) -> None:

@@ -38,21 +38,26 @@ def _ways(
   config: ml_collections.ConfigDict, wide: tuple[tuple[int, int, int], ...]
 ) -> None:
   """Sets the ways, given sizes that differ in width."""
-  deeper = {'kind': 'chain', 'against': 'separate', 'growth': {
-    'depth': 'identity'
-  }}  # fmt: skip
+  against = {'against': ('separate',)}
+  deeper = {'kind': 'chain', 'growth': {'depth': 'identity'}, **against}
   wider = {'width': 'replicate', 'split': 'uneven'}
   config.ways = {
     'separate': {'kind': 'separate'},
-    'exits': {'kind': 'exits', 'against': 'separate'},
-    'chain_exits': {**deeper, 'keep_exits': True},
+    # Does it matter how separate models share the compute?
+    'separate_alike': {'kind': 'separate', 'alike': True, **against},
+    'exits': {'kind': 'exits', 'against': ('separate', 'separate_alike')},
+    'chain_exits': {
+      **deeper,
+      'keep_exits': True,
+      'against': ('separate', 'exits', 'chain'),
+    },
     'chain': deeper,
-    'separate_wide': {'kind': 'separate', 'sizes': wide, 'against': 'separate'},
+    'separate_wide': {'kind': 'separate', 'sizes': wide, **against},
     'chain_wide': {
       'kind': 'chain',
       'sizes': wide,
       'growth': wider,
-      'against': 'separate_wide',
+      'against': ('separate_wide',),
     },
   }
 

@@ -96,7 +96,10 @@ def _headline(families: Families, overall: list[Row]) -> str:
     side = families_results.verdict(row)
     if unknown and row['value']:
       side = 'lower' if row['value'] < 0 else 'higher'
-    found[side if side in found else ''].append(row['way'])
+    against = row['against']
+    usual = against == families.against(row['way'])
+    name = row['way'] if usual else f'{row["way"]} over {against}'
+    found[side if side in found else ''].append(name)
   parts = [
     f'is {side} in {_named(found[side], overall)}'
     for side in ('lower', 'higher')
@@ -160,7 +163,10 @@ def _of_way(families: Families, row: Row) -> str:
   """Returns what one way loses and saves."""
   way, budget = row['way'], families.budgets[-1]
   ends = {
-    r['size']: r for r in families.part('compared', way=way, budget=budget)
+    r['size']: r
+    for r in families.part(
+      'compared', way=way, budget=budget, against=row['against']
+    )
   }
   parts = [
     f'{_told(ends[size])} for the {name}'
@@ -171,7 +177,9 @@ def _of_way(families: Families, row: Row) -> str:
   if parts:
     at = f' at C = {words.scientific(budget)}' if families.budgets[1:] else ''
     text += f'; {words.listing(parts)}{at}'
-  saved = families.part('saving', way=way, budget=budget)
+  saved = families.part(
+    'saving', way=way, budget=budget, against=row['against']
+  )
   return f'{text}.{f" {_saved(saved[0])}" if saved else ""}'
 
 
@@ -200,7 +208,7 @@ def _ledgers(families: Families) -> Iterator[str]:
   """Yields what chains save by their ledgers where that is all there is."""
   budget = families.budgets[-1]
   alike: dict[tuple[str, str], list[str]] = {}
-  for row in families.part('overall'):
+  for row in families.counterparts('overall'):
     way, against = row['way'], row['against']
     cost, alone = (families.cost(w, budget) for w in (way, against))
     measured = families.part('saving', way=way, budget=budget)

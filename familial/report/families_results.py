@@ -57,8 +57,19 @@ class Families:
     )
 
   def against(self, way: str) -> str:
-    """Returns the way that one is compared with, '' for none."""
-    return next((r['against'] for r in self.part('ways', way=way)), '')
+    """Returns the way that is one's counterpart, '' for none."""
+    names: list[str] = next(
+      (r['against'] for r in self.part('ways', way=way)), []
+    )
+    return names[0] if names else ''
+
+  def counterparts(self, name: str, **where: Any) -> list[Row]:
+    """Returns those rows of a part that compare ways with their counterparts."""
+    return [
+      row
+      for row in self.part(name, **where)
+      if row['against'] == self.against(row['way'])
+    ]
 
   def params(self, way: str) -> dict[int, float]:
     """Returns the parameters of each size that has a finished member."""

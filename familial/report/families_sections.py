@@ -16,7 +16,8 @@ Part = html.Section | str
 
 def compared(families: Families, gallery: html.Gallery) -> Part:
   """Returns each way's loss over that of the way it is compared with."""
-  rows = families.part('compared')
+  every = families.part('compared')
+  rows = families.counterparts('compared')
   if not rows:
     return 'No size of one way has been compared with that of another.'
   params = {
@@ -45,14 +46,19 @@ def compared(families: Families, gallery: html.Gallery) -> Part:
   tables = [
     html.table(
       ['way', 'over', *_sizes(families)],
-      _by_size(
-        families,
-        families.part('compared', budget=budget),
-        families_results.over,
-        lambda way: [families.against(way)],
-      ),
+      [
+        line
+        for against in dict.fromkeys(row['against'] for row in every)
+        for line in _by_size(
+          families,
+          families.part('compared', budget=budget, against=against),
+          families_results.over,
+          lambda way, against=against: [against],  # type: ignore[misc]
+        )
+      ],
       f'Loss over that of the other way at C = {words.scientific(budget)} FLOPs,'
-      ' by size, with 95 % intervals.',
+      ' by size, with 95 % intervals; "–" where both are one run, as a chain'
+      ' begins with a single model, or one is missing.',
       align='ll' + 'r' * families.sizes,
     )
     for budget in families.budgets

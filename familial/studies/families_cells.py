@@ -21,6 +21,7 @@ from familial.studies import families_config
 from familial.training import config as train_config
 
 FamiliesConfig = families_config.FamiliesConfig
+KINDS = families_config.KINDS
 NONE = growth_config.NONE
 # What a run decides for itself.
 RUN_KEYS = ('steps', 'warmup_steps', 'seed', 'rate_width', 'init_from')
@@ -50,19 +51,51 @@ class Family(NamedTuple):
 
 def build(study: FamiliesConfig) -> list[train_config.RunConfig]:
   """Returns all runs, parents before what grows from them."""
-  return [run for family in families(study).values() for run in family.runs]
+  runs = [run for family in families(study).values() for run in family.runs]
+  return list(dict.fromkeys(runs))
 
 
 def families(study: FamiliesConfig) -> dict[Place, Family]:
   """Returns the families of a study.
 
+  What two ways do alike, as a chain's first stage and the same size by itself,
+  is one run of both.
+
   Raises:
     UserError: if a size cannot be, or cannot grow into the next.
   """
-  places = itertools.product(study.ways, study.budgets, study.seeds)
+  # Whose names come first: those of single models.
+  names = sorted(
+    study.ways, key=lambda name: KINDS.index(study.ways[name].kind)
+  )
+  places = itertools.product(names, study.budgets, study.seeds)
+  known: dict[Any, train_config.RunConfig] = {}
   return {
-    place: _family(study, place) for place in itertools.starmap(Place, places)
+    place: _shared(_family(study, place), known)
+    for place in itertools.starmap(Place, places)
   }
+
+
+def _shared(family: Family, known: dict[Any, train_config.RunConfig]) -> Family:
+  """Returns a family with runs that are known already in the place of its own.
+
+  Args:
+    family: runs that grow from one another, or from none.
+    known: by what they do; added to.
+  """
+  by_cell: dict[str, train_config.RunConfig] = {}
+  for run in family.runs:
+    parent = by_cell.get(run.train.init_from.removeprefix('../'))
+    init_from = f'../{parent.cell}' if parent else ''
+    run_ = dataclasses.replace(
+      run, train=dataclasses.replace(run.train, init_from=init_from)
+    )
+    does = dataclasses.replace(run_, cell='', arm='', budget=0.0)
+    by_cell[run.cell] = known.setdefault(does, run_)
+  return family._replace(
+    runs=[by_cell[run.cell] for run in family.runs],
+    members=[(by_cell[run.cell], exit_) for run, exit_ in family.members],
+  )
 
 
 def _family(study: FamiliesConfig, place: Place) -> Family:
@@ -71,6 +104,8 @@ def _family(study: FamiliesConfig, place: Place) -> Family:
   try:
     dense = list(_models(study, way))
     shares = ledger.shares(dense, seq_len)
+    if way.alike:
+      shares = [1.0] * len(dense)
     if way.kind == 'separate' and study.equal == 'total':
       shares = [share / sum(shares) for share in shares]
     budgets = [place.budget * share for share in shares]

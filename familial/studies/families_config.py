@@ -20,20 +20,23 @@ class Way:
   Attributes:
     kind: `separate` (each size trained alone), `chain` (each grown from the one
       before, and trained on) or `exits` (one model with an exit for each).
-    against: the way that it is compared with, size by size; '' for none.
+    against: the ways that it is compared with, size by size; the first one is
+      its counterpart, which compute and savings are measured by.
     sizes: (width, depth, heads) of each, the smallest first; () for the study's.
     keep_exits: in a chain, old last layers stay exits, so that its last model is
       all members at once.
     growth: of a chain, from size to size.
     rate_width: of training (see `TrainConfig`).
+    alike: every size has the same budget, instead of its share by parameters.
   """
 
   kind: str
-  against: str = ''
+  against: tuple[str, ...] = ()
   sizes: tuple[tuple[int, int, int], ...] = ()
   keep_exits: bool = False
   growth: growth_config.GrowthConfig = growth_config.NONE
   rate_width: int = 0
+  alike: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +95,15 @@ class FamiliesConfig:
           f'ways.{name}.kind: {way.kind!r} is not one of {", ".join(KINDS)}'
           f'{errors.nearest(way.kind, KINDS)}'
         )
-      if way.against and way.against not in self.ways:
+      for other in way.against:
+        if other not in self.ways or other == name:
+          raise errors.UserError(
+            f'ways.{name}.against: {other!r} is not another one of '
+            f'{", ".join(self.ways)}'
+          )
+      if way.alike and way.kind != 'separate':
         raise errors.UserError(
-          f'ways.{name}.against: {way.against!r} is not one of '
-          f'{", ".join(self.ways)}'
+          f'ways.{name}.alike: only separate sizes have budgets of their own'
         )
       if len(sizes) != len(self.sizes) or any(len(s) != 3 for s in sizes):
         raise errors.UserError(

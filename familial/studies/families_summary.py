@@ -8,7 +8,6 @@ degrees of freedom count the runs that pairs share once.
 
 from collections import defaultdict
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -37,6 +36,8 @@ from familial.studies import sweep
 
 Row = records.Row
 Found = dict[families_cells.Place, list[Row]]
+# Values by what they are of, and then by the runs that they are from.
+Pairs = dict[tuple[Any, ...], dict[Any, float]]
 
 
 def write(
@@ -128,12 +129,14 @@ def _members(
 
 def _losses(found: Found) -> Iterator[Row]:
   """Yields the mean loss of each size in each way, with its interval."""
-  logs: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+  logs: Pairs = defaultdict(dict)
   for place, members in found.items():
     for row in members:
-      logs[place.way, place.budget, row['size']].append(math.log(row['loss']))
-  half = _half_widths(logs.values())
-  for (way, budget, size), values in logs.items():
+      key = (place.way, place.budget, row['size'])
+      logs[key][_member(row)] = math.log(row['loss'])
+  half = _half_widths(logs)
+  for (way, budget, size), by_run in logs.items():
+    values = list(by_run.values())
     named = {'way': way, 'budget': budget, 'size': size, 'seeds': len(values)}
     yield {**named, **_exponential(float(np.mean(values)), half(len(values)))}
 
@@ -147,21 +150,24 @@ def _compared(
   Where both are one run, as a chain's first stage may be, there is nothing to
   compare.
   """
-  logs: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+  logs: Pairs = defaultdict(dict)
   for place, members in found.items():
-    against = study.ways[place.way].against
-    others = {
-      row['size']: row for row in found.get(place._replace(way=against), ())
-    }
-    for row in members:
-      if against and row['size'] in others:
+    for against in study.ways[place.way].against:
+      others = {
+        row['size']: row for row in found.get(place._replace(way=against), ())
+      }
+      for row in members:
+        other = others.get(row['size'])
+        if other is None or _member(row) == _member(other):
+          continue
         key = (place.way, against, place.budget, row['size'])
-        logs[key].append(math.log(row['loss'] / others[row['size']]['loss']))
-  logs = {key: values for key, values in logs.items() if any(values)}
+        pair = (_member(row), _member(other))
+        logs[key][pair] = math.log(row['loss'] / other['loss'])
   # Ways share the runs that they are compared with.
-  shared = {key[1:]: len(values) - 1 for key, values in logs.items()}
-  half = _half_widths(logs.values(), sum(shared.values()))
-  for (way, against, budget, size), values in logs.items():
+  shared = {key[1:]: len(by_pair) - 1 for key, by_pair in logs.items()}
+  half = _half_widths(logs, sum(shared.values()))
+  for (way, against, budget, size), by_pair in logs.items():
+    values = list(by_pair.values())
     value, width = float(np.mean(values)), half(len(values))
     yield {
       'way': way,
@@ -179,8 +185,12 @@ def _overall(
   study: families_config.FamiliesConfig, compared: Sequence[Row]
 ) -> Iterator[Row]:
   """Yields the mean of those logs over a way's sizes and budgets."""
-  for way in study.ways:
-    rows = [row for row in compared if row['way'] == way]
+  for way, against in (
+    (name, other) for name, of in study.ways.items() for other in of.against
+  ):
+    rows = [
+      row for row in compared if (row['way'], row['against']) == (way, against)
+    ]
     if not rows:
       continue
     value = float(np.mean([row['value'] for row in rows]))
@@ -194,7 +204,7 @@ def _overall(
       )
     yield {
       'way': way,
-      'against': rows[0]['against'],
+      'against': against,
       'value': value,
       'lo': None if half is None else value - half,
       'hi': None if half is None else value + half,
@@ -226,7 +236,8 @@ def _equal_loss(
   slopes = _slopes(found)
   for row in compared:
     slope = slopes.get((row['way'], row['size']), 0.0)
-    if slope <= 0:
+    first = study.ways[row['way']].against[0]
+    if slope <= 0 or row['against'] != first:
       continue
     yield {
       **{k: row[k] for k in ('way', 'against', 'budget', 'size')},
@@ -251,13 +262,15 @@ def _saving(
   """
   slopes = _slopes(found)
   for way, budget in itertools.product(study.ways, study.budgets):
+    against = (*study.ways[way].against, '')[0]
     rows = [
-      row for row in compared if row['way'] == way and row['budget'] == budget
+      row
+      for row in compared
+      if (row['way'], row['against'], row['budget']) == (way, against, budget)
     ]
     chain = next(
       (m for p, m in found.items() if (p.way, p.budget) == (way, budget)), []
     )
-    against = study.ways[way].against
     alone = next(
       (m for p, m in found.items() if (p.way, p.budget) == (against, budget)),
       [],
@@ -330,14 +343,20 @@ def _agreement(
       loaded.clear()
 
 
+def _member(row: Row) -> tuple[str, int]:
+  """Returns the run and the exit that a member is."""
+  return row['run'], row['exit']
+
+
 def _way(study: families_config.FamiliesConfig, name: str) -> Row:
   way = study.ways[name]
   return {
     'way': name,
     'kind': way.kind,
-    'against': way.against,
+    'against': list(way.against),
     'keep_exits': way.keep_exits,
     'rate_width': way.rate_width,
+    'alike': way.alike,
     'growth': {
       key: getattr(way.growth, key)
       for key in ('width', 'split', 'depth', 'state')
@@ -374,19 +393,22 @@ def _bytes(model: Any) -> int:
 
 
 def _half_widths(
-  groups: Iterable[Sequence[float]], degrees: int | None = None
+  groups: Pairs, degrees: int | None = None
 ) -> Callable[[int], float | None]:
   """Returns the half width of a mean of n values.
 
   Args:
-    groups: values that scatter about their means alike; two that are equal are
-      the same runs, and count once.
+    groups: values that scatter about their means alike, by the runs that they
+      are of; two groups of the same runs count once.
     degrees: of freedom, where groups share runs; by default all of theirs.
 
   Returns:
     A function of n; None where no group has two values.
   """
-  distinct = [np.asarray(values) for values in {*map(tuple, groups)}]
+  distinct = [
+    np.array(list(values.values()))
+    for values in {tuple(group): group for group in groups.values()}.values()
+  ]
   own = sum(len(values) - 1 for values in distinct)
   if own < 1:
     return lambda count: None

@@ -235,7 +235,9 @@ def seconds(workdir: pathlib.Path) -> float:
     if rows and progress and progress[-1]['tokens_per_second']:
       # Runs that train together share the time.
       last = progress[-1]
-      total += rows[-1]['tokens'] / last['tokens_per_second'] / last['together']
+      total += (
+        rows[-1]['tokens'] / last['tokens_per_second'] / last.get('together', 1)
+      )
   return total
 
 

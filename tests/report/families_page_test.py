@@ -94,7 +94,7 @@ class Study:
       'machine': {'devices': '1 x test'},
       'cost': {'flops': 1e10, 'seconds': 60.0, 'missing': 0},
       'ways': [
-        {'way': way, 'kind': kind, 'against': against}
+        {'way': way, 'kind': kind, 'against': [against] if against else []}
         for way, (kind, against) in sorted(self.ways.items())
       ],
       'members': members,

@@ -33,7 +33,8 @@ def test_every_size_gets_its_own_budget_within_half_a_step(module, arg):
   study = config_lib.families(module.get_config(arg))
   found = families_cells.families(study)
   cells = {cell.cell: cell for cell in families_cells.build(study)}
-  assert len(cells) == sum(len(family.runs) for family in found.values())
+  runs = {run.cell: run for family in found.values() for run in family.runs}
+  assert runs == cells  # What two ways do alike is one run.
   for place, family in found.items():
     way = study.ways[place.way]
     assert len(family.members) == len(study.sizes)
@@ -87,8 +88,8 @@ def test_large_doublings_save_what_arithmetic_says():
       r"ways.a.kind: 'chains' .*mean 'chain'",
     ),
     (
-      {'ways': {'a': {'kind': 'separate', 'against': 'b'}}},
-      r"ways.a.against: 'b' is not one of a",
+      {'ways': {'a': {'kind': 'separate', 'against': ('b',)}}},
+      r"ways.a.against: 'b' is not another one of a",
     ),
     (
       {'ways': {'a': {'kind': 'exits', 'sizes': ((8, 1, 1),)}}},
@@ -140,10 +141,10 @@ def _values(data, **changes):
       'separate': {'kind': 'separate'},
       'chain': {
         'kind': 'chain',
-        'against': 'separate',
+        'against': ('separate',),
         'growth': {'depth': 'identity'},
       },
-      'exits': {'kind': 'exits', 'against': 'separate'},
+      'exits': {'kind': 'exits', 'against': ('separate',)},
     },
   }
   return {**values, **changes}
@@ -161,6 +162,8 @@ def finished(text_data, tmp_path, monkeypatch):
     noise = rng.normal(scale=1e-3)
     for run, stage in zip(family.runs, family.stages, strict=True):
       folder = sweep.folder(tmp_path, run.cell)
+      if folder.exists():
+        continue  # Of another way too.
       records.open_run(
         folder, run, {'inherited_flops': 0, 'inherited_windows': 0}
       )
@@ -188,6 +191,7 @@ def test_a_summary_finds_what_the_rows_hold(finished):
   study, folder = finished
   line = families_summary.write(study, folder, [])
   found = json.loads((folder / 'summary.json').read_text())
+  assert len(found['compared']) == 2 * (1 + 2)
   for row in found['compared']:
     due = {'chain': -0.02, 'exits': 0.05}[row['way']]
     assert row['value'] == pytest.approx(due, abs=3e-3)
@@ -207,7 +211,8 @@ def test_a_summary_finds_what_the_rows_hold(finished):
     )
     sizes = sum(stage.total for stage in needed)
     assert row['ledger'] == pytest.approx(1 - spent[-1].total / sizes)
-    due = 1 - spent[-1].total / (sizes * math.exp(0.2))
+    first, last = (stage.total for stage in needed)  # The first is shared.
+    due = 1 - spent[-1].total / (first + last * math.exp(0.2))
     assert row['value'] == pytest.approx(due, abs=0.02)
     assert row['lo'] < row['value'] < row['hi']
   storage = {row['way']: row for row in found['storage']}
@@ -240,10 +245,31 @@ def test_a_study_from_its_plan_to_its_page(text_data, tmp_path, capsys):
   assert kinds == {
     (kind, way) for kind in ('adjacent', 'seeds') for way in study.ways
   }
-  before = (tmp_path / 'summary.json').read_bytes()
+  assert all(row['kl'] > 0 and row['top1'] < 1 for row in found['agreement'])
   rows = list(records.rows_of(tmp_path))
   assert page.write(tmp_path).exists()
   families.run(study, tmp_path)
   assert list(records.rows_of(tmp_path)) == rows
-  assert json.loads(before)['members'] == found['members']
+  again = json.loads((tmp_path / 'summary.json').read_text())
+  assert again['compared'] == found['compared']
   assert 'less than its sizes alone' in capsys.readouterr().out
+
+
+def test_what_two_ways_do_alike_is_trained_once(text_data):
+  study = config_lib.families(_values(text_data))
+  found = families_cells.families(study)
+  chain, separate = (
+    found[families_cells.Place(way, 1e9, 0)] for way in ('chain', 'separate')
+  )
+  assert chain.runs[0] is separate.runs[0]
+  assert chain.members[0][0] is separate.members[0][0]
+  assert chain.runs[1].train.init_from == f'../{separate.runs[0].cell}'
+  assert chain.runs[1] != separate.runs[1]
+
+
+def test_scatter_counts_runs_that_are_shared_once():
+  one = {('a', 0): 1.0, ('b', 0): 1.2}
+  twice = {'x': one, 'y': dict(one)}
+  assert families_summary._half_widths(twice)(2) == pytest.approx(
+    families_summary._half_widths({'x': one})(2)
+  )
