@@ -2,9 +2,10 @@
 
 `familial train --config=experiments/grow.py:FOLDER --workdir=runs/grown`, or
 `familial expand --checkpoint=FOLDER --to=experiments/grow.py:FOLDER --out=OUT`
-for the grown model alone. Other sizes by `--config.model.*`, other ways to grow
-by `--config.growth.*`; with a width, set `growth.width` too. The old exits stay,
-so the grown model is a family of which they are members.
+for the grown model alone. The old exits stay, so it is a family of which they are
+members. Another depth needs its exits too (`--config.model.depth=6
+--config.model.exits='(2,4,6)'`); a width its heads, key/value heads and MLP, and
+`--config.growth.width=replicate`.
 
 Data, batch and optimizer are the folder's, and the data go on where it stopped.
 """

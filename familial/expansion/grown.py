@@ -36,6 +36,8 @@ class _Roles:
     divided: whether copies among the rows share what their source had.
     scale: of its values.
     ratio: of its gradient to that of its source, but for copies among `cols`.
+    read_N: of a column's gradient, the share of its source's; None for equal
+      shares among copies.
   """
 
   rows: maps.Axis | None
@@ -43,6 +45,12 @@ class _Roles:
   divided: bool = False
   scale: float = 1.0
   ratio: float = 1.0
+  read_N: np.ndarray | None = None
+
+  def gradients_N(self) -> np.ndarray:
+    """Returns what a column's gradient is of its source's."""
+    assert self.cols is not None
+    return 1 / self.cols.copies_N if self.read_N is None else self.read_N
 
 
 def params(
@@ -66,11 +74,13 @@ def params(
 def moments(
   growth: maps.Growth, like: transformer.Params, take: Take, power: int
 ) -> transformer.Params:
-  """Returns AdamW's moments of the grown model, as its gradients would have made
-  them.
+  """Returns AdamW's moments of the grown model, after those of the parent.
 
-  A gradient is shared among the copies of what an array writes, so the mean of
-  gradients is divided by their number, that of their squares by its square.
+  Copies of what an array writes share its gradient as they share in being read:
+  so do its mean and, squared, the mean of its squares. That is what the grown
+  model's own gradients would have made where every copy of the residual stream
+  is read alike (`split` even) and keys have all the queries that they had;
+  otherwise their mean over the copies. What is fresh or silent has none.
 
   Args:
     growth: from the parent's model to this one.
@@ -201,14 +211,18 @@ class Part:
     found = self._read(aki=False)
     ratio_N = np.full(len(self._cols), roles.ratio)
     if roles.cols is not None:
-      ratio_N = ratio_N / roles.cols.copies_N[self._cols]
+      ratio_N = ratio_N * roles.gradients_N()[self._cols]
       found[..., roles.cols.fresh_N[self._cols]] = 0
     elif roles.rows is not None:  # An unembedding: the vocabulary is as it was.
       copies = roles.rows.copies_N[self._rows]
       found = found / copies[:, None].astype(found.dtype) ** power
     if roles.rows is not None:
       found[..., roles.rows.fresh_N[self._rows], :] = 0
-    found = self._silenced(found * (ratio_N**power).astype(found.dtype))
+    found = found * (ratio_N**power).astype(found.dtype)
+    if self._is_new_branch():
+      found = np.zeros_like(found)
+    if self._layers is not None:
+      found[growth.silent_N[self._layers]] = 0
     if growth.config.state == 'asymmetric':
       found[self._is_copy(found.ndim)] = 0
     return found
@@ -281,9 +295,15 @@ class Part:
     if self._layers is not None:
       silent_N = growth.silent_N[self._layers]
       return np.where(silent_N[:, None, None], found.dtype.type(0), found)
+    return np.zeros_like(found) if self._is_new_branch() else found
+
+  def _is_new_branch(self) -> bool:
+    """Whether the array is of a branch that the parent's exit has not."""
+    if 'branch' not in self._path:
+      return False
+    growth = self._growth
     exit_ = growth.exit_source(int(self._path[0].removeprefix('exit_')))
-    new = growth.was.kind_of(exit_) != 'branch'
-    return np.zeros_like(found) if new else found
+    return growth.was.kind_of(exit_) != 'branch'
 
   def _is_copy(self, dimensions: int) -> np.ndarray:
     """Returns which entries are not the first of their source."""
@@ -367,4 +387,16 @@ def _roles(growth: maps.Growth, path: Path) -> _Roles:
     'up': (width, growth.mlp),
     'down': (growth.mlp, width),
   }[path[-2]]
-  return _Roles(rows, cols, divided=True)
+  split = growth.config.split
+  heads_H = growth.heads.shares_N(split)
+  # A key's gradient comes by the queries of its group.
+  group = growth.was.heads // growth.was.kv_heads
+  kv_K = heads_H.reshape(growth.now.kv_heads, -1).sum(1) / group
+  read_N = {
+    'q': np.repeat(heads_H, size),
+    'k': np.repeat(kv_K, size),
+    'v': np.repeat(kv_K, size),
+    'gate': growth.mlp.shares_N(split),
+    'up': growth.mlp.shares_N(split),
+  }.get(path[-2])
+  return _Roles(rows, cols, divided=True, read_N=read_N)

@@ -33,7 +33,7 @@ GROWN = (
   'exits',
   'norm_eps',
 )
-_OF_EXITS = ('exit_kind', 'branch_unembedding')
+OF_EXITS = ('exit_kind', 'branch_unembedding')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,11 +138,24 @@ class Growth:
     was, now = self.was, self.now
     due = norm_eps(was, now.width)
     if not math.isclose(now.norm_eps, due, rel_tol=1e-6):
-      lower = now.width // was.width * was.width
+      lower = now.width // was.width
       return (
-        f'model.norm_eps: {now.norm_eps:g} is not {due:g}, which is exact at '
+        f'model.norm_eps: {now.norm_eps:g} is not {due!r}, which is exact at '
         f'model.width {now.width} (with {was.norm_eps:g} the nearest widths are '
-        f'{lower} and {lower + was.width})'
+        f'{lower * was.width} with {lower * was.heads} heads and '
+        f'{(lower + 1) * was.width} with {(lower + 1) * was.heads})'
+      )
+    return ''
+
+  def inexact(self) -> str:
+    """Returns why the last exit is not the parent's, and what would be; or ''."""
+    if why := self.inexact_width():
+      return why
+    if self.exact_exits().get(self.now.granularity) != self.was.granularity:
+      return (
+        f'growth.depth: {self.config.depth!r} is not exact from depth '
+        f"{self.was.depth} to {self.now.depth}; 'identity' is, or model.depth "
+        f'{self.was.depth}'
       )
     return ''
 
@@ -179,14 +192,8 @@ def plan(
     layers=layers,
     silent_N=silent_N,
   )
-  if config.exact:
-    if why := growth.inexact_width():
-      raise errors.UserError(why)
-    if growth.exact_exits().get(now.granularity) != was.granularity:
-      raise errors.UserError(
-        f'growth.depth: {config.depth!r} is not exact from depth {was.depth} to '
-        f"{now.depth}; 'identity' is, or model.depth {was.depth}"
-      )
+  if config.exact and (why := growth.inexact()):
+    raise errors.UserError(why)
   return growth
 
 
@@ -199,7 +206,7 @@ def parent_shape(was: ModelConfig) -> dict[str, Any]:
   """Returns what a model grown from this one may have otherwise."""
   keys = list(GROWN)
   if was.granularity == 1:  # A dense one has no exits of a kind.
-    keys += _OF_EXITS
+    keys += OF_EXITS
   return {key: getattr(was, key) for key in keys}
 
 
@@ -258,11 +265,17 @@ def _heads(was: ModelConfig, now: ModelConfig) -> tuple[Axis, Axis]:
   """
   old, new = was.heads // was.kv_heads, now.heads // now.kv_heads
   if now.kv_heads // was.kv_heads * new < old:
-    least = now.kv_heads * -(-old // (now.kv_heads // was.kv_heads))
+    possible = [
+      kv_heads
+      for kv_heads in range(was.kv_heads, now.heads + 1)
+      if now.heads % kv_heads == 0
+      and kv_heads // was.kv_heads * (now.heads // kv_heads) >= old
+    ]
+    nearest = min(possible, key=lambda kv_heads: abs(kv_heads - now.kv_heads))
     raise errors.UserError(
-      f'model.heads: {now.heads} over {now.kv_heads} key/value heads leave out '
-      f"some of the parent's {was.heads} over {was.kv_heads}; the nearest "
-      f'possible are {least}'
+      f'model.kv_heads: {now.kv_heads} for {now.heads} heads leave out some of '
+      f"the parent's {was.heads} over {was.kv_heads}; the nearest possible is "
+      f'{nearest}'
     )
   kv_heads = np.arange(now.kv_heads) % was.kv_heads
   place = (np.arange(now.kv_heads) // was.kv_heads)[:, None] * new

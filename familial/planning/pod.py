@@ -353,14 +353,15 @@ def _growth(
     shape = leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize
 
+  # The moments lie as the parameters do.
+  trees = 1 if cell.growth.state == 'reset' else 3
   return {
     'parent': parent.cell,
     'exact_exits': len(growth.exact_exits()),
-    'reads': grown.reads(growth, like),
-    'makes': sum(map(part, jax.tree.leaves(like))),
-    'whole': sum(
-      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
-    ),
+    'reads': trees * grown.reads(growth, like),
+    'makes': trees * sum(map(part, jax.tree.leaves(like))),
+    'whole': trees
+    * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
   }
 
 

@@ -62,7 +62,7 @@ def growth(plan: Mapping[str, Any]) -> Iterator[str]:
     yield (
       f'Growth, at most: {row["cell"]} from {of["parent"]}: a device reads '
       f'{of["reads"] / _GIB:.3f} GiB of its parent and makes '
-      f'{of["makes"] / _GIB:.3f} of {of["whole"] / _GIB:.1f} GiB of parameters.'
+      f'{of["makes"] / _GIB:.3f} of {of["whole"] / _GIB:.1f} GiB of what grows.'
     )
 
 

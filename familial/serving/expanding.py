@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from familial import errors
 from familial import records
 from familial.expansion import maps
-from familial.model import transformer
 from familial.serving import export
 from familial.serving import models
 from familial.training import config as train_config
@@ -41,7 +40,7 @@ def expand(
     UserError: if the parent cannot grow into this model, or `out` is not empty.
   """
   export.check_out(out)
-  folder = pathlib.Path(os.path.normpath(folder))
+  folder, step = models.locate(folder, step)
   was = models.read_config(folder)
   for key, old, new in records.differences(
     folder,
@@ -55,8 +54,12 @@ def expand(
         'it'
       )
   growth = maps.plan(to.growth, was.model, to.model)
+  parents.check_moments(folder, to.growth)
   number = models.find_step(folder / 'checkpoints', step)
-  state = jax.eval_shape(lambda: _fresh(to))
+  h = optimizer.hyper(to.train, to.model.exits)
+  state = jax.eval_shape(
+    lambda: step_lib.init(to.model, 'all', jax.random.key(0), h)
+  )
   if to.growth.state == 'reset':
     state = state._replace(opt_state=())
   state = parents.grow(state, folder, number, growth, to.train)
@@ -87,17 +90,9 @@ def expand(
   _, tokenizer = models.read_tokenizer(folder, was.model.vocab_size)
   text = pathlib.Path(tokenizer).read_text('utf-8') if tokenizer else ''
   export.write(out, config, lineage, state.params, text, state.opt_state)
-  exact = 'the same function' if expansion['exact'] else 'another function'
+  why = growth.inexact()
+  same = f'not the same function, for {why}:' if why else 'the same function as'
   return (
     f'{out}: width {was.model.width} to {to.model.width}, depth '
-    f'{was.model.depth} to {to.model.depth}; {exact} as step {number} of {folder}'
-  )
-
-
-def _fresh(config: train_config.RunConfig) -> step_lib.State:
-  """Returns a state of a run, for its shapes."""
-  params = transformer.init(config.model, jax.random.key(0))
-  h = optimizer.hyper(config.train, config.model.exits)
-  return step_lib.State(
-    params, optimizer.adamw(h, config.model).init(params), jnp.int32(0)
+    f'{was.model.depth} to {to.model.depth}; {same} step {number} of {folder}'
   )

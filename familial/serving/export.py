@@ -112,6 +112,8 @@ def to_familial(
     'expansion': None,
     'inherited_flops': known['inherited_flops']
     + spent(model.config, model.step),
+    'inherited_windows': known.get('inherited_windows', 0)
+    + model.step * model.config.train.batch_size,
     'export': {'exit': exit_, 'layer': model.config.model.exits[exit_ - 1]},
     # An export of an import: its data are not known either.
     **{key: known[key] for key in ('corpus', 'import') if key in known},

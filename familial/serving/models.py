@@ -57,16 +57,7 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
     UserError: where there is no such checkpoint, it is damaged, or it is of
       another shape than its folder's config.
   """
-  folder = pathlib.Path(os.path.normpath(folder))
-  if folder.parent.name == 'checkpoints' and re.fullmatch(
-    '[0-9]{1,18}', folder.name
-  ):
-    if step not in ('last', folder.name):
-      raise errors.UserError(
-        f'step: {step!r} is not allowed for {folder}, which is the checkpoint '
-        f'of step {folder.name}'
-      )
-    folder, step = folder.parent.parent, folder.name
+  folder, step = locate(folder, step)
   config = read_config(folder)
   number = find_step(folder / 'checkpoints', step)
   like = jax.eval_shape(
@@ -78,6 +69,23 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
     data = dataclasses.replace(config.data, tokenizer=path)
     config = dataclasses.replace(config, data=data)
   return Model(folder, number, config, params, tokenizer, path)
+
+
+def locate(
+  folder: str | os.PathLike[str], step: str
+) -> tuple[pathlib.Path, str]:
+  """Returns a model's folder and step, given it or one of its checkpoints."""
+  folder = pathlib.Path(os.path.normpath(folder))
+  if folder.parent.name == 'checkpoints' and re.fullmatch(
+    '[0-9]{1,18}', folder.name
+  ):
+    if step not in ('last', folder.name):
+      raise errors.UserError(
+        f'step: {step!r} is not allowed for {folder}, which is the checkpoint '
+        f'of step {folder.name}'
+      )
+    folder, step = folder.parent.parent, folder.name
+  return folder, step
 
 
 def read_config(folder: pathlib.Path) -> train_config.RunConfig:

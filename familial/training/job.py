@@ -65,7 +65,14 @@ def begin(
   """
   compilation.prepare(config.data, several=several)
   folder = pathlib.Path(folder)
-  lineage = parents.lineage(folder, config)
+  path = folder / 'lineage.json'
+  # A run that has begun needs its parent no more, once it has a checkpoint.
+  lineage = None if path.exists() else parents.lineage(folder, config)
+  if lineage is None and 'expand' in records.read_json(path):
+    raise errors.UserError(
+      f'{folder} holds a grown model; it is trained on in another workdir, with '
+      'train.init_from'
+    )
 
   def opened() -> str:
     records.open_run(folder, config, lineage, free=('layout',))
@@ -164,7 +171,7 @@ class Job:
       state = step_lib.init(
         model, train.trained, jax.random.key(train.seed), self.hyper
       )
-    if train.init_from:
+    if train.init_from and self._latest is None:
       state = parents.graft(state, self.folder, self.config)
     state = self.place(state)
     state = self._restored(state)

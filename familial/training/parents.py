@@ -26,6 +26,7 @@ from familial.training import step as step_lib
 FREE = frozenset(
   {
     'model.attention',
+    'model.dtype',
     'model.unroll',
     'model.remat',
     'model.loss_chunk',
@@ -33,7 +34,7 @@ FREE = frozenset(
   }
 )
 # What a dense parent does not have.
-_OF_EXITS = frozenset({'model.exit_kind', 'model.branch_unembedding'})
+_OF_EXITS = frozenset(f'model.{key}' for key in maps.OF_EXITS)
 
 
 def lineage(
@@ -89,6 +90,11 @@ def lineage(
     spent = rows[-1]['flops']
     # What grows goes on with the data; others see them anew.
     seen = windows(parent, rows[-1]['step']) if grows else 0
+  if records.read_own(parent / 'config.json')['train']['seed'] != (
+    config.train.seed
+  ):
+    seen = 0  # In another order they begin anew.
+  check_moments(parent, config.growth)
   growth = (
     maps.plan(config.growth, shape(parent), config.model) if grows else None
   )
@@ -98,6 +104,29 @@ def lineage(
     'inherited_flops': spent,
     'inherited_windows': seen,
   }
+
+
+def check_moments(
+  parent: pathlib.Path, growth: growth_config.GrowthConfig
+) -> None:
+  """Refuses to carry moments of AdamW that a parent has not.
+
+  Raises:
+    UserError: for an export, an import, a model grown without them, or a run that
+      trained its exits alone.
+  """
+  if growth.state == 'reset':
+    return
+  made = _made(parent)
+  held = not made or (
+    'expand' in made and made['expansion']['state'] != 'reset'
+  )
+  trained = records.read_own(parent / 'config.json')['train']['trained']
+  if not held or trained != 'all':
+    raise errors.UserError(
+      f'growth.state: {growth.state!r} is not possible from {parent}, which has '
+      "no moments of all parameters; 'reset' is"
+    )
 
 
 def expansion(growth: maps.Growth) -> records.Row:

@@ -96,6 +96,8 @@ def _given(examples):
     return hypothesis.settings(
       max_examples=examples,
       deadline=None,
+      derandomize=True,
+      database=None,
       suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
     )(hypothesis.given(growths())(test))
 
@@ -131,9 +133,15 @@ def _check_exact(random_params, grow, dtype, allowed, drawn):
   # Every old exit is kept, and the deepest is the deepest old one.
   assert {*exits.values()} == {*range(1, was.granularity + 1)}
   assert exits[now.granularity] == was.granularity
-  scale = max(np.abs(x).max() for x in oracle.logits(params, was, TOKENS))
+  # Rounding shows as much in the parent itself.
+  own, precise = (
+    oracle.logits(jax.tree.map(dtype_, params), was, TOKENS)
+    for dtype_ in (dtype, np.float64)
+  )
+  scale = max(np.abs(x).max() for x in precise)
+  rounding = max(np.abs(a - b).max() for a, b in zip(own, precise, strict=True))
   difference = worst(params, was, bigger, now, exits)
-  assert difference < allowed * max(1, scale)
+  assert difference < max(allowed * max(1, scale), 5 * rounding)
 
 
 def test_the_oracle_is_the_model(random_params):
@@ -205,6 +213,16 @@ def test_aki_takes_new_columns_from_the_next_layer(random_params, grow):
   np.testing.assert_array_equal(kernels[1][:, :8, :6], kernels[0] / 2)
   np.testing.assert_array_equal(kernels[1][:2, :8, 6:], kernels[0][1:] / 2)
   np.testing.assert_array_equal(kernels[1][2, :8, 6:], kernels[0][2] / 2)
+  for part, name in (('mlp', 'down'), ('attention', 'o'), ('attention', 'k')):
+    old, new = (
+      np.concatenate(
+        [tree[f'segment_{k}'][part][name]['kernel'] for k in (0, 1)]
+      )
+      for tree in (params, bigger)
+    )
+    rows, cols = old.shape[1:]
+    np.testing.assert_array_equal(new[:, :rows, :cols], old / 2)
+    np.testing.assert_array_equal(new[0, :rows, cols:], old[1] / 2)
   with pytest.raises(errors.UserError, match="'aki' is not exact"):
     grow(params, was, now, width='aki', exact=True)
 
@@ -279,7 +297,7 @@ def test_with_the_old_epsilon_a_width_that_does_not_divide_is_not_exact(
   every = {1: 1, 2: 2}
   assert 1e-6 < worst(params, was, bigger, now, every) < 0.1
   with pytest.raises(
-    errors.UserError, match=r'0.000666667.*nearest widths are 8 and 16'
+    errors.UserError, match=r'0.00066666.*are 8 with 2 heads and 16 with 4'
   ):
     grow(params, was, now, exact=True)
   now = dataclasses.replace(now, norm_eps=maps.norm_eps(was, 12))
@@ -319,7 +337,9 @@ def test_impossible_growths_are_refused(changes, config, says):
 def test_heads_that_would_lose_some_are_refused():
   was = model(width=32, heads=8, kv_heads=2)
   now = dataclasses.replace(was, width=36, heads=9, kv_heads=3)
+  config = growth_config.GrowthConfig(width='replicate')
   with pytest.raises(
-    errors.UserError, match=r'leave out some .* 8 over 2.* 12'
+    errors.UserError, match=r'kv_heads: 3 for 9 .* 8 over 2.* is 9'
   ):
-    maps.plan(growth_config.GrowthConfig(width='replicate'), was, now)
+    maps.plan(config, was, now)
+  maps.plan(config, was, dataclasses.replace(now, kv_heads=9))

@@ -20,9 +20,11 @@ from familial import records
 from familial.data import batches
 from familial.expansion import config as growth_config
 from familial.expansion import maps
+from familial.serving import export
 from familial.serving import models
 from familial.training import job as job_lib
 from familial.training import loop
+from familial.training import parents
 
 BOTH = growth_config.GrowthConfig(
   width='replicate', split='uneven', depth='identity', state='carry', exact=True
@@ -94,13 +96,22 @@ def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
     )
   ends = [row['loss'] for row in _rows(small)]
   np.testing.assert_allclose(found, [*ends, ends[-1]], rtol=1e-5)
+  was = models.load(small)
+  same = evaluation.agreement(
+    evaluation.Member(was.params, was.config.model, 2),
+    evaluation.Member(state.params, bigger.model, 3),
+    heldout[:1],
+  )
+  assert abs(same['kl'][0]) < 1e-6 and same['top1'][0] == 1
   jax.tree.map(np.testing.assert_array_equal, first, next_of_parent)
   assert int(state.opt_state[1].count) == 8  # Of Adam's bias correction.
   assert int(state.opt_state[-1].count) == 0  # Of the stage's own schedule.
   assert float(np.abs(state.opt_state[1].mu['embedding']).max()) > 0
 
 
-def test_a_stage_stopped_ends_as_one_that_was_not(larger, corpus, tmp_path):
+def test_a_stage_stopped_ends_as_one_that_was_not(
+  larger, corpus, tmp_path, monkeypatch
+):
   config = larger()
   assert loop.run(config, tmp_path / 'whole', corpus, quiet=True) == 'finished'
 
@@ -110,6 +121,8 @@ def test_a_stage_stopped_ends_as_one_that_was_not(larger, corpus, tmp_path):
 
   with pytest.raises(errors.Interrupted):
     loop.run(config, tmp_path / 'cut', corpus, quiet=True, on_step=stop)
+  # Its checkpoint is all that it needs from here on.
+  monkeypatch.setattr(parents, 'graft', None)
   assert loop.run(config, tmp_path / 'cut', corpus, quiet=True) == 'finished'
   whole, cut = (_rows(tmp_path / name) for name in ('whole', 'cut'))
   assert [row | {'run': ''} for row in whole] == [
@@ -140,6 +153,35 @@ def test_what_is_not_asked_for_does_not_grow(larger, tmp_path, changes, says):
   with pytest.raises(errors.UserError, match=says):
     job_lib.begin(larger(**changes), tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
+
+
+def test_another_seed_is_another_order_of_the_data(larger, tmp_path):
+  config = larger()
+  train = dataclasses.replace(config.train, seed=5)
+  job_lib.begin(dataclasses.replace(config, train=train), tmp_path)
+  lineage = records.read_json(tmp_path / 'lineage.json')
+  assert lineage['inherited_windows'] == 0 < lineage['inherited_flops']
+
+
+def test_an_export_s_place_in_the_data_goes_with_it(parent, tmp_path):
+  config, small = parent
+  export.to_familial(models.load(small), 2, tmp_path / 'alone')
+  lineage = records.read_json(tmp_path / 'alone' / 'lineage.json')
+  assert lineage['inherited_windows'] == 8 * config.train.batch_size
+  grows = dataclasses.replace(
+    models.load(tmp_path / 'alone').config,
+    model=dataclasses.replace(config.model, depth=3, exits=(1, 2, 3)),
+    train=dataclasses.replace(config.train, init_from='../alone'),
+    growth=growth_config.GrowthConfig(depth='identity', state='carry'),
+  )
+  with pytest.raises(
+    errors.UserError, match=r"growth.state: 'carry' is not possible .* 'reset'"
+  ):
+    job_lib.begin(grows, tmp_path / 'on')
+  growth = dataclasses.replace(grows.growth, state='reset')
+  job_lib.begin(dataclasses.replace(grows, growth=growth), tmp_path / 'on')
+  lineage = records.read_json(tmp_path / 'on' / 'lineage.json')
+  assert lineage['inherited_windows'] == 8 * config.train.batch_size
 
 
 def test_other_data_or_another_base_are_refused(larger, tmp_path):
@@ -176,7 +218,11 @@ def test_expand_writes_a_model_to_train_on(
     f"  config.growth.update(width='replicate', state={state!r})\n"
     '  return config\n'
   )
-  flags = [f'--checkpoint={small}', f'--to={script}', f'--out={out}']
+  flags = [
+    f'--checkpoint={small}/checkpoints/8',
+    f'--to={script}',
+    f'--out={out}',
+  ]
   assert main_lib._main(['familial', 'expand', *flags]) == 0
   assert 'the same function as step 8' in capsys.readouterr().out
   grown = models.load(out)
@@ -205,6 +251,8 @@ def test_expand_writes_a_model_to_train_on(
     started.params['embedding'], grown.params['embedding']
   )
   assert int(started.opt_state[1].count) == (8 if state == 'carry' else 0)
+  with pytest.raises(errors.UserError, match='in another workdir'):
+    job_lib.begin(grown.config, out)
   assert main_lib._main(['familial', 'expand', *flags]) == 2
   assert 'is there already' in capsys.readouterr().err
 

@@ -226,3 +226,27 @@ def test_one_device_reads_its_parent_once(random_params):
   parent = random_params(WAS, np.float32)
   due = sum(leaf.nbytes for leaf in jax.tree.leaves(parent))
   assert grown.reads(growth, like) == due
+
+
+@pytest.mark.slow
+def test_units_read_unevenly_have_their_gradients(random_params, grow):
+  """Where only heads and MLP grow, and heads by whole groups, all follows."""
+  now = dataclasses.replace(WAS, mlp_width=12)
+  params = random_params(WAS)
+  bigger, growth = grow(params, WAS, now, split='uneven')
+  with jax.enable_x64(True):
+    small = jax.tree.map(np.asarray, _gradient(WAS)(params, TOKENS[0]))
+    large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
+  expected = _moments(growth, small, 1)
+  for found, due in zip(*map(jax.tree.leaves, (large, expected)), strict=True):
+    np.testing.assert_allclose(found, due, atol=1e-14)
+
+
+def test_silent_layers_have_no_moments(random_params):
+  now = dataclasses.replace(WAS, depth=3, exits=(1, 2, 3))
+  carried = _moments(_growth(now, state='carry'), random_params(WAS), 1)
+  assert all(
+    (leaf == 0).all() for leaf in jax.tree.leaves(carried['segment_2'])
+  )
+  old = jax.tree.leaves(carried['segment_1'])
+  assert all((leaf != 0).any() for leaf in old)

@@ -180,6 +180,7 @@ def test_what_is_written_is_read_as_a_model(shape, tmp_path, kind, unembedding):
     'parent_step': 9,
     'expansion': None,
     'inherited_flops': 10 + 9 * 4 * 32 * flops.train(config.model, 32),
+    'inherited_windows': 9 * 4,
     'export': {'exit': 2, 'layer': 3},
     'corpus': 'fingerprint',
   }
