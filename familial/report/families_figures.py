@@ -74,7 +74,7 @@ def compared(
       name = way if here[0]['against'] == usual else _over(here[0], direct)
       ax.plot(x, y, lw=1.1, label=name, **look)
       for row, at in zip(here, x, strict=True):
-        if row['lo'] is not None and row['value'] != 0:
+        if row['lo'] is not None:
           span = [100 * math.expm1(row[key]) for key in ('lo', 'hi')]
           ax.plot([at, at], span, color=look['color'], lw=1.6)
       ends[name] = (x[-1], y[-1], look)

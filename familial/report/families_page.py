@@ -257,7 +257,17 @@ def _tiles(
 def _doubts(families: Families) -> Iterator[str]:
   """Yields what a reader must know before believing the numbers, as HTML."""
   runs, plan = families.results.runs, families.results.plan
-  found = []
+  found = [
+    'Nothing was tuned for any way: one base rate, one weighting of exits, a'
+    ' warm-up and a decay of its own for every stage of a chain.'
+  ]
+  if plan.get('equal') == 'total':
+    found.append(
+      'Separate models share C with tokens in proportion to parameters: the'
+      ' smallest gets a small part of it, while a model with exits trains all'
+      ' its members on all of its tokens. Another split moves losses from size'
+      ' to size.'
+    )
   for status in ('diverged', 'running', 'not run'):
     cells = [run.cell for run in runs if run.status == status]
     if cells:

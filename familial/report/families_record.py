@@ -52,14 +52,17 @@ _DEFINITIONS = {
   'Top-1 agreement': 'Share of held-out tokens that both hold the likeliest.',
   'Compute for equal loss': (
     "exp(log loss over / s), s of loss ~ C^-s by the way's own losses at the"
-    " study's budgets: the multiple of the other's compute at its loss."
+    " study's budgets: the multiple of the other's compute at its loss. C is the"
+    " family's where that is what costs the same. The error of s is left out of"
+    ' the interval.'
   ),
   'Saving by the ledger': (
     'What a chain trains with less than the way that it is compared with.'
   ),
   'Saving at its losses': (
     "What a chain trains with less than the other way would need for the chain's"
-    " losses: each size's compute is moved along that way's own slope."
+    " losses: each size's compute is moved along that way's own slope, whose"
+    ' error is left out of the interval.'
   ),
   'Tokens seen': (
     'Training tokens of a run and of all runs that it grew from.'
@@ -77,6 +80,16 @@ def ledger(families: Families) -> html.Section | str:
     ' that leaves after the stages before it, to the nearest step. Seeds cost'
     ' the same.'
   )
+  ways = families.part('ways')
+  if ways:
+    body += html.table(
+      ['way', 'kind', 'exits kept', 'growth', 'rates of width', 'split of C'],
+      list(map(_way, ways)),
+      'How each way is done. Rates of width: the width whose rates all matrices'
+      " have, otherwise each its own's. Split of C among separate sizes: by"
+      ' parameters with tokens in proportion, or even.',
+      align='llllrl',
+    )
   body += html.table(
     [
       'way',
@@ -122,6 +135,20 @@ def ledger(families: Families) -> html.Section | str:
   return html.Section('ledger', 'The ledger', body)
 
 
+def _way(row: Row) -> list[str]:
+  growth = ', '.join(
+    f'{key} {value}' for key, value in row['growth'].items() if value
+  )
+  return [
+    row['way'],
+    row['kind'],
+    'yes' if row['keep_exits'] else '–',
+    growth if row['kind'] == 'chain' else '–',
+    str(row['rate_width'] or 'its own'),
+    'even' if row['alike'] else 'by parameters',
+  ]
+
+
 def serving(families: Families) -> html.Section | str:
   """Returns what a family costs to store, and each member to serve."""
   rows = families.part('storage')
@@ -156,7 +183,7 @@ def runs(families: Families) -> html.Section:
   """Returns the table of all runs, finished or not."""
   seen = {row['run']: row['tokens_seen'] for row in families.part('members')}
   planned = {
-    (row['way'], *_key(stage)): tokens
+    stage['cell']: tokens
     for row in families.ledger
     for stage, tokens in zip(row['stages'], _seen(row), strict=True)
   }
@@ -168,10 +195,7 @@ def runs(families: Families) -> html.Section:
       words.amount(run.params_full),
       str(run.exits),
       words.amount(run.tokens),
-      words.amount(
-        seen.get(run.cell)
-        or planned.get((run.arm, run.width, run.depth, run.exits, run.tokens))
-      ),
+      words.amount(seen.get(run.cell) or planned.get(run.cell)),
       words.number(run.epochs, 2),
       words.scientific(run.flops if run.rows else None),
       ' · '.join(words.number(loss, 4) for loss in run.losses) or '–',
@@ -215,12 +239,6 @@ def _seen(row: Row) -> list[int]:
   if row['kind'] != 'chain':
     return tokens
   return list(itertools.accumulate(tokens))
-
-
-def _key(stage: Row) -> tuple[int, ...]:
-  """Returns what tells a stage from the others of its way."""
-  exits = len(stage['exits'])
-  return stage['width'], stage['depth'], exits, stage['tokens']
 
 
 def _stage(row: Row, place: int) -> list[str]:

@@ -169,8 +169,6 @@ def read(results: results_lib.Results) -> Families:
 
 def over(row: Row) -> str:
   """Returns a log ratio of losses as a percentage above 1, and its interval."""
-  if row['value'] == 0:
-    return '0 (the same run)'
   if row['lo'] is None:
     return words.percent(math.expm1(row['value']))
   return answer.over(row)
@@ -181,7 +179,7 @@ def verdict(row: Row) -> str:
 
   It is '' where there is no interval.
   """
-  if row['lo'] is None or row['value'] == 0:
+  if row['lo'] is None:
     return ''
   if row['lo'] <= 0 <= row['hi']:
     return 'cannot be told apart'

@@ -30,17 +30,12 @@ def compared(families: Families, gallery: html.Gallery) -> Part:
     if any(row['lo'] is not None for row in rows)
     else 'One seed: no intervals.'
   )
-  same = (
-    ' A point at exactly 0 is the same run in both ways: a chain begins with it.'
-    if any(row['value'] == 0 for row in rows)
-    else ''
-  )
   body = gallery.show(
     'compared',
     families_figures.compared(rows, params, families.ways),
     "Loss of each way over its counterpart's against the member's parameters, a"
     ' panel for each budget, a colour for each way',
-    f'Below 0 the way has the lower loss. {span}{same} Ways stand side by side'
+    f'Below 0 the way has the lower loss. {span} Ways stand side by side'
     ' at each size so that none hides another.',
   )
   tables = [
