@@ -322,7 +322,7 @@ def test_the_figure_draws_each_interval():
   assert curve[:, 1] == pytest.approx([0, 2.0201, -2.9554], abs=1e-3)
   bars = [line for line in lines if line.shape == (2, 2) and line[0, 0] > 1]
   assert [bar[0, 0] for bar in bars] == list(PARAMS)
-  assert bars[0][:, 1] == pytest.approx([1.0050, 3.0455], abs=1e-3)
+  assert bars[1][:, 1] == pytest.approx([1.0050, 3.0455], abs=1e-3)
 
 
 def test_each_way_has_a_look_of_its_own():
