@@ -139,6 +139,23 @@ def test_matrices_within_layers_take_a_rate_by_width(shape, params):
   assert ratio['exit_1']['norm']['gain'] == pytest.approx(1, rel=1e-5)
 
 
+def test_one_rate_width_is_one_rate_for_all(shape, params):
+  gradients = _gradients(params, 2)
+  ends = [
+    _train(
+      optimizer.adamw(
+        _hyper(schedule='constant', rate_width=rate_width),
+        shape(width=width, base_width=32),
+      ),
+      params,
+      gradients,
+    )
+    for width, rate_width in ((64, 0), (128, 64), (32, 64))
+  ]
+  for other in ends[1:]:
+    jax.tree.map(np.testing.assert_array_equal, ends[0], other)
+
+
 def test_decay_is_the_same_at_every_width_and_spares_gains(shape, params):
   h = _hyper(
     schedule='cosine', base_lr=0.5, weight_decay=0.1, steps=10, warmup_steps=1
