@@ -6,7 +6,6 @@ of the parent no more than that part's sources.
 """
 
 from collections.abc import Callable
-import dataclasses
 import math
 from typing import Any
 import zlib
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from familial.expansion import maps
+from familial.expansion import roles as roles_lib
 from familial.model import transformer
 
 Path = tuple[str, ...]
@@ -24,33 +24,6 @@ Take = Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
 _NOISE = 0.1  # Of `split` noise, in standard deviations of a fresh matrix.
 _WRITERS = ('o', 'down')
 _ALIGNMENT = 64  # Bytes.
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Roles:
-  """What the axes of an array are: of units, or all as they were.
-
-  Attributes:
-    rows: the axis that the array reads, or None.
-    cols: the axis that it writes; of a gain, the one it lies along.
-    divided: whether copies among the rows share what their source had.
-    scale: of its values.
-    ratio: of its gradient to that of its source, but for copies among `cols`.
-    read_N: of a column's gradient, the share of its source's; None for equal
-      shares among copies.
-  """
-
-  rows: maps.Axis | None
-  cols: maps.Axis | None
-  divided: bool = False
-  scale: float = 1.0
-  ratio: float = 1.0
-  read_N: np.ndarray | None = None
-
-  def gradients_N(self) -> np.ndarray:
-    """Returns what a column's gradient is of its source's."""
-    assert self.cols is not None
-    return 1 / self.cols.copies_N if self.read_N is None else self.read_N
 
 
 def params(
@@ -178,7 +151,7 @@ class Part:
     take: Take,
   ):
     self._growth, self._path, self._take = growth, path, take
-    self._roles = _roles(growth, path)
+    self._roles = roles_lib.of(growth, path)
     # Of layers, rows and columns; a gain has no rows, few arrays have layers.
     self._layers: np.ndarray | None = None
     if path[0].startswith('segment_'):
@@ -362,41 +335,3 @@ class Part:
   def _name(self) -> Path:
     """Returns the array's name, the same whatever exits cut the trunk."""
     return self._path[1:] if self._layers is not None else self._path
-
-
-def _roles(growth: maps.Growth, path: Path) -> _Roles:
-  """Returns what the axes of an array of a model are."""
-  width, size = growth.width, growth.was.head_dim
-  of_exit = path[0].startswith('exit_')
-  if path[-1] == 'embedding':
-    return _Roles(None, width)
-  if path[-1] == 'unembedding':
-    return _Roles(width, None)
-  if path[-1] == 'gain':
-    # The logits' own scale is the width's; see `maps`.
-    inverse = of_exit and 'branch' not in path
-    eta = 1 / growth.eta if inverse else growth.eta
-    return _Roles(None, width, scale=eta, ratio=1 / eta)
-  heads, kv_heads = growth.heads.spread(size), growth.kv_heads.spread(size)
-  rows, cols = {
-    'q': (width, heads),
-    'k': (width, kv_heads),
-    'v': (width, kv_heads),
-    'o': (heads, width),
-    'gate': (width, growth.mlp),
-    'up': (width, growth.mlp),
-    'down': (growth.mlp, width),
-  }[path[-2]]
-  split = growth.config.split
-  heads_H = growth.heads.shares_N(split)
-  # A key's gradient comes by the queries of its group.
-  group = growth.was.heads // growth.was.kv_heads
-  kv_K = heads_H.reshape(growth.now.kv_heads, -1).sum(1) / group
-  read_N = {
-    'q': np.repeat(heads_H, size),
-    'k': np.repeat(kv_K, size),
-    'v': np.repeat(kv_K, size),
-    'gate': growth.mlp.shares_N(split),
-    'up': growth.mlp.shares_N(split),
-  }.get(path[-2])
-  return _Roles(rows, cols, divided=True, read_N=read_N)

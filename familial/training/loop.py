@@ -15,6 +15,7 @@ from familial import records
 from familial.data import packing
 from familial.training import config as train_config
 from familial.training import job as job_lib
+from familial.training import meter as meter_lib
 from familial.training import processes
 from familial.training import profiling
 from familial.training import step as step_lib
@@ -56,8 +57,8 @@ def run(
   model, train = config.model, config.train
   with (
     job_lib.Job(config, folder, corpus, tensorboard) as job,
-    job_lib.stop_signals() as stopping,
-    job_lib.Meter([job], quiet) as meter,
+    meter_lib.stop_signals() as stopping,
+    meter_lib.Meter([job], quiet) as meter,
     profiling.Trace(job.folder, profile) as trace,
     jax.set_mesh(job.mesh),
   ):

@@ -32,6 +32,7 @@ from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import config as train_config
 from familial.training import job as job_lib
+from familial.training import meter as meter_lib
 from familial.training import optimizer
 from familial.training import profiling
 from familial.training import sharding
@@ -161,8 +162,8 @@ def run(
       )
       for k in left
     ]
-    stopping = stack.enter_context(job_lib.stop_signals())
-    meter = stack.enter_context(job_lib.Meter(jobs, quiet))
+    stopping = stack.enter_context(meter_lib.stop_signals())
+    meter = stack.enter_context(meter_lib.Meter(jobs, quiet))
     trace = stack.enter_context(profiling.Trace(jobs[0].folder, profile))
     model = model or model_config.union([config.model for config in configs])
     _train(jobs, model, meter, trace, stopping, on_steps)
@@ -178,7 +179,7 @@ def run(
 def _train(
   jobs: list[job_lib.Job],
   model: model_config.ModelConfig,
-  meter: job_lib.Meter,
+  meter: meter_lib.Meter,
   trace: profiling.Trace,
   stopping: Callable[[], bool],
   on_steps: Callable[[list[int]], None],

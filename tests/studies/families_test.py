@@ -17,6 +17,7 @@ from familial.report import page
 from familial.studies import cells as cells_lib
 from familial.studies import families
 from familial.studies import families_cells
+from familial.studies import families_compared
 from familial.studies import families_summary
 from familial.studies import sweep
 
@@ -270,6 +271,6 @@ def test_what_two_ways_do_alike_is_trained_once(text_data):
 def test_scatter_counts_runs_that_are_shared_once():
   one = {('a', 0): 1.0, ('b', 0): 1.2}
   twice = {'x': one, 'y': dict(one)}
-  assert families_summary._half_widths(twice)(2) == pytest.approx(
-    families_summary._half_widths({'x': one})(2)
+  assert families_compared._half_widths(twice)(2) == pytest.approx(
+    families_compared._half_widths({'x': one})(2)
   )

@@ -16,8 +16,8 @@ import pytest
 from familial import errors
 from familial import flops
 from familial import records
-from familial.training import job
 from familial.training import loop
+from familial.training import meter
 from familial.training import step as step_lib
 from familial.training import timing
 from tests.training import runs
@@ -25,7 +25,7 @@ from tests.training import runs
 # A run in a process of its own, which prints its devices and then each step.
 _CHILD = """
 import pickle, sys, time, jax
-from familial.training import job
+from familial.training import meter
 from familial.training import loop
 def on_step(step):
   print(step, flush=True)
@@ -281,7 +281,7 @@ def test_a_stop_during_the_last_step_is_heard(corpus, run_config, tmp_path):
 def test_progress_tells_the_speed(
   undisturbed, corpus, run_config, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(job, '_PROGRESS_SECONDS', -1.0)
+  monkeypatch.setattr(meter, '_PROGRESS_SECONDS', -1.0)
   config = run_config(steps=6, evaluations=2)
   loop.run(config, tmp_path / 'run', corpus, quiet=True)
   rows = records.read(tmp_path / 'run' / records.PROGRESS)
