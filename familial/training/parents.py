@@ -87,13 +87,14 @@ def lineage(
   if made:
     spent, seen = made['inherited_flops'], made.get('inherited_windows', 0)
   else:
-    spent = rows[-1]['flops']
-    # What grows goes on with the data; others see them anew.
-    seen = windows(parent, rows[-1]['step']) if grows else 0
-  if records.read_own(parent / 'config.json')['train']['seed'] != (
+    spent, seen = rows[-1]['flops'], windows(parent, rows[-1]['step'])
+  was: Any = records.read_own(parent / 'config.json')
+  # What grows, or has grown, goes on with the data in their order; others see
+  # them anew.
+  if not (grows or 'expand' in made) or was['train']['seed'] != (
     config.train.seed
   ):
-    seen = 0  # In another order they begin anew.
+    seen = 0
   check_moments(parent, config.growth)
   growth = (
     maps.plan(config.growth, shape(parent), config.model) if grows else None

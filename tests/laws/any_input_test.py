@@ -17,7 +17,7 @@ GENERATED = hypothesis.settings(
   deadline=None,
   derandomize=True,
   database=None,
-  max_examples=10,
+  max_examples=5,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 PARQUET = points.parquet_bytes(points.columns(12))

@@ -62,6 +62,7 @@ def test_files_of_each_form(fitted, tmp_path, form, budget, named):
     assert np.ptp(image.imread(path)) > 0.5  # not a blank page
 
 
+@pytest.mark.slow
 def test_isoflop_curves_hold_the_rows_of_their_granularity(fitted):
   found = fitted('familial_total')
   columns = found.table.columns

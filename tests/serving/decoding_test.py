@@ -54,7 +54,7 @@ def test_one_exit_says_what_the_uncached_pass_does(
   ('kind', 'threshold', 'rows'),
   [
     ('max_prob', 0.3, 0),
-    ('gap', 0.15, 2),
+    pytest.param('gap', 0.15, 2, marks=pytest.mark.slow),
     pytest.param('entropy', 0.3, 2, marks=pytest.mark.slow),
     pytest.param('max_prob', 0.3, 2, marks=pytest.mark.slow),
     pytest.param('gap', 0.15, 0, marks=pytest.mark.slow),

@@ -175,6 +175,7 @@ def _train_on(folder):
   return config_lib.run(module['get_config'](str(folder)))
 
 
+@pytest.mark.slow
 def test_one_config_trains_any_model_on(family, exported, text_data, corpus):
   config, parent = family
   dense, alone = exported(1)
