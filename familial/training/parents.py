@@ -88,12 +88,10 @@ def lineage(
     spent, seen = made['inherited_flops'], made.get('inherited_windows', 0)
   else:
     spent, seen = rows[-1]['flops'], windows(parent, rows[-1]['step'])
-  was: Any = records.read_own(parent / 'config.json')
+  order = records.read_own(parent / 'config.json')['train']['seed']
   # What grows, or has grown, goes on with the data in their order; others see
   # them anew.
-  if not (grows or 'expand' in made) or was['train']['seed'] != (
-    config.train.seed
-  ):
+  if not (grows or 'expand' in made) or order != config.train.seed:
     seen = 0
   check_moments(parent, config.growth)
   growth = (
