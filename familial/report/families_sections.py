@@ -48,7 +48,7 @@ def compared(families: Families, gallery: html.Gallery) -> Part:
           families,
           families.part('compared', budget=budget, against=against),
           families_results.over,
-          lambda way, against=against: [against],  # type: ignore[misc]
+          [against],
         )
       ],
       f'Loss over that of the other way at C = {words.scientific(budget)} FLOPs,'
@@ -174,12 +174,16 @@ def compute(families: Families) -> Part:
   for budget in families.budgets:
     body += html.table(
       ['way', 'over', *_sizes(families)],
-      _by_size(
-        families,
-        families.part('equal_loss', budget=budget),
-        lambda row: _estimate(row, 3),
-        lambda way: [families.against(way)],
-      ),
+      [
+        line
+        for way in families.ways
+        for line in _by_size(
+          families,
+          families.part('equal_loss', budget=budget, way=way),
+          lambda row: _estimate(row, 3),
+          [families.against(way)],
+        )
+      ],
       f'Multiples at C = {words.scientific(budget)} FLOPs, by size, with 95 %'
       ' intervals where there are several seeds; what the slope errs by is left'
       ' out.',
@@ -233,14 +237,14 @@ def _by_size(
   families: Families,
   rows: Sequence[Row],
   cell: Callable[[Row], str],
-  more: Callable[[str], list[str]] = lambda way: [],
+  more: Sequence[str] = (),
 ) -> list[list[str]]:
   """Returns lines of a table: way, `more` of it, a cell for each size."""
   found = {(row['way'], row['size']): cell(row) for row in rows}
   return [
     [
       way,
-      *more(way),
+      *more,
       *(found.get((way, size), '–') for size in range(1, families.sizes + 1)),
     ]
     for way in families.ways

@@ -226,18 +226,17 @@ def _folders(workdir: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path for path in (workdir / 'cells').iterdir() if path.is_dir())
 
 
-def seconds(workdir: pathlib.Path) -> float:
-  """Returns the seconds that all runs' training steps took, summed."""
+def seconds(workdir: pathlib.Path) -> float | None:
+  """Returns the seconds that all runs' training steps took, summed; None where
+  one has not measured its own part of the time that it shared."""
   total = 0.0
   for run in _folders(workdir):
     progress = records.read(run / records.PROGRESS)
     rows = records.read(run / records.ROWS)
-    if rows and progress and progress[-1]['tokens_per_second']:
-      # Runs that train together share the time.
-      last = progress[-1]
-      total += (
-        rows[-1]['tokens'] / last['tokens_per_second'] / last.get('together', 1)
-      )
+    if rows and progress:
+      if 'seconds_per_step' not in progress[-1]:
+        return None
+      total += rows[-1]['step'] * progress[-1]['seconds_per_step']
   return total
 
 

@@ -57,13 +57,14 @@ def begin(
   compilation.prepare(config.data, several=several)
   folder = pathlib.Path(folder)
   path = folder / 'lineage.json'
-  # A run that has begun needs its parent no more, once it has a checkpoint.
-  lineage = None if path.exists() else parents.lineage(folder, config)
-  if lineage is None and 'expand' in records.read_json(path):
+  if path.exists() and 'expand' in records.read_json(path):
     raise errors.UserError(
       f'{folder} holds a grown model; it is trained on in another workdir, with '
       'train.init_from'
     )
+  # With a checkpoint of its own a run needs its parent no more.
+  saved = path.exists() and any((folder / 'checkpoints').glob('[0-9]*'))
+  lineage = None if saved else parents.lineage(folder, config)
 
   def opened() -> str:
     records.open_run(folder, config, lineage, free=('layout',))

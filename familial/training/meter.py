@@ -37,6 +37,8 @@ class Meter:
     self._since: float | None = None
     self._steps = 0
     self._seconds = 0.0
+    # Of all that pass, what is each run's: those that advance together share.
+    self._own = dict.fromkeys(jobs, 0.0)
     self._written = time.monotonic()
 
   def __enter__(self) -> 'Meter':
@@ -62,6 +64,8 @@ class Meter:
     if self._since is not None:
       self._steps += count
       self._seconds += now - self._since
+      for job in latest:
+        self._own[job] += (now - self._since) / len(latest)
     self._since = now
     self._bar.update(count * len(latest))
     due = now - self._written > _PROGRESS_SECONDS
@@ -81,7 +85,7 @@ class Meter:
         'loss': loss,
         'gradient_norm': norm,
         'tokens_per_second': speed * per_step,
-        'together': len(latest),
+        'seconds_per_step': self._own[job] / self._steps,
         'flops_per_second': speed
         * per_step
         * flops_lib.train(

@@ -129,10 +129,8 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   [wild] = [cell for cell in cells if cell.cell == runs[1].name]
   (runs[1] / records.ROWS).unlink()
   write_rows(workdir, wild, None)
-  # One whose speed was never seen, one of which 100 tokens took a second in
-  # which another one trained too.
-  for run, speed in ((runs[2], 0.0), (runs[3], 100.0)):
-    progress = [{'step': 1, 'tokens_per_second': speed, 'together': 2}]
+  for run, own in ((runs[2], 0.25), (runs[3], 0.5)):
+    progress = [{'step': 1, 'seconds_per_step': own}]
     records.append(run / records.PROGRESS, progress)
   cost = written(study, workdir, ['a'])['cost']
   assert cost['finished'] == len(cells) - 2
@@ -142,8 +140,12 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   assert any(cell.train.init_from for cell in counted)
   own = sum(cells_lib.cost(cell) for cell in counted)
   assert cost['flops'] == pytest.approx(own, rel=1e-12)
-  tokens = records.read(runs[3] / records.ROWS)[-1]['tokens']
-  assert cost['seconds'] == pytest.approx(tokens / 100 / 2)
+  steps = [records.read(runs[k] / records.ROWS)[-1]['step'] for k in (2, 3)]
+  due = 0.25 * steps[0] + 0.5 * steps[1]
+  assert cost['seconds'] == pytest.approx(due)
+  # Of one the time was not its own alone.
+  records.append(runs[4] / records.PROGRESS, [{'step': 1, 'loss': 1.0}])
+  assert written(study, workdir, ['a'])['cost']['seconds'] is None
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_progress_tells_the_speed(
   for row in rows:
     assert set(row) == {
       'step', 'loss', 'gradient_norm', 'tokens_per_second', 'flops_per_second',
-      'together'
+      'seconds_per_step'
     }  # fmt: skip
     assert row['tokens_per_second'] > 0
     assert row['flops_per_second'] == pytest.approx(
