@@ -12,9 +12,11 @@ from typing import Any
 import ml_collections
 
 from familial import errors
+from familial.allocation import config as allocation_config
 from familial.data import config as data_config
 from familial.expansion import config as growth_config
 from familial.model import config as model_config
+from familial.studies import allocation_config as live_config
 from familial.studies import cells
 from familial.studies import config as study_config
 from familial.studies import families_cells
@@ -65,6 +67,39 @@ def families_template() -> ml_collections.ConfigDict:
       **_defaults(families_config.FamiliesConfig),
       'ways': {},
       'layout': _defaults(train_config.LayoutConfig),
+    }
+  )
+
+
+def allocation_template() -> ml_collections.ConfigDict:
+  """Returns a live allocation's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      'data': _defaults(data_config.DataConfig),
+      'model': {
+        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+        **cells.RATIOS,
+      },
+      'train': {
+        **_defaults(train_config.TrainConfig, live_config.RUN_KEYS),
+        'schedule': 'constant',
+      },
+      **_defaults(live_config.AllocationConfig),
+      'law': _defaults(allocation_config.Law),
+      'layout': _defaults(train_config.LayoutConfig),
+    }
+  )
+
+
+def replay_template() -> ml_collections.ConfigDict:
+  """Returns a replay's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      **_defaults(allocation_config.ReplayConfig),
+      'columns': {},
+      'law': _defaults(allocation_config.Law),
     }
   )
 
@@ -124,6 +159,27 @@ def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:
       families_config.Way, {**way, 'growth': growth}, f'ways.{name}'
     )
   return section(families_config.FamiliesConfig, {**values, **built}, '')
+
+
+def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
+  """Returns the config of a live allocation."""
+  values = plain(config)
+  built = {
+    name: section(cls, values.pop(name, {}), name)
+    for name, cls in (
+      ('data', data_config.DataConfig),
+      ('layout', train_config.LayoutConfig),
+      ('law', allocation_config.Law),
+    )
+  }
+  return section(live_config.AllocationConfig, {**values, **built}, '')
+
+
+def replay(config: Mapping[str, Any]) -> allocation_config.ReplayConfig:
+  """Returns the config of a replay."""
+  values = plain(config)
+  values['law'] = section(allocation_config.Law, values.pop('law', {}), 'law')
+  return section(allocation_config.ReplayConfig, values, '')
 
 
 def run(config: Mapping[str, Any]) -> train_config.RunConfig:

@@ -8,6 +8,7 @@ import traceback
 from absl import flags
 
 from familial import errors
+from familial.commands import allocation
 from familial.commands import command as command_lib
 from familial.commands import laws
 from familial.commands import models
@@ -18,6 +19,7 @@ COMMANDS = {
   **training.COMMANDS,
   **models.COMMANDS,
   **laws.COMMANDS,
+  **allocation.COMMANDS,
   **serving.COMMANDS,
 }
 
@@ -80,7 +82,9 @@ def _parse(
     rest = values(argv)[1:]
     for name in ('config', 'to'):
       if name in values:
-        getattr(values, name).lock()  # Runs the file, if nothing has yet.
+        config = getattr(values, name)  # Runs the file, if nothing has yet.
+        if config is not None:
+          config.lock()
     return values, rest
   except Exception as error:  # A config file is anyone's code.
     if not _of_config(error):

@@ -80,3 +80,19 @@ def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
     raise errors.UserError(
       f'--{flag}={",".join(texts)!r}: whole numbers, joined by commas'
     ) from None
+
+
+def mapping(text: str) -> dict[str, str]:
+  """Returns {'params': 'Model Size'} for 'params=Model Size'."""
+  mapping: dict[str, str] = {}
+  for pair in text.split(','):
+    ours, _, theirs = (part.strip() for part in pair.partition('='))
+    if ours in mapping:
+      raise errors.UserError(f'--columns: {ours!r} is mapped twice')
+    if ours and theirs:
+      mapping[ours] = theirs
+    elif pair.strip():
+      raise errors.UserError(
+        f"--columns: {pair!r} is not of the form 'ours=theirs'"
+      )
+  return mapping

@@ -131,7 +131,7 @@ def _fit(values: flags.FlagValues) -> str:
   needs = [c for name in values.form for c in forms.get(name).columns]
   rows = table.read(
     values.table,
-    _mapping(','.join(values.columns)),
+    command.mapping(','.join(values.columns)),
     loss=values.loss,
     rows_used=values.rows,
     cluster=values.cluster,
@@ -169,22 +169,6 @@ def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
       f'--{flag}={",".join(texts)!r}: numbers above 0, joined by commas'
     )
   return numbers
-
-
-def _mapping(text: str) -> dict[str, str]:
-  """Returns {'params': 'Model Size'} for 'params=Model Size'."""
-  mapping: dict[str, str] = {}
-  for pair in text.split(','):
-    ours, _, theirs = (part.strip() for part in pair.partition('='))
-    if ours in mapping:
-      raise errors.UserError(f'--columns: {ours!r} is mapped twice')
-    if ours and theirs:
-      mapping[ours] = theirs
-    elif pair.strip():
-      raise errors.UserError(
-        f"--columns: {pair!r} is not of the form 'ours=theirs'"
-      )
-  return mapping
 
 
 COMMANDS = {

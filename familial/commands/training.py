@@ -73,6 +73,7 @@ def _define_beside(values: flags.FlagValues) -> None:
 
 def _run(values: flags.FlagValues) -> str:
   from familial import config
+  from familial.studies import allocation
   from familial.studies import families
   from familial.studies import isoflop
 
@@ -82,6 +83,9 @@ def _run(values: flags.FlagValues) -> str:
   }
   if 'ways' in values.config:
     return families.run(config.families(values.config), values.workdir, **how)
+  if 'horizon' in values.config:
+    live = config.allocation(values.config)
+    return allocation.run(live, values.workdir, **how)
   return isoflop.run(config.study(values.config), values.workdir, **how)
 
 
@@ -91,7 +95,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import loop
   from familial.training import processes
 
-  if 'grid' in values.config or 'ways' in values.config:
+  if {'grid', 'ways', 'horizon'} & set(values.config):
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -123,6 +127,7 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.planning import page
   from familial.planning import pod
   from familial.planning import summary
+  from familial.studies import allocation
   from familial.studies import cells as cells_lib
   from familial.studies import families_cells
 
@@ -132,6 +137,9 @@ def _plan(values: flags.FlagValues) -> str:
   elif 'ways' in values.config:
     families = config.families(values.config)
     title, cells = families.title, families_cells.build(families)
+  elif 'horizon' in values.config:
+    live = config.allocation(values.config)
+    title, cells = live.title, allocation.build(live)
   else:
     title, cells = 'One run', [config.run(values.config)]
   config_file = pathlib.Path(config_flags.get_config_filename(values['config']))

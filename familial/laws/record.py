@@ -67,17 +67,18 @@ def load(path: str | pathlib.Path) -> Law:
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes JSON at once or not at all; NaN and infinity become null."""
-  text = json.dumps(_plain(record), indent=2, allow_nan=False) + '\n'
+  text = json.dumps(plain(record), indent=2, allow_nan=False) + '\n'
   records.write_text(path, text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+  """Returns a value as JSON has it; NaN and infinity become null."""
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, (np.ndarray, np.generic)):
-    return _plain(value.tolist())
+    return plain(value.tolist())
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

@@ -236,7 +236,7 @@ def read(
   """
   path = pathlib.Path(path)
   records, sha256 = files.read(path)
-  if not columns and {'run', 'exit', 'params_full'} <= set(records[0]):
+  if not columns and is_ours(records):
     table = from_rows(
       records, loss, rows_used, arms, mix_corpora, str(path), sha256
     )
@@ -244,9 +244,60 @@ def read(
     return _clustered(table, {}, cluster)
   # Spaces around a name are seldom meant, and a flag cannot say them.
   records = [{k.strip(): v for k, v in r.items()} for r in records]
-  table = _from_records(records, columns or {}, str(path), sha256, needs)
+  table = from_records(records, columns or {}, str(path), sha256, needs)
   labels = {name: [r.get(name) for r in records] for name in records[0]}
   return _clustered(table, labels, cluster)
+
+
+def is_ours(records: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether these are rows that training writes."""
+  return {'run', 'exit', 'params_full'} <= set(records[0])
+
+
+def from_records(
+  records: Sequence[Mapping[str, Any]],
+  columns: Mapping[str, str],
+  source: str,
+  sha256: str,
+  needs: Sequence[str] = (),
+) -> Table:
+  """The table of a file's records, whose columns may have other names.
+
+  Args:
+    records: one a row, of the same keys.
+    columns: as in read.
+    source: where they are from, for errors and fit.json.
+    sha256: hash of what was read.
+    needs: likewise as in read.
+  """
+  header = list(records[0])
+  mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
+  arrays = {
+    forms.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
+    for ours, theirs in mapping.items()
+    if ours != 'run'
+  }
+  for ours, theirs in mapping.items():
+    symbol = forms.SYMBOLS.get(ours, ours)
+    if symbol in arrays:
+      _check_column(symbol, arrays[symbol], source, theirs)
+  filters: dict[str, Any] = {}
+  if 'D' not in arrays and {'N', 'C'} <= set(arrays):
+    arrays['D'] = arrays['C'] / (6 * arrays['N'])
+    filters['tokens'] = 'flops / (6 params)'
+  long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
+  for name in needs:
+    if name not in arrays:
+      ours = long_names.get(name, name)
+      raise errors.UserError(
+        f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
+        f' has {", ".join(header)}: map one by {ours}=...'
+      )
+  if 'run' in mapping:
+    run = np.array([str(record.get(mapping['run'])) for record in records])
+  else:
+    run = np.array([str(i) for i in range(len(records))])
+  return Table(arrays, run, source, sha256, dict(mapping), filters)
 
 
 def _clustered(
@@ -295,43 +346,6 @@ def _check_column(
       f'column {theirs or name!r} of {source or "the table"} is {values[row]} in row'
       f' {row + 1}; {wanted} is needed'
     )
-
-
-def _from_records(
-  records: Sequence[Mapping[str, Any]],
-  columns: Mapping[str, str],
-  source: str,
-  sha256: str,
-  needs: Sequence[str],
-) -> Table:
-  header = list(records[0])
-  mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
-  arrays = {
-    forms.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
-    for ours, theirs in mapping.items()
-    if ours != 'run'
-  }
-  for ours, theirs in mapping.items():
-    symbol = forms.SYMBOLS.get(ours, ours)
-    if symbol in arrays:
-      _check_column(symbol, arrays[symbol], source, theirs)
-  filters: dict[str, Any] = {}
-  if 'D' not in arrays and {'N', 'C'} <= set(arrays):
-    arrays['D'] = arrays['C'] / (6 * arrays['N'])
-    filters['tokens'] = 'flops / (6 params)'
-  long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
-  for name in needs:
-    if name not in arrays:
-      ours = long_names.get(name, name)
-      raise errors.UserError(
-        f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
-        f' has {", ".join(header)}: map one by {ours}=...'
-      )
-  if 'run' in mapping:
-    run = np.array([str(record.get(mapping['run'])) for record in records])
-  else:
-    run = np.array([str(i) for i in range(len(records))])
-  return Table(arrays, run, source, sha256, dict(mapping), filters)
 
 
 def _mapping(

@@ -32,6 +32,8 @@ class Kind(NamedTuple):
     summarise: the study, its folder and the runs that failed to a line, with
       `summary.json` written.
     free: sections of the config that may change once runs are there.
+    execute: the study, its runs, its folder and how `sweep.execute` is to run
+      them to the runs that failed.
   """
 
   build: Callable[[Any], Cells]
@@ -40,6 +42,9 @@ class Kind(NamedTuple):
   affordable: Callable[[Any, Cells, plan_lib.Speed, int], Cells]
   summarise: Callable[[Any, pathlib.Path, list[str]], str]
   free: tuple[str, ...]
+  execute: Callable[..., list[str]] = lambda study, *args, **how: sweep.execute(
+    *args, **how
+  )
 
 
 def run(
@@ -78,8 +83,13 @@ def run(
   print(kind.text(plan), flush=True)
   if plan_only:
     return f'planned only; wrote {workdir / "plan.json"}'
-  failed = sweep.execute(
-    cells, workdir, workers=workers, tensorboard=tensorboard, profile=profile
+  failed = kind.execute(
+    study,
+    cells,
+    workdir,
+    workers=workers,
+    tensorboard=tensorboard,
+    profile=profile,
   )
   for cell in failed:
     log = sweep.folder(workdir, cell) / 'error.log'

@@ -6,6 +6,7 @@ finished or diverged is never trained again; what was cut off goes on from its
 checkpoint.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import multiprocessing
@@ -28,6 +29,7 @@ from familial.studies import groups as groups_lib
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
+Until = Mapping[str, int] | None
 _ATTEMPTS = 2
 _RESTARTS = 3
 
@@ -41,6 +43,7 @@ def execute(
   cells: Cells,
   workdir: str | os.PathLike[str],
   *,
+  until: Until = None,
   workers: int = 1,
   tensorboard: bool = False,
   profile: bool = False,
@@ -50,6 +53,8 @@ def execute(
   Args:
     cells: of the study.
     workdir: of the study.
+    until: the step that each named cell is to reach, where it pauses; the
+      others stay as they are. None for all cells to their ends.
     workers: processes on this host; each gets its share of the cores.
     tensorboard: write event files too.
     profile: write traces of a few steps too.
@@ -59,28 +64,45 @@ def execute(
     errors.Interrupted: on SIGTERM or SIGINT, once every cell under way is
       saved.
   """
-  left = [
-    cell
-    for cell in cells
-    if records.status(folder(workdir, cell.cell)) not in records.DONE
-  ]
-  if not left:
+  if not left(cells, workdir, until):
     return []
   if workers == 1:
-    work(cells, workdir, tensorboard=tensorboard, profile=profile)
+    work(cells, workdir, until=until, tensorboard=tensorboard, profile=profile)
   else:
-    _supervise(cells, workdir, workers, tensorboard, profile)
-  return [
-    cell.cell
-    for cell in cells
-    if records.status(folder(workdir, cell.cell)) not in records.DONE
-  ]
+    _supervise(cells, workdir, until, workers, tensorboard, profile)
+  return left(cells, workdir, until)
+
+
+def left(
+  cells: Cells, workdir: str | os.PathLike[str], until: Until = None
+) -> list[str]:
+  """Returns the cells that are not done: see `execute` for the arguments."""
+  return [cell.cell for cell in cells if not _done(cell, workdir, until)]
+
+
+def _done(
+  cell: train_config.RunConfig,
+  workdir: str | os.PathLike[str],
+  until: Until,
+) -> bool:
+  """Whether a cell has ended, or is where it is to pause."""
+  if until is not None and cell.cell not in until:
+    return True
+  run = folder(workdir, cell.cell)
+  if records.status(run) in records.DONE:
+    return True
+  if until is None:
+    return False
+  rows = records.read(run / records.ROWS)
+  whole = [row['step'] for row in rows if row['exit'] == row['exits']]
+  return bool(whole) and whole[-1] >= until[cell.cell]
 
 
 def work(
   cells: Cells,
   workdir: str | os.PathLike[str],
   *,
+  until: Until = None,
   workers: int = 1,
   quiet: bool = False,
   tensorboard: bool = False,
@@ -95,6 +117,7 @@ def work(
   Args:
     cells: of the study.
     workdir: of the study.
+    until: as of `execute`.
     workers: how many processes like this one share them.
     quiet: no progress bar.
     tensorboard: write event files too.
@@ -124,6 +147,7 @@ def work(
           mine[0],
           folders[0],
           corpora[data],
+          until=None if until is None else until[mine[0].cell],
           quiet=quiet,
           tensorboard=tensorboard,
           profile=profile,
@@ -134,6 +158,9 @@ def work(
           folders,
           corpora[data],
           model=model_config.union([cell.model for cell in group]),
+          until=(
+            None if until is None else [until[cell.cell] for cell in mine]
+          ),
           quiet=quiet,
           tensorboard=tensorboard,
           profile=profile,
@@ -156,9 +183,7 @@ def work(
     ready = []
     for cell in cells:
       run = folder(workdir, cell.cell)
-      if (
-        attempts[cell.cell] >= _ATTEMPTS or records.status(run) in records.DONE
-      ):
+      if attempts[cell.cell] >= _ATTEMPTS or _done(cell, workdir, until):
         continue
       # By name: the run's own folder may not be there yet for '..' to leave.
       parent = pathlib.Path(os.path.normpath(run / cell.train.init_from))
@@ -182,7 +207,7 @@ def work(
           cell
           for cell in due
           if stack.enter_context(records.held(folder(workdir, cell.cell)))
-          and records.status(folder(workdir, cell.cell)) not in records.DONE
+          and not _done(cell, workdir, until)
         ]
         waiting = waiting or len(mine) < len(due)
         if mine:
@@ -199,6 +224,7 @@ def work(
 def _supervise(
   cells: Cells,
   workdir: str | os.PathLike[str],
+  until: Until,
   workers: int,
   tensorboard: bool,
   profile: bool,
@@ -215,6 +241,7 @@ def _supervise(
       args=(
         list(cells),
         str(workdir),
+        until,
         workers,
         share,
         tensorboard,
@@ -238,7 +265,7 @@ def _supervise(
     for index in range(workers):
       processes.append(start(index))
     with tqdm.tqdm(
-      total=_total(cells) / 1e9,
+      total=sum(_cost(cell, until) for cell in cells) / 1e9,
       unit='GFLOP',
       file=sys.stderr,
       desc='sweep',
@@ -250,10 +277,7 @@ def _supervise(
         alive = any(process.is_alive() for process in processes)
         stopping = received or not refusals.empty()
         bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
-        done = sum(
-          records.status(folder(workdir, cell.cell)) in records.DONE
-          for cell in cells
-        )
+        done = len(cells) - len(left(cells, workdir, until))
         bar.set_postfix_str(f'{done} of {len(cells)} cells')
         for index, process in enumerate(processes):
           if stopping and index not in told:
@@ -290,6 +314,7 @@ def _supervise(
 def _worker(
   cells: Cells,
   workdir: str,
+  until: Until,
   workers: int,
   cores: list[int],
   tensorboard: bool,
@@ -305,6 +330,7 @@ def _worker(
     work(
       cells,
       workdir,
+      until=until,
       workers=workers,
       quiet=True,
       tensorboard=tensorboard,
@@ -316,8 +342,12 @@ def _worker(
     refusals.put(str(error))
 
 
-def _total(cells: Cells) -> float:
-  return sum(map(cells_lib.cost, cells))
+def _cost(cell: train_config.RunConfig, until: Until) -> float:
+  """Returns a cell's FLOPs to where it is to go."""
+  share = 1.0
+  if until is not None:
+    share = until.get(cell.cell, 0) / cell.train.steps
+  return share * cells_lib.cost(cell)
 
 
 def _spent(

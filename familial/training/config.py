@@ -76,7 +76,8 @@ class TrainConfig:
       Its model's shape, but for what `growth` lets differ, and its data must be
       this run's; of an import's data, the tokenizer.
     seed: of initialisation and of the order of the data.
-    evaluations: evaluations spaced evenly over the run, the last at its end.
+    evaluations: evaluations spaced evenly over the run, the last at its end;
+    first_evaluation: or, unless 0, evenly in log steps from this step on.
     eval_tokens: held-out tokens of each, always the same ones.
     gradients: at each evaluation, write the cosines between the exits'
       gradients on the first held-out batch.
@@ -106,6 +107,7 @@ class TrainConfig:
   init_from: str = ''
   seed: int = 0
   evaluations: int = 1
+  first_evaluation: int = 0
   eval_tokens: int = 65_536
   eval_batch_size: int = 32
   gradients: bool = False
@@ -137,11 +139,25 @@ class TrainConfig:
         f'train.warmup_steps: {self.warmup_steps} is not '
         f'in 0..{self.steps}, the steps of the run'
       )
+    if not 0 <= self.first_evaluation <= self.steps:
+      raise errors.UserError(
+        f'train.first_evaluation: {self.first_evaluation} is not '
+        f'in 0..{self.steps}, the steps of the run'
+      )
     if self.trained == 'exits' and not self.init_from:
       raise errors.UserError(
         'train.init_from: needed where train.trained is '
         "'exits': the run that holds the trunk"
       )
+
+  @property
+  def evaluated(self) -> frozenset[int]:
+    """The steps after which the run is evaluated."""
+    if self.first_evaluation:
+      at = np.geomspace(self.first_evaluation, self.steps, self.evaluations)
+    else:
+      at = self.steps * np.arange(1, self.evaluations + 1) / self.evaluations
+    return frozenset({*map(round, at.tolist()), self.steps})
 
   def exit_weights(
     self, exits: tuple[int, ...], end: bool = False

@@ -82,7 +82,8 @@ class Job:
     mesh: of the devices.
     hyper: the numbers that its compiled step takes.
     source: its training batches, by step.
-    evaluations: the steps after which it is evaluated.
+    until: the step that it is to reach.
+    evaluations: the steps after which it is evaluated, `until` among them.
     start: the step that it goes on from.
   """
 
@@ -92,6 +93,7 @@ class Job:
     folder: str | os.PathLike[str],
     corpus: packing.Corpus,
     tensorboard: bool,
+    until: int | None = None,
   ):
     """Opens the run's files and readies its data.
 
@@ -100,6 +102,7 @@ class Job:
       folder: as `begin` left it.
       corpus: of the run.
       tensorboard: write event files too.
+      until: the step to pause at, evaluated and saved; None for its end.
     """
     folder = pathlib.Path(folder)
     train = config.train
@@ -118,10 +121,8 @@ class Job:
       *sharding.part(train.batch_size, self.mesh),
       first=lineage.get('inherited_windows', 0),
     )
-    self.evaluations = {
-      round(train.steps * i / train.evaluations)
-      for i in range(1, train.evaluations + 1)
-    }
+    self.until = train.steps if until is None else min(until, train.steps)
+    self.evaluations = train.evaluated | {self.until}
     self._inherited = lineage['inherited_flops']
     self._fingerprint = corpus.fingerprint
     heldout = batches_lib.heldout(
@@ -203,7 +204,7 @@ class Job:
 
   def batches(self) -> Iterator[dict[str, jax.Array]]:
     """Yields the batches of the steps that are left, as global arrays."""
-    steps = range(self.start, self.config.train.steps)
+    steps = range(self.start, self.until)
     for _, batch in zip(
       steps, batches_lib.iterate(self.source, self.start), strict=False
     ):

@@ -26,6 +26,7 @@ def run(
   folder: str | os.PathLike[str],
   corpus: packing.Corpus | None = None,
   *,
+  until: int | None = None,
   quiet: bool = False,
   tensorboard: bool = False,
   profile: bool = False,
@@ -33,10 +34,13 @@ def run(
 ) -> str:
   """Trains a run to its end and returns `finished` or `diverged`.
 
+  Or as far as `until`, and returns `running`.
+
   Args:
     config: of the run.
     folder: of the run; made, or gone on with if it is this config's.
     corpus: where it is loaded already.
+    until: the step to pause at, evaluated and saved; None for the end.
     quiet: no progress bar.
     tensorboard: write event files too.
     profile: write a trace of a few steps too.
@@ -56,7 +60,7 @@ def run(
   processes.meet('packed')
   model, train = config.model, config.train
   with (
-    job_lib.Job(config, folder, corpus, tensorboard) as job,
+    job_lib.Job(config, folder, corpus, tensorboard, until) as job,
     meter_lib.stop_signals() as stopping,
     meter_lib.Meter([job], quiet) as meter,
     profiling.Trace(job.folder, profile) as trace,

@@ -26,7 +26,7 @@ class Meter:
     """Starts a bar over all steps of runs that advance together."""
     first = jobs[0].config.cell
     self._bar = tqdm.tqdm(
-      total=sum(job.config.train.steps for job in jobs),
+      total=sum(job.until for job in jobs),
       initial=sum(job.start for job in jobs),
       desc=first if len(jobs) == 1 else f'{first} and {len(jobs) - 1} more',
       unit='step',
@@ -77,7 +77,7 @@ class Meter:
     tokens = flops = 0.0
     for job, (step, loss, norm) in latest.items():
       config = job.config
-      if not due and step < config.train.steps:
+      if not due and step < job.until:
         continue
       per_step = config.train.batch_size * config.data.seq_len
       tokens += speed * per_step

@@ -123,12 +123,15 @@ def run(
   corpus: packing.Corpus | None = None,
   *,
   model: model_config.ModelConfig | None = None,
+  until: Sequence[int] | None = None,
   quiet: bool = False,
   tensorboard: bool = False,
   profile: bool = False,
   on_steps: Callable[[list[int]], None] = lambda steps: None,
 ) -> list[str]:
   """Trains runs to their ends; returns `finished` or `diverged` for each.
+
+  Or as far as `until`, and returns `running` where that is not the end.
 
   Args:
     configs: of runs that agree in the `common` part of their models, in what of
@@ -137,6 +140,7 @@ def run(
     corpus: where it is loaded already.
     model: the union of these and others' models; what was cut off among those
       goes on to the bit, whoever of them is left. By default these alone.
+    until: the step of each to pause at, evaluated and saved; None for its end.
     quiet: no progress bar.
     tensorboard: write event files too.
     profile: write a trace of a few dispatches too, to the first one's folder.
@@ -158,7 +162,13 @@ def run(
   with contextlib.ExitStack() as stack:
     jobs = [
       stack.enter_context(
-        job_lib.Job(configs[k], folders[k], corpus, tensorboard)
+        job_lib.Job(
+          configs[k],
+          folders[k],
+          corpus,
+          tensorboard,
+          None if until is None else until[k],
+        )
       )
       for k in left
     ]
@@ -205,7 +215,7 @@ def _train(
   h = sharding.members(_stack(numbers), mesh)
   feed = _Feed(jobs, len(states))
   step_K = np.array([job.start for job in jobs])
-  alive_K = np.array([job.start < job.config.train.steps for job in jobs])
+  alive_K = np.array([job.start < job.until for job in jobs])
   pending: _Dispatch | None = None
 
   def take(done: _Dispatch) -> None:
@@ -265,7 +275,7 @@ def _train(
         if not job.keep(state, step):
           job.diverge(step)
           alive_K[k] = False
-        elif step == job.config.train.steps:
+        elif step == job.until:
           alive_K[k] = False
       saved = time.monotonic()
       meter.pause()

@@ -1,0 +1,73 @@
+"""The law from a fraction of the runs, replayed: policies on known curves.
+
+`familial allocate --config=experiments/allocation.py:nanogpt --out=OUT
+--config.table=FOLDER/nanogpt_curves/curves.csv`
+
+Variants:
+  test       seconds: synthetic curves, few draws
+  synthetic  curves of a known law, clean and with three kinds of noise
+  nanogpt    30 nanoGPT curves, 5 widths x 6 depths, of a table that is not part of
+             this project (N, tokens, C, val_loss at 11 points each)
+  savings    the same curves, at budgets that save less and less: what the law
+             that was fitted to a fraction is worth
+"""
+
+import ml_collections
+
+from familial import config as config_lib
+
+PETA = 1e15
+
+
+def get_config(arg: str = 'synthetic') -> ml_collections.ConfigDict:
+  """Returns a variant's replay."""
+  variants = {
+    'test': _test,
+    'synthetic': _synthetic,
+    'nanogpt': _nanogpt,
+    'savings': _savings,
+  }
+  if arg not in variants:
+    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  config = config_lib.replay_template()
+  config.title = 'Policies on known curves'
+  variants[arg](config)
+  return config
+
+
+def _test(config: ml_collections.ConfigDict) -> None:
+  config.title += ' (test)'
+  config.cells = ((4, 1e3 * PETA),)
+  config.curves, config.draws = 8, 3
+  config.policies = ('uniform', 'sh_lmc', 'sh_ensemble_power_law')
+
+
+def _synthetic(config: ml_collections.ConfigDict) -> None:
+  config.title += ': synthetic'
+  config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e3 * PETA))
+  config.noises = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')
+
+
+def _nanogpt(config: ml_collections.ConfigDict) -> None:
+  config.title += ': nanoGPT'
+  config.columns = {
+    'params': 'N',
+    'tokens': 'tokens',
+    'flops': 'C',
+    'loss': 'val_loss',
+  }
+  config.curve = ('n_embd', 'n_layer')
+  config.cells = (
+    (20, 1e4 * PETA),
+    (20, 1e5 * PETA),
+    (5, 1e4 * PETA),
+    (5, 1e5 * PETA),
+  )
+  # Before, the rate warms up and a plateau at 5.4 nats is left.
+  config.law.where = ('tokens>=1e9',)
+
+
+def _savings(config: ml_collections.ConfigDict) -> None:
+  _nanogpt(config)
+  config.title += ', budgets by saving'
+  config.cells = tuple((20, x * PETA) for x in (1e4, 2e4, 4e4, 8e4, 1.6e5))

@@ -1,0 +1,314 @@
+"""What allocations gave, policy by policy, with intervals over draws."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from familial.allocation import config as config_lib
+from familial.allocation import curves as curves_lib
+from familial.allocation import frontier
+from familial.allocation import halving
+from familial.laws import forms
+from familial.laws import frontier as optima
+from familial.laws import groups
+from familial.laws import table as tables
+
+LEVEL = 0.95  # of intervals over draws
+_RESAMPLES = 2000
+_MORE = 1 + 1e-6  # of the compute seen: with less, nothing is predicted
+BASE = 'sh'  # which the others are compared with
+BOUND = 'oracle'
+
+Allocations = Mapping[
+  str, Sequence[halving.Allocation]
+]  # by policy, a draw each
+
+
+class Draws(NamedTuple):
+  """One policy's outcomes, one a draw; NaN where there is none.
+
+  Attributes:
+    best: the lowest loss seen, in nats.
+    spent: FLOPs.
+    gain: (L_base - L) / L_base.
+    regret: L over the lowest that the whole budget could buy, less 1: given to
+      the one candidate that would make most of it.
+    saving: 1 - budget / cost of training all candidates to their ends.
+    slope: of the line through the frontier of what was trained.
+    area: between that line and the whole grid's, from the start of the latter
+      to `beyond` times its end.
+    line: relative error of that line at `beyond` times the largest compute of
+      the grid, against the line of the whole grid.
+    law: the same of the compute-optimal loss of the fitted law, against the law
+      fitted to the whole grid.
+  """
+
+  best: np.ndarray
+  spent: np.ndarray
+  gain: np.ndarray
+  regret: np.ndarray
+  saving: np.ndarray
+  slope: np.ndarray
+  area: np.ndarray
+  line: np.ndarray
+  law: np.ndarray
+
+
+def outcomes(
+  allocations: Allocations,
+  grids: Sequence[Sequence[curves_lib.Curve]],
+  budget: float,
+  law: config_lib.Law,
+) -> dict[str, Draws]:
+  """The outcomes of every policy.
+
+  Args:
+    allocations: of each policy, in each draw.
+    grids: the whole curves of each draw's candidates.
+    budget: FLOPs of an allocation.
+    law: to fit.
+  """
+  ideal = np.array(
+    [min(float(curve.at(budget)) for curve in grid) for grid in grids]
+  )
+  cost = np.array([math.fsum(curve.end for curve in grid) for grid in grids])
+  whole = [_line(grid) for grid in grids]
+  reach = [law.beyond * frontier.span(grid)[1] for grid in grids]
+  laws = _laws(allocations, grids, law) if law.form else {}
+  found = {}
+  base = np.array([a.best for a in allocations[BASE]])
+  for name, mine in allocations.items():
+    best = np.array([a.best for a in mine])
+    lines = [_line(a.curves) for a in mine]
+    found[name] = Draws(
+      best=best,
+      spent=np.array([a.total for a in mine]),
+      gain=(base - best) / base,
+      regret=best / ideal - 1,
+      saving=1 - budget / cost,
+      slope=np.array([line.slope for line in lines]),
+      area=np.array(
+        [
+          frontier.area(line, full, frontier.span(grid)[0], far)
+          for line, full, grid, far in zip(
+            lines, whole, grids, reach, strict=True
+          )
+        ]
+      ),
+      line=np.array(
+        [
+          float(line(far) / full(far)) - 1
+          for line, full, far in zip(lines, whole, reach, strict=True)
+        ]
+      ),
+      law=laws.get(name, np.full(len(mine), np.nan)),
+    )
+  return found
+
+
+def summary(found: Mapping[str, Draws]) -> dict[str, dict[str, Any]]:
+  """Each policy's means and intervals over draws, for a JSON file.
+
+  `share_of_bound` is the mean gain over the oracle's; of errors there are the
+  mean size and how often it is within 1 %. Draws share candidates, so intervals
+  say how sure the mean over draws is, not how other curves would do.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for name, draws in found.items():
+    row: dict[str, Any] = {
+      key: interval(getattr(draws, key), np.mean)
+      for key in ('best', 'spent', 'gain', 'regret', 'saving', 'slope', 'area')
+    }
+    for key in ('line', 'law'):
+      error = np.abs(getattr(draws, key))
+      row[f'{key}_error'] = interval(error, np.median)
+      row[f'{key}_within_1_percent'] = interval(error <= 0.01, np.mean)
+      row[f'{key}_fits'] = int(np.isfinite(error).sum())
+    if BOUND in found:
+      both = np.stack([draws.gain, found[BOUND].gain], axis=1)
+      row['share_of_bound'] = interval(both, _ratio)
+    rows[name] = row
+  return rows
+
+
+def interval(
+  values: np.ndarray, statistic: Callable[..., Any]
+) -> dict[str, float | None]:
+  """A statistic over draws [n, ...] and its percentile interval by bootstrap.
+
+  Draws of which one is not known count for none.
+  """
+  known = (
+    np.isfinite(values) if values.ndim == 1 else np.isfinite(values).all(1)
+  )
+  values = values[known]
+  if len(values) < 2:
+    one = float(statistic(values, axis=0)) if len(values) else None
+    return {'value': one, 'lo': None, 'hi': None}
+  rng = np.random.default_rng(0)
+  drawn = rng.integers(len(values), size=(_RESAMPLES, len(values)))
+  spread = statistic(values[drawn], axis=1)
+  tail = (1 - LEVEL) / 2
+  lo, hi = np.quantile(spread, [tail, 1 - tail])
+  point = float(statistic(values, axis=0))
+  return {'value': point, 'lo': float(lo), 'hi': float(hi)}
+
+
+def calibration(
+  mine: Sequence[halving.Allocation],
+  grids: Sequence[Sequence[curves_lib.Curve]],
+) -> list[dict[str, Any]]:
+  """How a surrogate's predictions did, round by round.
+
+  Held against the true loss at the compute that each survivor would have at the
+  end; of candidates that had ended already there is nothing to predict.
+
+  Args:
+    mine: its allocations.
+    grids: the whole curves of each draw's candidates.
+
+  Returns:
+    A record for each round that ranked: how many predictions, the share within
+    their intervals (`coverage`, nominally surrogate.LEVEL), and the median
+    relative error of the mean (`error`), of the last loss held (`held_error`),
+    both of them below or above (`bias` of the mean: median, signed).
+  """
+  found = []
+  for number in range(len(mine[0].rounds) - 1):
+    rows = []
+    for allocation, grid in zip(mine, grids, strict=True):
+      made = allocation.rounds[number]
+      if made.predicted is None:
+        continue
+      for i, spent, end, seen, (mean, lo, hi) in zip(
+        made.alive, made.spent, made.end, made.seen, made.predicted, strict=True
+      ):
+        if seen is not None and end > spent * _MORE:
+          rows.append((float(grid[i].at(end)), mean, lo, hi, seen))
+    if not rows:
+      continue
+    true, mean, lo, hi, seen = np.array(rows).T
+    found.append(
+      {
+        'round': number + 1,
+        'predictions': len(rows),
+        'coverage': float(np.mean((lo <= true) & (true <= hi))),
+        'error': float(np.median(np.abs(mean / true - 1))),
+        'held_error': float(np.median(np.abs(seen / true - 1))),
+        'bias': float(np.median(mean / true - 1)),
+      }
+    )
+  return found
+
+
+def _ratio(both: np.ndarray, axis: int) -> np.ndarray:
+  mine, bound = np.moveaxis(both.mean(axis), -1, 0)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return np.asarray(mine / bound)
+
+
+def _line(curves: Sequence[curves_lib.Curve]) -> frontier.Line:
+  return frontier.line(curves, *frontier.span(curves))
+
+
+def _laws(
+  allocations: Allocations,
+  grids: Sequence[Sequence[curves_lib.Curve]],
+  law: config_lib.Law,
+) -> dict[str, np.ndarray]:
+  """Relative errors of the extrapolated loss; NaN where a law had no fit."""
+  form = forms.get(law.form)
+  chosen = {'': grids} | {
+    name: [a.curves for a in mine] for name, mine in allocations.items()
+  }
+  table, weights = rows(
+    [curves for each in chosen.values() for curves in each], law.where
+  )
+  theta, determined = groups.fit(form, table, weights)
+  far = [law.beyond * frontier.span(grid)[1] for grid in grids]
+  budgets, at = np.unique(far, return_inverse=True)
+  # [policies, draws, budgets], of which each draw has its own.
+  best = extrapolated(form, table, theta, budgets.tolist())
+  best = np.where(determined[:, None], best, np.nan)
+  best = best.reshape(len(chosen), len(grids), -1)
+  own = best[:, np.arange(len(grids)), at]
+  losses = dict(zip(chosen, own, strict=True))
+  full = losses.pop('')
+  return {name: mine / full - 1 for name, mine in losses.items()}
+
+
+def extrapolated(
+  form: forms.Form,
+  table: tables.Table,
+  theta: np.ndarray,
+  budgets: Sequence[float],
+) -> np.ndarray:
+  """The best loss at each budget, [laws, budgets]; its geometric mean over G.
+
+  NaN where a law has no minimum there.
+
+  Args:
+    form: of the laws.
+    table: whose G there are, and what a token costs.
+    theta: coordinates [laws, parameters].
+    budgets: FLOPs.
+  """
+  losses = [
+    optima.optimum(
+      form, theta, budgets, optima.cost_of(table, which), others
+    ).loss
+    for _, _, others, which in optima.granularities(form, table)
+  ]
+  return np.asarray(np.exp(np.mean(np.log(losses), axis=0)))
+
+
+def rows(
+  selections: Sequence[Sequence[curves_lib.Curve]], where: Sequence[str] = ()
+) -> tuple[tables.Table, np.ndarray]:
+  """All points of selections of curves as one table, and which has which.
+
+  Args:
+    selections: of curves as far as they are known; one of a name is one run.
+    where: conditions of the rows that count.
+
+  Returns:
+    Every point once, and 1 where a selection has it, [selections, rows].
+  """
+  numbers: dict[tuple[str, float], int] = {}
+  points: list[dict[str, float]] = []
+  runs: list[str] = []
+  has: list[list[int]] = []
+  for curves in selections:
+    mine = []
+    for curve in curves:
+      for i, flops in enumerate(curve.flops):
+        key = curve.name, float(flops)
+        if key not in numbers:
+          numbers[key] = len(points)
+          runs.append(curve.name)
+          columns = {name: part[i] for name, part in curve.columns.items()}
+          points.append({'loss': curve.loss[i], 'C': flops, **columns})
+        mine.append(numbers[key])
+    has.append(mine)
+  table = tables.Table(
+    {name: np.array([p[name] for p in points], float) for name in points[0]},
+    np.array(runs),
+  )
+  keep = meets(table, where)
+  weights = np.zeros((len(selections), table.rows))
+  for number, mine in enumerate(has):
+    weights[number, mine] = 1.0
+  return table.take(keep, where=list(where)), weights[:, keep]
+
+
+def meets(table: tables.Table, where: Sequence[str]) -> np.ndarray:
+  """Which rows of a table meet all conditions, bool [rows]."""
+  keep = np.ones(table.rows, bool)
+  for condition in where:
+    keep &= table.where(condition)
+  return keep

@@ -1,0 +1,72 @@
+"""What a replay asks for."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from familial import errors
+from familial.allocation import synthetic
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """The law that is fitted to what was trained.
+
+  Attributes:
+    form: of `familial.laws`; '' for none.
+    where: conditions of the rows that count, as of `familial fit`: those of a
+      run's first steps obey no law.
+    beyond: it is asked for the best loss at so many times the largest compute
+      of the whole grid.
+  """
+
+  form: str = 'chinchilla'
+  where: tuple[str, ...] = ()
+  beyond: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+  """Allocations of budgets among known curves.
+
+  Attributes:
+    title: heads what is printed and drawn.
+    cells: (candidates, budget in FLOPs) of each comparison.
+    table: path of the curves; '' for synthetic ones.
+    columns: our name -> the table's.
+    curve: the table's columns whose values tell curves apart.
+    loss: of this project's runs: mean or final.
+    noises: of synthetic curves.
+    curves: how many synthetic ones.
+    policies: to be compared.
+    eta: one in so many survives a round.
+    draws: random choices of the candidates.
+    law: fitted to what was trained.
+    seed: of the draws and the surrogates.
+  """
+
+  title: str
+  cells: tuple[tuple[int, float], ...]
+  table: str = ''
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  curve: tuple[str, ...] = ()
+  loss: str = 'final'
+  noises: tuple[str, ...] = ('clean',)
+  curves: int = 200
+  policies: tuple[str, ...] = ('uniform', 'sh_lmc', 'law')
+  eta: int = 2
+  draws: int = 100
+  law: Law = dataclasses.field(default_factory=Law)
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for key in ('cells', 'policies'):
+      if not getattr(self, key):
+        raise errors.UserError(f'{key}: is empty; it needs at least one')
+    for noise in self.noises:
+      if noise not in synthetic.NOISES:
+        raise errors.UserError(
+          f'noises: {noise!r} is not one of {", ".join(synthetic.NOISES)}'
+          f'{errors.nearest(noise, synthetic.NOISES)}'
+        )
+    if self.draws < 1:
+      raise errors.UserError(f'draws: {self.draws}; at least 1 is needed')

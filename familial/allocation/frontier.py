@@ -1,0 +1,105 @@
+"""From curves to a compute frontier, and how far apart two frontiers are.
+
+Symbols as in the literature: C FLOPs, L loss in nats per token.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from familial import errors
+from familial.allocation import curves as curves_lib
+
+POINTS = 100  # of a frontier
+WIDTH = 30.0
+MATCHES = ('interpolated', 'nearest')
+
+
+class Line(NamedTuple):
+  """ln L = slope ln C + level."""
+
+  slope: float
+  level: float
+
+  def __call__(self, flops: Any) -> np.ndarray:
+    """Returns the loss at C."""
+    return np.asarray(np.exp(self.slope * np.log(flops) + self.level))
+
+
+def span(curves: Sequence[curves_lib.Curve]) -> tuple[float, float]:
+  """The compute over which a line is fitted: the last factor of WIDTH trained.
+
+  Further down all curves pass through the same transients.
+  """
+  high = max(curve.end for curve in curves)
+  return high / WIDTH, high
+
+
+def frontier(
+  curves: Sequence[curves_lib.Curve],
+  flops: np.ndarray,
+  match: str = 'interpolated',
+) -> np.ndarray:
+  """The best loss over curves at each C.
+
+  Args:
+    curves: at least one; a curve's lowest loss counts beyond its end too.
+    flops: C, [points].
+    match: `interpolated` on the curves' running minima, or `nearest`: of each
+      curve the point nearest in log C counts (arXiv 2605.17234).
+  """
+  if match not in MATCHES:
+    raise errors.UserError(
+      f'match: {match!r} is not one of {", ".join(MATCHES)}'
+    )
+  if match == 'interpolated':
+    return np.min([curve.at(flops) for curve in curves], axis=0)
+  log_c = np.log(flops)[:, None]
+  found = [
+    curve.loss[np.argmin(np.abs(log_c - np.log(curve.flops)), axis=1)]
+    for curve in curves
+    if curve.end
+  ]
+  return np.min(found, axis=0)
+
+
+def line(
+  curves: Sequence[curves_lib.Curve],
+  low: float,
+  high: float,
+  match: str = 'interpolated',
+) -> Line:
+  """The straight line through the frontier in log-log, by least squares.
+
+  Args:
+    curves: as in frontier.
+    low: the C of its first point.
+    high: and of its last one of POINTS, evenly spaced in log C.
+    match: as in frontier.
+  """
+  flops = np.geomspace(low, high, POINTS)
+  loss = frontier(curves, flops, match)
+  known = np.isfinite(loss)
+  if known.sum() < 2:
+    return Line(np.nan, np.nan)
+  slope, level = np.polyfit(np.log(flops[known]), np.log(loss[known]), 1)
+  return Line(float(slope), float(level))
+
+
+def area(a: Line, b: Line, low: float, high: float) -> float:
+  """AbC: the area between two lines in ln L over ln C, from low to high.
+
+  0 where they are one; two that differ by 1 % in loss everywhere have 0.01 for
+  each factor e of compute.
+  """
+  x, y = np.log(low), np.log(high)
+  at_low = (a.slope - b.slope) * x + a.level - b.level
+  at_high = (a.slope - b.slope) * y + a.level - b.level
+  if at_low * at_high >= 0:
+    return float(abs(at_low + at_high) / 2 * (y - x))
+  # They cross: two triangles.
+  return float(
+    (at_low**2 + at_high**2) / (2 * (abs(at_low) + abs(at_high))) * (y - x)
+  )

@@ -1,0 +1,46 @@
+"""Known curves, replayed as if they were being trained."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+
+from familial.allocation import curves as curves_lib
+
+
+class Replay:
+  """A source whose candidates' futures are known.
+
+  Attributes:
+    names: of the candidates.
+    features: of each.
+  """
+
+  def __init__(self, curves: Sequence[curves_lib.Curve]):
+    """Takes whole curves; a candidate's training ends where its curve does."""
+    self.names: Sequence[str] = [curve.name for curve in curves]
+    self.features: Sequence[Mapping[str, float]] = [
+      curve.features for curve in curves
+    ]
+    self._curves = curves
+
+  def limit(self, candidate: int) -> float:
+    """Returns the FLOPs at a curve's end; of one that diverges none are known."""
+    curve = self._curves[candidate]
+    return np.inf if curve.diverged else curve.end
+
+  def point(self, candidate: int, flops: float) -> Mapping[str, float]:
+    """Returns N, D and G, as known, after so many FLOPs; D grows with them."""
+    curve = self._curves[candidate]
+    last = {name: float(values[-1]) for name, values in curve.columns.items()}
+    return {**last, 'D': last['D'] * flops / float(curve.flops[-1])}
+
+  def advance(
+    self, targets: Mapping[int, float]
+  ) -> Mapping[int, curves_lib.Curve]:
+    """Returns curves as far as targets."""
+    return {i: self._curves[i].cut(flops) for i, flops in targets.items()}
+
+  def future(self, candidate: int, flops: float) -> float:
+    """Returns a candidate's lowest loss within so many FLOPs."""
+    return float(self._curves[candidate].at(flops))

@@ -1,0 +1,76 @@
+"""Curves of a known law, clean or with noise.
+
+As in arXiv 2605.17234: L = E + A / N^alpha + B / D^beta with the constants of
+Hoffmann et al. (2022) as refitted by Besiroglu et al. (2024). The paper does not
+say how long its curves are or how large its noise is; both are stated here.
+"""
+
+import numpy as np
+
+from familial import errors
+from familial.allocation import curves as curves_lib
+
+LAW = {'A': 482.01, 'B': 2085.43, 'alpha': 0.3478, 'beta': 0.3658, 'E': 1.8172}
+NOISES = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')
+SIZES = 10**2.9, 10**9.2  # N, log-uniform between
+TOKENS = 2e4, 2e10  # D of a curve's first and last point
+POINTS = 60  # of a curve, evenly spaced in log D
+SCALE = (
+  0.01  # of the noise in ln L: its deviation, at a curve's end if it grows
+)
+_MEMORY = 1.0  # of Ornstein-Uhlenbeck noise, in ln D
+
+
+def curves(
+  count: int, noise: str = 'clean', seed: int = 0
+) -> curves_lib.Curves:
+  """Returns that many curves.
+
+  Args:
+    count: of curves.
+    noise: of ln L along a curve: `clean`, `white` (independent),
+      `brownian` (a walk in ln D), `ornstein_uhlenbeck` (one that forgets).
+    seed: of sizes and noise.
+  """
+  if noise not in NOISES:
+    raise errors.UserError(
+      f'noise: {noise!r} is not one of {", ".join(NOISES)}'
+      f'{errors.nearest(noise, NOISES)}'
+    )
+  rng = np.random.default_rng(seed)
+  low, high = np.log(SIZES)
+  sizes = np.exp(rng.uniform(low, high, count))
+  tokens = np.geomspace(*TOKENS, POINTS)
+  made = []
+  for number, n in enumerate(sizes):
+    loss = (
+      LAW['E'] + LAW['A'] / n ** LAW['alpha'] + LAW['B'] / tokens ** LAW['beta']
+    )
+    made.append(
+      curves_lib.Curve(
+        f'{number}: N = {n:.3g}',
+        6 * n * tokens,
+        loss * np.exp(SCALE * _noise(noise, rng)),
+        {'N': np.full(POINTS, n), 'D': tokens},
+        {'params': float(n)},
+      )
+    )
+  return curves_lib.Curves(tuple(made), f'synthetic, {noise}')
+
+
+def _noise(kind: str, rng: np.random.Generator) -> np.ndarray:
+  """Of one curve, of deviation 1 at its end, [POINTS]."""
+  steps = rng.standard_normal(POINTS)
+  if kind == 'clean':
+    return np.zeros(POINTS)
+  if kind == 'white':
+    return steps
+  if kind == 'brownian':
+    return np.cumsum(steps) / np.sqrt(POINTS)
+  # From its stationary state, by the exact transition.
+  kept = np.exp(-np.log(TOKENS[1] / TOKENS[0]) / (POINTS - 1) / _MEMORY)
+  path = np.empty(POINTS)
+  path[0] = steps[0]
+  for i in range(1, POINTS):
+    path[i] = kept * path[i - 1] + np.sqrt(1 - kept**2) * steps[i]
+  return path

@@ -1,0 +1,47 @@
+"""One law fitted to many selections of a table's rows at once."""
+
+import numpy as np
+
+from familial.laws import estimate
+from familial.laws import forms
+from familial.laws import search
+from familial.laws import starts as starts_lib
+from familial.laws import table as tables
+
+STARTS = 256
+
+
+def fit(
+  form: forms.Form,
+  table: tables.Table,
+  weights: np.ndarray,
+  *,
+  delta: float = estimate.DELTA,
+  starts: int = STARTS,
+  seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The best of many starts in each group.
+
+  Args:
+    form: the law.
+    table: of all rows.
+    weights: of each row in each group, [groups, rows]; 0 leaves a row out.
+    delta: as in estimate.fit.
+    starts: of each group's multi-start.
+    seed: of the starts.
+
+  Returns:
+    Coordinates [groups, parameters], and whether a group's rows could tell them
+    apart at all, bool [groups]: it has more different points than parameters.
+  """
+  problem = search.Problem(
+    form, table.columns, np.log(table.columns['loss']), weights * table.weight,
+    delta, 1.0, np.ones(len(form.names), bool),
+  )  # fmt: skip
+  ends = search.search_groups(
+    problem, starts_lib.draw(form, starts, seed), np.zeros((0, len(form.names)))
+  )
+  points = np.stack([table.columns[name] for name in form.columns], axis=1)
+  _, which = np.unique(points, axis=0, return_inverse=True)
+  distinct = np.array([len(np.unique(which[row > 0])) for row in weights])
+  return ends.theta, distinct > len(form.names)

@@ -1,0 +1,92 @@
+"""What a live allocation asks for: candidates, and what may be spent on them."""
+
+import dataclasses
+import math
+from typing import Any
+
+from familial import errors
+from familial.allocation import config as allocation_config
+from familial.allocation import halving
+from familial.allocation import policies
+from familial.data import config as data_config
+from familial.training import config as train_config
+
+SCHEDULES = ('constant', 'wsd')
+LOSSES = ('final', 'mean')
+RUN_KEYS = ('steps', 'warmup_steps')  # What a candidate decides for itself.
+
+
+@dataclasses.dataclass(frozen=True)
+class AllocationConfig:
+  """Candidates that are trained as a policy decides, round by round.
+
+  Attributes:
+    title: heads the report.
+    data: the corpus.
+    model: keyword arguments of ModelConfig that all share, and `mlp_ratio`,
+      `kv_ratio`: F / D and K / H.
+    train: keyword arguments of TrainConfig that all share. A run that is cut
+      short must be an honest short run, so its rate is `constant` or `wsd`,
+      which decays in the last `decay_fraction` before `horizon` alone.
+    shapes: (width, depth, heads) of the candidates.
+    granularities: G; each shape with each is a candidate.
+    horizon: FLOPs after which a candidate takes no more.
+    budget: FLOPs for all candidates together.
+    policy: by what survivors are ranked.
+    eta: one in so many survives a round.
+    loss: that counts, `final` or `mean` over exits.
+    full: then train all candidates to the horizon, to see what the allocation
+      missed.
+    warmup: share of the horizon's steps.
+    law: fitted to what was trained.
+    layout: of all runs on their devices.
+  """
+
+  title: str
+  data: data_config.DataConfig
+  model: dict[str, Any]
+  train: dict[str, Any]
+  shapes: tuple[tuple[int, int, int], ...]
+  horizon: float
+  budget: float
+  granularities: tuple[int, ...] = (1,)
+  policy: str = 'sh_lmc'
+  eta: int = 2
+  loss: str = 'final'
+  full: bool = False
+  warmup: float = 0.02
+  law: allocation_config.Law = dataclasses.field(
+    default_factory=lambda: allocation_config.Law('familial_total')
+  )
+  layout: train_config.LayoutConfig = dataclasses.field(
+    default_factory=train_config.LayoutConfig
+  )
+
+  def __post_init__(self) -> None:
+    for key in ('shapes', 'granularities'):
+      if not getattr(self, key):
+        raise errors.UserError(f'{key}: is empty; it needs at least one')
+    halving.check(
+      len(self.shapes) * len(self.granularities), self.budget, self.eta
+    )
+    policies.check(self.policy)
+    if self.policy == policies.ORACLE:
+      raise errors.UserError(
+        f'policy: {self.policy!r} knows the future, which replays alone have'
+      )
+    schedule = self.train.get('schedule')
+    if schedule not in SCHEDULES:
+      raise errors.UserError(
+        f'train.schedule: {schedule!r} is not one of {", ".join(SCHEDULES)}: a run'
+        ' whose rate falls to its own end is no shorter run when it is cut'
+      )
+    if self.loss not in LOSSES:
+      raise errors.UserError(
+        f'loss: {self.loss!r} is not one of {", ".join(LOSSES)}'
+      )
+    if not 0 < self.horizon < math.inf:
+      raise errors.UserError(f'horizon: {self.horizon} must be positive FLOPs')
+    if not 0 <= self.warmup <= 1:
+      raise errors.UserError(
+        f'warmup: {self.warmup} is not allowed; it must be within 0 to 1'
+      )

@@ -1,0 +1,233 @@
+"""What a live allocation found: the law it gave, and what the whole grid says."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from familial import errors
+from familial import records
+from familial.allocation import compared
+from familial.allocation import curves as curves_lib
+from familial.allocation import halving
+from familial.allocation import policies
+from familial.allocation import replay
+from familial.laws import record
+from familial.laws import result as results
+from familial.studies import allocation_config
+from familial.studies import summary as summaries
+from familial.studies import sweep
+
+ROUNDS = 'rounds.jsonl'
+ALLOCATED, FULL = 'allocated', 'full'
+
+
+def write(
+  study: allocation_config.AllocationConfig,
+  workdir: pathlib.Path,
+  failed: Sequence[str],
+) -> str:
+  """Fits the laws, writes `fits/` and `summary.json`; returns one line.
+
+  Args:
+    study: what was asked.
+    workdir: of the study.
+    failed: candidates of the whole grid that have no result.
+  """
+  whole = list(_curves(study, workdir))
+  rounds = decided(workdir)
+  spent = _spent(rounds, len(whole))
+  grid = math.fsum(
+    row['flops'] for row in records.read_own(workdir / 'plan.json')['cells']
+  )
+  allocated = [
+    curve.cut(flops) for curve, flops in zip(whole, spent, strict=True)
+  ]
+  complete = study.full and not failed
+  # One compute for both laws: so many times what the grid's largest run takes.
+  far = study.law.beyond * study.horizon
+  laws = {ALLOCATED: _law(study, workdir, ALLOCATED, allocated, far)}
+  if complete:
+    laws[FULL] = _law(study, workdir, FULL, whole, far)
+  found: dict[str, Any] = {
+    'schema': records.SCHEMA,
+    'machine': summaries.machine(),
+    'cost': {
+      'flops': math.fsum(curve.end for curve in whole),
+      'seconds': summaries.seconds(workdir),
+      'missing': len(failed),
+    },
+    'policy': study.policy,
+    'budget': study.budget,
+    'spent': math.fsum(spent),
+    'grid': grid,
+    'saving': 1 - math.fsum(spent) / grid,
+    'candidates': list(_candidates(allocated, spent, rounds)),
+    'extrapolated_to': far,
+    'laws': laws,
+    'apart': _apart(laws[ALLOCATED], laws[FULL]) if complete else None,
+    'replays': _replays(study, whole) if complete else None,
+  }
+  found['summary_line'] = _line(found)
+  record.write_json(workdir / 'summary.json', found)
+  return str(found['summary_line'])
+
+
+def decided(workdir: pathlib.Path) -> list[halving.Round]:
+  """Returns the rounds that were decided on in a study's folder."""
+  fields = {field.name for field in dataclasses.fields(halving.Round)}
+  return [
+    halving.Round(**{key: _tuples(row[key]) for key in fields})
+    for row in records.read(workdir / ROUNDS)
+  ]
+
+
+def _tuples(value: Any) -> Any:
+  """Lists, as JSON has them, as tuples."""
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _curves(
+  study: allocation_config.AllocationConfig, workdir: pathlib.Path
+) -> Iterator[curves_lib.Curve]:
+  """Yields what is known of each candidate, however it came to be trained."""
+  for row in records.read_own(workdir / 'plan.json')['cells']:
+    folder = sweep.folder(workdir, row['cell'])
+    rows = records.read(folder / records.ROWS)
+    yield curves_lib.of_run(
+      rows, study.loss, {'params': row['params_full'], 'exits': row['exits']}
+    )
+
+
+def _spent(rounds: Sequence[halving.Round], count: int) -> list[float]:
+  """Returns the FLOPs that the allocation spent on each candidate."""
+  spent = [0.0] * count
+  for made in rounds:
+    for candidate, flops in zip(made.alive, made.spent, strict=True):
+      spent[candidate] = flops
+  return spent
+
+
+def _candidates(
+  curves: Sequence[curves_lib.Curve],
+  spent: Sequence[float],
+  rounds: Sequence[halving.Round],
+) -> Iterator[dict[str, Any]]:
+  """Yields each candidate's end; `pruned` is the round after which it left."""
+  for i, curve in enumerate(curves):
+    left = [n for n, made in enumerate(rounds, 1) if i not in made.kept]
+    yield {
+      'cell': curve.name,
+      'params': curve.features['params'],
+      'exits': curve.features['exits'],
+      'flops': spent[i],
+      'loss': curve.best if math.isfinite(curve.best) else None,
+      'diverged': curve.diverged,
+      'pruned': left[0] if left else None,
+    }
+
+
+def _law(
+  study: allocation_config.AllocationConfig,
+  workdir: pathlib.Path,
+  name: str,
+  curves: Sequence[curves_lib.Curve],
+  far: float,
+) -> dict[str, Any]:
+  """Fits the law to curves and writes it, or says why there is none."""
+  table, _ = compared.rows([curves], study.law.where)
+  try:
+    found = results.fit(
+      study.law.form,
+      table,
+      results.Options(compute=(far,), profile_all=False),
+      loss_definition=study.loss,
+    )
+  except errors.UserError as error:
+    return {'rows': table.rows, 'error': str(error)}
+  found.save(workdir / 'fits' / name / 'fit.json')
+  return {
+    'rows': table.rows,
+    'params': {
+      key: {
+        'value': value,
+        'lo': found.interval(key)[0],
+        'hi': found.interval(key)[1],
+      }
+      for key, value in found.fit.params.items()
+    },
+    'extrapolated': {
+      key: {'value': value, 'lo': spread.lo, 'hi': spread.hi}
+      for key, (value, spread) in found.derived.items()
+      if key.startswith('L_opt')
+    },
+    'identified': found.identified,
+    'flags': list(found.flags),
+  }
+
+
+def _apart(
+  allocated: dict[str, Any], full: dict[str, Any]
+) -> dict[str, Any] | None:
+  """How far the allocation's law is from the whole grid's.
+
+  Constants as differences, extrapolated losses as relative ones.
+  """
+  if 'error' in allocated or 'error' in full:
+    return None
+  losses = {
+    key: (allocated['extrapolated'][key]['value'], row['value'])
+    for key, row in full['extrapolated'].items()
+    if key in allocated['extrapolated']
+  }
+  return {
+    'params': {
+      key: allocated['params'][key]['value'] - row['value']
+      for key, row in full['params'].items()
+    },
+    'extrapolated': {
+      key: mine / theirs - 1
+      for key, (mine, theirs) in losses.items()
+      if math.isfinite(mine) and math.isfinite(theirs)
+    },
+  }
+
+
+def _replays(
+  study: allocation_config.AllocationConfig,
+  whole: Sequence[curves_lib.Curve],
+) -> dict[str, Any]:
+  """What every policy would have made of the same budget on these curves.
+
+  Each in one allocation of all candidates: nothing here has an interval.
+  """
+  names = (compared.BASE, *policies.NAMES)
+  allocations = {
+    name: policies.allocate(
+      name, [replay.Replay(whole)], study.budget, study.eta, study.law, 0
+    )
+    for name in dict.fromkeys(names)
+  }
+  found = compared.outcomes(allocations, [whole], study.budget, study.law)
+  return {
+    name: {key: float(values[0]) for key, values in mine._asdict().items()}
+    for name, mine in found.items()
+  }
+
+
+def _line(found: dict[str, Any]) -> str:
+  """The study in one line."""
+  text = (
+    f'{found["policy"]} spent {found["spent"]:.3g} of {found["budget"]:.3g} FLOPs'
+    f' and saved {found["saving"]:.1%} of the whole grid'
+  )
+  apart = found['apart']
+  if apart and apart['extrapolated']:
+    worst = max(map(abs, apart['extrapolated'].values()))
+    text += (
+      f'; its law is off by at most {worst:.2%} at {found["extrapolated_to"]:.3g}'
+      " FLOPs, beside the whole grid's"
+    )
+  return text
