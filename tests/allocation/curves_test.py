@@ -1,0 +1,129 @@
+"""Learning curves: what is known of them when, and what tables may hold."""
+
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.allocation import curves
+
+HEADER = 'width,N,tokens,C,loss'
+
+
+def write(tmp_path, rows, header=HEADER):
+  path = tmp_path / 'curves.csv'
+  path.write_text('\n'.join([header, *rows]) + '\n')
+  return path
+
+
+def read(path, **columns):
+  mapping = {'params': 'N', 'flops': 'C', **columns}
+  return curves.read(path, mapping, ['width'])
+
+
+GOOD = [
+  *(f'8,10,{t},{6 * 10 * t},{loss}' for t, loss in ((1, 5), (2, 4), (4, 3))),
+  *(f'16,40,{t},{6 * 40 * t},{loss}' for t, loss in ((1, 6), (2, 4), (4, 2))),
+]
+
+
+def test_a_curve_is_linear_in_log_compute_on_its_running_minimum():
+  curve = curves.Curve(
+    'a', np.array([1.0, 100.0, 1e4]), np.array([5.0, 3.0, 4.0])
+  )
+  at = curve.at(np.array([0.5, 1.0, 10.0, 100.0, 1e3, 1e9]))
+  np.testing.assert_allclose(at, [np.inf, 5, 4, 3, 3, 3])
+  assert (curve.end, curve.best) == (1e4, 3.0)
+
+
+def test_what_is_cut_ends_there_and_knows_no_more():
+  columns = {'N': np.full(3, 2.0), 'D': np.array([1.0, 10.0, 100.0])}
+  curve = curves.Curve(
+    'a', 12 * columns['D'], np.array([5.0, 3.0, 2.0]), columns, {}, 2400.0
+  )
+  cut = curve.cut(360.0)
+  assert cut.end == 360.0 and not cut.diverged
+  assert cut.at(1e9) == curve.at(360.0)
+  np.testing.assert_allclose(cut.columns['D'], [1, 10, 30])
+  np.testing.assert_allclose(cut.columns['N'], 2)
+  assert curve.cut(120.0).flops.tolist() == [12, 120]
+  assert curve.cut(1.0).end == 0.0 and curve.cut(1.0).best == np.inf
+  # Beyond its last loss it was trained on, to where it diverged and no further.
+  assert curve.cut(2000.0).end == 2000.0 and not curve.cut(2000.0).diverged
+  assert curve.cut(1e9).end == 2400.0 and curve.cut(1e9).diverged
+
+
+def test_a_table_gives_its_curves_and_what_describes_them(tmp_path):
+  found = read(write(tmp_path, GOOD))
+  first, second = found.curves
+  assert (first.name, second.name) == ('width 8', 'width 16')
+  assert second.loss.tolist() == [6, 4, 2]
+  assert second.columns['D'].tolist() == [1, 2, 4]
+  assert second.features == {'width': 16.0, 'params': 40.0}
+  assert found.cost == 6 * 4 * (10 + 40)
+  assert found.flags == ()
+  # Compute follows from N and D where no column has it.
+  rows = [row.rsplit(',', 2) for row in GOOD]
+  path = write(
+    tmp_path, [f'{a},{loss}' for a, _, loss in rows], 'width,N,tokens,loss'
+  )
+  again = curves.read(path, {'params': 'N'}, ['width'])
+  assert [c.flops.tolist() for c in again.curves] == [
+    c.flops.tolist() for c in found.curves
+  ]
+
+
+def test_rows_out_of_order_are_sorted_and_said(tmp_path):
+  found = read(write(tmp_path, [GOOD[2], *GOOD[:2], *GOOD[3:]]))
+  assert found.curves[0].loss.tolist() == [5, 4, 3]
+  assert found.flags == (
+    '1 of 2 curves were not in order of compute, and were sorted',
+  )
+
+
+def test_of_two_rows_at_one_compute_the_later_counts(tmp_path):
+  found = read(write(tmp_path, [*GOOD, '8,10,4,240,2.5']))
+  assert found.curves[0].loss.tolist() == [5, 4, 2.5]
+  assert any('several rows at one compute' in flag for flag in found.flags)
+
+
+def test_a_curve_of_one_point_is_left_out_and_said(tmp_path):
+  found = read(write(tmp_path, [*GOOD, '99,10,1,60,2']))
+  assert len(found.curves) == 2
+  assert found.flags == (
+    '1 of 3 curves had fewer than two points, and were left out',
+  )
+
+
+@pytest.mark.parametrize('cell', ['nan', '', 'inf'])
+def test_a_loss_that_is_none_ends_its_curve(tmp_path, cell):
+  found = read(write(tmp_path, [*GOOD, f'8,10,8,480,{cell}', '8,10,9,540,1']))
+  first = found.curves[0]
+  assert first.loss.tolist() == [5, 4, 3]
+  assert first.diverged_at == 480.0
+  assert found.flags == ('1 of 2 curves end where a loss was not finite',)
+
+
+@pytest.mark.parametrize(
+  ('rows', 'header', 'what'),
+  [
+    ([GOOD[0]], HEADER, 'has 0 curves of two points or more'),
+    (GOOD[:3], HEADER, 'has 1 curves of two points or more'),
+    (['8,10,1,-60,2', *GOOD], HEADER, "column 'C' .* is -60"),
+    (['8,10,1,nan,2', *GOOD], HEADER, "column 'C' .* is nan"),
+    (['8,10,1,60,high', *GOOD], HEADER, "'loss' .* is 'high' in row 1"),
+  ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, rows, header, what):
+  with pytest.raises(errors.UserError, match=what):
+    read(write(tmp_path, rows, header))
+
+
+def test_what_tells_curves_apart_must_be_said_and_there(tmp_path):
+  path = write(tmp_path, GOOD)
+  with pytest.raises(errors.UserError, match=r'--curve: .* no column run'):
+    curves.read(path, {'params': 'N', 'flops': 'C'})
+  with pytest.raises(errors.UserError, match=r"'widht'.*'width'"):
+    curves.read(path, {'params': 'N', 'flops': 'C'}, ['widht'])
+  path = write(tmp_path, ['a,1', 'a,2', 'b,1', 'b,2'], 'run,loss')
+  with pytest.raises(errors.UserError, match='no column flops'):
+    curves.read(path)
