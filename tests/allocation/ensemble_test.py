@@ -1,0 +1,152 @@
+"""The ensemble extrapolates curves of its families, each allocation alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from familial.allocation import ensemble
+from familial.allocation import surrogate
+
+POINTS = 20
+FAMILIES = {  # in C of the last point, each coefficient [M]
+  'power_law': lambda a, b, c, u: a + b * np.exp(-c * u),
+  'exponential': lambda a, b, c, u: a + b * np.exp(-5 * c * np.exp(u)),
+  'mmf': lambda a, b, c, u: a - (a - b - 2) / (1 + 4 * np.exp(2 * c * u)),
+}
+
+
+def observed(curve, ends=4.0, models=4):
+  """One allocation of curves of u = ln(C / C_last), asked at ends x C_last."""
+  u = np.linspace(-5, 0, POINTS)
+  return surrogate.Observed(
+    log_c_SxT=40 + u[None],
+    loss_SxMxT=curve(u)[None],
+    active_SxM=np.ones((1, models), bool),
+    features_SxMxF=np.zeros((1, models, 0)),
+    log_end_SxM=np.full((1, models), 40 + np.log(ends)),
+  )
+
+
+def members(family):
+  """Four curves of a family, as a function of u."""
+  a, b = (
+    np.array([[2.0], [2.3], [2.6], [3.0]]),
+    np.array([[0.9, 0.7, 0.5, 0.3]]),
+  )
+  c = np.array([[0.25], [0.3], [0.35], [0.4]])
+  return lambda u: FAMILIES[family](a, b.T, c, np.asarray(u))
+
+
+def keys(n=1, seed=0):
+  return jax.random.split(jax.random.key(seed), n)
+
+
+def hard():
+  """Two constant curves, one that drops, one that is not active."""
+  curves = np.full((4, POINTS), 3.0)
+  curves[1] = 2.5
+  curves[2] = np.where(np.arange(POINTS) < POINTS - 1, 11.0, 4.0)
+  curves[3] = np.nan
+  given = observed(lambda u: curves)
+  active = np.array([[True, True, True, False]])
+  return given._replace(active_SxM=active)
+
+
+@pytest.mark.parametrize(
+  'family',
+  ['power_law', *(pytest.param(f, marks=pytest.mark.slow) for f in ('exponential', 'mmf'))],
+)  # fmt: skip
+def test_recovers_members_of_its_family(family):
+  curve = members(family)
+  found = ensemble.predictor(family)(observed(curve), keys())
+  truth = curve([np.log(4)]).T
+  np.testing.assert_allclose(found.mean, truth, rtol=0.01)
+  for values in found:
+    assert values.shape == (1, 4) and values.dtype == np.float64
+  # Not by holding the last value.
+  if family != 'exponential':
+    assert (np.abs(curve([0.0]).T / truth - 1) > 0.03).all()
+
+
+def test_every_family_is_tested():
+  assert set(FAMILIES) == set(ensemble.FAMILIES)
+
+
+def test_an_allocation_knows_of_no_other_and_repeats():
+  predict = ensemble.predictor('power_law')
+  given, other = observed(members('power_law')), hard()
+  alone = predict(given, keys())
+  again = predict(given, keys())
+  both = predict(
+    surrogate.Observed(*map(np.concatenate, zip(other, given, strict=True))),
+    np.concatenate([keys(seed=1), keys()]),
+  )
+  differs = predict(given, keys(seed=2))
+  for one, same, two in zip(alone, again, both, strict=True):
+    np.testing.assert_array_equal(one, same)
+    np.testing.assert_allclose(one[0], two[1], rtol=1e-6)
+  assert (alone.mean != differs.mean).all()
+
+
+def test_an_inactive_curve_does_not_matter():
+  predict = ensemble.predictor('power_law')
+  given = observed(members('power_law'))
+  given.active_SxM[0, 1] = False
+  without = predict(given, keys())
+  given.loss_SxMxT[0, 1] = np.nan
+  given.log_end_SxM[0, 1] = np.inf
+  found = predict(given, keys())
+  everyone = predict(given._replace(active_SxM=np.ones((1, 4), bool)), keys())
+  kept = [0, 2, 3]
+  np.testing.assert_array_equal(found.mean[0, kept], without.mean[0, kept])
+  np.testing.assert_array_equal(found.hi[0, kept], without.hi[0, kept])
+  assert np.isnan(everyone.mean).any()  # so that the mask did something
+
+
+def test_hard_curves_give_numbers():
+  found = ensemble.predictor('power_law')(hard(), keys())
+  for values in found:
+    assert np.isfinite(values[0, :3]).all()
+  np.testing.assert_allclose(found.mean[0, :2], [3.0, 2.5], rtol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['exponential', 'mmf'])
+def test_hard_curves_give_numbers_in_every_family(family):
+  found = ensemble.predictor(family)(hard(), keys())
+  for values in found:
+    assert np.isfinite(values[0, :3]).all()
+
+
+def test_the_interval_holds_the_mean_and_widens_with_distance():
+  predict = ensemble.predictor('power_law')
+  rng = np.random.default_rng(0)
+  noise = 1 + 0.005 * rng.standard_normal((4, POINTS))
+  curve = members('power_law')
+  widths = []
+  for ends in (1.0, 4.0, 32.0):
+    found = predict(observed(lambda u: curve(u) * noise, ends), keys())
+    assert (found.lo <= found.mean).all() and (found.mean <= found.hi).all()
+    widths.append(found.hi / found.lo)
+  assert (widths[0] < widths[1]).all() and (widths[1] < widths[2]).all()
+
+
+def test_curves_of_equal_features_are_told_apart():
+  found = ensemble.predictor('power_law')(
+    observed(members('power_law')), keys()
+  )
+  assert (np.diff(found.mean[0]) > 0.1).all()
+
+
+def test_many_points_of_noise_are_covered():
+  """Of four curves and three draws, the intervals hold nearly all ends."""
+  predict = ensemble.predictor('power_law')
+  rng = np.random.default_rng(1)
+  curve = members('power_law')
+  truth = curve([np.log(4)]).T
+  held = []
+  for draw in range(3):
+    noise = 1 + 0.005 * rng.standard_normal((4, POINTS))
+    found = predict(observed(lambda u, n=noise: curve(u) * n), keys(seed=draw))
+    held.append((found.lo <= truth) & (truth <= found.hi))
+  assert np.mean(held) >= 0.7
