@@ -2,10 +2,10 @@
 
 From a candidate's features and a summary of its curve so far, each network
 gives the coefficients of one family of curves (Kadra et al. 2023, "deep power
-laws"), so that curves alike share what they have learned. Measured on synthetic
-power laws and Chinchilla's constants: a power law and MMF extrapolate over a
-decade; an exponential in compute levels off at once, so it ranks little better
-than the last loss, and its interval does not know that.
+laws"), so that curves alike share what they have learned. On synthetic power
+laws, the power law and MMF extrapolate over a decade; an exponential in compute
+levels off at once, so it ranks little better than the last loss, and its
+interval does not know that.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ _HIDDEN = 16
 _RATE = 0.02  # Adam's first, which falls to 0 along a cosine
 _FAST, _SLOW = 0.9, 0.99  # Adam's averages
 _LAST = 0.3  # of the usual scale: curves start alike within a network
-_DELTA = 0.002  # Huber's threshold on the log residual: about a run's noise
-_LATE = 5  # the weight of a point grows with this power of its place
+_DELTA = 0.005  # Huber's threshold on the log residual: about a run's noise
+_LATE = 4  # the weight of a point grows with this power of its place
 _TAIL = 2  # last points that the prediction is moved through
 _REACH = 1.0  # residuals that an extrapolation by the observed width adds
 _EVEN = 1e-3  # spread of a summary below which curves count as equal
@@ -59,7 +59,7 @@ FAMILIES = {
   'exponential': Family(
     (0.9, 0.1, 1.0), lambda shape, u: shape[0] * jnp.expm1(u)
   ),
-  'mmf': Family((0.7, 0.3, 0.05, 0.3), _mmf),
+  'mmf': Family((0.7, 0.3, 0.3, 0.4), _mmf),
 }
 
 
@@ -89,7 +89,9 @@ def _allocation(
   family: Family, observed: surrogate.Observed, key: jax.Array
 ) -> tuple[jax.Array, ...]:
   """Mean, lo and hi of one allocation, each [M]."""
-  log_c_T, loss_MxT, active_M, features_MxF, log_end_M = observed
+  log_c_T, loss_MxT, active_M, features_MxF, log_end_M = map(
+    jnp.asarray, observed
+  )
   u_T = log_c_T - log_c_T[-1]
   end_M = jnp.where(active_M, log_end_M - log_c_T[-1], 0.0)
   log_loss_MxT = jnp.log(jnp.where(active_M[:, None], loss_MxT, 1.0))
@@ -183,16 +185,20 @@ def _member(
   It starts from coefficients of its own and weighs the points by a Bayesian
   bootstrap of its own: with the same points, members agree far too well.
   """
-  start = jnp.array(family.start)
+  start = jnp.array(family.start[2:])[:, None, None]
+  share_start = np.log(family.start[1] / family.start[0])
   theta = spread * draw[: spread.size]
   weight_MxT *= draw[spread.size :].reshape(target_MxT.shape) ** 2
 
   def log_curve(theta: jax.Array, u: jax.Array) -> jax.Array:
     (w0, b0), (w1, b1), (w2, b2) = unravel(theta)
     hidden = jnp.tanh(jnp.tanh(inputs_MxI @ w0 + b0) @ w1 + b1)
-    p = (start * jax.nn.softplus(_ONE + hidden @ w2 + b2)).T[:, :, None]
-    fall = family.fall(p[2:], u)
-    return jnp.logaddexp(jnp.log(p[0]), jnp.log(p[1]) - fall)
+    z = (hidden @ w2 + b2).T[:, :, None]
+    level, share = z[0], z[1] + share_start
+    shape = start * jax.nn.softplus(_ONE + z[2:])
+    return level + jnp.logaddexp(
+      -jax.nn.softplus(share), -jax.nn.softplus(-share) - family.fall(shape, u)
+    )
 
   def objective(theta: jax.Array) -> jax.Array:
     size = jnp.abs(log_curve(theta, u_T) - target_MxT) / _DELTA
