@@ -1,0 +1,166 @@
+"""A Gaussian process over all the curves: how each goes on, told by the others."""
+
+import concurrent.futures
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from familial.allocation import coregionalisation
+from familial.allocation import lbfgs
+from familial.allocation import surrogate
+from familial.laws import solver
+
+RESTARTS = 20
+_LANES = 10  # restarts that descend together
+_NOISE = 1e-6  # least variance of the white noise, of standardised curves
+_LEAST_SD = 1e-6  # of log losses, for curves that do not move
+_LIMITS = {
+  'gradient_tolerance': 1e-4,
+  'gain': 1e-4,
+  'patience': 5,
+  'evaluations': 1000,
+}
+
+# Coordinates are w [3, M], ln kappa [3, M], ln alpha and ln beta. Weak normal
+# priors keep them where curves of unit variance over a unit of time can have
+# them. Of the kernels in order: decay, white noise, bias.
+_W_SD = np.array([1.0, 0.3, 1.0])
+_KAPPA_MEAN = np.log([1e-1, 1e-3, 1e-1])
+_KAPPA_SD = np.array([2.0, 2.0, 2.0])
+_RATE_SD = np.array([1.0, 1.0])
+
+
+def predict(
+  observed: surrogate.Observed, keys: jax.Array
+) -> surrogate.Prediction:
+  """The linear model of coregionalisation, fitted to each allocation by itself.
+
+  `mean` is the median of the loss that would be seen, white noise included, as
+  it is in the interval: the logarithm of the loss is normal.
+  """
+  active_SxM = np.asarray(observed.active_SxM, bool)
+  draws, curves = active_SxM.shape
+  log_loss = np.log(np.where(active_SxM[..., None], observed.loss_SxMxT, 1.0))
+  span = np.ptp(observed.log_c_SxT, axis=1)[:, None]
+  end_SxM = (observed.log_end_SxM - observed.log_c_SxT[:, :1]) / span
+  tail = stats.norm.ppf(0.5 + surrogate.LEVEL / 2)
+
+  def descend(s: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    y_TxM, _, _ = _standardised(log_loss[s], active_SxM[s])
+    with jax.enable_x64(True):  # of this thread
+      theta = starts(keys[s], curves)[first : first + _LANES]
+      found = _descend(theta, y_TxM, active_SxM[s])
+      return np.asarray(found.x), np.asarray(found.value)
+
+  with concurrent.futures.ThreadPoolExecutor(solver.threads()) as pool:
+    jobs = [
+      [pool.submit(descend, s, i) for i in range(0, RESTARTS, _LANES)]
+      for s in range(draws)
+    ]
+  mean, lo, hi = np.empty((3, draws, curves))
+  for s, job in enumerate(jobs):
+    ends, values = zip(*(part.result() for part in job), strict=True)
+    best = np.concatenate(ends)[np.concatenate(values).argmin()]
+    y_TxM, centre, scale = _standardised(log_loss[s], active_SxM[s])
+    with jax.enable_x64(True):
+      middle, sd = map(
+        np.asarray, _extrapolate(best, y_TxM, active_SxM[s], end_SxM[s])
+      )
+    mean[s] = np.exp(centre + scale * middle)
+    lo[s] = np.exp(centre + scale * (middle - tail * sd))
+    hi[s] = np.exp(centre + scale * (middle + tail * sd))
+  return surrogate.Prediction(mean, lo, hi)
+
+
+def starts(key: jax.Array, curves: int) -> jax.Array:
+  """Where the restarts begin, [RESTARTS, P]: drawn from the prior."""
+  mean, sd = _prior(curves)
+  return mean + sd * jax.random.normal(key, (RESTARTS, len(mean)), np.float64)
+
+
+def objective(
+  theta_P: jax.Array, y_TxM: jax.Array, active_M: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Minus the log posterior, less a constant, and its gradient [P]."""
+  made, pull = jax.vjp(lambda x: covariance(x, len(y_TxM), active_M), theta_P)
+  value, by_made = coregionalisation.likelihood(made, y_TxM)
+  mean, sd = _prior(len(active_M))
+  off = (theta_P - mean) / sd
+  return value + 0.5 * jnp.sum(off**2), pull(by_made)[0] + off / sd
+
+
+def covariance(
+  theta_P: jax.Array, points: int, active_M: jax.Array
+) -> coregionalisation.Covariance:
+  """Of curves at times from 0 to 1; one that is not active is noise of its own."""
+  w, log_kappa = theta_P[:-2].reshape(2, 3, -1)
+  time_T = jnp.linspace(0.0, 1.0, points)
+  floor, idle = _NOISE * _WHITE, 1.0 * _WHITE
+  return coregionalisation.Covariance(
+    jnp.where(active_M, w, 0.0),
+    jnp.where(active_M, jnp.exp(log_kappa) + floor, idle),
+    _decay(theta_P, time_T[:, None] + time_T),
+  )
+
+
+_WHITE = np.eye(3)[:, coregionalisation.WHITE, None]
+
+
+def _decay(theta_P: jax.Array, both: jax.Array) -> jax.Array:
+  """The freeze-thaw kernel (1 + (s + t) / beta)^-alpha, at s + t.
+
+  It mixes exponentials in time, their rates gamma distributed: power laws of
+  compute, for time is its logarithm.
+  """
+  alpha, beta = jnp.exp(theta_P[-2:])
+  return jnp.exp(-alpha * jnp.log1p(both / beta))
+
+
+def _prior(curves: int) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation of each coordinate [P]."""
+  mean = np.concatenate([np.zeros(3), _KAPPA_MEAN]).repeat(curves)
+  sd = np.concatenate([_W_SD, _KAPPA_SD]).repeat(curves)
+  return np.append(mean, [0.0, 0.0]), np.append(sd, _RATE_SD)
+
+
+@jax.jit
+def _descend(
+  theta_LxP: jax.Array, y_TxM: jax.Array, active_M: jax.Array
+) -> lbfgs.Minimum:
+  """Where each of the starts ends."""
+  each = jax.vmap(objective, in_axes=(0, None, None))
+  return lbfgs.minimise(
+    lambda x: each(x, y_TxM, active_M), theta_LxP, **_LIMITS
+  )
+
+
+@jax.jit
+def _extrapolate(
+  theta_P: jax.Array, y_TxM: jax.Array, active_M: jax.Array, end_M: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and deviation of what is seen of each curve at its end, [M]."""
+  made = covariance(theta_P, len(y_TxM), active_M)
+  time_T = jnp.linspace(0.0, 1.0, len(y_TxM))
+  mean, variance = coregionalisation.posterior(
+    made,
+    y_TxM,
+    _decay(theta_P, end_M[:, None] + time_T),
+    _decay(theta_P, 2 * end_M),
+  )
+  white = coregionalisation.WHITE
+  noise = made.w_QxM[white] ** 2 + made.kappa_QxM[white]
+  return mean, jnp.sqrt(jnp.maximum(variance, 0.0) + noise)
+
+
+def _standardised(
+  log_loss_MxT: np.ndarray, active_M: np.ndarray
+) -> tuple[np.ndarray, float, float]:
+  """Curves [T, M] of mean 0 and deviation 1 together, their mean and deviation."""
+  seen = log_loss_MxT[active_M]
+  if not len(seen):
+    return np.zeros(log_loss_MxT.T.shape), 0.0, 1.0
+  mean, sd = seen.mean(), max(seen.std(), _LEAST_SD)
+  return np.where(active_M, (log_loss_MxT.T - mean) / sd, 0.0), mean, sd
