@@ -57,7 +57,7 @@ class Factor(NamedTuple):
 def factor(covariance: Covariance) -> Factor:
   """Factors the covariance of T points of M curves."""
   w, kappa = covariance.w_QxM, covariance.kappa_QxM
-  lam, basis = jnp.linalg.eigh(covariance.decay_TxT)
+  lam, basis = _eigh(covariance.decay_TxT)
   lam = jnp.maximum(lam, 0.0)
   u = basis.sum(0)
   diagonal = kappa[WHITE] + lam[:, None] * kappa[DECAY]
@@ -201,3 +201,20 @@ def _blocks(factor: Factor, z_TxM: jax.Array) -> jax.Array:
   low = factor.low_Tx2xM
   seen = jnp.sum(low * z_TxM[:, None], 2, keepdims=True)
   return factor.inverse_TxM * z_TxM - jnp.sum(low * seen, 1)
+
+
+@jax.custom_batching.custom_vmap
+def _eigh(kernel_TxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Eigenvalues and vectors; of a batch, one matrix after another.
+
+  XLA spreads a batch over its pool of threads and waits there: two such programs
+  at once have waited for one another for ever (jax 0.10 on CPU).
+  """
+  return tuple(jnp.linalg.eigh(kernel_TxT, symmetrize_input=False))
+
+
+@_eigh.def_vmap
+def _eigh_of_batch(
+  size: int, batched: list[bool], kernel_BxTxT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[bool, bool]]:
+  return jax.lax.map(_eigh, kernel_BxTxT), (True, True)
