@@ -1,7 +1,7 @@
 """A Gaussian process over all the curves: how each goes on, told by the others."""
 
 import concurrent.futures
-import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,38 +43,85 @@ def predict(
   `mean` is the median of the loss that would be seen, white noise included, as
   it is in the interval: the logarithm of the loss is normal.
   """
-  active_SxM = np.asarray(observed.active_SxM, bool)
-  draws, curves = active_SxM.shape
-  log_loss = np.log(np.where(active_SxM[..., None], observed.loss_SxMxT, 1.0))
-  span = np.ptp(observed.log_c_SxT, axis=1)[:, None]
-  end_SxM = (observed.log_end_SxM - observed.log_c_SxT[:, :1]) / span
-  tail = stats.norm.ppf(0.5 + surrogate.LEVEL / 2)
+  mean, lo, hi = np.empty((3, *np.shape(observed.active_SxM)))
+  for s, best in enumerate(fit(observed, keys)):
+    curves = standardised(observed, s)
+    with jax.enable_x64(True):
+      middle, sd = map(
+        np.asarray,
+        _extrapolate(
+          best.x_P, curves.y_TxM, observed.active_SxM[s], curves.end_M
+        ),
+      )
+    half = sd * stats.norm.ppf(0.5 + surrogate.LEVEL / 2)
+    mean[s], lo[s], hi[s] = (
+      np.exp(curves.mean + curves.sd * where)
+      for where in (middle, middle - half, middle + half)
+    )
+  return surrogate.Prediction(mean, lo, hi)
+
+
+class Fit(NamedTuple):
+  """The best of the restarts: its point, and minus its log posterior."""
+
+  x_P: np.ndarray
+  value: float
+
+
+def fit(observed: surrogate.Observed, keys: jax.Array) -> list[Fit]:
+  """The model of each allocation.
+
+  Restarts descend by tens, as many such programs at once as there are cores, so
+  that an allocation's is the same program whatever the number of allocations.
+  """
 
   def descend(s: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    y_TxM, _, _ = _standardised(log_loss[s], active_SxM[s])
+    active_M = np.asarray(observed.active_SxM[s], bool)
     with jax.enable_x64(True):  # of this thread
-      x = starts(keys[s], curves)[first : first + _LANES]
-      found = _descend(x, y_TxM, active_SxM[s])
+      x_LxP = starts(keys[s], len(active_M))[first : first + _LANES]
+      found = _descend(x_LxP, standardised(observed, s).y_TxM, active_M)
       return np.asarray(found.x), np.asarray(found.value)
 
   with concurrent.futures.ThreadPoolExecutor(solver.threads()) as pool:
     jobs = [
       [pool.submit(descend, s, i) for i in range(0, RESTARTS, _LANES)]
-      for s in range(draws)
+      for s in range(len(keys))
     ]
-  mean, lo, hi = np.empty((3, draws, curves))
-  for s, job in enumerate(jobs):
+  fits = []
+  for job in jobs:
     ends, values = zip(*(part.result() for part in job), strict=True)
-    best = np.concatenate(ends)[np.concatenate(values).argmin()]
-    y_TxM, centre, scale = _standardised(log_loss[s], active_SxM[s])
-    with jax.enable_x64(True):
-      middle, sd = map(
-        np.asarray, _extrapolate(best, y_TxM, active_SxM[s], end_SxM[s])
-      )
-    mean[s] = np.exp(centre + scale * middle)
-    lo[s] = np.exp(centre + scale * (middle - tail * sd))
-    hi[s] = np.exp(centre + scale * (middle + tail * sd))
-  return surrogate.Prediction(mean, lo, hi)
+    value = np.concatenate(values)
+    best = value.argmin()
+    fits.append(Fit(np.concatenate(ends)[best], float(value[best])))
+  return fits
+
+
+class Curves(NamedTuple):
+  """Curves of one allocation as the model sees them.
+
+  Attributes:
+    y_TxM: log losses, of mean 0 and deviation 1 together; 0 where not active.
+    end_M: the time asked, of points from 0 to 1.
+    mean: what log losses were before,
+    sd: likewise.
+  """
+
+  y_TxM: np.ndarray
+  end_M: np.ndarray
+  mean: float
+  sd: float
+
+
+def standardised(observed: surrogate.Observed, s: int) -> Curves:
+  """The curves of allocation s."""
+  active_M = np.asarray(observed.active_SxM[s], bool)
+  log_loss = np.log(np.where(active_M[:, None], observed.loss_SxMxT[s], 1.0)).T
+  seen = log_loss[:, active_M] if active_M.any() else np.zeros(1)
+  mean, sd = seen.mean(), max(seen.std(), _LEAST_SD)
+  y_TxM = np.where(active_M, (log_loss - mean) / sd, 0.0)
+  log_c = observed.log_c_SxT[s]
+  end_M = (observed.log_end_SxM[s] - log_c[0]) / (log_c[-1] - log_c[0])
+  return Curves(y_TxM, np.where(active_M, end_M, 1.0), mean, sd)
 
 
 def starts(key: jax.Array, curves: int) -> jax.Array:
@@ -144,14 +191,3 @@ def _extrapolate(
   white = coregionalisation.WHITE
   noise = made.w_QxM[white] ** 2 + made.kappa_QxM[white]
   return mean, jnp.sqrt(jnp.maximum(variance, 0.0) + noise)
-
-
-def _standardised(
-  log_loss_MxT: np.ndarray, active_M: np.ndarray
-) -> tuple[np.ndarray, float, float]:
-  """Curves [T, M] of mean 0 and deviation 1 together, their mean and deviation."""
-  seen = log_loss_MxT[active_M]
-  if not len(seen):
-    return np.zeros(log_loss_MxT.T.shape), 0.0, 1.0
-  mean, sd = seen.mean(), max(seen.std(), _LEAST_SD)
-  return np.where(active_M, (log_loss_MxT.T - mean) / sd, 0.0), mean, sd
