@@ -147,9 +147,7 @@ def _stepped(
 
   def push(old: jax.Array, new: jax.Array) -> jax.Array:
     keep = curved.reshape(-1, *[1] * (old.ndim - 1))
-    return jnp.where(
-      keep, jnp.concatenate([new[:, None], old[:, :-1]], 1), old
-    )
+    return jnp.where(keep, jnp.concatenate([new[:, None], old[:, :-1]], 1), old)
 
   steps, changes = push(state.steps, step), push(state.changes, change)
   inverse = push(state.inverse, 1 / jnp.where(curved, product, 1.0))

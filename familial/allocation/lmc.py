@@ -17,12 +17,9 @@ RESTARTS = 20
 _LANES = 10  # restarts that descend together
 _NOISE = 1e-6  # least variance of the white noise, of standardised curves
 _LEAST_SD = 1e-6  # of log losses, for curves that do not move
-_LIMITS = {
-  'gradient_tolerance': 1e-3,
-  'gain': 1e-4,  # nats
-  'patience': 5,
-  'evaluations': 1500,
-}
+_EVALUATIONS = 1500  # of a restart, at most
+_GRADIENT = 1e-3  # largest derivative of a restart that has converged
+_GAIN, _PATIENCE = 1e-4, 5  # nats; after so many smaller ones it has as well
 
 # The parameters are w [3, M], ln kappa [3, M], ln alpha and ln beta, with weak
 # normal priors for curves of unit variance over a unit of time. A point is their
@@ -171,7 +168,12 @@ def _descend(
   """Where each of the starts ends."""
   each = jax.vmap(objective, in_axes=(0, None, None))
   return lbfgs.minimise(
-    lambda x: each(x, y_TxM, active_M), x_LxP, **_LIMITS
+    lambda x: each(x, y_TxM, active_M),
+    x_LxP,
+    gradient_tolerance=_GRADIENT,
+    gain=_GAIN,
+    patience=_PATIENCE,
+    evaluations=_EVALUATIONS,
   )
 
 
