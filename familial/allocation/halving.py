@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import fractions
 import math
 from typing import Any
 from typing import NamedTuple
@@ -176,7 +177,9 @@ def run(
   count = len(sources[0].names)
   check(count, budget, eta)
   counts = survivors(count, eta)
-  shares = [budget / (alive * len(counts)) for alive in counts]
+  shares = [
+    fractions.Fraction(budget) / (alive * len(counts)) for alive in counts
+  ]
   ledgers = [ledger_lib.Ledger(budget, count) for _ in sources]
   alive_SxM = np.tile(np.arange(count), (len(sources), 1))
   known: list[dict[int, curves_lib.Curve]] = [{} for _ in sources]
@@ -191,6 +194,7 @@ def run(
       )
       ledgers[s].charge({i: curve.end for i, curve in reached.items()})
       known[s].update(reached)
+    later = float(sum(shares[number + 1 :]))
     survey = Survey(
       sources=sources,
       alive_SxM=alive_SxM,
@@ -201,7 +205,7 @@ def run(
       end_SxM=np.array(
         [
           [
-            min(target + sum(shares[number + 1 :]), source.limit(int(i)))
+            min(target + later, source.limit(int(i)))
             for i, target in zip(alive, targets, strict=True)
           ]
           for source, alive, targets in zip(
@@ -216,7 +220,7 @@ def run(
       survey, rank, None if last else counts[number + 1], decided
     )
     for s, ledger in enumerate(ledgers):
-      made = _round(survey, ranking, s, share, ledger, kept_SxK[s])
+      made = _round(survey, ranking, s, float(share), ledger, kept_SxK[s])
       rounds[s].append(decided[number] if number < len(decided) else made)
     if number >= len(decided):
       on_round([each[-1] for each in rounds])

@@ -1,6 +1,7 @@
 """What an allocation may spend, and what it has spent."""
 
 from collections.abc import Mapping
+import fractions
 import math
 
 import numpy as np
@@ -24,12 +25,14 @@ class Ledger:
     """Spent in all."""
     return math.fsum(self.spent)
 
-  def target(self, candidate: int, share: float) -> float:
+  def target(self, candidate: int, share: fractions.Fraction) -> float:
     """What a candidate may have spent in all once it has used up a share.
 
     Rounded down, so that shares that add up to the budget never exceed it.
     """
-    return math.nextafter(float(self.spent[candidate]) + share, 0.0)
+    exact = fractions.Fraction(float(self.spent[candidate])) + share
+    nearest = float(exact)
+    return nearest if nearest <= exact else math.nextafter(nearest, 0.0)
 
   def charge(self, reached: Mapping[int, float]) -> None:
     """Writes down what candidates have spent in all.
