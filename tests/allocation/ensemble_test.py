@@ -103,6 +103,14 @@ def test_an_inactive_curve_does_not_matter():
   assert np.isnan(everyone.mean).any()  # so that the mask did something
 
 
+def test_networks_learn_from_active_curves_alone():
+  curve = members('power_law')
+  given = observed(curve)
+  given.active_SxM[0, 1:] = False
+  found = ensemble.predictor('power_law')(given, keys())
+  np.testing.assert_allclose(found.mean[0, 0], curve(np.log(4))[0], rtol=0.01)
+
+
 def test_hard_curves_give_numbers():
   found = ensemble.predictor('power_law')(hard(), keys())
   for values in found:
