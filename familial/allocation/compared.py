@@ -153,9 +153,12 @@ def interval(
   rng = np.random.default_rng(0)
   drawn = rng.integers(len(values), size=(_RESAMPLES, len(values)))
   spread = statistic(values[drawn], axis=1)
+  spread = spread[np.isfinite(spread)]
+  point = float(statistic(values, axis=0))
+  if not len(spread) or not math.isfinite(point):
+    return {'value': None, 'lo': None, 'hi': None}
   tail = (1 - LEVEL) / 2
   lo, hi = np.quantile(spread, [tail, 1 - tail])
-  point = float(statistic(values, axis=0))
   return {'value': point, 'lo': float(lo), 'hi': float(hi)}
 
 
@@ -208,8 +211,10 @@ def calibration(
 
 def _ratio(both: np.ndarray, axis: int) -> np.ndarray:
   mine, bound = np.moveaxis(both.mean(axis), -1, 0)
-  with np.errstate(divide='ignore', invalid='ignore'):
-    return np.asarray(mine / bound)
+  there = (
+    bound > 0
+  )  # Where the oracle gains nothing, there is nothing to share.
+  return np.where(there, mine / np.where(there, bound, 1.0), np.nan)
 
 
 def _line(curves: Sequence[curves_lib.Curve]) -> frontier.Line:

@@ -19,6 +19,7 @@ from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.allocation import synthetic
+from familial.laws import forms
 from familial.laws import record
 
 RESULT = 'allocation.json'
@@ -52,6 +53,7 @@ def run(
   rows: list[dict[str, Any]] = []
   shown = []
   for name, pool in tables(config):
+    check_law(pool, config.law)
     for candidates, budget in config.cells:
       check(pool, candidates, budget, config.eta)
       cell, draws, example = _cell(config, name, pool, candidates, budget)
@@ -110,6 +112,19 @@ def check(
       f' {share:.3g} in the first of {rounds} rounds, and no curve of'
       f' {pool.source} has a loss before {first:.3g}'
     )
+
+
+def check_law(pool: curves_lib.Curves, law: config_lib.Law) -> None:
+  """Refuses a law that curves lack columns or rows for."""
+  if not law.form:
+    return
+  table, _ = compared.rows([pool.curves], law.where)
+  for column in forms.get(law.form).columns:
+    if column not in table.columns:
+      raise errors.UserError(
+        f'--form: {law.form!r} needs column {column}; {pool.source} has'
+        f" {', '.join(table.columns)}; --form='' fits no law"
+      )
 
 
 def _cell(

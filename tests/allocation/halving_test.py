@@ -31,9 +31,9 @@ def line(name, level, points=64):
 
 def allocate(name, grid, budget, eta=2, seed=0):
   law = config.Law()
-  return policies.allocate(
-    name, [replay.Replay(grid)], budget, eta, law, seed
-  )[0]
+  return policies.allocate(name, [replay.Replay(grid)], budget, eta, law, seed)[
+    0
+  ]
 
 
 @pytest.mark.parametrize(

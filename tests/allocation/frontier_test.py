@@ -1,0 +1,58 @@
+"""Frontiers, lines and the area between them, against what they must be."""
+
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.allocation import curves
+from familial.allocation import frontier
+
+
+def power(name, level, slope, low=1.0, high=1e4, points=200):
+  """A curve with ln L = level + slope ln C."""
+  flops = np.geomspace(low, high, points)
+  return curves.Curve(name, flops, np.exp(level + slope * np.log(flops)))
+
+
+def test_the_frontier_is_the_best_of_all_curves():
+  both = [power('a', 1.0, -0.1), power('b', 2.0, -0.3)]
+  flops = np.geomspace(1, 1e4, 7)
+  best = np.minimum(
+    np.exp(1 - 0.1 * np.log(flops)), np.exp(2 - 0.3 * np.log(flops))
+  )
+  np.testing.assert_allclose(frontier.frontier(both, flops), best, rtol=1e-4)
+
+
+def test_the_nearest_point_of_a_curve_may_be_another_compute():
+  curve = curves.Curve('a', np.array([1.0, 100.0]), np.array([3.0, 2.0]))
+  flops = np.array([5.0, 20.0])
+  assert frontier.frontier([curve], flops, 'nearest').tolist() == [3.0, 2.0]
+  between = frontier.frontier([curve], flops)
+  assert 2.0 < between[1] < between[0] < 3.0
+  with pytest.raises(errors.UserError, match="'closest' is not one of"):
+    frontier.frontier([curve], flops, 'closest')
+
+
+@pytest.mark.parametrize('match', frontier.MATCHES)
+def test_a_line_through_a_power_law_is_that_law(match):
+  found = frontier.line([power('a', 1.5, -0.07)], 10.0, 1e3, match)
+  assert found.slope == pytest.approx(-0.07, abs=5e-4)
+  assert found.level == pytest.approx(1.5, abs=5e-3)
+  assert float(found(100.0)) == pytest.approx(
+    np.exp(1.5 - 0.07 * np.log(100)), rel=1e-3
+  )
+
+
+def test_the_area_between_lines_is_the_integral():
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    a, b = (frontier.Line(*rng.normal(size=2)) for _ in range(2))
+    low, high = np.exp(np.sort(rng.normal(size=2) * 3))
+    x = np.linspace(np.log(low), np.log(high), 20001)
+    gap = np.abs((a.slope - b.slope) * x + a.level - b.level)
+    integral = np.trapezoid(gap, x)
+    assert frontier.area(a, b, low, high) == pytest.approx(integral, rel=1e-4)
+  assert frontier.area(a, a, low, high) == 0.0
+  # One per cent apart over a factor e.
+  shifted = a._replace(level=a.level + 0.01)
+  assert frontier.area(a, shifted, 1.0, np.e) == pytest.approx(0.01)
