@@ -52,7 +52,13 @@ _SPREAD = {
   'beta': 0.2,
   'gamma': 0.1,
 }
-_POINT, _RUN = 0.005, 0.01  # deviations of log loss: of a point, of its run
+# Deviations of log loss: of a point, of its run. Laws err more the further they are
+# from where they are wanted: a point's grows as the root of the compute it lacks.
+_POINT, _RUN, _MISFIT = (
+  0.005,
+  0.01,
+  0.5,
+)  # deviations of log loss: of a point, of its run
 
 
 class _Options(NamedTuple):
@@ -233,6 +239,8 @@ def _best_move(
     changed, directions
   )
   best = int(np.argmax(removed / cost[i, level]))
+  if removed[best] <= 0:
+    return None
   return int(i[best]), int(level[best])
 
 
@@ -266,14 +274,15 @@ def _options(
   counted = compared.meets(table, law.where)
   jacobian = _jacobian(form, theta, columns).reshape(*flops.shape, -1)
   jacobian = jacobian * counted.reshape(*flops.shape, 1)
-  # (s^2 I + r^2 1 1')^-1 = (I - 1 1' r^2 / (s^2 + n r^2)) / s^2, n points.
-  squares = np.cumsum(jacobian[..., :, None] * jacobian[..., None, :], axis=1)
-  sums = np.cumsum(jacobian, axis=1)
-  n = np.cumsum(counted.reshape(flops.shape), axis=1)
-  share = _RUN**2 / (_POINT**2 + n * _RUN**2)
+  # S = diag(s^2) + r^2 1 1', inverted by Sherman and Morrison.
+  precision = (limits.max() / flops) ** -(2 * _MISFIT) / _POINT**2
+  precision = precision * counted.reshape(flops.shape)
+  weighted = precision[..., None] * jacobian
+  squares = np.cumsum(weighted[..., :, None] * jacobian[..., None, :], axis=1)
+  sums = np.cumsum(weighted, axis=1)
+  share = 1 / (_RUN**-2 + np.cumsum(precision, axis=1))
   both = sums[..., :, None] * sums[..., None, :]
-  information = (squares - share[..., None, None] * both) / _POINT**2
-  return _Options(flops, information)
+  return _Options(flops, squares - share[..., None, None] * both)
 
 
 def _directions(
