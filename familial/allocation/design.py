@@ -52,9 +52,9 @@ _SPREAD = {
   'beta': 0.2,
   'gamma': 0.1,
 }
-# Deviations of log loss: of a point, of its run. Laws err more the further they are
-# from where they are wanted: a point's grows as the root of the compute it lacks.
-_POINT, _RUN, _MISFIT = (
+# Deviations of log loss: of a point, of its run. A law errs more the further down
+# it is asked: a point's grows as the root of the compute that it lacks.
+_POINT, _RUN, _MISFIT = 0.005, 0.01, 0.5
   0.005,
   0.01,
   0.5,
