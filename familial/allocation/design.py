@@ -55,10 +55,6 @@ _SPREAD = {
 # Deviations of log loss: of a point, of its run. A law errs more the further down
 # it is asked: a point's grows as the root of the compute that it lacks.
 _POINT, _RUN, _MISFIT = 0.005, 0.01, 0.5
-  0.005,
-  0.01,
-  0.5,
-)  # deviations of log loss: of a point, of its run
 
 
 class _Options(NamedTuple):
