@@ -16,7 +16,7 @@ from familial.laws import solver
 RESTARTS = 20
 _LANES = 10  # restarts that descend together
 _NOISE = 1e-6  # least variance of the white noise, of standardised curves
-_LEAST_SD = 1e-6  # of log losses, for curves that do not move
+_LEAST_SD = 1e-6  # nats, for curves that do not move
 _EVALUATIONS = 1500  # of a restart, at most
 _GRADIENT = 1e-3  # largest derivative of a restart that has converged
 _GAIN, _PATIENCE = 1e-4, 5  # nats; after so many smaller ones it has as well
@@ -25,9 +25,8 @@ _GAIN, _PATIENCE = 1e-4, 5  # nats; after so many smaller ones it has as well
 # normal priors for curves of unit variance over a unit of time. A point is their
 # deviations from the priors' means in the priors' units: so measured, a descent
 # takes a third of the steps. Of the kernels in order: decay, white noise, bias.
-_W_SD = np.array([1.0, 0.3, 1.0])
-_KAPPA_MEAN = np.log([1e-1, 1e-3, 1e-1])
-_KAPPA_SD = np.array([2.0, 2.0, 2.0])
+_W_SD = np.array([1.0, 0.1, 1.0])
+_KAPPA_MEAN, _KAPPA_SD = np.log([1.0, 1e-4, 1.0]), np.array([1.0, 1.0, 1.0])
 _RATE_SD = np.array([1.0, 1.0])
 _WHITE = np.eye(3)[:, coregionalisation.WHITE, None]
 
@@ -37,8 +36,10 @@ def predict(
 ) -> surrogate.Prediction:
   """The linear model of coregionalisation, fitted to each allocation by itself.
 
-  `mean` is the median of the loss that would be seen, white noise included, as
-  it is in the interval: the logarithm of the loss is normal.
+  The interval is of a loss that would be seen, white noise included. Losses are
+  taken as they are: a power law of compute with an irreducible term is then an
+  exponential that tends to a level, which decay and bias can be; in log loss the
+  level bends it, and the intervals are far too narrow.
   """
   mean, lo, hi = np.empty((3, *np.shape(observed.active_SxM)))
   for s, best in enumerate(fit(observed, keys)):
@@ -52,7 +53,7 @@ def predict(
       )
     half = sd * stats.norm.ppf(0.5 + surrogate.LEVEL / 2)
     mean[s], lo[s], hi[s] = (
-      np.exp(curves.mean + curves.sd * where)
+      curves.mean + curves.sd * where
       for where in (middle, middle - half, middle + half)
     )
   return surrogate.Prediction(mean, lo, hi)
@@ -97,9 +98,9 @@ class Curves(NamedTuple):
   """Curves of one allocation as the model sees them.
 
   Attributes:
-    y_TxM: log losses, of mean 0 and deviation 1 together; 0 where not active.
+    y_TxM: losses, of mean 0 and deviation 1 together; 0 where not active.
     end_M: the time asked, of points from 0 to 1.
-    mean: what log losses were before,
+    mean: of the losses in nats,
     sd: likewise.
   """
 
@@ -112,10 +113,10 @@ class Curves(NamedTuple):
 def standardised(observed: surrogate.Observed, s: int) -> Curves:
   """The curves of allocation s."""
   active_M = np.asarray(observed.active_SxM[s], bool)
-  log_loss = np.log(np.where(active_M[:, None], observed.loss_SxMxT[s], 1.0)).T
-  seen = log_loss[:, active_M] if active_M.any() else np.zeros(1)
+  loss_TxM = np.asarray(observed.loss_SxMxT[s], np.float64).T
+  seen = loss_TxM[:, active_M] if active_M.any() else np.zeros(1)
   mean, sd = seen.mean(), max(seen.std(), _LEAST_SD)
-  y_TxM = np.where(active_M, (log_loss - mean) / sd, 0.0)
+  y_TxM = np.where(active_M, (loss_TxM - mean) / sd, 0.0)
   log_c = observed.log_c_SxT[s]
   end_M = (observed.log_end_SxM[s] - log_c[0]) / (log_c[-1] - log_c[0])
   return Curves(y_TxM, np.where(active_M, end_M, 1.0), mean, sd)
