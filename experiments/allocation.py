@@ -17,6 +17,11 @@ import ml_collections
 from familial import config as config_lib
 
 PETA = 1e15
+ENSEMBLES = (
+  'sh_ensemble_power_law',
+  'sh_ensemble_exponential',
+  'sh_ensemble_mmf',
+)
 
 
 def get_config(arg: str = 'synthetic') -> ml_collections.ConfigDict:
@@ -31,6 +36,7 @@ def get_config(arg: str = 'synthetic') -> ml_collections.ConfigDict:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
   config = config_lib.replay_template()
   config.title = 'Policies on known curves'
+  config.policies = ('uniform', 'sh_lmc', *ENSEMBLES, 'law')
   variants[arg](config)
   return config
 
@@ -71,3 +77,4 @@ def _savings(config: ml_collections.ConfigDict) -> None:
   _nanogpt(config)
   config.title += ', budgets by saving'
   config.cells = tuple((20, x * PETA) for x in (1e4, 2e4, 4e4, 8e4, 1.6e5))
+  config.policies = ('uniform', *ENSEMBLES, 'law')
