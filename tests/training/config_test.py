@@ -109,3 +109,14 @@ def test_on_a_frozen_trunk_the_last_exit_weighs_nothing():
     steps=10, batch_size=1, base_lr=0.1, trained='exits', init_from='parent'
   )
   assert train.exit_weights((1, 2, 4)) == (1.0, 1.0, 0.0)
+
+
+def test_evaluations_are_even_in_steps_or_in_their_logarithm(run_config):
+  train = dataclasses.replace(run_config().train, steps=100)
+  even = dataclasses.replace(train, evaluations=4)
+  assert sorted(even.evaluated) == [25, 50, 75, 100]
+  spread = dataclasses.replace(train, evaluations=3, first_evaluation=1)
+  assert sorted(spread.evaluated) == [1, 10, 100]
+  # More than there are steps between them fall together.
+  dense = dataclasses.replace(train, evaluations=50, first_evaluation=90)
+  assert sorted(dense.evaluated) == list(range(90, 101))

@@ -387,3 +387,21 @@ def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
     for f in (folder, expected)
   )
   np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
+
+
+def test_it_pauses_where_it_is_told_and_goes_on_to_the_bit(
+  undisturbed, corpus, tmp_path
+):
+  config, expected = undisturbed
+  step = 5
+  assert step not in config.train.evaluated
+  assert loop.run(config, tmp_path, corpus, until=step, quiet=True) == 'running'
+  assert records.read(tmp_path / records.ROWS)[-1]['step'] == step
+  # Once there, it takes no step.
+  assert loop.run(config, tmp_path, corpus, until=step, quiet=True) == 'running'
+  assert loop.run(config, tmp_path, corpus, quiet=True) == 'finished'
+  rows = records.read(tmp_path / records.ROWS)
+  kept = [row for row in rows if row['step'] != step]
+  for row in kept:
+    row['run'] = records.read(expected / records.ROWS)[0]['run']
+  assert kept == records.read(expected / records.ROWS)

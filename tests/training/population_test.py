@@ -318,3 +318,27 @@ def test_a_member_goes_on_alone(configs, together, corpus, tmp_path):
   for config, folder, expected in alone:
     loop.run(config, folder, corpus, quiet=True)
     _same(folder, expected, 1e-6)
+
+
+def test_members_pause_where_they_are_told_and_go_on_to_the_bit(
+  configs, together, corpus, tmp_path
+):
+  folders = _folders(configs, tmp_path)
+  until = [3, 7, 5, 11, 4]
+  paused = population.run(configs, folders, corpus, until=until, quiet=True)
+  assert paused == ['running'] * len(configs)
+  for folder, step in zip(folders, until, strict=True):
+    assert records.read(folder / records.ROWS)[-1]['step'] == step
+    assert (folder / 'checkpoints' / str(step)).is_dir()
+  ended = population.run(configs, folders, corpus, quiet=True)
+  assert ended == ['finished'] * len(configs)
+  for config, folder, expected, step in zip(
+    configs, folders, together, until, strict=True
+  ):
+    extra = {step} - config.train.evaluated
+    kept = [
+      row
+      for row in records.read(folder / records.ROWS)
+      if row['step'] not in extra
+    ]
+    assert kept == records.read(expected / records.ROWS)

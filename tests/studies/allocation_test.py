@@ -1,0 +1,199 @@
+"""A live allocation: it spends what it may, and goes on exactly where it was."""
+
+import dataclasses
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments import allocation_live
+from familial import config as config_lib
+from familial import errors
+from familial import records
+from familial.allocation import halving
+from familial.allocation import policies
+from familial.allocation import replay
+from familial.studies import allocation
+from familial.studies import allocation_summary
+from familial.studies import cells as cells_lib
+from familial.studies import sweep
+
+
+@pytest.fixture(scope='session')
+def make(text_data):
+  """Makes live allocations of two shapes, with and without exits."""
+
+  def make(**changes):
+    config = config_lib.allocation_template()
+    config.title = 'tiny'
+    config.data.update(dataclasses.asdict(text_data))
+    config.data.seq_len = 16
+    config.model.base_width = 8
+    config.train.update(
+      base_lr=0.01, batch_size=4, first_evaluation=2, evaluations=5,
+      eval_tokens=256, eval_batch_size=8, checkpoint_seconds=0.0,
+    )  # fmt: skip
+    config.shapes = ((8, 2, 1), (12, 2, 1))
+    config.granularities = (1, 2)
+    config.horizon, config.budget, config.policy = 6e7, 1.2e8, 'sh'
+    with config.unlocked():
+      config.update(changes)
+    return config_lib.allocation(config)
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def whole(make, tmp_path_factory):
+  """A finished allocation, and then the whole grid."""
+  workdir = tmp_path_factory.mktemp('whole')
+  study = make(full=True)
+  allocation.run(study, workdir)
+  return study, workdir
+
+
+def _rounds(workdir):
+  return allocation_summary.decided(workdir)
+
+
+def test_it_spends_real_flops_within_its_budget(whole):
+  study, workdir = whole
+  cells = allocation.build(study)
+  rounds = _rounds(workdir)
+  assert [len(made.alive) for made in rounds] == [4, 2]
+  spent = dict.fromkeys(range(4), 0.0)
+  for made in rounds:
+    best = sorted(made.alive, key=lambda i: made.seen[made.alive.index(i)])
+    if made is not rounds[-1]:
+      assert set(made.kept) == set(best[:2])
+    for i, flops in zip(made.alive, made.spent, strict=True):
+      step = cells_lib.cost(cells[i]) / cells[i].train.steps
+      target = min(spent[i] + made.share, cells_lib.cost(cells[i]))
+      # As many whole steps as the share pays for.
+      assert target - step < flops <= target
+      spent[i] = flops
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['spent'] == pytest.approx(sum(spent.values()))
+  assert summary['spent'] <= study.budget
+  assert summary['saving'] == pytest.approx(
+    1 - summary['spent'] / sum(map(cells_lib.cost, cells))
+  )
+
+
+def test_what_is_live_is_what_its_own_curves_replay(whole):
+  study, workdir = whole
+  curves = list(allocation_summary._curves(study, workdir))
+  [again] = policies.allocate(
+    'sh', [replay.Replay(curves)], study.budget, study.eta, study.law, 0
+  )
+  live = _rounds(workdir)
+  assert [r.kept for r in again.rounds] == [r.kept for r in live]
+  # Live training takes whole steps: a little less.
+  for mine, theirs in zip(live, again.rounds, strict=True):
+    assert np.all(np.array(mine.spent) <= theirs.spent)
+    np.testing.assert_allclose(mine.spent, theirs.spent, rtol=0.2)
+
+
+@pytest.mark.parametrize('round_', [0, 1])
+def test_killed_in_any_round_it_goes_on_exactly(
+  make, whole, tmp_path, monkeypatch, round_
+):
+  study, expected = whole
+  execute, calls = sweep.execute, []
+
+  def killed(cells, workdir, *, until=None, **how):
+    if len(calls) == round_ and until is not None:
+      # The first to train gets there; then the process dies.
+      first = next(iter(until))
+      execute(cells, workdir, until={first: until[first]}, **how)
+      raise KeyboardInterrupt
+    calls.append(until)
+    return execute(cells, workdir, until=until, **how)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sweep, 'execute', killed)
+    with pytest.raises(KeyboardInterrupt):
+      allocation.run(study, tmp_path)
+  assert len(_rounds(tmp_path)) == round_
+  allocation.run(study, tmp_path)
+  assert (tmp_path / allocation_summary.ROUNDS).read_bytes() == (
+    expected / allocation_summary.ROUNDS
+  ).read_bytes()
+  for cell in allocation.build(study):
+    mine, theirs = (
+      records.read(sweep.folder(folder, cell.cell) / records.ROWS)
+      for folder in (tmp_path, expected)
+    )
+    assert mine == theirs
+
+
+def test_pausing_changes_nothing_of_a_run(make, whole, tmp_path):
+  study, workdir = whole
+  cells = allocation.build(study)
+  sweep.execute(cells, tmp_path)
+  for cell in cells:
+    straight, paused = (
+      records.read(sweep.folder(folder, cell.cell) / records.ROWS)
+      for folder in (tmp_path, workdir)
+    )
+    kept = [row for row in paused if row['step'] in cell.train.evaluated]
+    assert straight == kept
+
+
+def test_a_finished_one_is_left_alone(whole, monkeypatch):
+  study, workdir = whole
+  before = {path: path.read_bytes() for path in workdir.rglob('*.jsonl')}
+  monkeypatch.setattr(sweep, 'work', None)  # Nothing is trained.
+  line = allocation.run(study, workdir)
+  assert 'saved' in line
+  assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_round_waits_for_who_failed(make, tmp_path, monkeypatch):
+  study = make()
+  monkeypatch.setattr(
+    sweep, 'execute', lambda cells, workdir, until, **how: ['w8_d2_g1']
+  )
+  with pytest.raises(errors.Incomplete, match='1 of 4 candidates failed'):
+    allocation.allocate(study, allocation.build(study), tmp_path)
+  assert _rounds(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+  ('changes', 'what'),
+  [
+    ({'policy': 'oracle'}, "policy: 'oracle' knows the future"),
+    ({'policy': 'lmc'}, "policy 'lmc' is unknown"),
+    ({'eta': 1}, 'eta: 1'),
+    ({'budget': 1e4}, 'candidate w8_d2_g1: budget: 10000 FLOPs give it'),
+    ({'shapes': ((8, 2, 1),), 'granularities': (1,)}, 'at least 2'),
+    ({'loss': 'exit'}, "loss: 'exit' is not one of final, mean"),
+    ({'horizon': 0.0}, 'horizon: 0.0 must be positive'),
+  ],
+)
+def test_what_cannot_be_is_one_line(make, changes, what):
+  with pytest.raises(errors.UserError, match=what):
+    allocation.build(make(**changes))
+
+
+def test_a_rate_that_falls_to_its_own_end_is_refused(make):
+  config = allocation_live.get_config('test')
+  config.train.schedule = 'cosine'
+  with pytest.raises(errors.UserError, match="train.schedule: 'cosine'"):
+    config_lib.allocation(config)
+
+
+@pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
+def test_experiments_make_candidates_that_their_budgets_pay(arg):
+  config = allocation_live.get_config(arg)
+  assert isinstance(config, ml_collections.ConfigDict)
+  study = config_lib.allocation(config)
+  cells = allocation.build(study)
+  counts = halving.survivors(len(cells), study.eta)
+  last = sum(study.budget / (n * len(counts)) for n in counts)
+  # The last survivor is trained to most of the horizon, and the grid costs more.
+  assert 0.3 * study.horizon < last <= 1.5 * study.horizon
+  assert study.budget < 0.5 * sum(map(cells_lib.cost, cells))
+  for cell in cells:
+    assert cell.train.schedule in ('constant', 'wsd')
