@@ -1,6 +1,8 @@
 """A Gaussian process over all the curves: how each goes on, told by the others."""
 
+from collections.abc import Callable
 import concurrent.futures
+import functools
 from typing import NamedTuple
 
 import jax
@@ -73,11 +75,15 @@ def fit(observed: surrogate.Observed, keys: jax.Array) -> list[Fit]:
   that an allocation's is the same program whatever the number of allocations.
   """
 
+  _, curves, points = observed.loss_SxMxT.shape
+  with jax.enable_x64(True):
+    program = _descent(points, curves)
+
   def descend(s: int, first: int) -> tuple[np.ndarray, np.ndarray]:
     active_M = np.asarray(observed.active_SxM[s], bool)
     with jax.enable_x64(True):  # of this thread
-      x_LxP = starts(keys[s], len(active_M))[first : first + _LANES]
-      found = _descend(x_LxP, standardised(observed, s).y_TxM, active_M)
+      x_LxP = starts(keys[s], curves)[first : first + _LANES]
+      found = program(x_LxP, standardised(observed, s).y_TxM, active_M)
       return np.asarray(found.x), np.asarray(found.value)
 
   with concurrent.futures.ThreadPoolExecutor(solver.threads()) as pool:
@@ -162,7 +168,24 @@ def _decay(x_P: jax.Array, both: jax.Array) -> jax.Array:
   return jnp.exp(-alpha * jnp.log1p(both / beta))
 
 
-@jax.jit
+@functools.lru_cache(maxsize=64)
+def _descent(points: int, curves: int) -> Callable[..., lbfgs.Minimum]:
+  """The compiled descent of _LANES starts."""
+
+  def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dimensions, np.float64)
+
+  return (
+    jax.jit(_descend)
+    .lower(
+      shape(_LANES, 6 * curves + 2),
+      shape(points, curves),
+      jax.ShapeDtypeStruct((curves,), np.bool_),
+    )
+    .compile()
+  )
+
+
 def _descend(
   x_LxP: jax.Array, y_TxM: jax.Array, active_M: jax.Array
 ) -> lbfgs.Minimum:

@@ -45,7 +45,9 @@ def test_many_lanes_reach_what_scipy_reaches_in_as_many_evaluations():
 def test_badly_scaled_bowls():
   scales = np.logspace(0, 5, 12)
   found = minimise(
-    lambda x: 0.5 * jnp.sum(scales * (x - 3.0) ** 2), np.zeros((3, 12))
+    lambda x: 0.5 * jnp.sum(scales * (x - 3.0) ** 2),
+    np.zeros((3, 12)),
+    evaluations=2000,
   )
   np.testing.assert_allclose(found.x, 3.0, atol=1e-5)
 
@@ -75,6 +77,6 @@ def test_lanes_do_not_know_of_one_another():
 def test_evaluations_are_bounded_and_counted():
   x = np.full((2, 4), -1.2)
   few = minimise(rosenbrock, x, evaluations=10)
-  assert (few.evaluations == 11).all()
+  assert (few.evaluations == 10).all()
   loose = minimise(rosenbrock, x, gain=1e9, patience=3)
   assert (loose.evaluations < 10).all()
