@@ -79,6 +79,29 @@ def test_posterior_is_that_of_the_full_covariance(point):
   np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
 
+def test_a_curve_that_is_not_active_is_not_there():
+  seen = observed(draws=1)
+  seen.active_SxM[0, 1] = False
+  seen.loss_SxMxT[0, 1] = np.nan
+  fewer = seen._replace(
+    **{
+      name: getattr(seen, name)[:, [0, 2, 3]]
+      for name in ('loss_SxMxT', 'active_SxM', 'features_SxMxF', 'log_end_SxM')
+    }
+  )
+  x, rates = np.random.default_rng(0).standard_normal((2, 3, CURVES)), [0.3, -1]
+  full = np.append(np.where(seen.active_SxM[0], x, 0.0), rates)
+  part = np.append(x[..., [0, 2, 3]], rates)
+  values = []
+  with jax.enable_x64(True):
+    for point, of in ((full, seen), (part, fewer)):
+      made = lmc.covariance(point, POINTS, of.active_SxM[0])
+      y = lmc.standardised(of, 0).y_TxM
+      values.append(jax.jit(dense.likelihood)(made, y))
+  np.testing.assert_allclose(*values, rtol=1e-10)
+
+
+@pytest.mark.slow
 def test_a_curve_that_is_not_active_says_nothing():
   seen = observed(draws=1)
   seen.active_SxM[0, 1] = False
@@ -88,28 +111,9 @@ def test_a_curve_that_is_not_active_says_nothing():
   after = lmc.predict(seen, keys(1))
   for a, b in zip(before, after, strict=True):
     np.testing.assert_array_equal(a[seen.active_SxM], b[seen.active_SxM])
-  fewer = seen._replace(
-    **{
-      name: getattr(seen, name)[:, [0, 2, 3]]
-      for name in ('loss_SxMxT', 'active_SxM', 'features_SxMxF', 'log_end_SxM')
-    }
-  )
-  x = np.random.default_rng(0).standard_normal((2, 3, CURVES))
-  rates = [0.3, -0.4]
-  with jax.enable_x64(True):
-    full = lmc.objective(
-      np.append(np.where(seen.active_SxM[0], x, 0.0), rates),
-      lmc.standardised(seen, 0).y_TxM,
-      seen.active_SxM[0],
-    )
-    part = lmc.objective(
-      np.append(x[..., [0, 2, 3]], rates),
-      lmc.standardised(fewer, 0).y_TxM,
-      fewer.active_SxM[0],
-    )
-  np.testing.assert_allclose(full[0], part[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_allocations_do_not_know_of_one_another_and_keys_decide():
   seen = observed()
   together = lmc.predict(seen, keys(2))
@@ -119,6 +123,7 @@ def test_allocations_do_not_know_of_one_another_and_keys_decide():
     np.testing.assert_array_equal(a[1:], b)
 
 
+@pytest.mark.slow
 def test_the_curves_go_on_as_they_would():
   seen = observed(draws=1)
   found = lmc.predict(seen, keys(1))
@@ -131,6 +136,7 @@ def test_the_curves_go_on_as_they_would():
   assert ((found.lo < truth) & (truth < found.hi)).mean() >= 0.75
 
 
+@pytest.mark.slow
 def test_flat_curves():
   seen = observed(draws=1)
   seen.loss_SxMxT[:] = 3.0
