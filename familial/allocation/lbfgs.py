@@ -191,18 +191,26 @@ def _direction(
 ) -> jax.Array:
   """Minus the inverse Hessian that the pairs tell, times the gradient."""
 
+  Pair = tuple[jax.Array, ...]  # step, change and inverse
+  pairs = tuple(jnp.moveaxis(one, 1, 0) for one in (steps, changes, inverse))
+
   def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(a * b, 1)
 
-  shares = []
-  vector = gradient
-  for i in range(_PAIRS):
-    share = inverse[:, i] * dot(steps[:, i], vector)
-    vector -= share[:, None] * changes[:, i]
-    shares.append(share)
+  def down(vector: jax.Array, pair: Pair) -> tuple[jax.Array, jax.Array]:
+    step, change, inverse = pair
+    share = inverse * dot(step, vector)
+    return vector - share[:, None] * change, share
+
+  def up(
+    vector: jax.Array, both: tuple[Pair, jax.Array]
+  ) -> tuple[jax.Array, None]:
+    (step, change, inverse), share = both
+    rest = share - inverse * dot(change, vector)
+    return vector + rest[:, None] * step, None
+
+  vector, shares = jax.lax.scan(down, gradient, pairs)
   square = dot(changes[:, 0], changes[:, 0]) * inverse[:, 0]
   vector /= jnp.where(square > 0, square, 1.0)[:, None]
-  for i in reversed(range(_PAIRS)):
-    share = shares[i] - inverse[:, i] * dot(changes[:, i], vector)
-    vector += share[:, None] * steps[:, i]
+  vector, _ = jax.lax.scan(up, vector, (pairs, shares), reverse=True)
   return -vector
