@@ -14,6 +14,7 @@ from familial.data import tokenizers
 from familial.model import transformer
 from familial.serving import segments
 from familial.training import checkpoint
+from familial.training import checkpoint_arrays
 from familial.training import config as train_config
 
 TOKENIZER = 'tokenizer.json'
@@ -63,7 +64,7 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
   like = jax.eval_shape(
     lambda: transformer.init(config.model, jax.random.key(0))
   )
-  params = checkpoint.read_params(folder / 'checkpoints', number, like)
+  params = checkpoint_arrays.read_params(folder / 'checkpoints', number, like)
   tokenizer, path = read_tokenizer(folder, config.model.vocab_size)
   if config.data.tokenizer_file:  # Which may have been moved, with the folder.
     data = dataclasses.replace(config.data, tokenizer=path)

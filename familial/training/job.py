@@ -22,6 +22,7 @@ from familial.analysis import gradients
 from familial.data import batches as batches_lib
 from familial.data import packing
 from familial.training import checkpoint
+from familial.training import checkpoint_arrays
 from familial.training import compilation
 from familial.training import config as train_config
 from familial.training import events
@@ -183,13 +184,13 @@ class Job:
       damage = None
       try:
         restored = self._checkpoints.restore(state, self._latest)
-      except checkpoint.DamagedError as error:
+      except checkpoint_arrays.DamagedError as error:
         damage = error
       # Each process reads a part.
       if not processes.any_of(damage is not None):
         return restored
       folder = self.folder.absolute() / 'checkpoints'
-      found = damage or checkpoint.DamagedError(
+      found = damage or checkpoint_arrays.DamagedError(
         folder / str(self._latest), 'what another process needs'
       )
       processes.by_first(lambda: checkpoint.set_aside(folder, found))  # noqa: B023
@@ -298,7 +299,7 @@ def _set_metrics_aside(folder: pathlib.Path) -> None:
   while True:
     try:
       return checkpoint.check_metrics(folder.absolute())
-    except checkpoint.DamagedError as damage:
+    except checkpoint_arrays.DamagedError as damage:
       checkpoint.set_aside(folder.absolute(), damage)
 
 

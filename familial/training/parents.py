@@ -17,6 +17,7 @@ from familial.expansion import maps
 from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import checkpoint
+from familial.training import checkpoint_arrays
 from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import step as step_lib
@@ -201,7 +202,9 @@ def grow(
     moments = {'opt_state': optimizer.adamw(h, was).init(params)}
     return {'params': params, **(moments if carried else {})}
 
-  take = checkpoint.reader(parent / 'checkpoints', step, jax.eval_shape(held))
+  take = checkpoint_arrays.reader(
+    parent / 'checkpoints', step, jax.eval_shape(held)
+  )
 
   def below(*section: str) -> grown.Take:
     return lambda path, index: take((*section, *path), index)
@@ -235,7 +238,7 @@ def _given(
   """Returns parameters with those of a parent of the same shape."""
   model = _expected(parent, config).model
   checkpoints = parent / 'checkpoints'
-  given = checkpoint.read_params(
+  given = checkpoint_arrays.read_params(
     checkpoints,
     checkpoint.steps(checkpoints)['last'],
     jax.eval_shape(lambda: transformer.init(model, jax.random.key(0))),

@@ -13,6 +13,7 @@ import pytest
 from familial import errors
 from familial import records
 from familial.training import checkpoint
+from familial.training import checkpoint_arrays
 from familial.training import compilation
 from familial.training import step as step_lib
 
@@ -84,7 +85,7 @@ def test_checkpoints_outlive_a_full_disk(disk, capfd):
   disk.remount('ro')
   last = checkpoint.steps(folder)['last']
   assert last > 1
-  params = checkpoint.read_params(folder, last, _state(0).params)
+  params = checkpoint_arrays.read_params(folder, last, _state(0).params)
   np.testing.assert_array_equal(params['w'], _state(last).params['w'])
   disk.remount('rw,size=8m')
   checkpoints = checkpoint.Checkpoints(folder, keep=9)
