@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import hashlib
 from importlib import metadata
-import math
 import multiprocessing
 import pathlib
 import signal
@@ -27,16 +26,12 @@ import jax
 from familial import errors
 from familial import flops as flops_lib
 from familial import records
-from familial.expansion import config as growth_config
-from familial.expansion import grown
-from familial.expansion import maps
-from familial.model import transformer
 from familial.planning import chips
 from familial.planning import compiled
+from familial.planning import growth
 from familial.planning import layouts
 from familial.planning import roofline
 from familial.training import config as train_config
-from familial.training import sharding
 from familial.training import timing
 
 RunConfig = train_config.RunConfig
@@ -100,7 +95,7 @@ def make(
   rows = [
     {
       **found[cell.cell],
-      'growth': _growth(layouts.apply(cell, chosen), cells, devices),
+      'growth': growth.of(layouts.apply(cell, chosen), cells, devices),
     }
     for cell in cells
   ]
@@ -326,42 +321,6 @@ def _row(
     'utilisation_bound': step_flops / (devices * chip.flops * times.bound),
     'seconds': seconds,
     'device_hours': seconds * devices / 3600,
-  }
-
-
-def _growth(
-  cell: RunConfig, cells: Sequence[RunConfig], devices: Sequence[Any]
-) -> dict[str, Any] | None:
-  """Returns how a run grows from another one of the plan: what a device reads of
-  that one's parameters, and what it makes of them, in bytes."""
-  parents = {f'../{parent.cell}': parent for parent in cells}
-  parent = parents.get(cell.train.init_from)
-  if parent is None or cell.growth == growth_config.NONE:
-    return None
-  growth = maps.plan(cell.growth, parent.model, cell.model)
-  shapes = jax.eval_shape(
-    lambda: transformer.init(cell.model, jax.random.key(0))
-  )
-  like = jax.tree.map(
-    lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
-    shapes,
-    sharding.shardings(shapes, sharding.mesh(cell, devices)),
-  )
-
-  def part(leaf: jax.ShapeDtypeStruct) -> int:
-    assert leaf.sharding is not None
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * leaf.dtype.itemsize
-
-  # The moments lie as the parameters do.
-  trees = 1 if cell.growth.state == 'reset' else 3
-  return {
-    'parent': parent.cell,
-    'exact_exits': len(growth.exact_exits()),
-    'reads': trees * grown.reads(growth, like),
-    'makes': trees * sum(map(part, jax.tree.leaves(like))),
-    'whole': trees
-    * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
   }
 
 

@@ -11,6 +11,7 @@ from familial import main
 from familial.expansion import config as growth_config
 from familial.planning import chips
 from familial.planning import compiled
+from familial.planning import growth
 from familial.planning import layouts
 from familial.planning import page
 from familial.planning import pod
@@ -221,11 +222,11 @@ def test_a_growth_says_what_a_device_reads_and_makes(planned, cells):
     train=dataclasses.replace(deep.train, init_from='../shallow'),
     growth=growth_config.GrowthConfig(depth='identity'),
   )
-  found = pod._growth(grows, [small, grows], jax.devices()[:1])
+  found = growth.of(grows, [small, grows], jax.devices()[:1])
   assert found['parent'] == 'shallow'
   assert found['exact_exits'] == 1
   assert found['makes'] == found['whole'] > found['reads'] > 0
-  assert pod._growth(grows, [grows], jax.devices()[:1]) is None
+  assert growth.of(grows, [grows], jax.devices()[:1]) is None
   plan['cells'][0]['growth'] = found
   assert any(
     'from shallow: a device reads' in line for line in summary.growth(plan)
