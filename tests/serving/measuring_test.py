@@ -12,6 +12,7 @@ from familial.data import batches
 from familial.model import transformer
 from familial.serving import evaluating
 from familial.serving import measuring
+from familial.serving import packed_states
 from familial.serving import propagation
 from familial.serving import sampling
 from familial.serving import thresholds
@@ -88,7 +89,7 @@ def test_packed_states_cost_what_they_cost(model, heldout):
   shape, params = model.config.model, model.params
   readings = evaluating.readings(params, shape, heldout, (1, 2, 3))
   plain = readings.nats_GxWxL[:, readings.counted_WxL].mean(1)
-  found = {d: measuring._packed(model, heldout, d) for d in wire.DTYPES}
+  found = {d: packed_states.costs(model, heldout, d) for d in wire.DTYPES}
   for (error, loss), due in zip(found['float32'], plain, strict=True):
     assert loss == pytest.approx(due, rel=1e-6) and not error
   states, nats, counted, off = [], [], [], []
