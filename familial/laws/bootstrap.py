@@ -9,7 +9,7 @@ import numpy as np
 
 from familial import errors
 from familial.laws import estimate
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import search
 from familial.laws import solver
 from familial.laws import starts as starts_lib
@@ -49,7 +49,7 @@ class Bootstrap:
   flags: tuple[str, ...]
   seconds: float
 
-  def theta(self, form: forms.Form) -> np.ndarray:
+  def theta(self, form: parametric.Form) -> np.ndarray:
     """The samples as coordinates, [resamples, parameters]."""
     with np.errstate(divide='ignore'):  # E of 0
       return np.stack(

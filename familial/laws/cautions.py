@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import table as tables
 
 _OFF = math.log(2)  # log residual that no run of a law's own has
@@ -14,7 +14,7 @@ _JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
 
 
 def of_rows(
-  form: forms.Form, table: tables.Table, residual: np.ndarray
+  form: parametric.Form, table: tables.Table, residual: np.ndarray
 ) -> list[str]:
   """What rows say that are copies, or of another unit than the others."""
   flags = []
@@ -38,7 +38,7 @@ def of_rows(
 
 
 def of_law(
-  form: forms.Form,
+  form: parametric.Form,
   params: Mapping[str, float],
   identified: Mapping[str, bool],
   table: tables.Table,

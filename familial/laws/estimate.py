@@ -18,7 +18,7 @@ import numpy as np
 from familial import errors
 from familial.laws import asymptotics
 from familial.laws import cautions
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import search
 from familial.laws import solver
 from familial.laws import starts as starts_lib
@@ -76,7 +76,7 @@ class Fit:
     seconds: compile, starts.
   """
 
-  form: forms.Form
+  form: parametric.Form
   params: dict[str, float]
   theta: np.ndarray
   free: np.ndarray
@@ -129,7 +129,7 @@ class Fit:
 
 
 def fit(
-  form: forms.Form,
+  form: parametric.Form,
   table: tables.Table,
   *,
   delta: float = DELTA,
@@ -200,7 +200,7 @@ def fit(
 
 
 def starts_of(
-  form: forms.Form,
+  form: parametric.Form,
   starts: int | np.ndarray,
   seed: int,
   sampling: str = 'grid',
@@ -211,7 +211,7 @@ def starts_of(
   return starts_lib.draw(form, starts, seed, sampling)
 
 
-def _free(form: forms.Form, fixed: Mapping[str, float]) -> np.ndarray:
+def _free(form: parametric.Form, fixed: Mapping[str, float]) -> np.ndarray:
   for name in fixed:
     if name not in form.names:
       raise errors.UserError(
@@ -222,7 +222,7 @@ def _free(form: forms.Form, fixed: Mapping[str, float]) -> np.ndarray:
 
 
 def _check(
-  form: forms.Form,
+  form: parametric.Form,
   table: tables.Table,
   parameters: int,
   delta: float,

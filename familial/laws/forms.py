@@ -1,12 +1,11 @@
 """The laws: loss as a function of size, data, shape and granularity.
 
 Symbols as in the literature: N parameters, D training tokens, G exits, C
-training FLOPs, L loss in nats per token. Everything is written for log L, as a
-log-sum-exp of log terms, so that no term overflows and E may tend to 0.
+training FLOPs, L loss in nats per token.
 
 A law that is not here is a sum of power laws, written as its columns
 (`width*depth+tokens`, see `power_laws`), or a Python function in a file (see
-`user_forms`). Derivatives are JAX's.
+`user_forms`). What a form consists of is in `parametric`.
 """
 
 from collections.abc import Callable
@@ -17,136 +16,14 @@ import functools
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy import special
 
 from familial import errors
-
-# Columns of a table in full, and as the literature has them.
-SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}
-
-Coordinates = Mapping[str, Any]
-Columns = Mapping[str, Any]
+from familial.laws import parametric
+from familial.laws import user_forms
 
 
-@dataclasses.dataclass(frozen=True)
-class Transform:
-  """How a parameter is optimised: `prefix` + name is the coordinate's name.
-
-  `traced` is `to_value` inside a compiled program.
-  """
-
-  prefix: str
-  to_coordinate: Callable[[Any], Any]
-  to_value: Callable[[Any], Any]
-  traced: Callable[[Any], Any]
-
-
-def _exp(x: Any) -> Any:
-  with np.errstate(over='ignore'):  # of a constant that nothing pins down
-    return np.exp(x)
-
-
-IDENTITY = Transform('', np.asarray, np.asarray, jnp.asarray)
-LOG = Transform('log_', np.log, _exp, jnp.exp)  # keeps it positive
-
-
-def between(low: float, high: float) -> Transform:
-  """Keeps a parameter between two bounds, by a logit."""
-  return Transform(
-    'logit_',
-    lambda value: special.logit((value - low) / (high - low)),
-    lambda x: low + (high - low) * special.expit(x),
-    lambda x: low + (high - low) * jax.nn.sigmoid(x),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-  """One constant of a law.
-
-  `grid` holds starting values of the *coordinate* (the logarithm, for LOG).
-  `null` is the value at which the parameter has no effect, if that is a
-  question worth asking of the data: its profile interval then includes it.
-  `is_decay`: an exponent that a physical law has above 0.
-  """
-
-  name: str
-  grid: tuple[float, ...]
-  transform: Transform = IDENTITY
-  null: float | None = None
-  is_decay: bool = False
-
-  @property
-  def coordinate(self) -> str:
-    """The name under which `Form.log_loss` receives it."""
-    return self.transform.prefix + self.name
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-  """A law with named parameters.
-
-  `log_loss(p, columns)` returns log L, one value a row, in jax.numpy: `p` maps
-  coordinate names (`log_A`, `alpha`) to scalars, `columns` maps column names to
-  arrays. `derived` maps a name to a function of the parameters' values.
-  """
-
-  name: str
-  equation: str
-  parameters: tuple[Parameter, ...]
-  columns: tuple[str, ...]
-  log_loss: Callable[[Coordinates, Columns], Any]
-  derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(
-    default_factory=dict
-  )
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """The parameters' names, in the order of their coordinates."""
-    return tuple(p.name for p in self.parameters)
-
-  @property
-  def coordinates(self) -> tuple[str, ...]:
-    """The coordinates' names, in order."""
-    return tuple(p.coordinate for p in self.parameters)
-
-  def values(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-    """Coordinates [..., parameters] to values by name, each [...]."""
-    return {
-      p.name: p.transform.to_value(theta[..., i])
-      for i, p in enumerate(self.parameters)
-    }
-
-  def theta(self, values: Mapping[str, float]) -> np.ndarray:
-    """Values by name to the vector of coordinates [parameters]."""
-    missing = [n for n in self.names if n not in values]
-    if missing:
-      raise errors.UserError(
-        f'form {self.name!r} needs a value for {", ".join(missing)}; it has'
-        f' {", ".join(self.names)}'
-      )
-    with np.errstate(divide='ignore'):  # a stored E of 0 is log E = -inf
-      return np.array(
-        [p.transform.to_coordinate(values[p.name]) for p in self.parameters],
-        dtype=np.float64,
-      )
-
-  def predict(
-    self, values: Mapping[str, float], columns: Columns
-  ) -> np.ndarray:
-    """The loss that the law with these parameter values gives, one a row."""
-    with jax.enable_x64(True):
-      log_loss = self.log_loss(
-        dict(zip(self.coordinates, self.theta(values), strict=True)),
-        {name: jnp.asarray(columns[name]) for name in self.columns},
-      )
-      return np.asarray(jnp.exp(log_loss))
-
-
-def get(name: str) -> Form:
+def get(name: str) -> parametric.Form:
   """The form of that name.
 
   Args:
@@ -159,8 +36,6 @@ def get(name: str) -> Form:
   if name in FORMS:
     return FORMS[name]
   if '.py' in name:
-    from familial.laws import user_forms  # Which is written in terms of Form.
-
     return user_forms.load(name)
   if re.fullmatch(r'\w+([*+]\w+)+', name):
     return power_laws(name, tuple(t.split('*') for t in name.split('+')))
@@ -175,7 +50,7 @@ def power_laws(
   name: str,
   terms: Sequence[Sequence[str]],
   fixed: Mapping[str, float] | None = None,
-) -> Form:
+) -> parametric.Form:
   """L = E + the sum over terms of c / (x^a y^b ...).
 
   A term's constants are c_x_y, and a_x, a_y; the form of Hoffmann et al. (2022)
@@ -202,10 +77,10 @@ def power_laws(
       for column in term
       if f'a_{column}' not in fixed
     ]
-  symbols = {column: SYMBOLS.get(column, column) for column in used}
+  symbols = {column: parametric.SYMBOLS.get(column, column) for column in used}
   exponents = {f'a_{column}' for column in used} - {*fixed}
 
-  def log_loss(p: Coordinates, columns: Columns) -> Any:
+  def log_loss(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
     logs = [p['log_E']]
     for coefficient, term in zip(coefficients, terms, strict=True):
       log = p[f'log_{coefficient}']
@@ -214,7 +89,7 @@ def power_laws(
         exponent = p[key] if key in exponents else fixed[key]
         log = log - exponent * jnp.log(columns[symbols[column]])
       logs.append(log)
-    return log_sum(*logs)
+    return parametric.log_sum(*logs)
 
   text = ' + '.join(
     f'{coefficient}/('
@@ -225,7 +100,7 @@ def power_laws(
     + ')'
     for coefficient, term in zip(coefficients, terms, strict=True)
   )
-  return Form(
+  return parametric.Form(
     name,
     f'L = E + {text}',
     tuple(parameters),
@@ -234,42 +109,36 @@ def power_laws(
   )
 
 
-def log_sum(*terms: Any) -> Any:
-  """Log of the sum of exp(term) over terms, each a scalar or one value a row.
-
-  Not jax.nn.logsumexp of a stack: that takes three times as long on a CPU and
-  twice as long to compile, and a fit does little else.
-  """
-  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, terms))
-  return top + jnp.log(sum(jnp.exp(term - top) for term in terms))
-
-
 def _term(log_coefficient: Any, exponent: Any, column: Any) -> Any:
   """Log of coefficient / column^exponent."""
   return log_coefficient - exponent * jnp.log(column)
 
 
-def _reducible(p: Coordinates, columns: Columns) -> Any:
-  return log_sum(
+def _reducible(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+  return parametric.log_sum(
     _term(p['log_A'], p['alpha'], columns['N']),
     _term(p['log_B'], p['beta'], columns['D']),
   )
 
 
-def _chinchilla(p: Coordinates, columns: Columns) -> Any:
-  return log_sum(p['log_E'], _reducible(p, columns))
+def _chinchilla(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+  return parametric.log_sum(p['log_E'], _reducible(p, columns))
 
 
-def _familial_total(p: Coordinates, columns: Columns) -> Any:
+def _familial_total(
+  p: parametric.Coordinates, columns: parametric.Columns
+) -> Any:
   return _chinchilla(p, columns) + p['gamma'] * jnp.log(columns['G'])
 
 
-def _familial_reducible(p: Coordinates, columns: Columns) -> Any:
+def _familial_reducible(
+  p: parametric.Coordinates, columns: parametric.Columns
+) -> Any:
   penalty = p['gamma'] * jnp.log(columns['G'])
-  return log_sum(p['log_E'], _reducible(p, columns) + penalty)
+  return parametric.log_sum(p['log_E'], _reducible(p, columns) + penalty)
 
 
-def _branch(p: Coordinates, columns: Columns) -> Any:
+def _branch(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
   return (
     _chinchilla(p, columns)
     + p['gamma_up'] * jnp.log1p(columns['upstream'])
@@ -279,11 +148,11 @@ def _branch(p: Coordinates, columns: Columns) -> Any:
 
 # The grid of Hoffmann et al. (2022), as in Besiroglu et al. (2024).
 _DENSE = (
-  Parameter('E', (-1.0, -0.5, 0.0, 0.5, 1.0), LOG),
-  Parameter('A', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), LOG),
-  Parameter('B', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), LOG),
-  Parameter('alpha', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True),
-  Parameter('beta', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True),
+  parametric.Parameter('E', (-1.0, -0.5, 0.0, 0.5, 1.0), parametric.LOG),
+  parametric.Parameter('A', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), parametric.LOG),
+  parametric.Parameter('B', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), parametric.LOG),
+  parametric.Parameter('alpha', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True),
+  parametric.Parameter('beta', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True),
 )
 _PENALTY_GRID = (-0.1, 0.0, 0.1)
 
@@ -302,37 +171,45 @@ def _power(base: float, parameter: str, values: Mapping[str, Any]) -> Any:
   return float(base) ** values[parameter]
 
 
-def _kaplan(p: Coordinates, columns: Columns) -> Any:
+def _kaplan(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
   alpha_N, alpha_D = jnp.exp(p['log_alpha_N']), jnp.exp(p['log_alpha_D'])
-  return alpha_D * log_sum(
+  return alpha_D * parametric.log_sum(
     alpha_N / alpha_D * (p['log_N_c'] - jnp.log(columns['N'])),
     p['log_D_c'] - jnp.log(columns['D']),
   )
 
 
-def _outer_exponent(p: Coordinates, columns: Columns) -> Any:
-  return log_sum(p['log_E'], jnp.exp(p['log_outer']) * _reducible(p, columns))
+def _outer_exponent(
+  p: parametric.Coordinates, columns: parametric.Columns
+) -> Any:
+  return parametric.log_sum(
+    p['log_E'], jnp.exp(p['log_outer']) * _reducible(p, columns)
+  )
 
 
-def _power_of_compute(p: Coordinates, columns: Columns) -> Any:
-  return log_sum(p['log_E'], _term(p['log_A'], p['alpha'], columns['C']))
+def _power_of_compute(
+  p: parametric.Coordinates, columns: parametric.Columns
+) -> Any:
+  return parametric.log_sum(
+    p['log_E'], _term(p['log_A'], p['alpha'], columns['C'])
+  )
 
 
-_GAMMA = Parameter('gamma', _PENALTY_GRID, null=0.0)
+_GAMMA = parametric.Parameter('gamma', _PENALTY_GRID, null=0.0)
 _KAPLAN_SCALE = (10.0, 20.0, 30.0, 40.0)
 _KAPLAN_EXPONENT = (-3.5, -2.5, -1.5, -0.5)
 
-FORMS: dict[str, Form] = {
+FORMS: dict[str, parametric.Form] = {
   form.name: form
   for form in (
-    Form(
+    parametric.Form(
       'chinchilla',
       'L = E + A/N^alpha + B/D^beta',
       _DENSE,
       ('N', 'D'),
       _chinchilla,
     ),
-    Form(
+    parametric.Form(
       'familial_total',
       'L = (E + A/N^alpha + B/D^beta) G^gamma',
       (*_DENSE, _GAMMA),
@@ -340,7 +217,7 @@ FORMS: dict[str, Form] = {
       _familial_total,
       _penalties('gamma'),
     ),
-    Form(
+    parametric.Form(
       'familial_reducible',
       'L = E + (A/N^alpha + B/D^beta) G^gamma',
       (*_DENSE, _GAMMA),
@@ -348,46 +225,49 @@ FORMS: dict[str, Form] = {
       _familial_reducible,
       _penalties('gamma'),
     ),
-    Form(
+    parametric.Form(
       'dense_null',
       'L = E + A/N^alpha + B/D^beta, whatever G (gamma = 0)',
       _DENSE,
       ('N', 'D'),
       _chinchilla,
     ),
-    Form(
+    parametric.Form(
       'branch',
       'L = (E + A/N^alpha + B/D^beta) (1 + upstream)^gamma_up'
       ' (1 + downstream)^gamma_down',
       (
         *_DENSE,
-        Parameter('gamma_up', _PENALTY_GRID, null=0.0),
-        Parameter('gamma_down', _PENALTY_GRID, null=0.0),
+        parametric.Parameter('gamma_up', _PENALTY_GRID, null=0.0),
+        parametric.Parameter('gamma_down', _PENALTY_GRID, null=0.0),
       ),
       ('N', 'D', 'upstream', 'downstream'),
       _branch,
       {**_penalties('gamma_up'), **_penalties('gamma_down')},
     ),
-    Form(
+    parametric.Form(
       'kaplan',
       'L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D',
       (
-        Parameter('N_c', _KAPLAN_SCALE, LOG),
-        Parameter('D_c', _KAPLAN_SCALE, LOG),
-        Parameter('alpha_N', _KAPLAN_EXPONENT, LOG),
-        Parameter('alpha_D', _KAPLAN_EXPONENT, LOG),
+        parametric.Parameter('N_c', _KAPLAN_SCALE, parametric.LOG),
+        parametric.Parameter('D_c', _KAPLAN_SCALE, parametric.LOG),
+        parametric.Parameter('alpha_N', _KAPLAN_EXPONENT, parametric.LOG),
+        parametric.Parameter('alpha_D', _KAPLAN_EXPONENT, parametric.LOG),
       ),
       ('N', 'D'),
       _kaplan,
     ),
-    Form(
+    parametric.Form(
       'outer_exponent',
       'L = E + (A/N^alpha + B/D^beta)^outer',
-      (*_DENSE, Parameter('outer', (-1.0, -0.5, 0.0), LOG)),
+      (
+        *_DENSE,
+        parametric.Parameter('outer', (-1.0, -0.5, 0.0), parametric.LOG),
+      ),
       ('N', 'D'),
       _outer_exponent,
     ),
-    Form(
+    parametric.Form(
       'power_of_compute',
       'L = E + A/C^alpha',
       (_DENSE[0], _DENSE[1], _DENSE[3]),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import table as tables
 
 _FAMILIES = 6  # values of G
@@ -143,7 +143,7 @@ class TokenCost(NamedTuple):
 
 
 def optimum(
-  form: forms.Form,
+  form: parametric.Form,
   theta: np.ndarray,
   compute: Sequence[float],
   cost: TokenCost = TokenCost(),
@@ -230,7 +230,7 @@ def _optima(
 
 
 def granularities(
-  form: forms.Form, table: tables.Table
+  form: parametric.Form, table: tables.Table
 ) -> Iterator[tuple[str, float, dict[str, float], np.ndarray]]:
   """Each G's label, G, the form's other columns, and its rows' indices.
 

@@ -15,7 +15,7 @@ from scipy import special
 
 from familial import errors
 from familial.laws import asymptotics
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import solver
 
 
@@ -51,7 +51,7 @@ class Power:
 
 
 def simulate(
-  form: forms.Form,
+  form: parametric.Form,
   columns: Mapping[str, Any],
   run: Any,
   params: Mapping[str, float],

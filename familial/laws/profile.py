@@ -18,7 +18,7 @@ from scipy import special
 
 from familial import errors
 from familial.laws import estimate
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import solver
 from familial.laws import table as tables
 
@@ -57,7 +57,7 @@ class Profile:
 
 
 def profile(
-  form: forms.Form,
+  form: parametric.Form,
   table: tables.Table,
   fit: estimate.Fit,
   name: str,

@@ -12,6 +12,7 @@ import numpy as np
 from familial import errors
 from familial import records
 from familial.laws import forms
+from familial.laws import parametric
 
 SAMPLES = 'bootstrap.npz'
 _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
@@ -25,7 +26,7 @@ class Law:
   or is None where bootstrap.npz does not lie beside the file.
   """
 
-  form: forms.Form
+  form: parametric.Form
   params: dict[str, float]
   record: dict[str, Any]
   samples: dict[str, np.ndarray] | None = None

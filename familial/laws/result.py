@@ -19,6 +19,7 @@ from familial.laws import bootstrap as bootstraps
 from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import frontier
+from familial.laws import parametric
 from familial.laws import profile as profiles
 from familial.laws import record
 from familial.laws import solver
@@ -186,7 +187,7 @@ class Result:
 
 
 def fit(
-  form: forms.Form | str,
+  form: parametric.Form | str,
   table: tables.Table,
   options: Options | None = None,
   *,

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from familial.laws import forms
 from familial.laws import kernel
+from familial.laws import parametric
 from familial.laws import solver
 from familial.laws import starts as starts_lib
 
@@ -59,7 +59,7 @@ class Problem:
     free: bool [parameters]: which may move.
   """
 
-  form: forms.Form
+  form: parametric.Form
   columns: Mapping[str, np.ndarray]
   target: np.ndarray
   weights: np.ndarray

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from familial import cores as cores_lib
-from familial.laws import forms
 from familial.laws import kernel
+from familial.laws import parametric
 
 GRADIENT_TOLERANCE = 1e-6  # of a lane that counts as converged
 _LANE_BYTES = 2**25  # for one round's arrays
@@ -62,7 +62,7 @@ def join(parts: Sequence[Solution]) -> Solution:
 
 
 def solve(
-  form: forms.Form,
+  form: parametric.Form,
   columns: Mapping[str, np.ndarray],
   theta: np.ndarray,
   targets: np.ndarray,
@@ -197,7 +197,7 @@ def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def predict(
-  form: forms.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
+  form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> np.ndarray:
   """Log loss [n, rows] at theta [n, parameters]."""
   rows = len(np.asarray(columns[form.columns[0]]))
@@ -212,7 +212,7 @@ def predict(
 
 
 def evaluate(
-  form: forms.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
+  form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log loss [n, rows] and its Jacobian [n, rows, parameters] at theta [n, p]."""
   rows = len(np.asarray(columns[form.columns[0]]))

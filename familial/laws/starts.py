@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from familial import errors
-from familial.laws import forms
+from familial.laws import parametric
 
 BLOCK = 2**13  # starts in memory at once, and the size of a Latin hypercube
 
@@ -36,7 +36,7 @@ class Starts:
 
 
 def draw(
-  form: forms.Form, count: int, seed: int, sampling: str = 'grid'
+  form: parametric.Form, count: int, seed: int, sampling: str = 'grid'
 ) -> Starts:
   """Starts of a form.
 
@@ -84,7 +84,7 @@ def of_array(theta: np.ndarray) -> Starts:
 
 
 def holding(
-  starts: Starts, form: forms.Form, fixed: Mapping[str, float]
+  starts: Starts, form: parametric.Form, fixed: Mapping[str, float]
 ) -> Starts:
   """The same starts with some parameters at given values."""
   held = {
@@ -102,7 +102,7 @@ def holding(
   return Starts(starts.count, block) if held else starts
 
 
-def _grid(form: forms.Form, count: int, seed: int) -> Starts:
+def _grid(form: parametric.Form, count: int, seed: int) -> Starts:
   sizes = [len(p.grid) for p in form.parameters]
   total = math.prod(sizes)
   index = (

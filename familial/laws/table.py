@@ -20,7 +20,7 @@ from familial import errors
 from familial import records as rows_lib
 from familial.laws import definitions
 from familial.laws import files
-from familial.laws import forms
+from familial.laws import parametric
 
 _COMPARISONS = {
   '<=': np.less_equal,
@@ -45,7 +45,7 @@ _POSITIVE = (
 # Beyond these no law of loss has business, and single precision ends soon.
 _LEAST, _MOST = 1e-30, 1e30
 _KNOWN = (
-  *forms.SYMBOLS,
+  *parametric.SYMBOLS,
   'loss',
   'weight',
   'run',
@@ -127,7 +127,7 @@ class Table:
   def where(self, condition: str) -> np.ndarray:
     """Which rows meet a condition such as `tokens>=1e9`, bool [rows]."""
     match = re.fullmatch(r'\s*(\w+)\s*(<=|>=|<|>|==|!=)\s*(\S+)\s*', condition)
-    name = forms.SYMBOLS.get(match[1], match[1]) if match else ''
+    name = parametric.SYMBOLS.get(match[1], match[1]) if match else ''
     if not match or name not in self.columns:
       known = _both_names(self.columns)
       raise errors.UserError(
@@ -273,19 +273,19 @@ def from_records(
   header = list(records[0])
   mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
   arrays = {
-    forms.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
+    parametric.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
     for ours, theirs in mapping.items()
     if ours != 'run'
   }
   for ours, theirs in mapping.items():
-    symbol = forms.SYMBOLS.get(ours, ours)
+    symbol = parametric.SYMBOLS.get(ours, ours)
     if symbol in arrays:
       _check_column(symbol, arrays[symbol], source, theirs)
   filters: dict[str, Any] = {}
   if 'D' not in arrays and {'N', 'C'} <= set(arrays):
     arrays['D'] = arrays['C'] / (6 * arrays['N'])
     filters['tokens'] = 'flops / (6 params)'
-  long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
+  long_names = {symbol: name for name, symbol in parametric.SYMBOLS.items()}
   for name in needs:
     if name not in arrays:
       ours = long_names.get(name, name)
@@ -304,7 +304,7 @@ def _clustered(
   table: Table, labels_of: Mapping[str, Sequence[Any]], cluster: str
 ) -> Table:
   """The table with rows that share a value of a column belonging together."""
-  symbol = forms.SYMBOLS.get(cluster, cluster)
+  symbol = parametric.SYMBOLS.get(cluster, cluster)
   if cluster == 'run':
     return table
   if cluster == 'row':
@@ -329,7 +329,7 @@ def _clustered(
 def _both_names(symbols: Iterable[str]) -> list[str]:
   """Columns as the literature has them, and those of a longer name by it."""
   symbols = list(symbols)
-  return symbols + [n for n, s in forms.SYMBOLS.items() if s in symbols]
+  return symbols + [n for n, s in parametric.SYMBOLS.items() if s in symbols]
 
 
 def _check_column(
@@ -355,7 +355,7 @@ def _mapping(
   known: Sequence[str],
 ) -> dict[str, str]:
   """Our name -> theirs: what was asked, then what goes by its own name."""
-  long_names = {symbol: name for name, symbol in forms.SYMBOLS.items()}
+  long_names = {symbol: name for name, symbol in parametric.SYMBOLS.items()}
   mapping = {}
   for ours, theirs in columns.items():
     name = long_names.get(ours, ours)
@@ -373,7 +373,7 @@ def _mapping(
       raise errors.UserError(f'column {name!r} is mapped twice')
     mapping[name] = theirs
   for name in (long_names.get(name, name) for name in known):
-    for theirs in (name, forms.SYMBOLS.get(name, name)):
+    for theirs in (name, parametric.SYMBOLS.get(name, name)):
       if name not in mapping and theirs in header:
         mapping[name] = theirs
   if 'loss' not in mapping:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from familial import errors
-from familial.laws import forms
+from familial.laws import parametric
 
 _POINTS = 5  # of the grid of starts, a constant
 
@@ -35,7 +35,7 @@ class Constant:
 
   low: float
   high: float
-  transform: forms.Transform
+  transform: parametric.Transform
 
   def __post_init__(self) -> None:
     if not -math.inf < self.low < self.high < math.inf:
@@ -49,20 +49,22 @@ def positive(low: float, high: float) -> Constant:
   """A constant above 0; starts are even in its logarithm, from low to high."""
   if not low > 0:
     raise errors.UserError(f'positive({low}, {high}): both must be above 0')
-  return Constant(low, high, forms.LOG)
+  return Constant(low, high, parametric.LOG)
 
 
 def real(low: float, high: float) -> Constant:
   """Any number; starts are even from low to high."""
-  return Constant(low, high, forms.IDENTITY)
+  return Constant(low, high, parametric.IDENTITY)
 
 
 def within(low: float, high: float) -> Constant:
   """A number that stays between low and high."""
-  return Constant(low, high, forms.between(low, high))
+  return Constant(low, high, parametric.between(low, high))
 
 
-def from_function(function: Callable[..., Any], name: str = '') -> forms.Form:
+def from_function(
+  function: Callable[..., Any], name: str = ''
+) -> parametric.Form:
   """The form of a function, as the module describes it.
 
   Raises:
@@ -83,10 +85,10 @@ def from_function(function: Callable[..., Any], name: str = '') -> forms.Form:
         f'form {label!r}: the default of {key} must say its range: '
         'positive(low, high), real(low, high) or within(low, high)'
       )
-  symbols = tuple(forms.SYMBOLS.get(column, column) for column in columns)
+  symbols = tuple(parametric.SYMBOLS.get(column, column) for column in columns)
   transforms = {key: c.transform for key, c in constants.items()}
 
-  def log_loss(p: forms.Coordinates, table: forms.Columns) -> Any:
+  def log_loss(p: parametric.Coordinates, table: parametric.Columns) -> Any:
     values = {
       key: transform.traced(p[transform.prefix + key])
       for key, transform in transforms.items()
@@ -108,11 +110,11 @@ def from_function(function: Callable[..., Any], name: str = '') -> forms.Form:
     # What numpy constants widened goes back to the precision asked for.
     return jnp.log(loss.astype(rows.dtype))
 
-  return forms.Form(
+  return parametric.Form(
     name=label,
     equation=inspect.getdoc(function) or label,
     parameters=tuple(
-      forms.Parameter(key, _starts(constant), constant.transform)
+      parametric.Parameter(key, _starts(constant), constant.transform)
       for key, constant in constants.items()
     ),
     columns=symbols,
@@ -120,7 +122,7 @@ def from_function(function: Callable[..., Any], name: str = '') -> forms.Form:
   )
 
 
-def load(path: str) -> forms.Form:
+def load(path: str) -> parametric.Form:
   """The form of FILE.py:FUNCTION, or of the only function in FILE.py.
 
   Raises:

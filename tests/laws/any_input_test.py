@@ -10,6 +10,7 @@ import pytest
 from familial import errors
 from familial.commands import laws as commands
 from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import table as tables
 from tests.laws import points
 
@@ -53,7 +54,7 @@ def test_what_a_constant_column_hides_is_said(law, seed, constant, value):
       points.law(columns)
     return
   fit = points.law(columns)
-  symbol = forms.SYMBOLS[constant]
+  symbol = parametric.SYMBOLS[constant]
   assert f'column {symbol} takes one value' in fit.flags
   lost = ('A', 'alpha') if constant == 'params' else ('B', 'beta')
   assert not any(fit.identified[name] for name in lost)

@@ -11,6 +11,7 @@ from scipy import optimize
 from familial import errors
 from familial.laws import estimate
 from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import solver
 from familial.laws import starts as starts_lib
 from familial.laws import table as tables
@@ -227,12 +228,12 @@ def test_nothing_is_flagged_where_all_is_well(make):
 
 def test_a_form_of_ones_own(make):
   table = make(noise=0.01)
-  power = forms.Form(
+  power = parametric.Form(
     'power',
     'L = K / C^kappa',
     (
-      forms.Parameter('K', (0.0, 5.0), forms.LOG),
-      forms.Parameter('kappa', (0.0, 0.1)),
+      parametric.Parameter('K', (0.0, 5.0), parametric.LOG),
+      parametric.Parameter('kappa', (0.0, 0.1)),
     ),
     ('C',),
     lambda p, c: p['log_K'] - p['kappa'] * jnp.log(c['C']),

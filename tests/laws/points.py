@@ -6,6 +6,7 @@ from pyarrow import parquet
 
 from familial.laws import estimate
 from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import table as tables
 
 
@@ -33,7 +34,7 @@ def parquet_bytes(columns):
 
 def law(columns, form='chinchilla', **options):
   """The fit without a bootstrap, of columns in the literature's names."""
-  names = {n: forms.SYMBOLS.get(n, n) for n in columns}
+  names = {n: parametric.SYMBOLS.get(n, n) for n in columns}
   arrays = {names[n]: np.asarray(v, float) for n, v in columns.items()}
   runs = np.arange(len(arrays['loss'])).astype(str)
   table = tables.Table(arrays, runs)

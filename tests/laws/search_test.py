@@ -10,6 +10,7 @@ from scipy import optimize
 from familial import errors
 from familial.laws import estimate
 from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import search
 from familial.laws import solver
 from familial.laws import starts as starts_lib
@@ -70,12 +71,12 @@ def wells():
     slope = mu**4 - 2 * mu**2 + 0.3 * tilt * mu
     return p['log_K'] + slope * jnp.log(columns['N'] / 1e5)
 
-  return forms.Form(
+  return parametric.Form(
     'wells',
     'L = K (N / 1e5)^s(mu)',
     (
-      forms.Parameter('K', tuple(np.linspace(-2, 4, 30)), forms.LOG),
-      forms.Parameter('mu', tuple(np.linspace(-1.8, 1.8, 40))),
+      parametric.Parameter('K', tuple(np.linspace(-2, 4, 30)), parametric.LOG),
+      parametric.Parameter('mu', tuple(np.linspace(-1.8, 1.8, 40))),
     ),
     ('N', 'tilt'),
     log_loss,

@@ -9,6 +9,7 @@ from familial import errors
 from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import frontier
+from familial.laws import parametric
 from familial.laws import user_forms
 
 CHINCHILLA = """
@@ -226,6 +227,6 @@ def test_the_loss_is_no_column_of_its_law(make):
 
 
 def test_range_helpers():
-  assert user_forms.real(0, 1).transform is forms.IDENTITY
-  assert user_forms.positive(1, 2).transform is forms.LOG
+  assert user_forms.real(0, 1).transform is parametric.IDENTITY
+  assert user_forms.positive(1, 2).transform is parametric.LOG
   assert user_forms.within(0, 1).transform.prefix == 'logit_'

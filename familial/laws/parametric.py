@@ -1,0 +1,149 @@
+"""A law as a function of named constants, and how each is optimised.
+
+Everything is written for log L, as a log-sum-exp of log terms, so that no term
+overflows and E may tend to 0. Derivatives are JAX's.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from familial import errors
+
+# Columns of a table in full, and as the literature has them.
+SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}
+
+Coordinates = Mapping[str, Any]
+Columns = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """How a parameter is optimised: `prefix` + name is the coordinate's name.
+
+  `traced` is `to_value` inside a compiled program.
+  """
+
+  prefix: str
+  to_coordinate: Callable[[Any], Any]
+  to_value: Callable[[Any], Any]
+  traced: Callable[[Any], Any]
+
+
+def _exp(x: Any) -> Any:
+  with np.errstate(over='ignore'):  # of a constant that nothing pins down
+    return np.exp(x)
+
+
+IDENTITY = Transform('', np.asarray, np.asarray, jnp.asarray)
+LOG = Transform('log_', np.log, _exp, jnp.exp)  # keeps it positive
+
+
+def between(low: float, high: float) -> Transform:
+  """Keeps a parameter between two bounds, by a logit."""
+  return Transform(
+    'logit_',
+    lambda value: special.logit((value - low) / (high - low)),
+    lambda x: low + (high - low) * special.expit(x),
+    lambda x: low + (high - low) * jax.nn.sigmoid(x),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """One constant of a law.
+
+  `grid` holds starting values of the *coordinate* (the logarithm, for LOG).
+  `null` is the value at which the parameter has no effect, if that is a
+  question worth asking of the data: its profile interval then includes it.
+  `is_decay`: an exponent that a physical law has above 0.
+  """
+
+  name: str
+  grid: tuple[float, ...]
+  transform: Transform = IDENTITY
+  null: float | None = None
+  is_decay: bool = False
+
+  @property
+  def coordinate(self) -> str:
+    """The name under which `Form.log_loss` receives it."""
+    return self.transform.prefix + self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """A law with named parameters.
+
+  `log_loss(p, columns)` returns log L, one value a row, in jax.numpy: `p` maps
+  coordinate names (`log_A`, `alpha`) to scalars, `columns` maps column names to
+  arrays. `derived` maps a name to a function of the parameters' values.
+  """
+
+  name: str
+  equation: str
+  parameters: tuple[Parameter, ...]
+  columns: tuple[str, ...]
+  log_loss: Callable[[Coordinates, Columns], Any]
+  derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The parameters' names, in the order of their coordinates."""
+    return tuple(p.name for p in self.parameters)
+
+  @property
+  def coordinates(self) -> tuple[str, ...]:
+    """The coordinates' names, in order."""
+    return tuple(p.coordinate for p in self.parameters)
+
+  def values(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+    """Coordinates [..., parameters] to values by name, each [...]."""
+    return {
+      p.name: p.transform.to_value(theta[..., i])
+      for i, p in enumerate(self.parameters)
+    }
+
+  def theta(self, values: Mapping[str, float]) -> np.ndarray:
+    """Values by name to the vector of coordinates [parameters]."""
+    missing = [n for n in self.names if n not in values]
+    if missing:
+      raise errors.UserError(
+        f'form {self.name!r} needs a value for {", ".join(missing)}; it has'
+        f' {", ".join(self.names)}'
+      )
+    with np.errstate(divide='ignore'):  # a stored E of 0 is log E = -inf
+      return np.array(
+        [p.transform.to_coordinate(values[p.name]) for p in self.parameters],
+        dtype=np.float64,
+      )
+
+  def predict(
+    self, values: Mapping[str, float], columns: Columns
+  ) -> np.ndarray:
+    """The loss that the law with these parameter values gives, one a row."""
+    with jax.enable_x64(True):
+      log_loss = self.log_loss(
+        dict(zip(self.coordinates, self.theta(values), strict=True)),
+        {name: jnp.asarray(columns[name]) for name in self.columns},
+      )
+      return np.asarray(jnp.exp(log_loss))
+
+
+def log_sum(*terms: Any) -> Any:
+  """Log of the sum of exp(term) over terms, each a scalar or one value a row.
+
+  Not jax.nn.logsumexp of a stack: that takes three times as long on a CPU and
+  twice as long to compile, and a fit does little else.
+  """
+  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, terms))
+  return top + jnp.log(sum(jnp.exp(term - top) for term in terms))
