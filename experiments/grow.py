@@ -10,12 +10,8 @@ members. Another depth needs its exits too (`--config.model.depth=6
 Data, batch and optimizer are the folder's, and the data go on where it stopped.
 """
 
-import dataclasses
-import pathlib
-
 import ml_collections
 
-from familial import config as config_lib
 from familial.serving import models
 
 
@@ -31,16 +27,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """
   if not arg:
     raise ValueError('grow needs a model: experiments/grow.py:FOLDER')
-  folder = pathlib.Path(arg).absolute()
-  parent = models.read_config(folder)
-  config = config_lib.run_template()
-  config.model.update(dataclasses.asdict(parent.model))
-  config.data.update(dataclasses.asdict(parent.data))
-  config.train.update(dataclasses.asdict(parent.train))
-  if parent.data.tokenizer_file:  # Which may have been moved, with the folder.
-    config.data.tokenizer = str(folder / models.TOKENIZER)
-  depth = 2 * parent.model.depth
-  config.model.update(depth=depth, exits=(*parent.model.exits, depth))
+  config = models.template_of(arg)
+  depth = 2 * config.model.depth
+  config.model.update(depth=depth, exits=(*config.model.exits, depth))
   config.growth.depth = 'identity'
-  config.train.update(init_from=str(folder), trained='all')
   return config

@@ -9,12 +9,10 @@ import was trained on nothing is known: name your text (`data.corpus`,
 `--config.train.trained=exits` trains its new exits alone, on a frozen trunk.
 """
 
-import dataclasses
 import pathlib
 
 import ml_collections
 
-from familial import config as config_lib
 from familial import records
 from familial.serving import models
 
@@ -31,21 +29,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """
   if not arg:
     raise ValueError('train_on needs a model: experiments/train_on.py:FOLDER')
-  folder = pathlib.Path(arg).absolute()
-  parent = models.read_config(folder)
-  config = config_lib.run_template()
-  config.model.update(dataclasses.asdict(parent.model))
-  config.data.update(dataclasses.asdict(parent.data))
-  if parent.data.tokenizer_file:  # Which may have been moved, with the folder.
-    config.data.tokenizer = str(folder / models.TOKENIZER)
-  if 'import' in records.read_json(folder / 'lineage.json'):
+  config = models.template_of(arg)
+  if 'import' in records.read_json(pathlib.Path(arg) / 'lineage.json'):
     config.train.update(batch_size=16, base_lr=1e-4)
   else:
-    config.train.update(dataclasses.asdict(parent.train))
-    config.train.update(
-      base_lr=parent.train.base_lr / 10, trained='all', weighting_end=''
-    )
-  config.train.update(
-    steps=1000, warmup_steps=50, evaluations=10, init_from=str(folder)
-  )
+    config.train.update(base_lr=config.train.base_lr / 10, weighting_end='')
+  config.train.update(steps=1000, warmup_steps=50, evaluations=10)
   return config

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import jax
+import ml_collections
 
 from familial import config as config_lib
 from familial import errors
@@ -101,6 +102,29 @@ def read_config(folder: pathlib.Path) -> train_config.RunConfig:
     raise errors.UserError(f'{path} is not the config of a single run')
   values.pop('schema', None)
   return config_lib.run(values)
+
+
+def template_of(folder: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+  """Returns the config of a run that starts from a folder's model, to change.
+
+  Model, data and training are the folder's; all of it is trained, none grows.
+
+  Args:
+    folder: of a run, an export, an import or an expansion; a relative one is
+      below the current directory.
+
+  Raises:
+    UserError: if it holds no model.
+  """
+  folder = pathlib.Path(folder).absolute()
+  parent = read_config(folder)
+  config = config_lib.run_template()
+  for name in ('model', 'data', 'train'):
+    config[name].update(dataclasses.asdict(getattr(parent, name)))
+  if parent.data.tokenizer_file:  # Which may have been moved, with the folder.
+    config.data.tokenizer = str(folder / TOKENIZER)
+  config.train.update(init_from=str(folder), trained='all')
+  return config
 
 
 def tokenizer_of(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 import os
@@ -10,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from familial import config as config_lib
 from familial import errors
 from familial import records
+from familial.expansion import config as growth_config
 from familial.model import transformer
 from familial.serving import models
 from familial.training import checkpoint
@@ -129,6 +132,26 @@ def changed(run, to, change):
   change(config)
   (to / 'config.json').write_text(json.dumps(config))
   return to
+
+
+def test_a_template_is_the_folder_s_config_with_the_folder_as_parent(
+  run, tmp_path, monkeypatch
+):
+  known = models.read_config(run)
+  found = config_lib.run(models.template_of(run))
+  train = dataclasses.replace(known.train, init_from=str(run))
+  assert (found.model, found.data) == (known.model, known.data)
+  assert (found.train, found.growth) == (train, growth_config.NONE)
+  # A tokenizer's file is looked for where the folder is now.
+  moved = changed(
+    run,
+    tmp_path / 'moved',
+    lambda c: c['data'].update(tokenizer='gone/tokenizer.json'),
+  )
+  monkeypatch.chdir(tmp_path)
+  found = models.template_of('moved')
+  assert found.data.tokenizer == str(moved / 'tokenizer.json')
+  assert found.train.init_from == str(moved)
 
 
 def test_another_shape_is_refused_before_anything_is_read(run, tmp_path):
