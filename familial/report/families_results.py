@@ -13,7 +13,6 @@ from familial.report import words
 Row = Mapping[str, Any]
 _KINDS = ('separate', 'chain', 'exits')  # in the order in which they are told
 _ENDS = ('value', 'lo', 'hi')
-MEASURES = ('kl', 'kl_back', 'js', 'top1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +102,11 @@ class Families:
         'size': size,
         'other_size': other,
         'pairs': len(rows),
-        **{key: _mean([row[key] for row in rows]) for key in MEASURES},
+        **{key: _mean([row[key] for row in rows]) for key in rows[0]['errors']},
         # Not less for more seeds: all are measured on the same text.
         'errors': {
-          key: _mean([row['errors'][key] for row in rows]) for key in MEASURES
+          key: _mean([row['errors'][key] for row in rows])
+          for key in rows[0]['errors']
         },
       }
       for (way, size, other), rows in pairs.items()

@@ -196,6 +196,12 @@ def _agreement_table(
   rows: Sequence[Row], what: str, p: str, q: str, sizes: Callable[[Row], str]
 ) -> str:
   """Returns a table of how members agree, named `p` and `q`."""
+  measures = {
+    'kl': f'KL({p} ‖ {q})',
+    'kl_back': f'KL({q} ‖ {p})',
+    'js': 'Jensen-Shannon',
+    'top1': 'same top-1, %',
+  }
 
   def cell(row: Row, key: str) -> str:
     unit = 100 if key == 'top1' else 1
@@ -205,20 +211,12 @@ def _agreement_table(
     )
 
   return html.table(
-    [
-      'way',
-      'sizes',
-      f'KL({p} ‖ {q})',
-      f'KL({q} ‖ {p})',
-      'Jensen-Shannon',
-      'same top-1, %',
-      'pairs',
-    ],
+    ['way', 'sizes', *measures.values(), 'pairs'],
     [
       [
         row['way'],
         sizes(row),
-        *(cell(row, key) for key in families_results.MEASURES),
+        *(cell(row, key) for key in measures),
         str(row['pairs']),
       ]
       for row in rows
