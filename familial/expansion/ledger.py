@@ -7,8 +7,10 @@ parameters and sizes 1 : 2 : 4 : 8, 1 - 64 / (1 + 4 + 16 + 64) = 24.7 % less.
 Source: arXiv 2504.00623.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from familial import errors
 from familial import flops as flops_lib
@@ -91,6 +93,16 @@ def stages(
       )
     )
   return found
+
+
+def steps_off(stage: Mapping[str, Any]) -> float:
+  """Returns how far a stage of a plan is from its budget, in its own steps.
+
+  Args:
+    stage: with `budget`, `steps`, `flops` and `total` as Stage has them.
+  """
+  off: float = stage['total'] - stage['budget']
+  return off / stage['flops'] * stage['steps']
 
 
 def saving(chain: Sequence[Stage]) -> float:

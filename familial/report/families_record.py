@@ -2,6 +2,7 @@
 
 import itertools
 
+from familial.expansion import ledger as ledger_lib
 from familial.report import families_results
 from familial.report import html
 from familial.report import record_sections
@@ -244,7 +245,6 @@ def _seen(row: Row) -> list[int]:
 def _stage(row: Row, place: int) -> list[str]:
   """Returns a line of the ledger."""
   stage = row['stages'][place]
-  off = (stage['total'] - stage['budget']) / stage['flops'] * stage['steps']
   exits = len(stage['exits'])
   return [
     row['way'],
@@ -256,5 +256,5 @@ def _stage(row: Row, place: int) -> list[str]:
     words.scientific(stage['flops']),
     words.scientific(stage['total']),
     words.scientific(stage['budget']),
-    f'{off:+.2f}'.replace('-', words.MINUS),
+    f'{ledger_lib.steps_off(stage):+.2f}'.replace('-', words.MINUS),
   ]

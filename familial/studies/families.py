@@ -87,11 +87,10 @@ def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
   )
   for row in rows:
     for number, stage in enumerate(row['stages'], start=1):
-      off = (stage['total'] - stage['budget']) / stage['flops'] * stage['steps']
       yield (
         f'{row["way"]:<18}{row["budget"]:>9.2g}{number:>6}{stage["tokens"]:>10}'
         f'{stage["steps"]:>7}{stage["flops"]:>10.3g}{stage["total"]:>10.3g}'
-        f'{stage["budget"]:>10.3g}{off:>+6.2f} st'
+        f'{stage["budget"]:>10.3g}{ledger.steps_off(stage):>+6.2f} st'
       )
     saved = row['saving']
     least = '' if saved is None else f', {saved:.1%} less than its sizes alone'

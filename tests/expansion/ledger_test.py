@@ -34,7 +34,9 @@ def test_every_size_is_within_half_a_step_of_its_budget(grown):
   found = ledger.stages(models, budgets, SEQ, BATCH, grown=grown)
   for stage in found:
     step = BATCH * SEQ * flops.train(stage.model, SEQ)
-    assert abs(stage.total - stage.budget) <= step / 2
+    off = ledger.steps_off(vars(stage))
+    assert off == pytest.approx((stage.total - stage.budget) / step)
+    assert abs(off) <= 1 / 2
     assert (
       stage.flops == stage.steps * step == stage.tokens * step / BATCH / SEQ
     )
