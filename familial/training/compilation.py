@@ -16,9 +16,10 @@ from familial.training import processes
 try:
   from jax._src import lru_cache
 
-  _put, _SUFFIX = lru_cache.LRUCache.put, lru_cache._CACHE_SUFFIX
+  _cache: Any = lru_cache.LRUCache
+  _put, _SUFFIX = _cache.put, lru_cache._CACHE_SUFFIX
 except (ImportError, AttributeError):
-  lru_cache = None  # type: ignore
+  _cache = None
 
 
 def prepare(
@@ -35,8 +36,8 @@ def prepare(
       cannot, or did not meet.
   """
   heap.keep()
-  if lru_cache:
-    lru_cache.LRUCache.put = _put_whole  # type: ignore
+  if _cache:
+    _cache.put = _put_whole
   folder = data_config.cache_folder(data or data_config.DataConfig()) / 'xla'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+from jax._src import lru_cache
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_checkpoints_outlive_a_full_disk(disk, capfd):
 
 
 def test_a_program_is_kept_whole_or_not_at_all(disk):
-  cache = compilation.lru_cache.LRUCache(str(disk.folder / 'xla'), max_size=-1)
+  cache = lru_cache.LRUCache(str(disk.folder / 'xla'), max_size=-1)
   compilation.prepare()
   disk.fill()
   with pytest.raises(errors.UserError, match=FULL):
