@@ -24,16 +24,26 @@ class Command:
 
 
 def define_config(
-  values: flags.FlagValues, default: str | None, name: str = 'config'
+  values: flags.FlagValues,
+  default: str | None,
+  name: str = 'config',
+  more: str = '',
 ) -> None:
-  """Declares --config, with a default file or none; perhaps of another name."""
+  """Declares --config, with a default file or none; perhaps of another name.
+
+  Args:
+    values: where flags are declared.
+    default: FILE.py; None if one must be given.
+    name: of the flag.
+    more: what its help says after what it says of every config.
+  """
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_file(
     name,
     default,
     'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
-    f'values are overridden by --{name}.key=value.',
+    f'values are overridden by --{name}.key=value. {more}'.rstrip(),
     lock_config=True,
     flag_values=values,
   )

@@ -46,7 +46,13 @@ def _define_import(values: flags.FlagValues) -> None:
 
 def _define_expand(values: flags.FlagValues) -> None:
   command.define_checkpoint(values)
-  command.define_config(values, None, 'to')
+  command.define_config(
+    values,
+    None,
+    'to',
+    'Its model, growth and train.seed are read; data, layout and the rest of '
+    "train stay the checkpoint's.",
+  )
   command.define_folder('out', 'Folder of the result.', values)
 
 

@@ -32,7 +32,8 @@ def expand(
 
   Args:
     folder: of the run, export or import.
-    to: a run of the grown model: its `model`, its `growth` and its seed count.
+    to: a run of the grown model: its `model`, `growth` and `train.seed` are read;
+      data, layout and the rest of `train` stay the parent's.
     out: the folder to make.
     step: last, best, or a number.
 
