@@ -70,7 +70,7 @@ class Remote:
       patience: seconds to wait for a server that does not answer.
 
     Raises:
-      DownError: if nothing answers there.
+      DownError: if nothing answers there, or it refuses to say what it is.
       UserError: if what answers is no relay of this version.
     """
     if dtype not in wire.DTYPES:
@@ -118,7 +118,7 @@ class Remote:
     Raises:
       decoding.LostError: if it no longer holds what comes before them.
       decoding.BusyError: if it has no place for some of the rows.
-      decoding.DownError: if it does not answer.
+      decoding.DownError: if it is gone, refuses, or its reply makes no sense.
     """
     if stays:
       raise errors.UserError(

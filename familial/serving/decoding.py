@@ -126,7 +126,10 @@ class BusyError(Exception):
 
 
 class DownError(Exception):
-  """A stage cannot be reached, or refuses what it is asked."""
+  """A stage is done with: it is gone, refuses, or makes no sense.
+
+  Whatever the reason, which the message says, the chain ends before it.
+  """
 
 
 @dataclasses.dataclass

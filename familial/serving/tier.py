@@ -130,7 +130,7 @@ class Tier:
       inputs: tokens [length], or states [length, D], of each row; or the
         `states` of the tier below, all of them.
       policy: how tokens are drawn, and the kind of confidence.
-      wanted: for a stage elsewhere, which sends states only where needed.
+      wanted: of no use here, where all states stay; see decoding.Stage.
       stays: how many of each row's first positions stay as they left the tiers
         below, as `fill` has them; () for none at all.
 
