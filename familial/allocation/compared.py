@@ -16,6 +16,7 @@ from familial.allocation import halving
 from familial.laws import forms
 from familial.laws import frontier as optima
 from familial.laws import groups
+from familial.laws import parametric
 from familial.laws import table as tables
 
 LEVEL = 0.95  # of intervals over draws
@@ -248,7 +249,7 @@ def _laws(
 
 
 def extrapolated(
-  form: forms.Form,
+  form: parametric.Form,
   table: tables.Table,
   theta: np.ndarray,
   budgets: Sequence[float],

@@ -27,6 +27,7 @@ from familial.allocation import ledger as ledger_lib
 from familial.laws import forms
 from familial.laws import frontier
 from familial.laws import groups
+from familial.laws import parametric
 from familial.laws import solver
 from familial.laws import table as tables
 
@@ -128,7 +129,7 @@ def run(
   ]
 
 
-def _form(law: config_lib.Law) -> forms.Form:
+def _form(law: config_lib.Law) -> parametric.Form:
   form = forms.get(law.form)
   if not set(form.names) <= set(_START):
     raise errors.UserError(
@@ -139,7 +140,7 @@ def _form(law: config_lib.Law) -> forms.Form:
 
 
 def _fits(
-  form: forms.Form,
+  form: parametric.Form,
   law: config_lib.Law,
   known: Sequence[Mapping[int, curves_lib.Curve]],
 ) -> np.ndarray:
@@ -163,7 +164,7 @@ def _fits(
 def _plan(
   source: halving.Source,
   ledger: ledger_lib.Ledger,
-  form: forms.Form,
+  form: parametric.Form,
   law: config_lib.Law,
   theta: np.ndarray,
   number: int,
@@ -252,7 +253,7 @@ def _variance(information: np.ndarray, directions: np.ndarray) -> np.ndarray:
 def _options(
   source: halving.Source,
   count: int,
-  form: forms.Form,
+  form: parametric.Form,
   law: config_lib.Law,
   theta: np.ndarray,
 ) -> _Options:
@@ -284,7 +285,7 @@ def _options(
 def _directions(
   source: halving.Source,
   count: int,
-  form: forms.Form,
+  form: parametric.Form,
   law: config_lib.Law,
   theta: np.ndarray,
 ) -> np.ndarray:
@@ -322,7 +323,7 @@ def _table(columns: Mapping[str, np.ndarray]) -> tables.Table:
 
 
 def _jacobian(
-  form: forms.Form, theta: np.ndarray, columns: Mapping[str, np.ndarray]
+  form: parametric.Form, theta: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> np.ndarray:
   """Of log loss in the coordinates, [rows, P]."""
   return solver.evaluate(form, columns, theta[None])[1][0]

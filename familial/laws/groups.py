@@ -3,7 +3,7 @@
 import numpy as np
 
 from familial.laws import estimate
-from familial.laws import forms
+from familial.laws import parametric
 from familial.laws import search
 from familial.laws import starts as starts_lib
 from familial.laws import table as tables
@@ -12,7 +12,7 @@ STARTS = 256
 
 
 def fit(
-  form: forms.Form,
+  form: parametric.Form,
   table: tables.Table,
   weights: np.ndarray,
   *,
