@@ -48,9 +48,12 @@ def write(
   complete = study.full and not failed
   # One compute for both laws: so many times what the grid's largest run takes.
   far = study.law.beyond * study.horizon
-  laws = {ALLOCATED: _law(study, workdir, ALLOCATED, allocated, far)}
-  if complete:
-    laws[FULL] = _law(study, workdir, FULL, whole, far)
+  known = {ALLOCATED: allocated, **({FULL: whole} if complete else {})}
+  laws = {
+    name: _law(study, workdir, name, curves, far)
+    for name, curves in known.items()
+    if study.law.form
+  }
   found: dict[str, Any] = {
     'schema': records.SCHEMA,
     'machine': summaries.machine(),
@@ -67,7 +70,7 @@ def write(
     'candidates': list(_candidates(allocated, spent, rounds)),
     'extrapolated_to': far,
     'laws': laws,
-    'apart': _apart(laws[ALLOCATED], laws[FULL]) if complete else None,
+    'apart': _apart(laws[ALLOCATED], laws[FULL]) if FULL in laws else None,
     'replays': _replays(study, whole) if complete else None,
   }
   found['summary_line'] = _line(found)
