@@ -7,7 +7,7 @@ afterwards: the law of the allocation beside the law of the whole grid.
 
 Variants:
   test   seconds on two cores: does every part work
-  cpu    a quarter of an hour on two cores: 24 candidates, then the whole grid
+  cpu    a quarter of an hour on two cores: 18 candidates, then the whole grid
   gpu    a hundred times the compute, for one GPU
   paper  0.1B to 1B parameters on C4, to be planned for a pod (`familial plan`)
 """
@@ -30,7 +30,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
     base_lr=1.3e-2,
     beta2=0.99,
     batch_size=4,
-    first_evaluation=16,
+    first_evaluation=4,
     evaluations=16,
     eval_tokens=16_384,
     keep=1,
@@ -53,20 +53,18 @@ def _test(config: ml_collections.ConfigDict) -> None:
 
 
 def _cpu(config: ml_collections.ConfigDict) -> None:
-  config.title += ', 24 candidates of at most 5e11 FLOPs on two cores'
+  config.title += ', 18 candidates of at most 2.5e11 FLOPs on two cores'
   config.shapes = (
     (8, 4, 1),
     (12, 4, 1),
     (16, 4, 2),
     (24, 4, 2),
     (32, 4, 2),
-    (48, 4, 3),
     (16, 8, 2),
-    (32, 8, 2),
   )
   config.granularities = (1, 2, 4)
-  config.horizon = 5e11
-  config.budget = 1.2e12
+  config.horizon = 2.5e11
+  config.budget = 4.5e11
   config.policy = 'sh_ensemble_power_law'
   # Of the first steps, in which the rate warms up, no law speaks.
   config.law.where = ('tokens>=1e5',)
@@ -79,7 +77,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   config.model.update(dtype='bfloat16', attention='fused', unroll=False)
   config.shapes = tuple((4 * w, d, h) for w, d, h in config.shapes)
   config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
-  config.horizon, config.budget = 5e14, 1.2e15
+  config.horizon, config.budget = 2.5e14, 4.5e14
   config.law.where = ('tokens>=3e6',)
 
 
