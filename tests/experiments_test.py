@@ -34,9 +34,14 @@ def study(name, arg):
 
 def test_no_experiment_is_left_out_here():
   names = {path.stem for path in FOLDER.glob('*.py')}
-  families = {'expansion', 'three_families'}  # Theirs: tests/studies.
+  others = {  # Theirs: tests/studies and tests/allocation.
+    'expansion',
+    'three_families',
+    'allocation',
+    'allocation_live',
+  }
   runs = {'single', 'train_on', 'grow'}
-  assert names == {name for name, _ in STUDIES} | families | runs
+  assert names == {name for name, _ in STUDIES} | others | runs
   with pytest.raises(ValueError) as raised:
     load('familial_law').get_config('none')
   assert str(raised.value).endswith(', '.join(LAW))

@@ -69,6 +69,7 @@ def test_help_is_quick_and_lists_the_commands():
     ('train', '--workdir'),
     ('report', '--workdir'),
     ('fit', '--table'),
+    ('allocate', '--policy'),
     ('evaluate', '--checkpoint'),
     ('export', '--checkpoint'),
     ('import', '--from'),
