@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -170,8 +171,10 @@ def allocate(
   path = workdir / allocation_summary.ROUNDS
 
   def note(rounds: list[halving.Round]) -> None:
-    row = dataclasses.asdict(rounds[0])
-    records.append(path, [{'schema': records.SCHEMA, **row}])
+    rows = [*records.read(path), dataclasses.asdict(rounds[0])]
+    lines = [json.dumps({'schema': records.SCHEMA, **row}) for row in rows]
+    # The whole file at once: a half-written round was never decided.
+    records.write_text(path, '\n'.join([*lines, '']))
     print(_said(cells, rounds[0]), flush=True)
 
   [found] = policies.allocate(
