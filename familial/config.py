@@ -86,7 +86,7 @@ def allocation_template() -> ml_collections.ConfigDict:
         'schedule': 'constant',
       },
       **_defaults(live_config.AllocationConfig),
-      'law': _defaults(allocation_config.Law),
+      'law': dataclasses.asdict(live_config.AllocationConfig.law),
       'layout': _defaults(train_config.LayoutConfig),
     }
   )

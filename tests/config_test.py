@@ -8,6 +8,7 @@ from familial import config as config_lib
 from familial import errors
 from familial.data import config as data_config
 from familial.model import config as model_config
+from familial.studies import allocation_config as live_config
 from familial.studies import cells
 from familial.studies import config as study_config
 from familial.training import config as train_config
@@ -187,3 +188,9 @@ def test_a_run_needs_a_model_and_its_steps():
     config_lib.run(values)
   with pytest.raises(errors.UserError, match=r'model\.vocab_size: is missing'):
     config_lib.run({'train': values['train']})
+
+
+def test_a_live_allocation_fits_the_law_of_exits_unless_told_otherwise():
+  template = config_lib.allocation_template()
+  assert template.law.form == live_config.AllocationConfig.law.form
+  assert template.law.form == 'familial_total'

@@ -21,7 +21,6 @@ from familial.laws import table as tables
 
 LEVEL = 0.95  # of intervals over draws
 _RESAMPLES = 2000
-_MORE = 1 + 1e-6  # of the compute seen: with less, nothing is predicted
 BASE = 'sh'  # which the others are compared with
 BOUND = 'oracle'
 
@@ -170,7 +169,7 @@ def calibration(
   """How a surrogate's predictions did, round by round.
 
   Held against the true loss at the compute that each survivor would have at the
-  end; of candidates that had ended already there is nothing to predict.
+  end; those that were not predicted count for nothing.
 
   Args:
     mine: its allocations.
@@ -189,11 +188,11 @@ def calibration(
       made = allocation.rounds[number]
       if made.predicted is None:
         continue
-      for i, spent, end, seen, (mean, lo, hi) in zip(
-        made.alive, made.spent, made.end, made.seen, made.predicted, strict=True
+      for i, end, seen, predicted in zip(
+        made.alive, made.end, made.seen, made.predicted, strict=True
       ):
-        if seen is not None and end > spent * _MORE:
-          rows.append((float(grid[i].at(end)), mean, lo, hi, seen))
+        if predicted is not None:
+          rows.append((float(grid[i].at(end)), *predicted, seen))
     if not rows:
       continue
     true, mean, lo, hi, seen = np.array(rows).T

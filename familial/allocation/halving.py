@@ -93,7 +93,8 @@ class Round:
     score: what they were ranked by; None where nothing is known, or after a
       last round, which ranks no more.
     end: FLOPs that each takes in all if it survives to the last round.
-    predicted: mean, lo and hi of the loss there, where a surrogate was asked.
+    predicted: mean, lo and hi of the loss there, where a surrogate was asked;
+      None for those of which it sees too little, or which have ended.
     kept: numbers of those that survive it.
   """
 
@@ -103,7 +104,7 @@ class Round:
   seen: tuple[float | None, ...]
   score: tuple[float | None, ...]
   end: tuple[float, ...]
-  predicted: tuple[tuple[float, float, float], ...] | None
+  predicted: tuple[tuple[float, float, float] | None, ...] | None
   kept: tuple[int, ...]
 
 
@@ -278,7 +279,10 @@ def _round(
   predicted = None
   if ranking is not None and ranking.prediction is not None:
     columns = [part[s].tolist() for part in ranking.prediction]
-    predicted = tuple(zip(*columns, strict=True))
+    predicted = tuple(
+      each if all(map(math.isfinite, each)) else None
+      for each in zip(*columns, strict=True)
+    )
   score = [None] * len(alive) if ranking is None else ranking.score_SxM[s]
   return Round(
     alive=tuple(map(int, alive)),

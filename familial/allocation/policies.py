@@ -123,8 +123,7 @@ def _predicted(
   )
   found = predict(observed, keys)
   seen = survey.seen_SxM
-  # Of what is not predicted the loss is known: it takes no more compute.
-  mean, lo, hi = (np.where(observed.active_SxM, x, seen) for x in found)
+  mean, lo, hi = (np.where(observed.active_SxM, x, np.nan) for x in found)
   return halving.Ranking(
     np.fmin(seen, mean), surrogate.Prediction(mean, lo, hi)
   )

@@ -13,6 +13,7 @@ from familial.training import config as train_config
 
 SCHEDULES = ('constant', 'wsd')
 LOSSES = ('final', 'mean')
+LAW = allocation_config.Law('familial_total')
 RUN_KEYS = ('steps', 'warmup_steps')  # What a candidate decides for itself.
 
 
@@ -55,9 +56,7 @@ class AllocationConfig:
   loss: str = 'final'
   full: bool = False
   warmup: float = 0.02
-  law: allocation_config.Law = dataclasses.field(
-    default_factory=lambda: allocation_config.Law('familial_total')
-  )
+  law: allocation_config.Law = LAW
   layout: train_config.LayoutConfig = dataclasses.field(
     default_factory=train_config.LayoutConfig
   )

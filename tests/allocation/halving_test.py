@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from familial import errors
+from familial.allocation import compared
 from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import ledger
 from familial.allocation import policies
 from familial.allocation import replay
+from familial.allocation import surrogate
 
 
 def curve(name, losses, step=1.0, diverged_at=None):
@@ -191,3 +193,18 @@ def test_decisions_that_stand_are_not_made_again():
   assert again.rounds[1].alive == whole.rounds[1].alive == (0, 1, 2, 3)
   assert again.rounds[1].kept == (2, 3)  # By another rank than before.
   assert len(told) == 2
+
+
+def test_what_is_not_predicted_is_said_to_be_so(monkeypatch):
+  def certain(observed, keys):
+    ones = np.ones(observed.active_SxM.shape)
+    return surrogate.Prediction(ones, 0.9 * ones, 1.1 * ones)
+
+  monkeypatch.setitem(policies.SURROGATES, 'sh_lmc', certain)
+  # The second ends within the first round: there is nothing to predict.
+  grid = [line('a', 3.0), line('b', 2.0, points=4), line('c', 5.0)]
+  made = allocate('sh_lmc', grid, 60.0).rounds[0]
+  assert made.predicted == ((1.0, 0.9, 1.1), None, (1.0, 0.9, 1.1))
+  assert made.score == (1.0, 2.0, 1.0)
+  [found] = compared.calibration([allocate('sh_lmc', grid, 60.0)], [grid])
+  assert found['predictions'] == 2
