@@ -179,18 +179,21 @@ def read(
 
 
 def of_run(
-  rows: Sequence[Mapping[str, Any]], loss: str, features: Mapping[str, float]
+  name: str,
+  rows: Sequence[Mapping[str, Any]],
+  loss: str,
+  features: Mapping[str, float],
 ) -> Curve:
   """The curve of one run of this project, whatever it holds so far.
 
   Args:
-    rows: of the run, at least one.
+    name: of the candidate.
+    rows: of its run; there may be none yet.
     loss: mean or final.
     features: of the candidate.
   """
   ends = [row['flops'] for row in rows if row['status'] == 'diverged']
   rows = [row for row in rows if row['status'] != 'diverged']
-  name = str(rows[0]['run']) if rows else ''
   diverged_at = float(ends[0]) if ends else None
   if not rows:
     return Curve(name, np.zeros(0), np.zeros(0), {}, features, diverged_at)

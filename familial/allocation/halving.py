@@ -87,7 +87,7 @@ class Round:
 
   Attributes:
     alive: numbers of the survivors it began with.
-    share: FLOPs that each was offered.
+    share: FLOPs that each was offered; of policy `law` all together.
     spent: FLOPs of each in all, after the round.
     seen: lowest loss of each so far; None where none was seen.
     score: what they were ranked by; None where nothing is known, or after a
@@ -106,6 +106,12 @@ class Round:
   end: tuple[float, ...]
   predicted: tuple[tuple[float, float, float] | None, ...] | None
   kept: tuple[int, ...]
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[Round]:
+  """Rounds from what JSON makes of them."""
+  fields = [field.name for field in dataclasses.fields(Round)]
+  return [Round(**{key: _tuples(row[key]) for key in fields}) for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,3 +305,7 @@ def _round(
 def _finite(value: float | None) -> float | None:
   known = value is not None and math.isfinite(value)
   return float(value) if known else None  # type: ignore[arg-type]
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -18,6 +18,7 @@ from familial import errors
 from familial import flops as flops_lib
 from familial import records
 from familial.allocation import curves as curves_lib
+from familial.allocation import design
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.model import config as model_config
@@ -116,10 +117,13 @@ def plan(
   """Returns the plan of the whole grid, with what the allocation takes of it."""
   made = plan_lib.make('allocation', study, cells, corpus, speed, workers)
   survivors = halving.survivors(len(cells), _eta(study))
+  if study.policy == policies.LAW:
+    survivors = ()  # Nobody is pruned.
   return {
     **made,
     'budget': study.budget,
     'policy': study.policy,
+    'rounds': len(survivors) or design.ROUNDS,
     'survivors': list(survivors),
     'shares': [study.budget / (n * len(survivors)) for n in survivors],
     'full': study.full,
@@ -138,6 +142,8 @@ def _lines(made: dict[str, Any]) -> Iterator[str]:
     zip(made['survivors'], made['shares'], strict=True), start=1
   ):
     yield f'round {number}: {alive:>4} candidates, {flops:.3g} FLOPs each'
+  if not made['survivors']:
+    yield f'{made["rounds"]} rounds, of candidates as the law so far asks for'
   yield (
     f'{made["policy"]}: {made["budget"]:.3g} FLOPs, {share:.1%} of the whole grid,'
     f' about {share * made["seconds"]:.0f} s'
@@ -262,7 +268,9 @@ class Live:
     rows = [
       row for row in records.read(folder / records.ROWS) if row['step'] <= step
     ]
-    return curves_lib.of_run(rows, self._loss, self.features[candidate])
+    return curves_lib.of_run(
+      cell.cell, rows, self._loss, self.features[candidate]
+    )
 
 
 def _said(cells: Cells, made: halving.Round) -> str:
@@ -271,6 +279,6 @@ def _said(cells: Cells, made: halving.Round) -> str:
   best = f'{min(seen):.4f}' if seen else 'none'
   out = [cells[i].cell for i in made.alive if i not in made.kept]
   return (
-    f'{len(made.alive)} candidates trained by {made.share:.3g} FLOPs each, best'
-    f' loss {best}; pruned: {", ".join(out) or "none"}'
+    f'{len(made.alive)} candidates trained, best loss {best}; pruned:'
+    f' {", ".join(out) or "none"}'
   )

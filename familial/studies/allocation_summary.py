@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
-import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -80,16 +79,7 @@ def write(
 
 def decided(workdir: pathlib.Path) -> list[halving.Round]:
   """Returns the rounds that were decided on in a study's folder."""
-  fields = {field.name for field in dataclasses.fields(halving.Round)}
-  return [
-    halving.Round(**{key: _tuples(row[key]) for key in fields})
-    for row in records.read(workdir / ROUNDS)
-  ]
-
-
-def _tuples(value: Any) -> Any:
-  """Lists, as JSON has them, as tuples."""
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+  return halving.from_rows(records.read(workdir / ROUNDS))
 
 
 def _curves(
@@ -99,9 +89,11 @@ def _curves(
   for row in records.read_own(workdir / 'plan.json')['cells']:
     folder = sweep.folder(workdir, row['cell'])
     rows = records.read(folder / records.ROWS)
-    yield curves_lib.of_run(
-      rows, study.loss, {'params': row['params_full'], 'exits': row['exits']}
-    )
+    features = {
+      'params': float(row['params_full']),
+      **{key: float(row[key]) for key in ('width', 'depth', 'exits')},
+    }
+    yield curves_lib.of_run(row['cell'], rows, study.loss, features)
 
 
 def _spent(rounds: Sequence[halving.Round], count: int) -> list[float]:
@@ -123,8 +115,8 @@ def _candidates(
     left = [n for n, made in enumerate(rounds, 1) if i not in made.kept]
     yield {
       'cell': curve.name,
-      'params': curve.features['params'],
-      'exits': curve.features['exits'],
+      'params': int(curve.features['params']),
+      'exits': int(curve.features['exits']),
       'flops': spent[i],
       'loss': curve.best if math.isfinite(curve.best) else None,
       'diverged': curve.diverged,
@@ -207,9 +199,10 @@ def _replays(
   Each in one allocation of all candidates: nothing here has an interval.
   """
   names = (compared.BASE, *policies.NAMES)
+  seed = study.train.get('seed', 0)
   allocations = {
     name: policies.allocate(
-      name, [replay.Replay(whole)], study.budget, study.eta, study.law, 0
+      name, [replay.Replay(whole)], study.budget, study.eta, study.law, seed
     )
     for name in dict.fromkeys(names)
   }
