@@ -21,6 +21,7 @@ from familial.allocation import replay
 from familial.allocation import synthetic
 from familial.laws import forms
 from familial.laws import record
+from familial.laws import result as results
 
 RESULT = 'allocation.json'
 DRAWS = 'draws.jsonl'
@@ -33,13 +34,13 @@ def run(
 ) -> str:
   """Replays every cell on every table; returns the summary line.
 
-  Writes OUT/allocation.json, OUT/draws.jsonl (one row a draw and policy), and
-  figures.
+  Writes OUT/allocation.json, OUT/draws.jsonl (one row a draw and policy),
+  OUT/index.html and its figures.
 
   Args:
     config: of the replay.
     out: folder.
-    draw: figures too.
+    draw: page and figures too.
 
   Raises:
     UserError: if the table cannot be used, or has fewer curves than a cell
@@ -51,7 +52,7 @@ def run(
   start = time.monotonic()
   cells: list[dict[str, Any]] = []
   rows: list[dict[str, Any]] = []
-  shown = []
+  examples = []
   for name, pool in tables(config):
     check_law(pool, config.law)
     for candidates, budget in config.cells:
@@ -59,7 +60,7 @@ def run(
       cell, draws, example = _cell(config, name, pool, candidates, budget)
       cells.append(cell)
       rows += draws
-      shown.append((cell, example))
+      examples.append(example)
       print(text(cell), flush=True)
   result = {
     'schema': records.SCHEMA,
@@ -68,16 +69,19 @@ def run(
     'level': compared.LEVEL,
     'cells': cells,
     'seconds': time.monotonic() - start,
+    'versions': results.versions(),
+    'summary_line': line(cells),
   }
   record.write_json(out / RESULT, result)
   records.write_text(
     out / DRAWS, ''.join(json.dumps(record.plain(row)) + '\n' for row in rows)
   )
+  path = out / RESULT
   if draw:
-    from familial.allocation import figures  # Brings matplotlib.
+    from familial.report import replay_page  # Brings matplotlib.
 
-    figures.draw(shown, out / 'figures')
-  return f'{line(cells)} -> {out / RESULT}'
+    path = replay_page.write(result, examples, out)
+  return f'{result["summary_line"]} -> {path}'
 
 
 def tables(

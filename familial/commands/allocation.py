@@ -77,7 +77,9 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'seed', 0, 'Of draws and surrogates.', lower_bound=0, flag_values=values
   )
-  flags.DEFINE_bool('draw', True, 'Write figures too.', flag_values=values)
+  flags.DEFINE_bool(
+    'draw', True, 'Write a page with figures too.', flag_values=values
+  )
   command.define_folder('out', 'Folder of the result.', values)
 
 

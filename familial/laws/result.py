@@ -302,8 +302,13 @@ def to_json(result: Result) -> dict[str, Any]:
     'seed': fit.seed,
     'seconds': {**fit.seconds, 'bootstrap': bootstrap.seconds},
     'backend': jax.default_backend(),
-    'versions': {name: _version(name) for name in _VERSIONED},
+    'versions': versions(),
   }
+
+
+def versions() -> dict[str, str | None]:
+  """Versions of what a number may depend on, by package."""
+  return {name: _version(name) for name in _VERSIONED}
 
 
 def _derived(
