@@ -5,6 +5,7 @@ import pathlib
 
 from familial import errors
 from familial import records
+from familial.report import allocation_page
 from familial.report import answer
 from familial.report import control_sections
 from familial.report import families_page
@@ -41,6 +42,9 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   if results.plan.get('study') == 'families':
     subtitle = families_page.SUBTITLE
     sections = families_page.sections(results, gallery)
+  elif results.plan.get('study') == 'allocation':
+    subtitle = allocation_page.SUBTITLE
+    sections = allocation_page.sections(results, gallery, workdir)
   else:
     subtitle, sections = _SUBTITLE, _sections(results, gallery)
   title = str(results.plan.get('title') or 'A familial study')
