@@ -31,6 +31,7 @@ class Curve:
     columns: what a law needs besides, N, D and G as known, each [points].
     features: numbers that describe the candidate, by name.
     diverged_at: FLOPs after which a loss was not finite, where it ended; None.
+    unseen: FLOPs that it was trained to without another point; 0 for none.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Curve:
   columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   features: Mapping[str, float] = dataclasses.field(default_factory=dict)
   diverged_at: float | None = None
+  unseen: float = 0.0
 
   @property
   def diverged(self) -> bool:
@@ -47,10 +49,9 @@ class Curve:
 
   @property
   def end(self) -> float:
-    """FLOPs of its last point, or where it diverged; 0 where it has none."""
-    if self.diverged_at is not None:
-      return self.diverged_at
-    return float(self.flops[-1]) if len(self.flops) else 0.0
+    """FLOPs that were spent on it."""
+    last = float(self.flops[-1]) if len(self.flops) else 0.0
+    return max(self.unseen, self.diverged_at or 0.0, last)
 
   @property
   def best(self) -> float:
@@ -67,7 +68,7 @@ class Curve:
     return np.where(wanted < self.flops[0], np.inf, loss)
 
   def cut(self, flops: float) -> 'Curve':
-    """What is known of it after so many FLOPs; its last point is there.
+    """What is known of it after so many FLOPs; its last point is there, if any.
 
     Unlike `at`, a loss above an earlier one stays what it is.
     """
@@ -80,6 +81,7 @@ class Curve:
       loss=self.loss[:keep],
       columns={name: values[:keep] for name, values in self.columns.items()},
       diverged_at=None,
+      unseen=0.0 if keep else flops,
     )
     if not keep or self.flops[keep - 1] == flops:
       return known

@@ -148,7 +148,7 @@ def _fits(
   start = form.theta({name: _START[name] for name in form.names})
   thetas = np.tile(start, (len(known), 1))
   selections = [list(curves.values()) for curves in known]
-  if not any(curve.end for curves in selections for curve in curves):
+  if not any(len(c.flops) for curves in selections for c in curves):
     return thetas
   try:
     table, weights = compared.rows(selections, law.where)

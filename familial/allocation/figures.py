@@ -209,7 +209,9 @@ def frontiers(
   beyond = np.geomspace(left, far, frontier.POINTS)
   seen, starts = [], []
   for who, curves in {name: whole, **trained}.items():
-    begin, end = frontier.span(curves) if any(c.end for c in curves) else (0, 0)
+    begin, end = (
+      frontier.span(curves) if any(len(c.flops) for c in curves) else (0, 0)
+    )
     if not end:
       continue
     colour, _ = look(who)

@@ -60,7 +60,7 @@ def frontier(
   found = [
     curve.loss[np.argmin(np.abs(log_c - np.log(curve.flops)), axis=1)]
     for curve in curves
-    if curve.end
+    if len(curve.flops)
   ]
   return np.min(found, axis=0)
 

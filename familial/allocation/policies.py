@@ -133,7 +133,7 @@ def observe(survey: halving.Survey) -> surrogate.Observed:
   """Returns a survey as surrogates see it: curves on one grid of compute."""
   first, end = (
     np.array([[f(curve) for curve in row] for row in survey.curves])
-    for f in (lambda c: c.flops[0] if c.end else np.inf, lambda c: c.end)
+    for f in (lambda c: c.flops[0] if len(c.flops) else np.inf, lambda c: c.end)
   )
   diverged = np.array([[c.diverged for c in row] for row in survey.curves])
   active = ~diverged & (end > 2 * first) & (survey.end_SxM > end)

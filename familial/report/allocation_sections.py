@@ -55,7 +55,7 @@ def laws(live: Live, gallery: html.Gallery) -> Part:
     ' relative, of constants absolute.',
     align='lrrrl' if full else 'lrl',
   )
-  if any(curve.end for curve in live.known):
+  if any(len(curve.flops) for curve in live.known):
     trained = {live.policy: live.known} if full else {}
     whole = list(live.curves) if full else live.known
     body += gallery.show(

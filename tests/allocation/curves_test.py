@@ -46,7 +46,8 @@ def test_what_is_cut_ends_there_and_knows_no_more():
   np.testing.assert_allclose(cut.columns['D'], [1, 10, 30])
   np.testing.assert_allclose(cut.columns['N'], 2)
   assert curve.cut(120.0).flops.tolist() == [12, 120]
-  assert curve.cut(1.0).end == 0.0 and curve.cut(1.0).best == np.inf
+  # Before its first loss it was trained, and nothing is known.
+  assert curve.cut(1.0).end == 1.0 and curve.cut(1.0).best == np.inf
   # Beyond its last loss it was trained on, to where it diverged and no further.
   assert curve.cut(2000.0).end == 2000.0 and not curve.cut(2000.0).diverged
   assert curve.cut(1e9).end == 2400.0 and curve.cut(1e9).diverged
