@@ -63,9 +63,13 @@ class Curve:
     wanted = np.asarray(flops, np.float64)
     if not len(self.flops):
       return np.full(wanted.shape, np.inf)
-    lowest = np.minimum.accumulate(self.loss)
-    loss = np.interp(np.log(wanted), np.log(self.flops), lowest)
+    loss = self.at_log(np.log(wanted))
     return np.where(wanted < self.flops[0], np.inf, loss)
+
+  def at_log(self, log_flops: Any) -> np.ndarray:
+    """Its loss at ln FLOPs within its points; at its ends beyond them."""
+    lowest = np.minimum.accumulate(self.loss)
+    return np.asarray(np.interp(log_flops, np.log(self.flops), lowest))
 
   def cut(self, flops: float) -> 'Curve':
     """What is known of it after so many FLOPs; its last point is there, if any.

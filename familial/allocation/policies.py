@@ -148,8 +148,11 @@ def observe(survey: halving.Survey) -> surrogate.Observed:
   )  # fmt: skip
   loss = np.array(
     [
-      [curve.at(np.exp(grid)) for curve in row]
-      for grid, row in zip(log_c, survey.curves, strict=True)
+      [
+        curve.at_log(grid) if known else np.ones(POINTS)
+        for curve, known in zip(row, knowns, strict=True)
+      ]
+      for grid, row, knowns in zip(log_c, survey.curves, active, strict=True)
     ]
   )
   ends = np.maximum(np.log(np.maximum(survey.end_SxM, 1.0)), log_c[:, -1:])
@@ -159,10 +162,7 @@ def observe(survey: halving.Survey) -> surrogate.Observed:
       for source, alive in zip(survey.sources, survey.alive_SxM, strict=True)
     ]
   )
-  whole = active[:, :, None] & np.isfinite(loss)
-  return surrogate.Observed(
-    log_c, np.where(whole, loss, 1.0), active, features, ends
-  )
+  return surrogate.Observed(log_c, loss, active, features, ends)
 
 
 def _standardised(features: Sequence[Mapping[str, float]]) -> np.ndarray:
