@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 
 from familial import errors
 from familial.allocation import synthetic
+
+LOSSES = ('final', 'mean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,12 @@ class Law:
   form: str = 'chinchilla'
   where: tuple[str, ...] = ()
   beyond: float = 10.0
+
+  def __post_init__(self) -> None:
+    if not 0 < self.beyond < math.inf:
+      raise errors.UserError(
+        f'law.beyond: {self.beyond} is not allowed; it must be above 0'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,5 +77,11 @@ class ReplayConfig:
           f'noises: {noise!r} is not one of {", ".join(synthetic.NOISES)}'
           f'{errors.nearest(noise, synthetic.NOISES)}'
         )
-    if self.draws < 1:
-      raise errors.UserError(f'draws: {self.draws}; at least 1 is needed')
+    for key, least in (('draws', 1), ('curves', 2), ('seed', 0)):
+      value = getattr(self, key)
+      if value < least:
+        raise errors.UserError(f'{key}: {value}; at least {least} is needed')
+    if self.loss not in LOSSES:
+      raise errors.UserError(
+        f'loss: {self.loss!r} is not one of {", ".join(LOSSES)}'
+      )

@@ -127,8 +127,8 @@ def read(
   """The curves of a CSV, JSONL or Parquet file, or of this project's runs.
 
   Rows out of order are sorted, of two at one compute the later one counts, and
-  curves of fewer than two points are left out; each is a flag. A row without a
-  finite loss ends its curve.
+  curves of fewer than two points are left out; each is a flag. An empty loss was
+  not measured; one that is not finite ends its curve, unless others follow.
 
   Args:
     path: the file, or a folder with metrics.jsonl files anywhere below it.
@@ -155,9 +155,11 @@ def read(
     names, labels = [str(run) for run in table.run], {}
     finite = np.ones(table.rows, bool)
   else:
-    finite = np.array(
-      [_finite(r.get((columns or {}).get('loss', 'loss'))) for r in records]
-    )
+    name = (columns or {}).get('loss', 'loss')
+    records = [r for r in records if r.get(name, 0) not in (None, '')]
+    if not records:
+      raise errors.UserError(f'{path}: no row has a loss')
+    finite = np.array([_finite(record.get(name)) for record in records])
     table = tables.from_records(
       _with_losses(records, finite, columns or {}),
       columns or {},
@@ -221,7 +223,7 @@ def _curves(
   ended: dict[str, float],
 ) -> Curves:
   """Curves in the order in which the table first names them."""
-  found, unsorted, twice, short = [], 0, 0, 0
+  found, unsorted, twice, short, gaps = [], 0, 0, 0, 0
   numbers = {key: _floats(values) for key, values in labels.items()}
   rows_of: dict[str, list[int]] = {}
   for row, name in enumerate(names):
@@ -232,10 +234,13 @@ def _curves(
     last = np.append(np.diff(flops[order]) > 0, True)
     twice += not last.all()
     order = order[last]
-    if not finite[order].all():
-      first = int(np.argmin(finite[order]))
-      ended = {**ended, name: float(flops[order[first]])}
-      order = order[:first]
+    if not finite[order[-1]]:  # Of those at its end, the first.
+      known = np.flatnonzero(finite[order])
+      first = order[known[-1] + 1 if len(known) else 0]
+      ended = {**ended, name: float(flops[first])}
+      order = order[: known[-1] + 1] if len(known) else order[:0]
+    gaps += not finite[order].all()
+    order = order[finite[order]]
     if len(order) < 2:
       short += 1
       continue
@@ -259,6 +264,7 @@ def _curves(
       (unsorted, 'were not in order of compute, and were sorted'),
       (twice, 'had several rows at one compute; the last of them counts'),
       (short, 'had fewer than two points, and were left out'),
+      (gaps, 'had losses between others that are not finite, left out'),
       (len(ended), 'end where a loss was not finite'),
     )
     if count
@@ -274,7 +280,7 @@ def _curves(
 def _finite(value: Any) -> bool:
   """Whether a cell holds a loss; what is not a number is refused elsewhere."""
   try:
-    return value not in (None, '') and math.isfinite(float(value))
+    return math.isfinite(float(value))
   except (TypeError, ValueError):
     return True
 

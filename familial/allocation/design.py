@@ -102,8 +102,10 @@ def run(
     else:
       thetas = _fits(form, law, known)
       plans = [
-        _plan(source, ledger, form, law, theta, number)
-        for source, ledger, theta in zip(sources, ledgers, thetas, strict=True)
+        _plan(source, ledger, curves, form, law, theta, number)
+        for source, ledger, curves, theta in zip(
+          sources, ledgers, known, thetas, strict=True
+        )
       ]
     for s, (source, plan) in enumerate(zip(sources, plans, strict=True)):
       reached = source.advance(plan)
@@ -129,14 +131,18 @@ def run(
   ]
 
 
+def knows(law: config_lib.Law) -> bool:
+  """Whether a law is one whose constants are known to expect anything of."""
+  return bool(law.form) and set(forms.get(law.form).names) <= set(_START)
+
+
 def _form(law: config_lib.Law) -> parametric.Form:
-  form = forms.get(law.form)
-  if not set(form.names) <= set(_START):
+  if not knows(law):
     raise errors.UserError(
-      f'law.form: {law.form!r} has constants {", ".join(form.names)}; policy law'
-      f' knows what to expect of {", ".join(_START)} alone'
+      f'law.form: {law.form!r} is not allowed for policy law, which needs a form'
+      f' of the constants {", ".join(_START)} alone, such as chinchilla'
     )
-  return form
+  return forms.get(law.form)
 
 
 def _fits(
@@ -164,6 +170,7 @@ def _fits(
 def _plan(
   source: halving.Source,
   ledger: ledger_lib.Ledger,
+  known: Mapping[int, curves_lib.Curve],
   form: parametric.Form,
   law: config_lib.Law,
   theta: np.ndarray,
@@ -186,6 +193,9 @@ def _plan(
     if level >= 0:
       information = information + options.information_MxKxPxP[i, level]
   spent = ledger.spent.copy()
+  for i, curve in known.items():
+    if curve.diverged:  # No compute takes it further.
+      options.flops_MxK[i] = np.inf
   while True:
     best = _best_move(options, information, directions, spent, at, left)
     if best is None:
@@ -260,6 +270,9 @@ def _options(
   """What each candidate would tell at each level, under a law."""
   limits = np.array([source.limit(i) for i in range(count)])
   flops = limits[:, None] * 2.0 ** np.arange(1 - _LEVELS, 1)
+  steps = np.array([[source.step(i)] for i in range(count)])
+  whole = np.maximum(flops // np.where(steps > 0, steps, 1.0), 1.0) * steps
+  flops = np.where(steps > 0, whole, flops)
   points = [
     [source.point(i, c) for c in row] for i, row in enumerate(flops.tolist())
   ]

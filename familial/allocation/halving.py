@@ -32,6 +32,9 @@ class Source(Protocol):
   def limit(self, candidate: int) -> float:
     """Returns the FLOPs after which a candidate takes no more."""
 
+  def step(self, candidate: int) -> float:
+    """Returns the least FLOPs by which a candidate goes on; 0 for any."""
+
   def point(self, candidate: int, flops: float) -> Mapping[str, float]:
     """Returns what a law needs of a candidate after so many FLOPs: N, D, G."""
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-import numpy as np
-
 from familial.allocation import curves as curves_lib
 
 
@@ -25,15 +23,26 @@ class Replay:
     self._curves = curves
 
   def limit(self, candidate: int) -> float:
-    """Returns the FLOPs at a curve's end; of one that diverges none are known."""
-    curve = self._curves[candidate]
-    return np.inf if curve.diverged else curve.end
+    """Returns the FLOPs at a curve's end.
+
+    That one will diverge is not known before: it may go as far as the longest.
+    """
+    if self._curves[candidate].diverged:
+      return max(curve.end for curve in self._curves)
+    return self._curves[candidate].end
+
+  def step(self, candidate: int) -> float:
+    """Returns the least FLOPs by which a candidate goes on: curves have none."""
+    del candidate
+    return 0.0
 
   def point(self, candidate: int, flops: float) -> Mapping[str, float]:
     """Returns N, D and G, as known, after so many FLOPs; D grows with them."""
     curve = self._curves[candidate]
     last = {name: float(values[-1]) for name, values in curve.columns.items()}
-    return {**last, 'D': last['D'] * flops / float(curve.flops[-1])}
+    if 'D' in last:
+      last['D'] *= flops / float(curve.flops[-1])
+    return last
 
   def advance(
     self, targets: Mapping[int, float]

@@ -53,10 +53,13 @@ def run(
   cells: list[dict[str, Any]] = []
   rows: list[dict[str, Any]] = []
   examples = []
-  for name, pool in tables(config):
+  pools = dict(tables(config))
+  for pool in pools.values():
     check_law(pool, config.law)
     for candidates, budget in config.cells:
       check(pool, candidates, budget, config.eta)
+  for name, pool in pools.items():
+    for candidates, budget in config.cells:
       cell, draws, example = _cell(config, name, pool, candidates, budget)
       cells.append(cell)
       rows += draws
@@ -140,9 +143,11 @@ def _cell(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
   """One comparison: its record, a row a draw and policy, and its first draw."""
   rng = np.random.default_rng(config.seed)
+  # All of them can be chosen in one way.
+  count = 1 if candidates == len(pool.curves) else config.draws
   chosen = [
     rng.choice(len(pool.curves), candidates, replace=False)
-    for _ in range(config.draws)
+    for _ in range(count)
   ]
   grids = [[pool.curves[i] for i in each] for each in chosen]
   allocations, seconds = {}, {}
@@ -169,7 +174,7 @@ def _cell(
     'budget': budget,
     'eta': config.eta,
     'rounds': list(halving.survivors(candidates, config.eta)),
-    'draws': config.draws,
+    'draws': count,
     'policies': compared.summary(found),
     'calibration': {
       policy: compared.calibration(mine, grids)
@@ -190,7 +195,7 @@ def _cell(
       **{key: float(values[draw]) for key, values in mine._asdict().items()},
     }
     for policy, mine in found.items()
-    for draw in range(config.draws)
+    for draw in range(count)
   ]
   example = grids[0], {p: mine[0] for p, mine in allocations.items()}
   return cell, rows, example
@@ -203,17 +208,18 @@ def text(cell: dict[str, Any]) -> str:
     f'{cell["table"]}: {cell["candidates"]} of {cell["curves"]} curves,'
     f' {cell["budget"]:g} FLOPs, {cell["draws"]} draws',
     *cell['flags'],
-    f'{"policy":<26}{"loss":>8}{"gain over sh":>26}{"of oracle":>10}'
-    f'{"saving":>8}{"AbC":>7}{"law off by":>11}',
+    f'{"policy":<26}{"spent":>6}{"loss":>8}{"gain over sh":>26}{"of oracle":>10}'
+    f'{"AbC":>7}{"law off by":>11}{"fits":>6}',
   ]
   for name, row in cell['policies'].items():
     gain = row['gain']
     lines.append(
-      f'{name:<26}{_number(row["best"], ".4f"):>8}'
+      f'{name:<26}{row["spent"]["value"] / cell["budget"]:>6.0%}'
+      f'{_number(row["best"], ".4f"):>8}'
       f'{_number(gain, "+.2%"):>9} [{_end(gain, "lo")}, {_end(gain, "hi")}]'
       f'{_number(row.get("share_of_bound"), ".0%"):>10}'
-      f'{_number(row["saving"], ".1%"):>8}{_number(row["area"], ".2f"):>7}'
-      f'{_number(row["law_error"], ".1%"):>11}'
+      f'{_number(row["area"], ".2f"):>7}{_number(row["law_error"], ".1%"):>11}'
+      f'{row["law_fits"]:>6}'
     )
   return '\n'.join(lines)
 

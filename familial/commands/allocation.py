@@ -5,6 +5,20 @@ from absl import flags
 from familial import errors
 from familial.commands import command
 
+_OF_TABLES = (
+  'columns',
+  'curve',
+  'policy',
+  'budget',
+  'candidates',
+  'draws',
+  'eta',
+  'loss',
+  'form',
+  'where',
+  'seed',
+)
+
 
 def _define(values: flags.FlagValues) -> None:
   from ml_collections import config_flags
@@ -93,7 +107,18 @@ def _allocate(values: flags.FlagValues) -> str:
   from familial.training import compilation
 
   compilation.prepare()
-  if values.config is not None and 'cells' not in values.config:
+  if values.config is not None:
+    for flag in _OF_TABLES:
+      if values[flag].present:
+        raise errors.UserError(
+          f'--{flag}: of a --table; in a config it is a key, --config.KEY=...'
+        )
+    if not {'cells', 'horizon'} & set(values.config):
+      raise errors.UserError(
+        '--config: this is no allocation, which has cells (a replay) or a horizon'
+        ' (live), such as experiments/allocation_live.py'
+      )
+  if values.config is not None and 'horizon' in values.config:
     from familial.studies import allocation
 
     return allocation.run(config_lib.allocation(values.config), values.out)

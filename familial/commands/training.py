@@ -83,6 +83,10 @@ def _run(values: flags.FlagValues) -> str:
   }
   if 'ways' in values.config:
     return families.run(config.families(values.config), values.workdir, **how)
+  if 'cells' in values.config:
+    raise errors.UserError(
+      '--config: this is a replay, for familial allocate --config'
+    )
   if 'horizon' in values.config:
     live = config.allocation(values.config)
     return allocation.run(live, values.workdir, **how)

@@ -174,6 +174,14 @@ def allocate(
   study: AllocationConfig, cells: Cells, workdir: pathlib.Path, **how: Any
 ) -> halving.Allocation:
   """Allocates the budget, as far as it is not yet; returns how."""
+  # Whoever shares the folder waits, and finds the rounds decided.
+  with records.held(workdir, wait=True):
+    return _allocate(study, cells, workdir, **how)
+
+
+def _allocate(
+  study: AllocationConfig, cells: Cells, workdir: pathlib.Path, **how: Any
+) -> halving.Allocation:
   path = workdir / allocation_summary.ROUNDS
 
   def note(rounds: list[halving.Round]) -> None:
@@ -229,6 +237,11 @@ class Live:
     """Returns the FLOPs of a run to the horizon."""
     return cells_lib.cost(self._cells[candidate])
 
+  def step(self, candidate: int) -> float:
+    """Returns the FLOPs of a step."""
+    cell = self._cells[candidate]
+    return cells_lib.cost(cell) // cell.train.steps
+
   def point(self, candidate: int, flops: float) -> Mapping[str, float]:
     """Returns N, D and G after so many FLOPs."""
     cell = self._cells[candidate]
@@ -250,8 +263,7 @@ class Live:
     until = {}
     for i, flops in targets.items():
       cell = self._cells[i]
-      step = cells_lib.cost(cell) / cell.train.steps
-      until[cell.cell] = min(int(flops // step), cell.train.steps)
+      until[cell.cell] = min(int(flops // self.step(i)), cell.train.steps)
     failed = sweep.execute(self._cells, self._workdir, until=until, **self._how)
     if failed:
       raise errors.Incomplete(

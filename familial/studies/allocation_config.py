@@ -12,7 +12,6 @@ from familial.data import config as data_config
 from familial.training import config as train_config
 
 SCHEDULES = ('constant', 'wsd')
-LOSSES = ('final', 'mean')
 LAW = allocation_config.Law('familial_total')
 RUN_KEYS = ('steps', 'warmup_steps')  # What a candidate decides for itself.
 
@@ -79,9 +78,9 @@ class AllocationConfig:
         f'train.schedule: {schedule!r} is not one of {", ".join(SCHEDULES)}: a run'
         ' whose rate falls to its own end is no shorter run when it is cut'
       )
-    if self.loss not in LOSSES:
+    if self.loss not in allocation_config.LOSSES:
       raise errors.UserError(
-        f'loss: {self.loss!r} is not one of {", ".join(LOSSES)}'
+        f'loss: {self.loss!r} is not one of {", ".join(allocation_config.LOSSES)}'
       )
     if not 0 < self.horizon < math.inf:
       raise errors.UserError(f'horizon: {self.horizon} must be positive FLOPs')

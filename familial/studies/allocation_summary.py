@@ -10,6 +10,7 @@ from familial import errors
 from familial import records
 from familial.allocation import compared
 from familial.allocation import curves as curves_lib
+from familial.allocation import design
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
@@ -198,7 +199,11 @@ def _replays(
 
   Each in one allocation of all candidates: nothing here has an interval.
   """
-  names = (compared.BASE, *policies.NAMES)
+  names = [
+    name
+    for name in (compared.BASE, *policies.NAMES)
+    if name != policies.LAW or design.knows(study.law)
+  ]
   seed = study.train.get('seed', 0)
   allocations = {
     name: policies.allocate(

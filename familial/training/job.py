@@ -170,7 +170,7 @@ class Job:
     state = self.place(state)
     state = self._restored(state)
     # Killed between the last two writes, it lacks its last rows.
-    done = self.start == train.steps
+    done = self.start == self.until
     _truncate(self.folder / records.ROWS, self.start - done)
     for extra in (records.PROGRESS, records.GRADIENTS):
       _truncate(self.folder / extra, self.start)
@@ -234,9 +234,9 @@ class Job:
         )
       path = self.folder / records.GRADIENTS
       _append(path, [{'step': step, **row} for row in found])
-    # Rows before their checkpoint: resuming from it keeps them. The last ones
-    # say `finished`, so they come when it is safely on disk.
-    if step < self.config.train.steps:
+    # Rows before their checkpoint: resuming from it keeps them. Those at its end
+    # or a pause say that it got there, so they come when it is safely on disk.
+    if step < self.until:
       self._write(step, losses)
       self._checkpoints.save(state, float(losses[-1]))
     else:

@@ -96,8 +96,18 @@ def test_a_curve_of_one_point_is_left_out_and_said(tmp_path):
 
 
 @pytest.mark.parametrize('cell', ['nan', '', 'inf'])
-def test_a_loss_that_is_none_ends_its_curve(tmp_path, cell):
+def test_a_loss_between_others_that_is_none_was_not_measured(tmp_path, cell):
   found = read(write(tmp_path, [*GOOD, f'8,10,8,480,{cell}', '8,10,9,540,1']))
+  assert found.curves[0].loss.tolist() == [5, 4, 3, 1]
+  assert not found.curves[0].diverged
+  assert len(found.flags) == (cell != '')
+
+
+@pytest.mark.parametrize('cell', ['nan', 'inf'])
+def test_a_loss_at_the_end_that_is_none_ends_its_curve(tmp_path, cell):
+  found = read(
+    write(tmp_path, [*GOOD, f'8,10,8,480,{cell}', f'8,10,9,540,{cell}'])
+  )
   first = found.curves[0]
   assert first.loss.tolist() == [5, 4, 3]
   assert first.diverged_at == 480.0
