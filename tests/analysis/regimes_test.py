@@ -1,0 +1,212 @@
+import numpy as np
+import pytest
+
+from familial import errors
+from familial.analysis import differences
+from familial.analysis import regimes
+from familial.analysis import trajectories
+from tests.analysis import paths
+
+KINDS = {
+  'smooth': paths.flow,
+  'ensemble': paths.walk,
+  'compositional': paths.stopping,
+}
+EVERY = [
+  (kind, depth, width, noise)
+  for kind in KINDS
+  for depth in (4, 6, 12, 48)
+  for width in (8, 32, 256)
+  for noise in (0.0, 0.3)
+]
+FAST = [(4, 8, 0.3), (12, 8, 0.3)]
+
+
+def network(kind, depth, width=32, noise=0.0, seed=0):
+  return trajectories.summarise(
+    KINDS[kind](depth, width, noise, seed, tokens=320), 16
+  )
+
+
+@pytest.fixture(scope='module')
+def twelve():
+  """A network of 12 layers of each kind; few programs are compiled."""
+  return {kind: network(kind, 12, 8, 0.3) for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+  ('kind', 'depth', 'width', 'noise'),
+  [
+    pytest.param(*case, marks=() if case[1:] in FAST else pytest.mark.slow)
+    for case in EVERY
+  ],
+)
+def test_known_regimes_are_named(kind, depth, width, noise):
+  answer = regimes.classify([network(kind, depth, width, noise)])
+  assert answer.regime == kind
+  assert answer.strength > 0.9 and answer.agreement > 0.95
+  for each in answer.evidence:
+    assert each.low <= each.value + 1e-9 or each.name == 'departure'
+
+
+def test_in_between_is_undecided():
+  # A flow in which each step is two thirds noise: cosines of a third.
+  answer = regimes.classify([network('smooth', 12, 8, noise=1.4)])
+  assert answer.regime == 'undecided'
+  assert answer.strength < 0.5
+  assert max(answer.scores, key=answer.scores.get) in ('smooth', 'ensemble')
+  assert 'undecided' in regimes.text(answer)
+
+
+def test_layers_that_are_idle_for_all_are_not_compositional():
+  states = paths.walk(12, 8, tokens=320)
+  states[7:] = states[6] + 0.01 * (states[7:] - states[6])
+  answer = regimes.classify([trajectories.summarise(states, 16)])
+  assert answer.regime == 'undecided'
+  assert any('idle' in note for note in answer.notes)
+  evidence = {each.name: each for each in answer.evidence}
+  assert evidence['early'].value > 0.95
+  assert evidence['stop_spread'].fits == {'compositional': 0.0}
+
+
+def test_layers_that_do_nothing_say_nothing():
+  states = np.ones((13, 320, 8), np.float32)
+  answer = regimes.classify([trajectories.summarise(states, 16)])
+  assert answer.regime == 'undecided'
+  assert any('nothing to tell' in note for note in answer.notes)
+
+
+@pytest.mark.parametrize('kind', ['smooth', 'ensemble'])
+def test_steps_fall_as_one_over_depth(kind, twelve):
+  found = [network(kind, 4, 8), network(kind, 6, 8), twelve[kind]]
+  answer = regimes.classify(found)
+  assert (answer.regime, answer.depths) == (kind, (4, 6, 12))
+  evidence = {each.name: each for each in answer.evidence}
+  slope = evidence['angle_exponent']
+  assert slope.value == pytest.approx(-1, abs=0.1)
+  assert slope.low < slope.value < slope.high
+  assert slope.fits == {'smooth': 1.0, 'ensemble': 1.0}
+  assert regimes.angle_exponent(found[:2]) is None
+
+
+def test_steps_that_do_not_fall_so_count_against_it():
+  found = [
+    trajectories.summarise(paths.walk(d, 8, tokens=320, power=0.2), 16)
+    for d in (4, 6, 12)
+  ]
+  answer = regimes.classify(found)
+  assert answer.regime == 'undecided'
+  least = min(answer.evidence, key=lambda e: e.fits.get('ensemble', 1))
+  assert least.name == 'angle_exponent'
+
+
+def test_the_losses_exponent_counts(twelve):
+  found = [twelve['ensemble']]
+  one = regimes.classify(found, regimes.Slope(1.0, 0.8, 1.2))
+  assert one.regime == 'ensemble' and one.strength > 0.9
+  three = regimes.classify(found, regimes.Slope(3.0, 2.8, 3.2))
+  assert three.regime == 'undecided'
+
+
+def test_power_laws_are_fitted_with_their_interval():
+  depths = [4, 8, 16, 32]
+  exact = regimes.power(depths, [3 * d**-1.2 for d in depths])
+  assert exact.exponent == pytest.approx(-1.2)
+  assert exact.high - exact.low < 1e-6
+  rng = np.random.default_rng(0)
+  held = 0
+  for _ in range(400):
+    noisy = np.array(depths) ** -1.0 * np.exp(0.1 * rng.normal(size=4))
+    slope = regimes.power(depths, noisy)
+    held += slope.low <= -1 <= slope.high
+  assert 0.92 < held / 400 < 0.98
+  assert regimes.power([4, 8, 8], [1, 2, 3]) is None
+  assert regimes.power([4, 8, 16], [1, 0, 1]) is None
+
+
+def test_shallow_networks_are_refused_in_a_line():
+  with pytest.raises(errors.UserError, match=r'depths: \[3\].*at least 4'):
+    regimes.classify(
+      [trajectories.Summary(8, {}, {}, np.ones((2, 4), np.int64))]
+    )
+
+
+def test_unknown_directions_are_no_agreement():
+  """Correlations of changing sign are no averaging, whatever their mean is."""
+  states = np.asarray(paths.flow(12, 8, tokens=320))
+  updates = np.diff(states, axis=0)
+  flip = np.random.default_rng(0).choice([-1, 1], (12, 320, 1))
+  states = np.concatenate(
+    [states[:1], states[0] + np.cumsum(updates * flip, axis=0)]
+  )
+  answer = regimes.classify(
+    [trajectories.summarise(states.astype(np.float32), 16)]
+  )
+  value = {each.name: each.value for each in answer.evidence}
+  assert abs(value['alignment']) < 0.1 and value['departure'] > 0.6
+  assert answer.scores['ensemble'] < 0.1
+
+
+def record(found, seed, depth=12, **model):
+  """What a probe would write of a network."""
+  moments = {
+    name: trajectories.pool(found.moments[name])
+    for name in ('turn', 'cosine', 'to_last')
+  }
+  quantities = {
+    name: [
+      {'layer': at + 1, 'mean': float(mean)}
+      for at, mean in enumerate(pooled.mean)
+    ]
+    for name, pooled in moments.items()
+  }
+  return {
+    'model': {'width': 8, 'depth': depth, 'seed': seed, **model},
+    'quantities': {**{key: [] for key in differences.LAYERS}, **quantities},
+    'groups': {
+      'settled': found.settled.tolist(),
+      **{
+        name: {
+          part: getattr(found.moments[name], part).tolist()
+          for part in trajectories.Moments._fields
+        }
+        for name in trajectories.NEEDED
+      },
+    },
+  }
+
+
+def test_kinds_are_compared_by_pairs(twelve):
+  dense = [record(network('ensemble', 12, 8, seed=s), s) for s in range(3)]
+  exits = [record(network('smooth', 12, 8, seed=s), s) for s in (2, 0, 1, 9)]
+  found = {
+    (each.name, each.layer): each for each in differences.compare(dense, exits)
+  }
+  alignment = found['alignment', None]
+  assert alignment.pairs == 3  # Seed 9 has no partner.
+  each = [
+    regimes.statistics(regimes.of_record(b))['alignment']
+    - regimes.statistics(regimes.of_record(a))['alignment']
+    for a, b in zip(dense, (exits[1], exits[2], exits[0]), strict=True)
+  ]
+  assert alignment.difference == pytest.approx(np.mean(each))
+  reach = 4.302653 * np.std(each, ddof=1) / np.sqrt(3)  # t of 2, 97.5 %.
+  assert alignment.high - alignment.low == pytest.approx(2 * reach)
+  assert alignment.low > 0.8
+  assert found['cosine', 11].other > 0.9 > 0.1 > found['cosine', 11].one
+  assert ('turn', 12) in found and ('turn', 13) not in found
+  [one] = [
+    d for d in differences.compare(dense[:1], exits) if d.name == 'middle_turn'
+  ]
+  assert (one.pairs, one.low, one.high) == (1, None, None)
+
+
+def test_pairs_must_be_clear(twelve):
+  one = record(twelve['ensemble'], 0)
+  with pytest.raises(errors.UserError, match='no two probes agree in width'):
+    differences.compare([one], [record(twelve['smooth'], 1)])
+  with pytest.raises(errors.UserError, match='two probes have the same'):
+    differences.compare([one, one], [one])
+  deeper = record(network('smooth', 6, 8), 0, depth=6)
+  found = differences.compare([one], [deeper], by=('width', 'seed'))
+  assert {each.layer for each in found} == {None}
