@@ -9,6 +9,7 @@ from absl import flags
 
 from familial import errors
 from familial.commands import allocation
+from familial.commands import analysis
 from familial.commands import command as command_lib
 from familial.commands import laws
 from familial.commands import models
@@ -21,6 +22,7 @@ COMMANDS = {
   **laws.COMMANDS,
   **allocation.COMMANDS,
   **serving.COMMANDS,
+  **analysis.COMMANDS,
 }
 
 

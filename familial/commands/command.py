@@ -74,6 +74,11 @@ def define_checkpoint(values: flags.FlagValues) -> None:
   define_folder(
     'checkpoint', 'Run or export, or one of its checkpoints.', values
   )
+  define_step(values)
+
+
+def define_step(values: flags.FlagValues) -> None:
+  """Declares --step."""
   flags.DEFINE_string(
     'step',
     'last',

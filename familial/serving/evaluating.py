@@ -125,7 +125,7 @@ def evaluate(
   config = model.config
   chosen = _chosen(config.model, exits)
   corpus = corpus or packing.load(config.data)
-  _check_corpus(model, corpus)
+  check_corpus(model, corpus)
   batches = batches_lib.heldout(
     corpus,
     config.data,
@@ -310,7 +310,7 @@ def _chosen(
   return tuple(exits)
 
 
-def _check_corpus(model: models.Model, corpus: packing.Corpus) -> None:
+def check_corpus(model: models.Model, corpus: packing.Corpus) -> None:
   """Refuses a corpus that the model's run did not have."""
   known = records.read_json(model.folder / 'lineage.json').get('corpus')
   if known not in (None, corpus.fingerprint):  # An import knows of none.

@@ -1,0 +1,226 @@
+"""What the layers of a model do on batches of text, token by token.
+
+Shapes: B rows of a batch, L positions, D width, V vocabulary, G exits, N layers
+of the trunk. States are the trunk's, before any norm, under the causal mask that
+the model was trained with, in float32 whatever type it was trained in.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from familial import errors
+from familial.analysis import trajectories
+from familial.data import batches as batches_lib
+from familial.model import config as model_config
+from familial.model import transformer
+
+Array = jax.Array
+GROUPS = 32  # of consecutive windows, over which errors are taken
+CLASSES = 16  # of positions, the last one open
+_LOGITS = 2**24  # in memory at once, 64 MiB of float32
+
+DEFINITIONS = {
+  **trajectories.DEFINITIONS,
+  'loss': 'cross-entropy in nats through the final norm and head; layer l from '
+  '0',
+  'exit_loss': 'cross-entropy in nats through an exit\'s own norm, head and, '
+  'of a branch, layer',
+  'skip': 'loss without layer l less the loss with it',
+  'swap': 'loss with layers l and l + 1 exchanged less the loss',
+  'by_position': 'tokens that stopped early, by position in the window: what '
+  'the mask lets them read where documents are not kept apart',
+  'by_place': 'tokens that stopped early, by tokens since the last separator, '
+  'of those with one in the window',
+}  # fmt: skip
+
+
+class Probed(NamedTuple):
+  """What was measured.
+
+  Attributes:
+    summary: the quantities of DEFINITIONS by groups of windows.
+    early: by name (`by_position`, `by_place`), int64 [classes, 2]: tokens that
+      stopped early, and tokens. Class k is positions 2^k - 1 .. 2^(k+1) - 2.
+    tokens: that count.
+    windows: that they are in.
+  """
+
+  summary: trajectories.Summary
+  early: dict[str, np.ndarray]
+  tokens: int
+  windows: int
+
+
+def measure(
+  params: transformer.Params,
+  model: model_config.ModelConfig,
+  batches: Sequence[batches_lib.Batch],
+  separator: int,
+) -> Probed:
+  """Returns what the layers do on batches, one of them in memory at a time.
+
+  Args:
+    params: of the model.
+    model: its shape.
+    batches: of one shape, as of batches.heldout.
+    separator: the token that ends a document.
+
+  Raises:
+    UserError: for a model of a single layer, or one whose states or losses are
+      not finite.
+  """
+  if model.depth < 2:
+    raise errors.UserError(
+      'the model has 1 layer: a probe compares neighbours and needs at least 2'
+    )
+  model = dataclasses.replace(
+    model, dtype='float32', attention='blocked', unroll=True, remat=False
+  )
+  layers = transformer.trunk(params, model.granularity)
+  rest = {k: v for k, v in params.items() if not k.startswith('segment_')}
+  windows = sum(int(b['weights_BxL'].any(axis=1).sum()) for b in batches)
+  groups = min(GROUPS, windows)
+  early: dict[str, np.ndarray] = {}
+  summary, row, tokens = None, 0, 0
+  for batch in batches:
+    numbers = np.minimum(row + np.arange(len(batch['inputs_BxL'])), windows - 1)
+    found, classes = _pass(model, separator, rest, layers, batch)
+    summary = trajectories.add(
+      summary, found, numbers * groups // windows, groups, model.width
+    )
+    for name, counts in classes.items():
+      counted = np.asarray(counts, np.int64)
+      early[name] = early[name] + counted if name in early else counted
+    row += len(numbers)
+    tokens += int((batch['weights_BxL'] > 0).sum())
+  assert summary is not None
+  for name in ('norm', 'loss', 'skip', 'swap', 'exit_loss'):
+    if trajectories.pool(summary.moments[name]).count.min() < tokens:
+      raise errors.UserError(
+        f"the model's {name} is not finite for some tokens: it has diverged"
+      )
+  return Probed(summary, early, tokens, windows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pass(
+  model: model_config.ModelConfig,
+  separator: Array,
+  params: transformer.Params,
+  layers: transformer.Params,
+  batch: dict[str, Array],
+) -> tuple[trajectories.Tally, dict[str, Array]]:
+  """Returns what a batch adds, and its early stops by class of position."""
+  inputs, targets = batch['inputs_BxL'], batch['targets_BxL']
+  documents = batch.get('segments_BxL')
+  apply = _layer(model, layers, documents)
+  x_BxLxD = params['embedding'][inputs].astype(jnp.float32)
+  _, after = jax.lax.scan(
+    lambda x, at: (apply(at, x),) * 2, x_BxLxD, jnp.arange(model.depth)
+  )
+  states = jnp.concatenate([x_BxLxD[None], after])
+  values, settled = trajectories.measure(states)
+  last = model.granularity
+
+  def nats(exit_: int, x_BxLxD: Array) -> Array:
+    if exit_ < last:
+      h = transformer.head_state(params, model, exit_, x_BxLxD, documents)
+    else:
+      h = transformer.head_norm(params[f'exit_{last}'], model, x_BxLxD)
+    w_DxV = transformer.unembedding(params, model, exit_)
+    return _nats(h, w_DxV, targets, max(1, _LOGITS // model.vocab_size))
+
+  values['loss'] = jax.lax.map(lambda x: nats(last, x), states)
+  loss_BxL = values['loss'][-1]
+  values['exit_loss'] = jnp.stack(
+    [
+      *(nats(g, states[model.exits[g - 1]]) for g in range(1, last)),
+      loss_BxL,
+    ]
+  )
+
+  def changed(how: tuple[Array, Array, Array]) -> Array:
+    """The loss of a trunk that begins anew at a state, in another order."""
+    at, start, order = how
+    x_BxLxD = jax.lax.fori_loop(
+      start, model.depth, lambda place, x: apply(order[place], x), states[at]
+    )
+    return nats(last, x_BxLxD) - loss_BxL
+
+  costs = jax.lax.map(changed, _changes(model.depth))
+  values['skip'] = costs[: model.depth]
+  values['swap'] = costs[model.depth :]
+  counted = batch['weights_BxL'] > 0
+  early = (settled >= 0) & (settled <= int(trajectories.EARLY * model.depth))
+  positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
+  ends = jnp.where(inputs == separator, positions, -1)
+  before = jax.lax.cummax(
+    jnp.pad(ends, ((0, 0), (1, 0)), constant_values=-1)[:, :-1], axis=1
+  )
+  return trajectories.tally(values, settled, counted), {
+    'by_position': _by_class(positions, early, counted),
+    'by_place': _by_class(
+      positions - before - 1, early, counted & (before >= 0)
+    ),
+  }
+
+
+def _layer(
+  model: model_config.ModelConfig,
+  layers: transformer.Params,
+  documents: Array | None,
+) -> Any:
+  """Returns a function of a layer's number and the states before it."""
+  one = dataclasses.replace(model, depth=1, exits=(1,), exit_kind='head')
+
+  def apply(at: Array, x_BxLxD: Array) -> Array:
+    # Looked up where it is used: no second copy of all layers is made.
+    layer = jax.tree.map(
+      lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, 1), layers
+    )
+    return transformer.segment({'segment_0': layer}, one, 0, x_BxLxD, documents)
+
+  return apply
+
+
+def _changes(depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Each layer skipped, then each exchanged with the next: the state to begin
+  with, the place in the order to go on from, and the order."""
+  order = np.tile(np.arange(depth), (2 * depth - 1, 1))
+  swapped = np.arange(depth - 1)
+  order[depth + swapped, swapped] += 1
+  order[depth + swapped, swapped + 1] -= 1
+  at = np.concatenate([np.arange(depth), swapped])
+  return at, np.concatenate([np.arange(depth) + 1, swapped]), order
+
+
+def _nats(
+  h_BxLxD: Array, w_DxV: Array, targets_BxL: Array, at_once: int
+) -> Array:
+  """Returns cross-entropies [B, L]; logits are there for `at_once` positions."""
+
+  def one(position: tuple[Array, Array]) -> Array:
+    h_D, target = position
+    logits_V = transformer.read_out(h_D, w_DxV)
+    return jax.nn.logsumexp(logits_V) - logits_V[target]
+
+  positions = (h_BxLxD.reshape(-1, h_BxLxD.shape[-1]), targets_BxL.reshape(-1))
+  at_once = min(at_once, targets_BxL.size)
+  return jax.lax.map(one, positions, batch_size=at_once).reshape(
+    targets_BxL.shape
+  )
+
+
+def _by_class(positions: Array, early: Array, counted: Array) -> Array:
+  """Counts early stops and tokens by the logarithm of a position."""
+  at = 31 - jax.lax.clz(jnp.maximum(positions, 0) + 1)
+  at = jnp.minimum(at, CLASSES - 1)
+  both = jnp.stack([early & counted, counted], axis=-1).astype(jnp.int32)
+  return jnp.zeros((CLASSES, 2), jnp.int32).at[at].add(both)

@@ -1,0 +1,356 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from familial import errors
+from familial import evaluation
+from familial import main
+from familial import records
+from familial.analysis import layers
+from familial.analysis import probe
+from familial.analysis import regimes
+from familial.analysis import trajectories
+from familial.data import batches as batches_lib
+from familial.model import transformer
+from familial.serving import export
+
+DEPTH = 4
+
+
+@pytest.fixture(scope='module')
+def model(shape, text_data, corpus, untrained, tmp_path_factory):
+  """A model that is written as a folder, and read again by the command."""
+  config = shape(
+    vocab_size=256, depth=DEPTH, exits=(2, DEPTH), exit_kind='branch'
+  )
+  folder = tmp_path_factory.mktemp('probe') / 'run'
+  made = untrained(folder, config, text_data)
+  train = dataclasses.replace(
+    made.config.train, eval_tokens=500, eval_batch_size=8
+  )
+  made = dataclasses.replace(
+    made, config=dataclasses.replace(made.config, train=train)
+  )
+  export.write(
+    folder, made.config, {'corpus': corpus.fingerprint}, made.params, ''
+  )
+  return made
+
+
+@pytest.fixture(scope='module')
+def batches(model, corpus):
+  return batches_lib.heldout(corpus, model.config.data, 500, 8)
+
+
+@pytest.fixture(scope='module')
+def found(model, batches, corpus):
+  return layers.measure(
+    model.params, model.config.model, batches, corpus.separator
+  )
+
+
+@pytest.fixture(scope='module')
+def together(batches):
+  """All batches as one, and which of its positions count."""
+  whole = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+  return whole, whole['weights_BxL'] > 0
+
+
+@pytest.fixture(scope='module')
+def losses(together):
+  """Computes a model's loss at every position by its plain logits."""
+  whole, counted = together
+
+  def compute(params, config, last=True):
+    logits = jax.jit(transformer.logits, static_argnums=1)(
+      params, config, whole['inputs_BxL']
+    )
+    nats = []
+    for each in logits:
+      log_p = np.asarray(jax.nn.log_softmax(each))
+      targets = whole['targets_BxL'][..., None]
+      nats.append(-np.take_along_axis(log_p, targets, -1)[..., 0][counted])
+    return nats
+
+  return compute
+
+
+def mean(found, name):
+  return trajectories.pool(found.summary.moments[name]).mean
+
+
+def every_layer(model, order):
+  """A dense model with an exit, the last one's, after each layer of an order."""
+  params, config = model.params, model.config.model
+  exits = tuple(range(1, len(order) + 1))
+  trunk = transformer.trunk(params, 2)
+  chosen = jax.tree.map(lambda leaf: leaf[np.array(order)], trunk)
+  params = {
+    'embedding': params['embedding'],
+    **transformer.cut(chosen, exits),
+    **{f'exit_{exit_}': params['exit_2'] for exit_ in exits},
+  }
+  return params, dataclasses.replace(
+    config, depth=len(order), exits=exits, exit_kind='head'
+  )
+
+
+def test_states_are_those_of_the_model(model, found, together):
+  whole, counted = together
+  params, config = every_layer(model, range(DEPTH))
+  states = jax.jit(transformer.exit_states, static_argnums=1)(
+    params, config, whole['inputs_BxL']
+  )
+  states = [params['embedding'][whole['inputs_BxL']], *states]
+  h = np.stack(states).astype(np.float64)[:, counted]
+  updates = np.diff(h, axis=0)
+
+  def angle(a, b):
+    cosine = (a * b).sum(-1)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.arccos(np.clip(cosine / lengths, -1, 1))
+
+  turn = angle(h[:-1], h[1:])
+  bend = angle(updates[:-1], updates[1:])
+  to_last = angle(h[:-1], h[-1])
+  expected = {
+    'turn': turn,
+    'path_share': turn / turn.sum(0),
+    'bend': bend,
+    'cosine': np.cos(bend),
+    'norm': np.linalg.norm(h, axis=-1),
+    'update': np.linalg.norm(updates, axis=-1),
+    'to_last': np.concatenate([to_last, 0 * to_last[:1]]),
+  }
+  for name, values in expected.items():
+    moments = trajectories.pool(found.summary.moments[name])
+    np.testing.assert_allclose(moments.count, 500)
+    np.testing.assert_allclose(
+      moments.mean, values.mean(1), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+      trajectories.sd(moments), values.std(1, ddof=1), rtol=1e-4, atol=1e-5
+    )
+  below = np.concatenate(
+    [to_last <= 0.1 * to_last.max(0), np.ones((1, 500), bool)]
+  )
+  settled = np.logical_and.accumulate(below[::-1])[::-1].argmax(0)
+  np.testing.assert_array_equal(
+    found.summary.settled.sum(0), np.bincount(settled, minlength=DEPTH + 1)
+  )
+  assert (found.tokens, found.windows) == (500, 16)
+  assert found.summary.settled.shape == (16, DEPTH + 1)
+
+
+def test_losses_are_those_of_the_heads(model, found, batches, losses):
+  lens = [x.mean() for x in losses(*every_layer(model, range(DEPTH)))]
+  np.testing.assert_allclose(mean(found, 'loss')[1:], lens, atol=1e-5)
+  exits = evaluation.losses(model.params, model.config.model, batches)
+  np.testing.assert_allclose(mean(found, 'exit_loss'), exits, atol=1e-5)
+
+
+def test_what_a_layer_costs_is_a_model_without_it(model, found, losses):
+  whole = mean(found, 'loss')[-1]
+  skipped, swapped = [], []
+  for layer in range(DEPTH):
+    order = list(range(DEPTH))
+    del order[layer]
+    skipped.append(losses(*every_layer(model, order))[-1].mean() - whole)
+  for layer in range(DEPTH - 1):
+    order = list(range(DEPTH))
+    order[layer : layer + 2] = layer + 1, layer
+    swapped.append(losses(*every_layer(model, order))[-1].mean() - whole)
+  np.testing.assert_allclose(mean(found, 'skip'), skipped, atol=1e-5)
+  np.testing.assert_allclose(mean(found, 'swap'), swapped, atol=1e-5)
+  assert np.abs(skipped).min() > 1e-3
+
+
+def test_batches_change_nothing(model, found, batches, corpus):
+  """The same windows in another order of rows: other batches, other groups."""
+  order = np.random.default_rng(0).permutation(16)
+  whole = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+  mixed = [
+    {key: value[order[rows]] for key, value in whole.items()}
+    for rows in (slice(0, 8), slice(8, 16))
+  ]
+  again = layers.measure(
+    model.params, model.config.model, mixed, corpus.separator
+  )
+  for name in found.summary.moments:
+    np.testing.assert_allclose(mean(again, name), mean(found, name), atol=1e-6)
+  for name, counts in found.summary.bins.items():
+    assert np.abs(counts - again.summary.bins[name]).sum() <= 2  # Of an edge.
+  for name, counts in found.early.items():
+    np.testing.assert_array_equal(counts, again.early[name])
+
+
+def test_early_stops_by_position(found, together, corpus):
+  whole, counted = together
+  inputs = whole['inputs_BxL']
+  tokens = {'by_position': np.zeros(16, int), 'by_place': np.zeros(16, int)}
+  for row, column in zip(*np.nonzero(counted), strict=True):
+    tokens['by_position'][int(np.log2(column + 1))] += 1
+    ends = np.flatnonzero(inputs[row, :column] == corpus.separator)
+    if len(ends):
+      tokens['by_place'][int(np.log2(column - ends[-1]))] += 1
+  assert tokens['by_place'].sum() > 10
+  for name, expected in tokens.items():
+    np.testing.assert_array_equal(found.early[name][:, 1], expected)
+  early = found.summary.settled.sum(0)[: int(0.75 * DEPTH) + 1].sum()
+  assert found.early['by_position'][:, 0].sum() == early
+
+
+@pytest.fixture
+def familial(capsys):
+  """Runs a command; returns its status, what it prints and what it says."""
+
+  def run(*arguments):
+    status = main._main(['familial', *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+  return run
+
+
+def test_the_command(model, found, corpus, familial, tmp_path):
+  status, out, err = familial(
+    'probe', f'--checkpoint={model.folder}', f'--out={tmp_path}'
+  )
+  assert (status, err) == (0, '')
+  assert out.count('\n') == 1 and 'over 500 tokens' in out
+  read = records.read_own(tmp_path / 'probe.json')
+  assert read['model']['exits'] == [2, DEPTH]
+  assert read['model']['fingerprint'] == corpus.fingerprint
+  for name, rows in read['quantities'].items():
+    assert name in read['definitions']
+    np.testing.assert_allclose(
+      [row['mean'] for row in rows], mean(found, name), atol=1e-6
+    )
+    first = {'norm': 0, 'loss': 0, 'to_last': 0, 'exit_loss': 2}.get(name, 1)
+    assert rows[0]['layer'] == first
+    assert all(row['error'] >= 0 for row in rows)
+    if name in trajectories.SCALES:
+      assert all(row['quantiles'] == sorted(row['quantiles']) for row in rows)
+  assert read['settled'][-1] == 1
+  answer = regimes.classify([regimes.of_record(read)])
+  assert read['regime']['regime'] == answer.regime
+  assert answer == regimes.classify([found.summary])
+  assert answer.regime in out
+  for name in ('trajectory', 'layers'):
+    assert (tmp_path / f'{name}.png').stat().st_size > 10_000
+
+
+def test_several_depths(model, found, familial, tmp_path, monkeypatch):
+  whole = probe.record(found, model.config.model, {'width': 16, 'step': 0})
+  depths = {'a': 4, 'b': 8, 'c': 16}
+
+  def stretched(folder, *_):
+    """The record of a deeper model, of smaller turns."""
+    text = json.loads(json.dumps(whole))
+    times = depths[folder] // 4
+    text['model'].update(depth=depths[folder], run='cell', exits=[1])
+    for name, parts in text['groups'].items():
+      if name == 'settled':
+        more = [[0] * (depths[folder] - 4) + row for row in parts]
+        text['groups'][name] = more
+        continue
+      for part, rows in parts.items():
+        scale = times**-1.1 if (name, part) == ('turn', 'mean') else 1
+        width = depths[folder] - (name in ('cosine', 'cosine_other'))
+        parts[part] = [
+          [scale * x for x in np.resize(row, width)] for row in rows
+        ]
+    return text
+
+  monkeypatch.setattr(probe, 'of_checkpoint', stretched)
+  monkeypatch.setattr(probe.figures_probe, 'draw', lambda *_: None)
+  status, out, err = familial(
+    'probe', *(f'--checkpoint={name}' for name in depths), f'--out={tmp_path}'
+  )
+  assert (status, err) == (0, '')
+  assert '3 models' in out and 'depth^-' in out
+  read = records.read_own(tmp_path / 'depth.json')
+  assert read['depths'] == [4, 8, 16]
+  assert -1.5 < read['angle_exponent']['exponent'] < -0.7
+  assert (tmp_path / 'depth.png').exists()
+  for name in ('cell', 'cell_2', 'cell_3'):  # None is written over another.
+    assert (tmp_path / name / 'probe.json').exists()
+
+
+def test_hugging_face_files_are_read_directly(
+  shape, untrained, text_data, tmp_path, monkeypatch
+):
+  data = dataclasses.replace(text_data, seq_len=16)
+  config = shape(vocab_size=256, exits=(3,))
+  llama = untrained(tmp_path, config, data)
+  export.to_hugging_face(llama, 1, tmp_path / 'llama')
+  seen = {}
+
+  def measured(params, model, batches, separator):
+    seen.update(params=params, model=model, batches=batches)
+    raise errors.UserError('enough')
+
+  monkeypatch.setattr(layers, 'measure', measured)
+  # Its corpus is no matter of its own: here the small one.
+  load = probe.packing.load
+  monkeypatch.setattr(
+    probe.packing,
+    'load',
+    lambda found: load(
+      dataclasses.replace(
+        text_data, tokenizer=found.tokenizer, seq_len=found.seq_len
+      )
+    ),
+  )
+  with pytest.raises(errors.UserError, match=r'llama.*enough'):
+    probe.of_checkpoint(tmp_path / 'llama', tokens=64, batch=4)
+  assert seen['batches'][0]['inputs_BxL'].shape == (4, 16)
+  assert seen['model'].exits == (3,)
+  for key in ('embedding', 'segment_0'):  # Gains of norms take in no scale.
+    jax.tree.map(
+      np.testing.assert_array_equal, seen['params'][key], llama.params[key]
+    )
+
+
+def test_what_cannot_be_probed_is_one_line(
+  model, familial, shape, untrained, text_data, tmp_path
+):
+  single = untrained(
+    tmp_path, shape(vocab_size=256, depth=1, exits=(1,)), text_data
+  )
+  export.write(
+    tmp_path / 'single', single.config, {'parent': None}, single.params, ''
+  )
+  for arguments, said in (
+    ([f'--checkpoint={tmp_path}/none'], ['none', 'no config.json']),
+    (['--checkpoint='], ['--checkpoint', 'must name a folder']),
+    ([f'--checkpoint={model.folder}', '--step=7'], ['7: no such']),
+    ([f'--checkpoint={tmp_path}/single'], ['single', '1 layer', 'at least 2']),
+    (
+      [f'--checkpoint={model.folder}', '--tokens=100'],
+      ['tokens: 100', '8 windows of 32', '256', 'smaller batch'],
+    ),
+    (
+      [f'--checkpoint={model.folder}', '--context=64'],
+      ['context: 64', '32 positions'],
+    ),
+    ([f'--checkpoint={model.folder}', '--tokens=-1'], ['tokens', '-1']),
+  ):
+    status, out, err = familial('probe', f'--out={tmp_path}/out', *arguments)
+    assert (status, out) == (2, '')
+    assert err.startswith('familial: ') and err.count('\n') == 1
+    for each in said:
+      assert each in err
+  assert not (tmp_path / 'out').exists()
+  status, _, err = familial('probe', f'--checkpoint={model.folder}')
+  assert status == 2 and '--out' in err
+
+
+def test_a_diverged_model_is_refused(model, batches, corpus):
+  params = jax.tree.map(lambda leaf: leaf, model.params)
+  params['embedding'] = params['embedding'] * np.nan
+  with pytest.raises(errors.UserError, match=r'norm is not finite.*diverged'):
+    layers.measure(params, model.config.model, batches, corpus.separator)
