@@ -75,6 +75,7 @@ def test_help_is_quick_and_lists_the_commands():
     ('import', '--from'),
     ('generate', '--prompt'),
     ('relay', '--segment'),
+    ('probe', '--checkpoint'),
   ],
 )
 def test_each_command_lists_its_flags(familial, name, flag):

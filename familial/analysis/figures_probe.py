@@ -41,19 +41,19 @@ def trajectory(record: records.Row) -> Figure:
   figure, axes = style.panels(6, f'{_name(record)}: how its states move')
   right = math.pi / 2
   _quantity(axes[0], record, 'turn', 'turn of the state, rad')
-  _quantity(axes[1], record, 'bend', 'between updates l, l + 1, rad')
+  _quantity(axes[1], record, 'bend', 'turn of the update, rad')
   random = record['random']['cosine_sd']
   axes[1].axhspan(
     right - 1.96 * random, right + 1.96 * random, color=style.MUTED,
     alpha=0.15, lw=0, label='95 % of random pairs',
   )  # fmt: skip
-  _quantity(axes[2], record, 'to_last', 'angle to the last state, rad')
+  _quantity(axes[2], record, 'to_last', 'angle to the last, rad')
   for ax in axes[:3]:
     ax.axhline(right, color=style.MUTED, ls=':', label='π / 2')
   _quantity(axes[3], record, 'norm', 'length of the state')
   _quantity(axes[4], record, 'update', 'length of the update')
   for ax in axes[3:5]:
-    ax.set_yscale('log')
+    _log(ax.yaxis)
   axes[5].set_title('tokens that have settled')
   axes[5].step(
     range(len(record['settled'])), 100 * np.array(record['settled']),
@@ -61,7 +61,7 @@ def trajectory(record: records.Row) -> Figure:
   )  # fmt: skip
   axes[5].axvline(
     trajectories.EARLY * record['model']['depth'], color=style.MUTED, ls='--',
-    label='before: stopped early',
+    label='settled by here: stopped early',
   )  # fmt: skip
   axes[5].set_ylabel('%')
   axes[5].set_ylim(-2, 102)
@@ -97,6 +97,7 @@ def layers(record: records.Row) -> Figure:
       color=style.CYCLE[2 + place], marker='o', ms=4, label=label,
     )  # fmt: skip
   axes[1].set_yscale('symlog', linthresh=1e-2)
+  _plain(axes[1].yaxis)
   for ax in axes[:2]:
     _layers(ax, record)
   axes[2].set_title('stopped early, by position')
@@ -109,9 +110,7 @@ def layers(record: records.Row) -> Figure:
       color=style.CYCLE[4 + place], marker='o', ms=4, label=label,
     )  # fmt: skip
   axes[2].set_xscale('log', base=2)
-  axes[2].xaxis.set_major_formatter(
-    ticker.FuncFormatter(lambda x, _: f'{x:.0f}')
-  )
+  _plain(axes[2].xaxis)
   axes[2].set_xlabel('position from 1, in doublings')
   axes[2].set_ylabel('% of tokens')
   axes[2].set_ylim(bottom=0)
@@ -144,7 +143,7 @@ def depths(found: Sequence[records.Row], slope: regimes.Slope | None) -> Figure:
   axes[0].set_title('turn times depth')
   axes[0].set_xlabel('layer / depth')
   axes[0].set_ylabel('rad')
-  axes[0].set_yscale('log')
+  _log(axes[0].yaxis)
   axes[1].set_title('turn of a middle layer')
   points = [(n.depth, regimes.middle_turn(n)) for n in networks if n.depth > 2]
   if points:
@@ -159,13 +158,12 @@ def depths(found: Sequence[records.Row], slope: regimes.Slope | None) -> Figure:
         color=style.CYCLE[1], label=f'depth^{slope.exponent:.2f}{interval}',
       )  # fmt: skip
   axes[1].set_ylabel('rad')
-  axes[1].set_yscale('log')
+  _log(axes[1].yaxis)
   for ax in axes[1:]:
     ax.set_xscale('log')
     ax.set_xlabel('depth')
     ax.xaxis.set_major_locator(ticker.FixedLocator(every))
-    ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:.0f}'))
+    _plain(ax.xaxis)
   axes[2].set_title('what tells regimes apart')
   axes[2].set_ylim(-0.35, 1.05)
   style.legend(figure, axes)
@@ -205,6 +203,18 @@ def _layers(ax: mpl_axes.Axes, record: records.Row) -> None:
   ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
   ax.set_xlim(-0.03 * depth, 1.03 * depth)
   ax.set_xlabel('layer')
+
+
+def _log(axis: Any) -> None:
+  """Makes y logarithmic, with ticks that are numbers: math is not parsed."""
+  axis.axes.set_yscale('log')
+  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  _plain(axis)
+
+
+def _plain(axis: Any) -> None:
+  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+  axis.set_minor_locator(ticker.NullLocator())
 
 
 def _name(record: records.Row) -> str:

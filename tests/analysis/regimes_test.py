@@ -60,12 +60,15 @@ def test_in_between_is_undecided():
 
 def test_layers_that_are_idle_for_all_are_not_compositional():
   states = paths.walk(12, 8, tokens=320)
-  states[7:] = states[6] + 0.01 * (states[7:] - states[6])
+  for last, some in ((6, slice(0, 160)), (7, slice(160, 320))):
+    here = states[last, some]
+    states[last:, some] = here + 0.01 * (states[last:, some] - here)
   answer = regimes.classify([trajectories.summarise(states, 16)])
   assert answer.regime == 'undecided'
   assert any('idle' in note for note in answer.notes)
   evidence = {each.name: each for each in answer.evidence}
   assert evidence['early'].value > 0.95
+  assert 0.03 < evidence['stop_spread'].value < 0.1
   assert evidence['stop_spread'].fits == {'compositional': 0.0}
 
 
