@@ -21,10 +21,11 @@ probability is claimed. `agreement` is the share of resamples of groups of token
 with the same answer: how much of it could be chance.
 
 Random vectors: the cosine of two in D dimensions has mean 0 and standard
-deviation 1/sqrt(D), so its mean over tokens needs no correction, while its square
-has mean 1/D. `departure` takes off the square that is measured between different
-tokens, which is 1/D for updates spread over all dimensions and more where they
-share a few; `step_spread` takes off the 1/(2 (D - 1)) by which the relative
+deviation 1/sqrt(D), and its square mean 1/D. `alignment` and `departure` take off
+what is measured between different tokens: for independent updates these very
+numbers, and more where all tokens drift one way, as by a bias of two layers, or
+updates share a few dimensions, which is neither a flow nor a disagreement of
+layers. `step_spread` takes off the 1/(2 (D - 1)) by which the squared relative
 length of a random step varies.
 """
 
@@ -48,9 +49,10 @@ LEVEL = 0.95
 _RESAMPLES = 400
 
 DEFINITIONS = {
-  'alignment': 'mean cosine between neighbouring updates of the middle layers',
-  'departure': 'root of the mean square of that cosine, less the mean square '
-  'between different tokens',
+  'alignment': 'mean cosine c between neighbouring updates of the middle '
+  'layers, beyond that between different tokens, d: (c - d) / (1 - d)',
+  'departure': 'root of the same of the mean squares of the cosines',
+  'drift': 'd: what the updates of all tokens have in common',
   'step_spread': "spread over tokens of a middle layer's share of the token's "
   'turns, over its mean, less that of random steps',
   'early': trajectories.DEFINITIONS['early'],
@@ -75,7 +77,7 @@ BOUNDS: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
     'ensemble': ((0.9, 0.5),),
   },
   'early': {
-    'compositional': ((0.05, 0.2),),
+    'compositional': ((0.05, 0.2), (0.98, 0.9)),
     'smooth': ((0.2, 0.05),),
     'ensemble': ((0.2, 0.05),),
   },
@@ -221,8 +223,7 @@ def classify(
 def statistics(
   network: trajectories.Summary, times: np.ndarray | None = None
 ) -> dict[str, float]:
-  """Returns `alignment`, `departure`, `step_spread`, `early` and
-  `stop_spread` of a network.
+  """Returns the statistics of DEFINITIONS that one network has.
 
   Args:
     network: of at least 4 layers.
@@ -239,6 +240,7 @@ def statistics(
   ]
   variance = share.m2 / np.maximum(share.count, 1)
   relative = variance / np.maximum(share.mean, 1e-30) ** 2
+  drift = _over(other.mean, other.count)
   chance = 1 / (2 * max(network.width - 1, 1))
   settled_L = np.einsum(
     'gl,g->l',
@@ -249,10 +251,16 @@ def statistics(
   layers = np.arange(depth + 1) / depth
   spread = settled_L @ layers**2 - (settled_L @ layers) ** 2
   return {
-    'alignment': _over(cosine.mean, cosine.count),
+    'alignment': _beyond(_over(cosine.mean, cosine.count), drift),
     'departure': math.sqrt(
-      max(0.0, _over(squares[0], cosine.count) - _over(squares[1], other.count))
+      max(
+        0.0,
+        _beyond(
+          _over(squares[0], cosine.count), _over(squares[1], other.count)
+        ),
+      )
     ),
+    'drift': drift,
     'step_spread': math.sqrt(max(0.0, _over(relative, share.count) - chance)),
     'early': float(settled_L[: int(trajectories.EARLY * depth) + 1].sum()),
     'stop_spread': math.sqrt(max(0.0, float(spread))),
@@ -336,6 +344,11 @@ def _middle(
   return trajectories.pool(part, times)
 
 
+def _beyond(value: float, chance: float) -> float:
+  """A cosine, or a squared one, as a share of what chance leaves of 1."""
+  return (value - chance) / max(1 - chance, 1e-6)
+
+
 def _over(values: np.ndarray, count: np.ndarray) -> float:
   """The mean over layers that have values; 0 where none has."""
   some = count > 0
@@ -361,7 +374,7 @@ def _fits(name: str, value: float) -> dict[str, float]:
       min(1.0, max(0.0, (value - none) / (full - none)))
       for none, full in bounds
     )
-    for regime, bounds in BOUNDS[name].items()
+    for regime, bounds in BOUNDS.get(name, {}).items()
   }
 
 
@@ -398,9 +411,11 @@ def _notes(
   )
   if not moved:
     notes.append('no middle layer changes its state: there is nothing to tell')
-  elif values['early'] > 0.5 and values['stop_spread'] < 0.15:
+  elif values['early'] > 0.9 or (
+    values['early'] > 0.5 and values['stop_spread'] < 0.15
+  ):
     notes.append(
-      'most tokens stop early and at about one layer: the last layers are idle '
-      'whatever the input is, which no regime predicts'
+      'all tokens stop early, or most at about one layer: the last layers are '
+      'idle whatever the input is, which no regime predicts'
     )
   return tuple(notes)

@@ -134,6 +134,28 @@ def test_shallow_networks_are_refused_in_a_line():
     )
 
 
+def test_what_all_tokens_share_is_no_flow():
+  """Steps along one direction, of which random ones are a third in length."""
+  found = trajectories.summarise(paths.walk(12, 8, 3.0, tokens=320), 16)
+  value = regimes.statistics(found)
+  assert value['drift'] > 0.6 and abs(value['alignment']) < 0.1
+  assert regimes.classify([found]).scores['smooth'] == 0
+  # A flow remains one in a frame that drifts.
+  drifting = paths.flow(12, 8, tokens=320)
+  drifting += np.linspace(0, 1, 13, dtype=np.float32)[:, None, None]
+  found = trajectories.summarise(drifting, 16)
+  assert regimes.statistics(found)['drift'] > 0.3
+  assert regimes.classify([found]).regime == 'smooth'
+
+
+def test_depth_that_nobody_uses_is_not_compositional():
+  states = paths.stopping(12, 8, tokens=320)
+  states[5:] = states[5]
+  answer = regimes.classify([trajectories.summarise(states, 16)])
+  assert answer.regime == 'undecided'
+  assert any('idle' in note for note in answer.notes)
+
+
 def test_unknown_directions_are_no_agreement():
   """Correlations of changing sign are no averaging, whatever their mean is."""
   states = np.asarray(paths.flow(12, 8, tokens=320))
