@@ -40,6 +40,9 @@ def of_checkpoint(
 ) -> records.Row:
   """Returns the probe of a model on the held-out text of its run.
 
+  A model from elsewhere has no text of its own here: it reads the corpus that a
+  config means by default.
+
   Args:
     folder: of a run, an export or an import, one of its checkpoints, or
       Hugging Face files of a Llama-like model.
@@ -220,7 +223,7 @@ def text(found: records.Row) -> str:
   if answer is not None:
     value = {each.name: each.value for each in answer.evidence}
     line += (
-      f'{regimes.text(answer)}; cosine of neighbouring updates '
+      f'{regimes.text(answer)}; alignment of neighbouring updates '
       f'{value["alignment"]:.2f}, '
     )
   return (

@@ -281,7 +281,7 @@ def angle_exponent(
 
 
 def middle_turn(network: trajectories.Summary) -> float:
-  """Returns the mean turn of the middle layers, radians; NaN for fewer than 3
+  """Returns the mean turn of the middle layers, radians; 0 for fewer than 3
   layers, which have none."""
   turn = _middle(network, 'turn', None)
   return _over(turn.mean, turn.count)
