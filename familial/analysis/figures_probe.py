@@ -171,7 +171,7 @@ def depths(found: Sequence[records.Row], slope: regimes.Slope | None) -> Figure:
 
 
 _STATISTICS = {
-  'alignment': 'mean cosine of neighbouring updates',
+  'alignment': 'alignment of neighbouring updates',
   'early': 'tokens that stop early',
 }
 
