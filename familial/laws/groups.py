@@ -1,5 +1,7 @@
 """One law fitted to many selections of a table's rows at once."""
 
+import math
+
 import numpy as np
 
 from familial.laws import estimate
@@ -34,10 +36,19 @@ def fit(
     Coordinates [groups, parameters], and whether a group's rows could tell them
     apart at all, bool [groups]: it has more different points than parameters.
   """
+  # Few numbers of rows are few programs: what is added has no weight.
+  more = 2 ** max(6, math.ceil(math.log2(table.rows))) - table.rows
+  every = np.append(np.arange(table.rows), np.zeros(more, int))
+  columns = {name: values[every] for name, values in table.columns.items()}
   problem = search.Problem(
-    form, table.columns, np.log(table.columns['loss']), weights * table.weight,
-    delta, 1.0, np.ones(len(form.names), bool),
-  )  # fmt: skip
+    form,
+    columns,
+    np.log(columns['loss']),
+    np.pad(weights * table.weight, ((0, 0), (0, more))),
+    delta,
+    1.0,
+    np.ones(len(form.names), bool),
+  )
   ends = search.search_groups(
     problem, starts_lib.draw(form, starts, seed), np.zeros((0, len(form.names)))
   )
