@@ -9,6 +9,9 @@ from familial.allocation import curves as curves_lib
 class Replay:
   """A source whose candidates' futures are known.
 
+  Where training is cut between two points of a table, the loss there is drawn
+  towards the later one (linear in ln C), which live training would not know yet.
+
   Attributes:
     names: of the candidates.
     features: of each.

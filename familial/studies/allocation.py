@@ -47,7 +47,12 @@ def run(
     affordable=lambda study, cells, speed, workers: cells,
     execute=execute,
     summarise=allocation_summary.write,
-    free=('layout', 'full', 'law'),
+    # The law decides nothing where the policy does not look for it.
+    free=(
+      'layout',
+      'full',
+      *(('law',) if study.policy != policies.LAW else ()),
+    ),
   )
   return running.run(kind, study, workdir, **how)
 
