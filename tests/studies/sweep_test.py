@@ -55,7 +55,7 @@ def fake_loop(monkeypatch, tmp_path, write_rows):
   calls = collections.Counter()
   does = {}
 
-  def run(cell, folder, corpus, *, quiet, tensorboard, profile):
+  def run(cell, folder, corpus, *, until, quiet, tensorboard, profile):
     assert pathlib.Path(folder) == sweep.folder(tmp_path, cell.cell)
     calls[cell.cell] += 1
     outcome = does.get(cell.cell, lambda attempt: 'finished')(calls[cell.cell])
