@@ -6,6 +6,7 @@
 Variants:
   test       seconds: synthetic curves, few draws
   synthetic  curves of a known law, clean and with three kinds of noise
+  other_law  the same of another law, which policy `law` does not expect
   nanogpt    30 nanoGPT curves, 5 widths x 6 depths, of a table that is not part of
              this project (N, tokens, C, val_loss at 11 points each)
   savings    the same curves, at budgets that save less and less: what the law
@@ -29,6 +30,7 @@ def get_config(arg: str = 'synthetic') -> ml_collections.ConfigDict:
   variants = {
     'test': _test,
     'synthetic': _synthetic,
+    'other_law': _other_law,
     'nanogpt': _nanogpt,
     'savings': _savings,
   }
@@ -52,6 +54,14 @@ def _synthetic(config: ml_collections.ConfigDict) -> None:
   config.title += ': synthetic'
   config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e3 * PETA))
   config.noises = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')
+
+
+def _other_law(config: ml_collections.ConfigDict) -> None:
+  config.title += ': synthetic, of another law'
+  config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e3 * PETA))
+  config.noises = ('clean', 'white')
+  # Size matters less and tokens more than in Hoffmann et al.'s.
+  config.constants.update(E=1.0, A=60.0, B=5000.0, alpha=0.25, beta=0.5)
 
 
 def _nanogpt(config: ml_collections.ConfigDict) -> None:

@@ -13,6 +13,7 @@ import ml_collections
 
 from familial import errors
 from familial.allocation import config as allocation_config
+from familial.allocation import synthetic
 from familial.data import config as data_config
 from familial.expansion import config as growth_config
 from familial.model import config as model_config
@@ -99,6 +100,7 @@ def replay_template() -> ml_collections.ConfigDict:
       'title': '',
       **_defaults(allocation_config.ReplayConfig),
       'columns': {},
+      'constants': dict(synthetic.LAW),
       'law': _defaults(allocation_config.Law),
     }
   )

@@ -45,7 +45,7 @@ class Draws(NamedTuple):
     line: relative error of that line at `beyond` times the largest compute of
       the grid, against the line of the whole grid.
     law: the same of the compute-optimal loss of the fitted law, against the law
-      fitted to the whole grid.
+      that curves obey if that is known, else the one fitted to the whole grid.
   """
 
   best: np.ndarray
@@ -64,6 +64,7 @@ def outcomes(
   grids: Sequence[Sequence[curves_lib.Curve]],
   budget: float,
   law: config_lib.Law,
+  truth: Mapping[str, float] | None = None,
 ) -> dict[str, Draws]:
   """The outcomes of every policy.
 
@@ -72,6 +73,7 @@ def outcomes(
     grids: the whole curves of each draw's candidates.
     budget: FLOPs of an allocation.
     law: to fit.
+    truth: constants of the law that curves obey, where it is known.
   """
   ideal = np.array(
     [min(float(curve.at(budget)) for curve in grid) for grid in grids]
@@ -79,7 +81,7 @@ def outcomes(
   cost = np.array([math.fsum(curve.end for curve in grid) for grid in grids])
   whole = [_line(grid) for grid in grids]
   reach = [law.beyond * frontier.span(grid)[1] for grid in grids]
-  laws = _laws(allocations, grids, law) if law.form else {}
+  laws = _laws(allocations, grids, law, truth) if law.form else {}
   found = {}
   base = np.array([a.best for a in allocations[BASE]])
   for name, mine in allocations.items():
@@ -182,14 +184,15 @@ def calibration(
 
   Returns:
     A record for each round that ranked: how many predictions, the share within
-    their intervals (`coverage`, nominally surrogate.LEVEL), and the median
+    their intervals (`coverage`, nominally surrogate.LEVEL, with an interval over
+    draws, whose curves err together), and the median
     relative error of the mean (`error`), of the last loss held (`held_error`),
     both of them below or above (`bias` of the mean: median, signed).
   """
   found = []
   for number in range(len(mine[0].rounds) - 1):
     rows = []
-    for allocation, grid in zip(mine, grids, strict=True):
+    for draw, (allocation, grid) in enumerate(zip(mine, grids, strict=True)):
       made = allocation.rounds[number]
       if made.predicted is None:
         continue
@@ -197,15 +200,18 @@ def calibration(
         made.alive, made.end, made.seen, made.predicted, strict=True
       ):
         if predicted is not None:
-          rows.append((float(grid[i].at(end)), *predicted, seen))
+          rows.append((draw, float(grid[i].at(end)), *predicted, seen))
     if not rows:
       continue
-    true, mean, lo, hi, seen = np.array(rows).T
+    draws, true, mean, lo, hi, seen = np.array(rows).T
+    held = (lo <= true) & (true <= hi)
+    of = [held[draws == draw] for draw in np.unique(draws)]
+    shares = np.array([[part.sum(), len(part)] for part in of])
     found.append(
       {
         'round': number + 1,
         'predictions': len(rows),
-        'coverage': float(np.mean((lo <= true) & (true <= hi))),
+        'coverage': interval(shares, _ratio),
         'error': float(np.median(np.abs(mean / true - 1))),
         'held_error': float(np.median(np.abs(seen / true - 1))),
         'bias': float(np.median(mean / true - 1)),
@@ -236,6 +242,7 @@ def _laws(
   allocations: Allocations,
   grids: Sequence[Sequence[curves_lib.Curve]],
   law: config_lib.Law,
+  truth: Mapping[str, float] | None,
 ) -> dict[str, np.ndarray]:
   """Relative errors of the extrapolated loss; NaN where a law had no fit."""
   form = forms.get(law.form)
@@ -255,6 +262,9 @@ def _laws(
   own = best[:, np.arange(len(grids)), at]
   losses = dict(zip(chosen, own, strict=True))
   full = losses.pop('')
+  if truth is not None and set(truth) == set(form.names):
+    known = form.theta(truth)[None]
+    full = extrapolated(form, table, known, budgets.tolist())[0, at]
   return {name: mine / full - 1 for name, mine in losses.items()}
 
 

@@ -46,6 +46,7 @@ class ReplayConfig:
     loss: of this project's runs: mean or final.
     noises: of synthetic curves.
     curves: how many synthetic ones.
+    constants: of their law.
     policies: to be compared.
     eta: one in so many survives a round.
     draws: random choices of the candidates.
@@ -61,6 +62,9 @@ class ReplayConfig:
   loss: str = 'final'
   noises: tuple[str, ...] = ('clean',)
   curves: int = 200
+  constants: Mapping[str, float] = dataclasses.field(
+    default_factory=lambda: dict(synthetic.LAW)
+  )
   policies: tuple[str, ...] = ('uniform', 'sh_lmc', 'law')
   eta: int = 2
   draws: int = 100
@@ -77,6 +81,11 @@ class ReplayConfig:
           f'noises: {noise!r} is not one of {", ".join(synthetic.NOISES)}'
           f'{errors.nearest(noise, synthetic.NOISES)}'
         )
+    if set(self.constants) != set(synthetic.LAW):
+      raise errors.UserError(
+        f'constants: {", ".join(self.constants) or "none"}; those of the law are'
+        f' {", ".join(synthetic.LAW)}'
+      )
     for key, least in (('draws', 1), ('curves', 2), ('seed', 0)):
       value = getattr(self, key)
       if value < least:

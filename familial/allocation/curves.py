@@ -85,9 +85,9 @@ class Curve:
       loss=self.loss[:keep],
       columns={name: values[:keep] for name, values in self.columns.items()},
       diverged_at=None,
-      unseen=0.0 if keep else flops,
+      unseen=flops if keep in (0, len(self.flops)) else 0.0,
     )
-    if not keep or self.flops[keep - 1] == flops:
+    if known.unseen or self.flops[keep - 1] == flops:
       return known
     return dataclasses.replace(
       known,
@@ -111,6 +111,7 @@ class Curves:
   source: str = ''
   sha256: str = ''
   flags: tuple[str, ...] = ()
+  law: Mapping[str, float] | None = None  # that they obey, where it is known
 
   @property
   def cost(self) -> float:
@@ -191,6 +192,7 @@ def of_run(
   rows: Sequence[Mapping[str, Any]],
   loss: str,
   features: Mapping[str, float],
+  last: float = math.inf,
 ) -> Curve:
   """The curve of one run of this project, whatever it holds so far.
 
@@ -199,18 +201,30 @@ def of_run(
     rows: of its run; there may be none yet.
     loss: mean or final.
     features: of the candidate.
+    last: step whose losses count as the last: what follows is spent, not seen.
   """
+  spent = max((float(row['flops']) for row in rows), default=0.0)
   ends = [row['flops'] for row in rows if row['status'] == 'diverged']
-  rows = [row for row in rows if row['status'] != 'diverged']
+  rows = [
+    row for row in rows if row['status'] != 'diverged' and row['step'] <= last
+  ]
   diverged_at = float(ends[0]) if ends else None
   if not rows:
-    return Curve(name, np.zeros(0), np.zeros(0), {}, features, diverged_at)
+    nothing = np.zeros(0)
+    return Curve(name, nothing, nothing, {}, features, diverged_at, spent)
   # A study's own arms are no concern of a curve.
   rows = [{**row, 'arm': None} for row in rows]
   columns = tables.from_rows(rows, loss, 'all').columns
   taken = {key: columns[key] for key in _LAW if key in columns}
+  unseen = spent if spent > columns['C'][-1] else 0.0
   return Curve(
-    name, columns['C'], columns['loss'], taken, features, diverged_at
+    name,
+    columns['C'],
+    columns['loss'],
+    taken,
+    features,
+    diverged_at,
+    unseen,
   )
 
 

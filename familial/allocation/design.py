@@ -72,26 +72,27 @@ class _Options(NamedTuple):
 
 def run(
   sources: Sequence[halving.Source],
-  budget: float,
+  budgets: Sequence[float],
   law: config_lib.Law,
   decided: Sequence[halving.Round] = (),
   on_round: Callable[[list[halving.Round]], Any] = lambda rounds: None,
 ) -> list[halving.Allocation]:
-  """Allocates a budget among each source's candidates; see `halving.run`.
+  """Allocates each source's budget among its candidates; see `halving.run`.
 
   A round's `alive` are those that it trains on, and nobody is pruned.
 
   Args:
     sources: S of them.
-    budget: FLOPs of each.
+    budgets: FLOPs of each.
     law: to be known: its constants are E, A, B, alpha, beta and maybe gamma.
     decided: first rounds of an allocation that was interrupted.
     on_round: called after each round that was not decided before.
   """
   form = _form(law)
   count = len(sources[0].names)
-  halving.check(count, budget, 2)
-  ledgers = [ledger_lib.Ledger(budget, count) for _ in sources]
+  for budget in budgets:
+    halving.check(count, budget, 2)
+  ledgers = [ledger_lib.Ledger(budget, count) for budget in budgets]
   known: list[dict[int, curves_lib.Curve]] = [{} for _ in sources]
   rounds: list[list[halving.Round]] = [[] for _ in sources]
   for number in range(ROUNDS):
@@ -111,13 +112,13 @@ def run(
       reached = source.advance(plan)
       ledgers[s].charge({i: curve.end for i, curve in reached.items()})
       known[s].update(reached)
-      rounds[s].append(_round(plan, known[s], ledgers[s], budget))
+      rounds[s].append(_round(plan, known[s], ledgers[s]))
     if number >= len(decided):
       on_round([each[-1] for each in rounds])
   nothing = np.zeros(0)
   return [
     halving.Allocation(
-      budget=budget,
+      budget=ledger.budget,
       spent=tuple(map(float, ledger.spent)),
       rounds=tuple(each),
       curves=tuple(
@@ -346,13 +347,12 @@ def _round(
   plan: Mapping[int, float],
   known: Mapping[int, curves_lib.Curve],
   ledger: ledger_lib.Ledger,
-  budget: float,
 ) -> halving.Round:
   alive = tuple(sorted(plan))
   seen = [known[i].best for i in alive]
   return halving.Round(
     alive=alive,
-    share=budget / ROUNDS,
+    share=ledger.budget / ROUNDS,
     spent=tuple(float(ledger.spent[i]) for i in alive),
     seen=tuple(loss if math.isfinite(loss) else None for loss in seen),
     score=(None,) * len(alive),

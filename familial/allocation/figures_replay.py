@@ -170,7 +170,7 @@ def coverage(cells: Cells) -> Figure:
       colour, marker = figures.look(name)
       ax.plot(
         [row['round'] for row in rows],
-        [figures.PERCENT * row['coverage'] for row in rows],
+        [figures.PERCENT * row['coverage']['value'] for row in rows],
         color=colour, marker=marker, lw=1.2, label=name,
       )  # fmt: skip
     ax.set_ylim(-4, 104)

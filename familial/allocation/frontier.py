@@ -11,6 +11,10 @@ import numpy as np
 
 from familial import errors
 from familial.allocation import curves as curves_lib
+from familial.laws import forms
+from familial.laws import groups
+from familial.laws import solver
+from familial.laws import table as tables
 
 POINTS = 100  # of a frontier
 WIDTH = 30.0
@@ -86,6 +90,49 @@ def line(
     return Line(np.nan, np.nan)
   slope, level = np.polyfit(np.log(flops[known]), np.log(loss[known]), 1)
   return Line(float(slope), float(level))
+
+
+def described(curves: Sequence[curves_lib.Curve]) -> list[dict[str, Any]]:
+  """A frontier as a line, and as a power law with an irreducible term.
+
+  Args:
+    curves: as in frontier; their span is described.
+
+  Returns:
+    A record for each of MATCHES: `slope` and `level` of the line and `residual`,
+    the root mean square of what it leaves of ln L, and for L = E + A / C^alpha
+    `E`, `A`, `alpha` and `residual_E`.
+  """
+  low, high = span(curves)
+  flops = np.geomspace(low, high, POINTS)
+  form = forms.get('power_of_compute')
+  found: list[dict[str, Any]] = []
+  for match in MATCHES:
+    loss = frontier(curves, flops, match)
+    straight = line(curves, low, high, match)
+    known = np.isfinite(loss)
+    columns = {'C': flops[known], 'loss': loss[known]}
+    table = tables.Table(columns, np.flatnonzero(known).astype(str))
+    theta, _ = groups.fit(form, table, np.ones((1, known.sum())))
+    [bent] = solver.evaluate(form, columns, theta)[0]
+    constants = form.values(theta[0])
+    found.append(
+      {
+        'match': match,
+        'low': low,
+        'high': high,
+        'slope': straight.slope,
+        'level': straight.level,
+        'residual': _rms(np.log(straight(flops[known]) / loss[known])),
+        **{name: float(constants[name]) for name in form.names},
+        'residual_E': _rms(bent - np.log(loss[known])),
+      }
+    )
+  return found
+
+
+def _rms(residual: np.ndarray) -> float:
+  return float(np.sqrt(np.mean(residual**2)))
 
 
 def area(a: Line, b: Line, low: float, high: float) -> float:

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from familial import errors
 from familial.allocation import config as config_lib
+from familial.allocation import curves as curves_lib
 from familial.allocation import design
 from familial.allocation import ensemble
 from familial.allocation import halving
@@ -64,7 +67,7 @@ def allocate(
   """
   check(name)
   if name == LAW:
-    return design.run(sources, budget, law, decided, on_round)
+    return design.run(sources, [budget] * len(sources), law, decided, on_round)
   return halving.run(
     sources,
     budget,
@@ -115,22 +118,47 @@ def _future(survey: halving.Survey) -> halving.Ranking:
 def _predicted(
   predict: surrogate.Surrogate, seed: int, survey: halving.Survey
 ) -> halving.Ranking:
-  """Ranks by the lowest of what was seen and what is predicted."""
-  observed = observe(survey)
+  """Ranks by the lowest of what was seen and what is predicted.
+
+  How far intervals reach is told by how the same surrogate, shown the first part
+  of the same curves, would have predicted the rest of what is known.
+  """
+  now, before, last_SxM = observe(survey)
   key = jax.random.fold_in(jax.random.key(seed), survey.round)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     key, np.arange(len(survey.sources))
   )
-  found = predict(observed, keys)
-  seen = survey.seen_SxM
-  mean, lo, hi = (np.where(observed.active_SxM, x, np.nan) for x in found)
+  both = surrogate.Observed(*map(np.concatenate, zip(now, before, strict=True)))
+  found = predict(both, jnp.concatenate([keys, keys]))
+  halves = [np.split(x, 2) for x in found]
+  told, trial = (
+    surrogate.Prediction(*parts) for parts in zip(*halves, strict=True)
+  )
+  told = surrogate.calibrated(told, trial, last_SxM, now.active_SxM)
+  mean, lo, hi = (np.where(now.active_SxM, x, np.nan) for x in told)
   return halving.Ranking(
-    np.fmin(seen, mean), surrogate.Prediction(mean, lo, hi)
+    np.fmin(survey.seen_SxM, mean), surrogate.Prediction(mean, lo, hi)
   )
 
 
-def observe(survey: halving.Survey) -> surrogate.Observed:
-  """Returns a survey as surrogates see it: curves on one grid of compute."""
+class View(NamedTuple):
+  """A survey as surrogates see it: curves on one grid of compute.
+
+  Attributes:
+    now: all that is known, and the ends that are asked.
+    before: its first part, asked for what is known by now: as much further in ln C,
+      over the width seen, as `now` is asked in the median, but no more than again
+      that width.
+    last_SxM: the losses that are known by now.
+  """
+
+  now: surrogate.Observed
+  before: surrogate.Observed
+  last_SxM: np.ndarray
+
+
+def observe(survey: halving.Survey) -> View:
+  """Returns what surrogates are shown of a survey."""
   first, end = (
     np.array([[f(curve) for curve in row] for row in survey.curves])
     for f in (lambda c: c.flops[0] if len(c.flops) else np.inf, lambda c: c.end)
@@ -142,27 +170,47 @@ def observe(survey: halving.Survey) -> surrogate.Observed:
   stop = np.where(active, end, np.inf).min(axis=1)
   active &= (start < stop)[:, None]
   empty = ~active.any(axis=1)
-  log_c = np.linspace(
-    np.log(np.where(empty, 1.0, start)), np.log(np.where(empty, np.e, stop)),
-    POINTS, axis=1,
-  )  # fmt: skip
-  loss = np.array(
-    [
-      [
-        curve.at_log(grid) if known else np.ones(POINTS)
-        for curve, known in zip(row, knowns, strict=True)
-      ]
-      for grid, row, knowns in zip(log_c, survey.curves, active, strict=True)
-    ]
-  )
-  ends = np.maximum(np.log(np.maximum(survey.end_SxM, 1.0)), log_c[:, -1:])
+  start = np.log(np.where(empty, 1.0, start))
+  stop = np.log(np.where(empty, np.e, stop))
+  asked = np.maximum(np.log(np.maximum(survey.end_SxM, 1.0)), stop[:, None])
   features = np.stack(
     [
       _standardised(source.features)[alive]
       for source, alive in zip(survey.sources, survey.alive_SxM, strict=True)
     ]
   )
-  return surrogate.Observed(log_c, loss, active, features, ends)
+
+  def seen(stop: np.ndarray, asked: np.ndarray) -> surrogate.Observed:
+    log_c = np.linspace(start, stop, POINTS, axis=1)
+    return surrogate.Observed(
+      log_c, _losses(survey.curves, active, log_c), active, features, asked
+    )
+
+  now = seen(stop, asked)
+  beyond = np.where(active, asked - stop[:, None], np.nan)
+  beyond[empty] = 0.0
+  width = stop - start
+  share = np.minimum(np.nanmedian(beyond, axis=1) / width, 1.0)
+  ends = np.repeat(stop[:, None], asked.shape[1], axis=1)
+  before = seen(stop - width * share / (1 + share), ends)
+  return View(now, before, now.loss_SxMxT[:, :, -1])
+
+
+def _losses(
+  curves: Sequence[Sequence[curves_lib.Curve]],
+  active: np.ndarray,
+  log_c: np.ndarray,
+) -> np.ndarray:
+  """Losses of each allocation's curves on its grid, [S, M, T]."""
+  return np.array(
+    [
+      [
+        curve.at_log(grid) if known else np.ones(POINTS)
+        for curve, known in zip(row, knowns, strict=True)
+      ]
+      for grid, row, knowns in zip(log_c, curves, active, strict=True)
+    ]
+  )
 
 
 def _standardised(features: Sequence[Mapping[str, float]]) -> np.ndarray:

@@ -15,6 +15,8 @@ from familial import records
 from familial.allocation import compared
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
+from familial.allocation import design
+from familial.allocation import frontier
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
@@ -70,6 +72,9 @@ def run(
     'title': config.title,
     'config': dataclasses.asdict(config),
     'level': compared.LEVEL,
+    'frontiers': {
+      name: frontier.described(pool.curves) for name, pool in pools.items()
+    },
     'cells': cells,
     'seconds': time.monotonic() - start,
     'versions': results.versions(),
@@ -98,7 +103,10 @@ def tables(
     )
     return
   for noise in config.noises:
-    yield noise, synthetic.curves(config.curves, noise, config.seed)
+    yield (
+      noise,
+      synthetic.curves(config.curves, noise, config.seed, config.constants),
+    )
 
 
 def check(
@@ -150,21 +158,24 @@ def _cell(
     for _ in range(count)
   ]
   grids = [[pool.curves[i] for i in each] for each in chosen]
-  allocations, seconds = {}, {}
+  allocations: dict[str, list[halving.Allocation]] = {}
+  seconds: dict[str, float] = {}
   label = f'{name}: {candidates} candidates, {budget:g} FLOPs'
   names = dict.fromkeys((compared.BASE, compared.BOUND, *config.policies))
   for policy in tqdm.tqdm(names, desc=label, disable=None, leave=False):
     tick = time.monotonic()
-    allocations[policy] = policies.allocate(
-      policy,
-      [replay.Replay(grid) for grid in grids],
-      budget,
-      config.eta,
-      config.law,
-      config.seed,
-    )
+    sources = [replay.Replay(grid) for grid in grids]
+    if policy == policies.LAW:
+      # What it is compared by grows with what is spent: it gets as much as the
+      # base policy could make use of in the same draw.
+      budgets = [base.total for base in allocations[compared.BASE]]
+      allocations[policy] = design.run(sources, budgets, config.law)
+    else:
+      allocations[policy] = policies.allocate(
+        policy, sources, budget, config.eta, config.law, config.seed
+      )
     seconds[policy] = time.monotonic() - tick
-  found = compared.outcomes(allocations, grids, budget, config.law)
+  found = compared.outcomes(allocations, grids, budget, config.law, pool.law)
   cell = {
     'table': name,
     'source': {'path': pool.source, 'sha256': pool.sha256},

@@ -1,6 +1,7 @@
 """What a surrogate is asked and what it answers."""
 
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,3 +39,37 @@ class Prediction(NamedTuple):
 
 # To the observed and S keys (jax.random.split): allocations do not know of one another.
 Surrogate = Callable[[Observed, jax.Array], Prediction]
+
+
+def calibrated(
+  told: Prediction,
+  trial: Prediction,
+  true_SxM: np.ndarray,
+  active_SxM: np.ndarray,
+) -> Prediction:
+  """Returns predictions whose intervals reach as far as past errors did.
+
+  Split conformal prediction (Lei et al. 2018) over an allocation's curves: the
+  score of a curve is its past error in units of the interval that the surrogate
+  gave, and the interval is stretched by their quantile of LEVEL, corrected for
+  their number; of fewer than nine curves it is the largest score, which is short of
+  LEVEL. Intervals are never narrowed: curves of one allocation err alike, so that a
+  few that were lucky would be believed.
+
+  Args:
+    told: predictions to calibrate.
+    trial: those of losses that are known.
+    true_SxM: these losses.
+    active_SxM: False where a prediction means nothing.
+  """
+  above = true_SxM > trial.mean
+  reach = np.where(above, trial.hi - trial.mean, trial.mean - trial.lo)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    score = np.abs(true_SxM - trial.mean) / reach
+  scale = np.ones((len(score), 1))
+  for s, active in enumerate(active_SxM):
+    if count := int(active.sum()):
+      rank = min(math.ceil((count + 1) * LEVEL), count)
+      scale[s] = max(1.0, np.sort(score[s, active])[rank - 1])
+  lo = told.mean - scale * (told.mean - told.lo)
+  return Prediction(told.mean, lo, told.mean + scale * (told.hi - told.mean))

@@ -5,6 +5,8 @@ Hoffmann et al. (2022) as refitted by Besiroglu et al. (2024). The paper does no
 say how long its curves are or how large its noise is; both are stated here.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from familial import errors
@@ -22,7 +24,10 @@ _MEMORY = 1.0  # of Ornstein-Uhlenbeck noise, in ln D
 
 
 def curves(
-  count: int, noise: str = 'clean', seed: int = 0
+  count: int,
+  noise: str = 'clean',
+  seed: int = 0,
+  law: Mapping[str, float] = LAW,
 ) -> curves_lib.Curves:
   """Returns that many curves.
 
@@ -31,6 +36,7 @@ def curves(
     noise: of ln L along a curve: `clean`, `white` (independent),
       `brownian` (a walk in ln D), `ornstein_uhlenbeck` (one that forgets).
     seed: of sizes and noise.
+    law: its constants A, B, alpha, beta and E.
   """
   if noise not in NOISES:
     raise errors.UserError(
@@ -44,7 +50,7 @@ def curves(
   made = []
   for number, n in enumerate(sizes):
     loss = (
-      LAW['E'] + LAW['A'] / n ** LAW['alpha'] + LAW['B'] / tokens ** LAW['beta']
+      law['E'] + law['A'] / n ** law['alpha'] + law['B'] / tokens ** law['beta']
     )
     made.append(
       curves_lib.Curve(
@@ -55,7 +61,7 @@ def curves(
         {'params': float(n)},
       )
     )
-  return curves_lib.Curves(tuple(made), f'synthetic, {noise}')
+  return curves_lib.Curves(tuple(made), f'synthetic, {noise}', law=law)
 
 
 def _noise(kind: str, rng: np.random.Generator) -> np.ndarray:

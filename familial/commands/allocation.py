@@ -53,9 +53,9 @@ def _define(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_multi_string(
     'policy',
-    ['sh_lmc'],
+    ['sh_ensemble_power_law'],
     'uniform, sh, sh_lmc, sh_ensemble_power_law, sh_ensemble_exponential, '
-    'sh_ensemble_mmf or oracle; may be repeated. sh and oracle are always '
+    'sh_ensemble_mmf, law or oracle; may be repeated. sh and oracle are always '
     'beside it.',
     flag_values=values,
   )

@@ -213,7 +213,9 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
     count = sum(row['predictions'] for row in rows)
     if not count:
       continue
-    covered = sum(row['coverage'] * row['predictions'] for row in rows) / count
+    covered = (
+      sum(row['coverage']['value'] * row['predictions'] for row in rows) / count
+    )
     if covered < nominal - _COVERED_LESS:
       yield (
         f'{name}: its intervals of {100 * nominal:g} % held'

@@ -80,8 +80,9 @@ def law(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section | str:
   far = f'{asked["beyond"]:g} times the largest compute of the grid'
   body = html.paragraph(
     'The lowest loss is not what a law is after. Here laws are fitted to what'
-    f' each policy trained, and asked for the best loss at {far}; the law of the'
-    ' whole grid is the truth that they are held against.'
+    f' each policy trained, and asked for the best loss at {far}; the truth that'
+    ' they are held against is the law of the whole grid, or, of synthetic'
+    ' curves, the law that they obey.'
   )
   for number, mine in enumerate(figures_replay.families(cells)):
     body += gallery.show(
@@ -119,6 +120,26 @@ def law(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section | str:
       ' medians over draws of the relative error, share of all draws in which the'
       ' law is within 1 %, draws in which it could be fitted.',
       align='lrrrrrr',
+    )
+  for name, shapes in result['frontiers'].items():
+    body += html.table(
+      ['loss between points', 'ln L =', 'leaves', 'L =', 'leaves'],
+      [
+        [
+          row['match'],
+          f'{row["slope"]:.4f} ln C + {row["level"]:.3f}',
+          f'{row["residual"]:.2%}',
+          f'{row["E"]:.3f} + {row["A"]:.3g} / C^{row["alpha"]:.3f}',
+          f'{row["residual_E"]:.2%}',
+        ]
+        for row in shapes
+      ],
+      f'{name}: the frontier of all curves from'
+      f' {words.scientific(shapes[0]["low"])} to'
+      f' {words.scientific(shapes[0]["high"])} FLOPs, as a straight line and with'
+      ' an irreducible term; what either leaves is the root mean square of its'
+      ' relative errors.',
+      align='lrrrr',
     )
   return html.Section('law', 'What the law is worth', body)
 
@@ -168,7 +189,7 @@ def calibration(
             name,
             str(row['round']),
             str(row['predictions']),
-            f'{words.number(100 * row["coverage"])} %',
+            _covered(row['coverage']),
             f'{words.number(100 * row["error"])} %',
             f'{words.number(100 * row["held_error"])} %',
             words.percent(row['bias'], 3),
@@ -259,6 +280,14 @@ def _tables(cells: Cells) -> list[list[Cell]]:
 def _rounds(cell: Cell) -> str:
   counts = ', '.join(map(str, cell['rounds']))
   return f'Successive Halving trains {counts} of them round by round'
+
+
+def _covered(interval: Mapping[str, Any]) -> str:
+  """A share of predictions and its interval over draws, in per cent."""
+  text = f'{interval["value"]:.0%}'
+  if interval['lo'] is None:
+    return text
+  return f'{text} [{interval["lo"]:.0%}, {interval["hi"]:.0%}]'
 
 
 def _share(row: Mapping[str, Any] | None, signed: bool = True) -> str:

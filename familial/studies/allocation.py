@@ -202,7 +202,7 @@ def _allocate(
     study.budget,
     study.eta,
     study.law,
-    study.train.get('seed', 0),
+    cells[0].train.seed,
     allocation_summary.decided(workdir),
     note,
   )
@@ -235,7 +235,7 @@ class Live:
       }
       for cell in cells
     ]
-    self._loss, self._cells, self._workdir = study.loss, cells, workdir
+    self._study, self._cells, self._workdir = study, cells, workdir
     self._how = how
 
   def limit(self, candidate: int) -> float:
@@ -286,7 +286,11 @@ class Live:
       row for row in records.read(folder / records.ROWS) if row['step'] <= step
     ]
     return curves_lib.of_run(
-      cell.cell, rows, self._loss, self.features[candidate]
+      cell.cell,
+      rows,
+      self._study.loss,
+      self.features[candidate],
+      allocation_summary.steady(self._study, cell.train.steps),
     )
 
 

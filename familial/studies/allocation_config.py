@@ -50,7 +50,7 @@ class AllocationConfig:
   horizon: float
   budget: float
   granularities: tuple[int, ...] = (1,)
-  policy: str = 'sh_lmc'
+  policy: str = 'sh_ensemble_power_law'
   eta: int = 2
   loss: str = 'final'
   full: bool = False

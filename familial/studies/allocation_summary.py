@@ -19,6 +19,7 @@ from familial.laws import result as results
 from familial.studies import allocation_config
 from familial.studies import summary as summaries
 from familial.studies import sweep
+from familial.training import config as train_config
 
 ROUNDS = 'rounds.jsonl'
 ALLOCATED, FULL = 'allocated', 'full'
@@ -94,7 +95,20 @@ def _curves(
       'params': float(row['params_full']),
       **{key: float(row[key]) for key in ('width', 'depth', 'exits')},
     }
-    yield curves_lib.of_run(row['cell'], rows, study.loss, features)
+    last = steady(study, row['steps'])
+    yield curves_lib.of_run(row['cell'], rows, study.loss, features, last)
+
+
+def steady(study: allocation_config.AllocationConfig, steps: int) -> float:
+  """Returns the last step before a run's rate decays.
+
+  Losses of the decay are those of another rate, and tell candidates apart by how
+  far they are from their ends.
+  """
+  if study.train['schedule'] != 'wsd':
+    return math.inf
+  default = train_config.TrainConfig.decay_fraction
+  return steps * (1 - study.train.get('decay_fraction', default))
 
 
 def _spent(rounds: Sequence[halving.Round], count: int) -> list[float]:
@@ -204,7 +218,7 @@ def _replays(
     for name in (compared.BASE, *policies.NAMES)
     if name != policies.LAW or design.knows(study.law)
   ]
-  seed = study.train.get('seed', 0)
+  seed = study.train.get('seed', train_config.TrainConfig.seed)
   allocations = {
     name: policies.allocate(
       name, [replay.Replay(whole)], study.budget, study.eta, study.law, seed

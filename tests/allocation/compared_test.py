@@ -115,12 +115,42 @@ def test_the_extrapolated_loss_is_the_closed_form():
   )
 
 
+def test_what_is_lost_and_saved_by_hand():
+  tokens = np.array([1.0, 2.0, 4.0])
+  grids = [
+    [
+      curves.Curve('a', tokens, np.array([4.0, 3.0, 2.0])),
+      curves.Curve('b', tokens, np.array([5.0, 2.5, 1.0])),
+    ]
+  ]
+  law = config.Law('')
+  mine = allocate(grids, 4.0, ('sh', 'uniform', 'oracle'))
+  found = compared.outcomes(mine, grids, 4.0, law)
+  # All of the budget on b would reach 1; half of it for each 2.5.
+  assert found['uniform'].best == 2.5
+  assert found['uniform'].regret == pytest.approx(1.5)
+  assert found['uniform'].saving == pytest.approx(0.5)
+  assert found['uniform'].spent == 4.0
+
+
+def test_laws_are_held_against_the_one_that_curves_obey():
+  grids = draws(count=2)
+  budget = 2e19
+  mine = allocate(grids, budget, ('sh', 'oracle'))
+  whole = compared.outcomes(mine, grids, budget, LAW)['sh'].law
+  known = compared.outcomes(mine, grids, budget, LAW, synthetic.LAW)['sh'].law
+  np.testing.assert_allclose(known, whole, atol=1e-4)
+  doubled = {**synthetic.LAW, 'E': 2 * synthetic.LAW['E']}
+  other = compared.outcomes(mine, grids, budget, LAW, doubled)['sh'].law
+  assert (other < -0.3).all()
+
+
 def test_calibration_counts_what_lies_within():
   grids = draws()
   [mine] = allocate(grids, 1e19, ('sh_ensemble_power_law',)).values()
   rows = compared.calibration(mine, grids)
   assert [row['round'] for row in rows] == [1, 2]
   for row in rows:
-    assert 0 <= row['coverage'] <= 1
+    assert 0 <= row['coverage']['value'] <= 1
     assert row['error'] < row['held_error']
   assert compared.calibration(allocate(grids, 1e19)['sh'], grids) == []

@@ -40,7 +40,7 @@ def test_surrogates_see_the_curves_and_nothing_else():
     known = random_curves(rng)
     end = min(curve.end for curve in known)
     known = [curve.cut(end) for curve in known]
-    seen = policies.observe(survey(known))
+    seen = policies.observe(survey(known)).now
     assert seen.loss_SxMxT.shape == (1, 6, policies.POINTS)
     [active] = seen.active_SxM
     first = max(k.flops[0] for k, a in zip(known, active, strict=True) if a)
@@ -55,9 +55,29 @@ def test_surrogates_see_the_curves_and_nothing_else():
       assert (np.diff(shown) <= 0).all()
 
 
+def test_past_errors_are_of_the_same_curves_asked_as_far_ahead():
+  known = random_curves(np.random.default_rng(0))
+  end = min(curve.end for curve in known)
+  known = [curve.cut(end) for curve in known]
+  for factor, most in ((1.5, 1.5), (1e9, np.inf)):
+    now, before, last = policies.observe(survey(known, factor))
+    np.testing.assert_array_equal(last, now.loss_SxMxT[:, :, -1])
+    start, stop = now.log_c_SxT[0, [0, -1]]
+    first, cut = before.log_c_SxT[0, [0, -1]]
+    np.testing.assert_allclose(before.log_end_SxM, stop)
+    assert first == start
+    # No more of the curve is held back than is shown.
+    share = min(np.log(most) / (stop - start), 1.0)
+    assert (stop - cut) / (cut - start) == pytest.approx(share)
+    for i in np.flatnonzero(now.active_SxM[0]):
+      np.testing.assert_allclose(
+        before.loss_SxMxT[0, i], known[i].at_log(before.log_c_SxT[0])
+      )
+
+
 def test_features_are_standard_and_logs_where_they_can_be():
   known = random_curves(np.random.default_rng(0))
-  features = policies.observe(survey(known)).features_SxMxF[0, :, 0]
+  features = policies.observe(survey(known)).now.features_SxMxF[0, :, 0]
   assert features.mean() == pytest.approx(
     0
   ) and features.std() == pytest.approx(1)
@@ -75,7 +95,7 @@ def test_who_ended_or_diverged_or_shows_nothing_is_not_predicted():
   )
   asked = survey([a, b, gone, short])
   asked = asked._replace(end_SxM=np.where([[1, 0, 1, 1]], asked.end_SxM, end))
-  assert policies.observe(asked).active_SxM.tolist() == [
+  assert policies.observe(asked).now.active_SxM.tolist() == [
     [True, False, False, False]
   ]
 
@@ -107,6 +127,7 @@ def test_a_surrogate_that_knows_the_future_is_the_oracle(monkeypatch):
           for row, ends in zip(survey.alive_SxM, survey.end_SxM, strict=True)
         ]
       )
+      mean = np.concatenate([mean, mean])  # And of what is known by now.
       return surrogate.Prediction(mean, mean - 0.1, mean + 0.1)
 
     return policies._predicted(predict, 0, survey)
