@@ -1,7 +1,11 @@
 """A live allocation: it spends what it may, and goes on exactly where it was."""
 
 import dataclasses
+import functools
 import json
+import subprocess
+import sys
+import time
 
 import ml_collections
 import numpy as np
@@ -12,6 +16,7 @@ from familial import config as config_lib
 from familial import errors
 from familial import main
 from familial import records
+from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
@@ -128,6 +133,72 @@ def test_killed_in_any_round_it_goes_on_exactly(
       for folder in (tmp_path, expected)
     )
     assert mine == theirs[: len(mine)]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_exactly(tmp_path):
+  """SIGKILL while it trains, again and again, and then as if nothing had been."""
+  command = [
+    sys.executable, '-m', 'familial', 'allocate',
+    '--config=experiments/allocation_live.py:test', '--config.full=False',
+  ]  # fmt: skip
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  run = functools.partial(subprocess.run, capture_output=True, check=True)
+  run([*command, f'--out={whole}'])
+
+  def written():
+    rows = killed.glob(f'cells/*/{records.ROWS}')
+    return sum(path.stat().st_size for path in rows)
+
+  kills = 0
+  for _ in range(4):
+    with subprocess.Popen(
+      [*command, f'--out={killed}'],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    ) as started:
+      before = written()
+      while written() == before and started.poll() is None:
+        time.sleep(0.01)
+      time.sleep(0.2)
+      kills += started.poll() is None
+      started.kill()
+  assert kills >= 3
+  run([*command, f'--out={killed}'])
+  rounds = (whole / allocation_summary.ROUNDS).read_bytes()
+  assert len(rounds.splitlines()) == 3
+  assert (killed / allocation_summary.ROUNDS).read_bytes() == rounds
+  cells = sorted(path.name for path in (whole / 'cells').iterdir())
+  assert len(cells) == 6
+  for cell in cells:
+    one, other = (
+      (sweep.folder(folder, cell) / records.ROWS).read_bytes()
+      for folder in (whole, killed)
+    )
+    assert one == other
+
+
+def test_losses_of_a_decay_are_spent_and_not_seen(make):
+  train = {**make().train, 'schedule': 'wsd', 'decay_fraction': 0.25}
+  study = dataclasses.replace(make(), train=train)
+  assert allocation_summary.steady(make(), 100) == np.inf
+  assert allocation_summary.steady(study, 100) == 75
+  row = {
+    'run': 'a', 'cell': 'a', 'exit': 1, 'exits': 1, 'params': 10.0,
+    'params_full': 10.0, 'status': 'running',
+  }  # fmt: skip
+  rows = [
+    {**row, 'step': step, 'tokens': 4.0 * step, 'tokens_dense': 4.0 * step,
+     'flops': 240.0 * step, 'loss': 5 - step / 50}
+    for step in (50, 75, 80, 100)
+  ]  # fmt: skip
+  last = allocation_summary.steady(study, 100)
+  curve = curves.of_run('a', rows, 'final', {}, last)
+  assert curve.flops.tolist() == [12_000.0, 18_000.0]
+  assert curve.end == 24_000.0 and curve.best == 3.5
+  # Cut within the decay, that much is spent; nothing more is seen.
+  part = curve.cut(20_000.0)
+  assert part.end == 20_000.0 and len(part.flops) == 2
 
 
 @pytest.mark.slow
