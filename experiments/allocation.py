@@ -54,12 +54,15 @@ def _synthetic(config: ml_collections.ConfigDict) -> None:
   config.title += ': synthetic'
   config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e3 * PETA))
   config.noises = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')
+  # The curves are power laws: of the families this one.
+  config.policies = ('uniform', 'sh_lmc', 'sh_ensemble_power_law', 'law')
 
 
 def _other_law(config: ml_collections.ConfigDict) -> None:
   config.title += ': synthetic, of another law'
   config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e3 * PETA))
   config.noises = ('clean', 'white')
+  config.policies = ('uniform', 'sh_ensemble_power_law', 'law')
   # Size matters less and tokens more than in Hoffmann et al.'s.
   config.constants.update(E=1.0, A=60.0, B=5000.0, alpha=0.25, beta=0.5)
 

@@ -11,6 +11,7 @@ interval does not know that.
 from collections.abc import Callable
 import functools
 import itertools
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 from familial.allocation import surrogate
+from familial.laws import solver
 
 MEMBERS = 5
 ITERATIONS = 1000
@@ -69,9 +71,23 @@ def predictor(family: str) -> surrogate.Surrogate:
   def predict(
     observed: surrogate.Observed, keys: jax.Array
   ) -> surrogate.Prediction:
-    with jax.enable_x64(True):
-      found = _program(family, observed, keys)
-      return surrogate.Prediction(*(np.asarray(values) for values in found))
+    count = len(observed.active_SxM)
+    # As many parts as there are cores, of one size: one program for all.
+    parts = min(solver.threads(), count)
+    size = math.ceil(count / parts)
+
+    def part(number: int) -> list[np.ndarray]:
+      chosen = np.minimum(np.arange(size) + number * size, count - 1)
+      mine = surrogate.Observed(*(np.asarray(x)[chosen] for x in observed))
+      with jax.enable_x64(True):
+        return list(map(np.asarray, _program(family, mine, keys[chosen])))
+
+    found = solver.side_by_side(
+      [functools.partial(part, number) for number in range(parts)]
+    )
+    return surrogate.Prediction(
+      *(np.concatenate(x)[:count] for x in zip(*found, strict=True))
+    )
 
   return predict
 
