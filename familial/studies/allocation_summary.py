@@ -241,8 +241,13 @@ def _line(found: dict[str, Any]) -> str:
   apart = found['apart']
   if apart and apart['extrapolated']:
     worst = max(map(abs, apart['extrapolated'].values()))
+    own = max(
+      max(row['hi'] / row['value'] - 1, 1 - row['lo'] / row['value'])
+      for row in found['laws'][FULL]['extrapolated'].values()
+    )
     text += (
       f'; its law is off by at most {worst:.2%} at {found["extrapolated_to"]:.3g}'
       " FLOPs, beside the whole grid's"
+      + (f', which is itself known to {own:.1%}' if own < math.inf else '')
     )
   return text
