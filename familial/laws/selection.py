@@ -1,10 +1,11 @@
-"""Which law the data prefer: AIC, BIC, and a budget that none of them saw."""
+"""Which law the data prefer: AIC, BIC, and budgets and models they did not see."""
 
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from familial import errors
 from familial.laws import estimate
@@ -15,14 +16,29 @@ from familial.laws import table as tables
 
 _STARTS = 1024  # of a fit that leaves rows out
 _SAME_BUDGET = 0.1  # log C between neighbours within one budget
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+  """A mean over groups, and Student's interval of LEVEL over them.
+
+  The groups count as independent. `lo` and `hi` are None for a single one.
+  """
+
+  value: float
+  lo: float | None
+  hi: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class HoldOut:
   """How a law predicts rows that it was not fitted to.
 
-  `rms` and `bias` are of log prediction - log loss over the held-out `rows`,
-  fitted anew without each of `folds` groups in turn. `converged`: every time.
+  Fitted anew without each of `folds` groups in turn. `rms` and `bias` are of log
+  prediction - log loss over the held-out `rows`; `errors` are the mean relative
+  error, |prediction / loss - 1|, of each group, and `error` is their mean.
+  `converged`: every time.
   """
 
   rule: str
@@ -30,6 +46,8 @@ class HoldOut:
   rows: int
   rms: float
   bias: float
+  error: Mean
+  errors: tuple[float, ...]
   converged: bool
 
 
@@ -38,8 +56,10 @@ class Candidate:
   """One form among several; `aic_behind` and `bic_behind` the best are 0.
 
   `hold_out` leaves out the largest budget: extrapolation. `by_budget` and
-  `by_model` leave out each budget, and each model, in turn. Each is None where
-  the table cannot tell such groups apart, or too few rows would be left.
+  `by_model` leave out each budget, and each model with all of its rows, in turn.
+  Each is None where the table cannot tell such groups apart, or too few rows
+  would be left. `model_error_behind` is the mean over models of the relative
+  error less that of the form that predicts models best, for which it is None.
   """
 
   form: str
@@ -52,26 +72,30 @@ class Candidate:
   hold_out: HoldOut | None
   by_budget: HoldOut | None
   by_model: HoldOut | None
+  model_error_behind: Mean | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """Candidates, best AIC first, and the form that predicts best unseen.
+  """Candidates, best AIC first, and the forms that predict best unseen.
 
-  `by_hold_out` is None where nothing could be held out.
+  `by_hold_out` is of the largest budget, `by_model` of models in turn; each is
+  None where nothing could be held out.
   """
 
   candidates: tuple[Candidate, ...]
   by_aic: str
   by_bic: str
   by_hold_out: str | None
+  by_model: str | None
 
 
 def select(fitted: Sequence[estimate.Fit], table: tables.Table) -> Selection:
   """Compares fits of several forms to one table.
 
-  AIC and BIC count rows as independent (see estimate.Fit); exits of one run
-  are not, so for the per-exit loss the held-out budget is the better judge.
+  AIC and BIC are of the likelihood in estimate.Fit and count rows as
+  independent; exits and evaluations of one run are not, so there the held-out
+  budget and models are the better judges.
   """
   lowest_aic = min(f.aic for f in fitted)
   lowest_bic = min(f.bic for f in fitted)
@@ -95,11 +119,13 @@ def select(fitted: Sequence[estimate.Fit], table: tables.Table) -> Selection:
     key=lambda c: c.aic,
   )
   tried = [c for c in candidates if c.hold_out is not None]
+  by_model = _best_of_models(candidates)
   return Selection(
-    candidates=tuple(candidates),
+    candidates=tuple(_behind(c, by_model) for c in candidates),
     by_aic=candidates[0].form,
     by_bic=min(candidates, key=lambda c: c.bic).form,
     by_hold_out=min(tried, key=_rms).form if tried else None,
+    by_model=by_model.form if by_model else None,
   )
 
 
@@ -125,6 +151,31 @@ def cross_validation(
   return _validated(fit, table, [group == g for g in np.unique(group)], rule)
 
 
+def mean(values: np.ndarray) -> Mean:
+  """The mean of values [groups], with its interval over them."""
+  value, groups = float(np.mean(values)), len(values)
+  if groups < 2:
+    return Mean(value, None, None)
+  error = float(np.std(values, ddof=1)) / groups**0.5
+  reach = error * float(special.stdtrit(groups - 1, (1 + LEVEL) / 2))
+  return Mean(value, value - reach, value + reach)
+
+
+def _best_of_models(candidates: Sequence[Candidate]) -> Candidate | None:
+  """The form that predicts models best that it has not seen."""
+  tried = [(c.by_model.error.value, c) for c in candidates if c.by_model]
+  return min(tried, key=lambda pair: pair[0])[1] if tried else None
+
+
+def _behind(candidate: Candidate, best: Candidate | None) -> Candidate:
+  """The candidate with its error over that of the best, model by model."""
+  if best is None or candidate is best or candidate.by_model is None:
+    return candidate
+  assert best.by_model is not None
+  over = np.subtract(candidate.by_model.errors, best.by_model.errors)
+  return dataclasses.replace(candidate, model_error_behind=mean(over))
+
+
 def _validated(
   fit: estimate.Fit,
   table: tables.Table,
@@ -142,15 +193,19 @@ def _validated(
     problem, starts_lib.holding(starts, fit.form, fit.fixed), points
   )
   prediction = solver.predict(fit.form, table.columns, ends.theta)
-  error = np.concatenate(
-    [prediction[i][held] - problem.target[held] for i, held in enumerate(folds)]
-  )
+  by_fold = [
+    prediction[i][held] - problem.target[held] for i, held in enumerate(folds)
+  ]
+  error = np.concatenate(by_fold)
+  relative = [float(np.abs(np.expm1(each)).mean()) for each in by_fold]
   return HoldOut(
     rule=rule,
     folds=len(folds),
     rows=len(error),
     rms=float(np.sqrt(np.mean(error**2))),
     bias=float(np.mean(error)),
+    error=mean(np.array(relative)),
+    errors=tuple(relative),
     converged=bool(ends.converged.all()),
   )
 
@@ -222,6 +277,16 @@ def summary(selection: Selection) -> str:
       f'; held-out budget best predicted by {selection.by_hold_out}'
       f' (rms log error {errors_})'
     )
+  if selection.by_model is not None:
+    errors_ = ', '.join(
+      f'{c.form} {_percent(c.by_model.error)}'
+      for c in selection.candidates
+      if c.by_model
+    )
+    line += (
+      f'; held-out models best predicted by {selection.by_model}'
+      f' (mean relative error {errors_})'
+    )
   return line
 
 
@@ -230,6 +295,7 @@ def text(selection: Selection) -> str:
   heads = (
     'form', 'constants', 'objective', 'AIC behind', 'BIC behind',
     'rms, largest budget', 'each budget', 'each model',
+    'relative error, each model', 'over the best',
   )  # fmt: skip
   lines = [heads] + [
     (
@@ -237,6 +303,8 @@ def text(selection: Selection) -> str:
       f'{c.bic_behind:.1f}',
       *('-' if h is None else f'{h.rms:.4f}'
         for h in (c.hold_out, c.by_budget, c.by_model)),
+      _percent(c.by_model.error) if c.by_model else '-',
+      _percent(c.model_error_behind) if c.model_error_behind else '-',
     )
     for c in selection.candidates
   ]  # fmt: skip
@@ -247,6 +315,14 @@ def text(selection: Selection) -> str:
     ).rstrip()
     for line in lines
   )
+
+
+def _percent(found: Mean) -> str:
+  span = (
+    '' if found.lo is None or found.hi is None
+    else f' [{100 * found.lo:.2f}, {100 * found.hi:.2f}]'
+  )  # fmt: skip
+  return f'{100 * found.value:.2f} %{span}'
 
 
 def _rms(candidate: Candidate) -> float:

@@ -6,6 +6,7 @@ import pytest
 from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import selection as selections
+from familial.laws import table as tables
 
 
 def fitted(table, *names):
@@ -137,3 +138,124 @@ def test_groups_that_cannot_be_told_apart_are_not_left_out(make):
   assert selections.cross_validation(fit, table, np.zeros(36), '') is None
   mostly = np.where(np.arange(36) < 33, 0.0, 1.0)  # 3 rows would be left
   assert selections.cross_validation(fit, table, mostly, '') is None
+
+
+def grid(form, params, noise=0.0, seed=0):
+  """Four widths at four depths, three numbers of tokens each."""
+  width, depth, tokens = (
+    a.ravel()
+    for a in np.meshgrid([16.0, 32, 64, 128], [2.0, 4, 8, 16], [1e6, 4e6, 2e7])
+  )
+  columns = {'width': width, 'depth': depth, 'D': tokens}
+  columns['N'] = 12 * width**2 * depth
+  loss = forms.get(form).predict(params, columns)
+  error = noise * np.random.default_rng(seed).standard_normal(len(loss))
+  run = [f'{w:g}x{d:g}' for w, d in zip(width, depth, strict=True)]
+  return tables.Table({**columns, 'loss': loss * np.exp(error)}, np.array(run))
+
+
+TOKENS = {'E': 1.0, 'c_tokens': 60.0, 'a_tokens': 0.3}
+SPLIT = {
+  **TOKENS,
+  'c_width': 5.0,
+  'a_width': 0.7,
+  'c_depth': 1.5,
+  'a_depth': 0.6,
+}
+PLANTED = {
+  'width_depth': SPLIT,
+  'width_depth_product': {
+    **TOKENS, 'c_width_depth': 6.0, 'a_width': 0.5, 'a_depth': 0.3,
+  },
+  'width_depth_inverse': {**TOKENS, 'c_width': 10.0, 'c_depth': 1.5},
+  'chinchilla': {'E': 1.0, 'A': 20.0, 'alpha': 0.3, 'B': 60.0, 'beta': 0.3},
+}  # fmt: skip
+
+
+def test_all_rows_of_a_shape_are_one_model():
+  table = grid('chinchilla', PLANTED['chinchilla'])
+  columns = {n: v for n, v in table.columns.items() if n != 'N'}
+  for known in (table, dataclasses.replace(table, columns=columns)):
+    group = selections._models(known)
+    shapes = table.run[np.argsort(group, kind='stable')].reshape(16, 3)
+    assert len(np.unique(group)) == 16 == len(np.unique(shapes[:, 0]))
+    assert (shapes == shapes[:, :1]).all()
+
+
+@pytest.mark.slow
+def test_a_model_is_left_out_with_all_of_its_rows():
+  table = grid('width_depth_inverse', PLANTED['width_depth_inverse'])
+  one = table.run == '32x8'
+  before, after = (
+    selections.select(fitted(t, 'width_depth_inverse'), t)
+    .candidates[0]
+    .by_model
+    for t in (
+      table,
+      dataclasses.replace(
+        table,
+        columns={
+          **table.columns,
+          'loss': np.where(one, 1.5, 1.0) * table.columns['loss'],
+        },
+      ),
+    )
+  )
+  assert (before.folds, before.rows) == (16, 48)
+  assert before.error.value < 1e-6
+  # Had the fit seen a row of it, that would have moved the others' too.
+  place = np.unique(
+    np.stack([table.columns[n] for n in ('N', 'width', 'depth')], axis=1)[one],
+    axis=0,
+  )
+  shapes = np.unique(
+    np.stack([table.columns[n] for n in ('N', 'width', 'depth')], axis=1),
+    axis=0,
+  )
+  [fold] = np.flatnonzero((shapes == place).all(1))
+  assert after.errors[fold] == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_the_interval_is_students_over_models():
+  found = selections.mean(np.array([0.01, 0.02, 0.06]))
+  # Mean 0.03, standard error sqrt(0.0007 / 3); t of two degrees is 4.30265.
+  assert found.value == pytest.approx(0.03)
+  assert found.hi - 0.03 == pytest.approx(4.302653 * (0.0007 / 3) ** 0.5)
+  assert selections.mean(np.array([0.5])) == selections.Mean(0.5, None, None)
+
+
+@pytest.mark.slow
+def test_forms_are_compared_model_by_model():
+  table = grid('width_depth_product', PLANTED['width_depth_product'], 0.002)
+  found = selections.select(
+    fitted(table, 'width_depth_inverse', 'width_depth_product'), table
+  )
+  assert found.by_aic == found.by_model == 'width_depth_product'
+  first, second = found.candidates
+  assert first.model_error_behind is None
+  over = np.subtract(second.by_model.errors, first.by_model.errors)
+  assert second.model_error_behind == selections.mean(over)
+  assert second.model_error_behind.lo > 0
+  assert 'held-out models best predicted by' in selections.summary(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PLANTED)
+def test_of_the_forms_of_width_and_depth_the_planted_one_wins(name):
+  table = grid(name, PLANTED[name], 0.002)
+  fits = {fit.form.name: fit for fit in fitted(table, *PLANTED)}
+  found = selections.select(list(fits.values()), table)
+  # Two hold another: the sum its inverse, the product (as good as) N.
+  wider = {
+    'width_depth_inverse': {'width_depth'},
+    'chinchilla': {'width_depth_product'},
+  }
+  alike = {name, *wider.get(name, ())}
+  assert found.by_aic in alike and found.by_model in alike
+  [planted] = [c for c in found.candidates if c.form == name]
+  assert planted.aic_behind < 4
+  assert all(c.aic_behind > 20 for c in found.candidates if c.form not in alike)
+  for constant, value in PLANTED[name].items():
+    if constant.startswith(('a_', 'alpha', 'beta')):
+      sd = fits[name].sd[constant]
+      assert abs(fits[name].params[constant] - value) < 4 * sd < 0.4, constant
