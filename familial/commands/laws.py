@@ -64,6 +64,13 @@ def _define_fit(values: flags.FlagValues) -> None:
     lower_bound=0,
     flag_values=values,
   )
+  flags.DEFINE_list(
+    'scan',
+    [],
+    'Numbers of rows of highest loss, as 0,10,20,40: scan.json has the fit '
+    'without each of them.',
+    flag_values=values,
+  )
   flags.DEFINE_float(
     'delta',
     1e-3,
@@ -155,6 +162,7 @@ def _fit(values: flags.FlagValues) -> str:
     ),
     loss_definition=values.loss,
     hold_out=values.hold_out,
+    scan=command.integers('scan', values.scan),
     draw=values.draw,
   )
 

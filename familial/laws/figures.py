@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import pathlib
 import warnings
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from familial import records
 from familial.laws import figures_compute
+from familial.laws import figures_depth
 from familial.laws import figures_families
 from familial.laws import figures_parts as parts
 from familial.laws import profile as profiles
@@ -31,8 +33,9 @@ def draw(found: results.Result, folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the figures as PNG; returns their paths.
 
   IsoFLOP curves, frontier and optima for forms of N and D, predicted against
-  observed for others; residuals, profiles and pairs for all. What a table or a
-  form has nothing to show for is left out.
+  observed for others, loss over width and depth for forms of those; residuals,
+  profiles and pairs for all. What a table or a form has nothing to show for is
+  left out.
   """
   of_g = figures_families.families(found)
   several = [family for family in of_g if len(family.budgets) > 1]
@@ -45,10 +48,21 @@ def draw(found: results.Result, folder: pathlib.Path) -> list[pathlib.Path]:
     figures['optimum'] = figures_compute.optimum(found, known)
   if not of_g:
     figures['predicted'] = predicted(found)
+  if {'width', 'depth'} <= set(found.fit.form.columns):
+    figures['shapes'] = figures_depth.shapes(
+      found, found.table, parts.heading(found, 'Loss over width and depth')
+    )
   if _free(found):
     figures['profiles'] = profile_curves(found)
   if len(_free(found)) > 1 and len(_cloud(found)) > 1:
     figures['pairs'] = pairs(found)
+  return save(figures, folder)
+
+
+def save(
+  figures: Mapping[str, Figure], folder: pathlib.Path
+) -> list[pathlib.Path]:
+  """Writes figures as PNG under their names; returns their paths."""
   with records.writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
   paths = []

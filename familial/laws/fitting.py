@@ -8,8 +8,11 @@ from familial import errors
 from familial.laws import forms
 from familial.laws import record
 from familial.laws import result as results
+from familial.laws import scan as scans
 from familial.laws import selection as selections
 from familial.laws import table as tables
+
+_TOGETHER = 0.9  # correlation of columns that is said
 
 
 def run(
@@ -20,6 +23,7 @@ def run(
   *,
   loss_definition: str = 'final',
   hold_out: Sequence[str] = (),
+  scan: Sequence[int] = (),
   draw: bool = False,
   progress: bool = True,
 ) -> str:
@@ -35,6 +39,8 @@ def run(
     options: of every fit.
     loss_definition: mean, final or exit: what the table's loss is.
     hold_out: conditions of rows that are predicted, not fitted.
+    scan: numbers of rows of highest loss to leave out, for a fit of each form
+      to what is left: scan.json beside its fit.json.
     draw: figures beside each fit.json.
     progress: bars on stderr, and how several forms compare on stdout.
   """
@@ -55,6 +61,8 @@ def run(
     name = _folder(result.fit.form.name)
     folder = out if len(chosen) == 1 else out / name
     result.save(folder / 'fit.json')
+    if scan:
+      _scan(result, scan, options, folder, draw)
     if draw:
       result.draw(folder)
   lines = [summary(result) for result in found]
@@ -62,11 +70,37 @@ def run(
     return f'{lines[0]} -> {out / "fit.json"}'
   fits = [result.fit for result in found]
   selection = selections.select(fits, found[0].table)
-  record.write_json(out / 'selection.json', selections.to_json(selection))
+  compared = selections.to_json(selection)
+  record.write_json(out / 'selection.json', compared)
+  if draw:
+    from familial.laws import figures  # Brings matplotlib.
+    from familial.laws import figures_depth
+
+    figures.save({'selection': figures_depth.forms(compared)}, out)
   if progress:
     print(selections.text(selection))
   lines = [selections.summary(selection), *lines]
   return f'{" | ".join(lines)} -> {out / "selection.json"}'
+
+
+def _scan(
+  result: results.Result,
+  dropped: Sequence[int],
+  options: results.Options | None,
+  folder: pathlib.Path,
+  draw: bool,
+) -> None:
+  """Writes scan.json, and draws it."""
+  form = result.fit.form
+  scanned = scans.to_json(
+    form, scans.scan(form, result.table, dropped, options)
+  )
+  record.write_json(folder / 'scan.json', scanned)
+  if draw:
+    from familial.laws import figures  # Brings matplotlib.
+    from familial.laws import figures_depth
+
+    figures.save({'scan': figures_depth.cutoffs(scanned)}, folder)
 
 
 def summary(result: results.Result) -> str:
@@ -82,8 +116,17 @@ def summary(result: results.Result) -> str:
     f'{result.bootstrap.level:.0%} bootstrap intervals by'
     f' {result.bootstrap.unit}'
   )
+  go_together = [
+    f'{" and ".join(pair["columns"])} correlate by {pair["value"]:.2f} over'
+    f' {result.design["runs"]} runs'
+    for pair in result.design['correlations']
+    if abs(pair['value']) > _TOGETHER
+  ]
   derived_tokens = result.table.filters.get('tokens')
-  notes = [f'tokens = {derived_tokens}'] if derived_tokens else []
+  notes = [
+    *go_together,
+    *([f'tokens = {derived_tokens}'] if derived_tokens else []),
+  ]
   if result.held_out:
     held = result.held_out
     notes.append(

@@ -16,6 +16,7 @@ import tqdm
 from familial import errors
 from familial import records
 from familial.laws import bootstrap as bootstraps
+from familial.laws import design
 from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import frontier
@@ -110,6 +111,11 @@ class Result:
         self.fit.identified.items(), self._steady, strict=True
       )
     }
+
+  @property
+  def design(self) -> dict[str, Any]:
+    """How the law's columns go together over runs: see design.of_runs."""
+    return design.of_runs(self.table, self.fit.form.columns)
 
   @property
   def _steady(self) -> list[bool]:
@@ -266,6 +272,7 @@ def to_json(result: Result) -> dict[str, Any]:
     },
     'rows': fit.rows,
     'dropped': table.dropped,
+    'design': result.design,
     'params': fit.params,
     'objective': fit.objective,
     'delta': fit.delta,

@@ -14,7 +14,7 @@ KEYS = set(
   'form equation loss_definition table rows dropped params objective delta starts'
   ' asymmetry followed basin_hit_rate converged condition_number identified flags bootstrap level'
   ' bootstrap_unit resamples resamples_failed sd covariance profile derived held_out aic bic seed seconds backend'
-  ' versions schema'.split()
+  ' versions schema design'.split()
 )
 FEW = results.Options(starts=32, resamples=100)
 # Where it is not the intervals that count.
