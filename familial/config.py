@@ -20,6 +20,7 @@ from familial.model import config as model_config
 from familial.studies import allocation_config as live_config
 from familial.studies import cells
 from familial.studies import config as study_config
+from familial.studies import depth_config
 from familial.studies import families_cells
 from familial.studies import families_config
 from familial.training import config as train_config
@@ -88,6 +89,27 @@ def allocation_template() -> ml_collections.ConfigDict:
       },
       **_defaults(live_config.AllocationConfig),
       'law': dataclasses.asdict(live_config.AllocationConfig.law),
+      'layout': _defaults(train_config.LayoutConfig),
+    }
+  )
+
+
+def depth_template() -> ml_collections.ConfigDict:
+  """Returns a study of width and depth's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      'data': _defaults(data_config.DataConfig),
+      'model': {
+        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+        **cells.RATIOS,
+      },
+      'train': {
+        **_defaults(train_config.TrainConfig, depth_config.RUN_KEYS),
+        'schedule': 'constant',
+      },
+      **_defaults(depth_config.DepthConfig),
+      'fit': _defaults(study_config.Fit),
       'layout': _defaults(train_config.LayoutConfig),
     }
   )
@@ -175,6 +197,20 @@ def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
     )
   }
   return section(live_config.AllocationConfig, {**values, **built}, '')
+
+
+def depth(config: Mapping[str, Any]) -> depth_config.DepthConfig:
+  """Returns the config of a study of width and depth."""
+  values = plain(config)
+  built = {
+    name: section(cls, values.pop(name, {}), name)
+    for name, cls in (
+      ('data', data_config.DataConfig),
+      ('fit', study_config.Fit),
+      ('layout', train_config.LayoutConfig),
+    )
+  }
+  return section(depth_config.DepthConfig, {**values, **built}, '')
 
 
 def replay(config: Mapping[str, Any]) -> allocation_config.ReplayConfig:

@@ -74,6 +74,7 @@ def _define_beside(values: flags.FlagValues) -> None:
 def _run(values: flags.FlagValues) -> str:
   from familial import config
   from familial.studies import allocation
+  from familial.studies import depth
   from familial.studies import families
   from familial.studies import isoflop
 
@@ -90,6 +91,8 @@ def _run(values: flags.FlagValues) -> str:
   if 'horizon' in values.config:
     live = config.allocation(values.config)
     return allocation.run(live, values.workdir, **how)
+  if 'widths' in values.config:
+    return depth.run(config.depth(values.config), values.workdir, **how)
   return isoflop.run(config.study(values.config), values.workdir, **how)
 
 
@@ -99,7 +102,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import loop
   from familial.training import processes
 
-  if {'grid', 'ways', 'horizon'} & set(values.config):
+  if {'grid', 'ways', 'horizon', 'widths'} & set(values.config):
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -133,6 +136,7 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.planning import summary
   from familial.studies import allocation
   from familial.studies import cells as cells_lib
+  from familial.studies import depth
   from familial.studies import families_cells
 
   if 'grid' in values.config:
@@ -144,6 +148,9 @@ def _plan(values: flags.FlagValues) -> str:
   elif 'horizon' in values.config:
     live = config.allocation(values.config)
     title, cells = live.title, allocation.build(live)
+  elif 'widths' in values.config:
+    shapes = config.depth(values.config)
+    title, cells = shapes.title, depth.build(shapes)
   else:
     title, cells = 'One run', [config.run(values.config)]
   config_file = pathlib.Path(config_flags.get_config_filename(values['config']))

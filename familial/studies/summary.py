@@ -40,7 +40,7 @@ def write(
   """
   workdir = pathlib.Path(workdir)
   rows = list(records.rows_of(workdir / 'cells'))
-  last = _last(rows)
+  last = last_of(rows)
   if not last:
     raise errors.UserError(f'{workdir}: no run has finished; nothing to fit')
   notes = _fit(study, workdir, rows)
@@ -199,7 +199,7 @@ def _gradients(workdir: pathlib.Path) -> list[dict[str, Any]]:
   ]
 
 
-def _last(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def last_of(rows: Iterable[Row]) -> dict[str, list[Row]]:
   """Returns the last rows of each finished run, one per exit, by run."""
   last: dict[str, list[Row]] = defaultdict(list)
   for row in rows:

@@ -1,0 +1,229 @@
+"""The page of a study of width and depth."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from familial.laws import figures_depth
+from familial.laws import forms
+from familial.report import html
+from familial.report import record_sections
+from familial.report import results as results_lib
+from familial.report import words
+
+SUBTITLE = (
+  'Loss falls with width and with depth. This study trains a full grid of both on'
+  ' the same tokens and fits the law of each, beside its rivals.'
+)
+_LOSS, _FORM = 'final', 'width_depth'
+_DEFINITIONS = {
+  'Point': (
+    'An evaluation of a run of the grid, or of its corners with another seed. The'
+    ' rate is constant, so that each is what a run of so many tokens would give.'
+  ),
+  'Loss': (
+    'Mean token cross-entropy in nats, on held-out text that is the same for'
+    ' all runs.'
+  ),
+  'N': 'Parameters without embeddings and unembedding.',
+  'Interval': (
+    'Of a constant: 95 % percentiles over refits of resampled runs. Of an error on'
+    " shapes held out: Student's over shapes, which count as independent."
+  ),
+  'AIC': (
+    '2 k − 2 log likelihood, of the density exp(−Huber(residual) / τ) at its best'
+    ' τ; k counts τ. It takes points as independent, which those of one run are'
+    ' not: a difference is too large by as much as they are alike.'
+  ),
+  'Shapes held out': (
+    'Each width at each depth is left out in turn, with all of its points and'
+    ' seeds; the law fitted to the rest predicts them.'
+  ),
+  'Not identified': 'The points do not pin a constant down, not to a factor of e.',
+}
+Results = results_lib.Results
+
+
+def sections(results: Results, gallery: html.Gallery) -> list[html.Section]:
+  """Returns the page's sections in order."""
+  summary = results.summary
+  parts = (
+    _law(results, gallery),
+    _forms(summary, gallery),
+    _scan(summary, gallery),
+    _controls(summary),
+  )
+  return [
+    _answer(summary, results),
+    *html.with_unmeasured(parts),
+    record_sections.runs(results),
+    record_sections.provenance(results),
+    _definitions(summary),
+  ]
+
+
+def _answer(summary: Mapping[str, Any], results: Results) -> html.Section:
+  body = html.paragraph(
+    str(summary.get('summary_line') or record_sections.tally(results.runs)),
+    'lede',
+  )
+  doubts = [str(note) for note in summary.get('notes') or []]
+  law = (summary.get('laws') or {}).get(_FORM)
+  if law:
+    doubts += [str(flag) for flag in law['flags']]
+  if doubts:
+    body += f'<aside><h3>Before believing it</h3>{html.bullets(doubts)}</aside>'
+  return html.Section('answer', 'The answer', body)
+
+
+def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
+  law = results.fits.get((_LOSS, _FORM))
+  if law is None:
+    return 'No law of width and depth was fitted.'
+  figure = figures_depth.shapes(
+    law, results.table(_LOSS, _FORM), 'Loss over width and depth'
+  )
+  body = gallery.show(
+    'shapes',
+    figure,
+    'Loss by depth at each width and by width at each depth, with the law',
+    'Points: the last evaluation of each run. Lines: the law with a term for each'
+    ' of width, depth and tokens.',
+  )
+  design = results.summary.get('design') or {}
+  pairs = [
+    f'{words.listing(pair["columns"])} {words.number(pair["value"], 2)}'
+    for pair in design.get('correlations') or []
+  ]
+  if pairs:
+    body += html.paragraph(
+      f'Correlations of the logs over {design["runs"]} runs: {"; ".join(pairs)};'
+      f' condition number {words.number(design["condition_number"])}.'
+    )
+  laws = results.summary.get('laws') or {}
+  body += html.table(
+    ['form', 'constant', 'value', 'interval', 'identified'],
+    [
+      [
+        form,
+        name,
+        words.number(constant['value'], 4),
+        words.interval(constant['lo'], constant['hi']),
+        'yes' if constant['identified'] else 'no',
+      ]
+      for form, law in laws.items()
+      for name, constant in law['params'].items()
+    ],
+    'Constants of each form.',
+    align='llrrl',
+  )
+  return html.Section('law', 'Loss over width and depth', body)
+
+
+def _forms(
+  summary: Mapping[str, Any], gallery: html.Gallery
+) -> html.Section | str:
+  selection = summary.get('selection')
+  if not selection:
+    return 'No forms were compared.'
+  body = gallery.show(
+    'forms',
+    figures_depth.forms(selection),
+    'AIC behind the lowest, and the relative error on shapes held out, by form',
+    'Left: AIC behind the lowest. Right: relative error on each shape, predicted'
+    ' from all others.',
+  )
+  body += html.table(
+    ['form', 'constants', 'AIC behind', 'error on shapes held out, %', 'over'],
+    [_candidate(row) for row in selection['candidates']],
+    'Forms, the lowest AIC first. Over: the error above that of the form that'
+    ' predicts best, shape by shape.',
+    align='lrrrr',
+  )
+  return html.Section('forms', 'Which form?', body)
+
+
+def _candidate(row: Mapping[str, Any]) -> list[str]:
+  held = row['by_model']
+  return [
+    row['form'],
+    str(row['parameters']),
+    words.number(row['aic_behind']),
+    _percent(held['error']) if held else '–',
+    _percent(row['model_error_behind']),
+  ]
+
+
+def _percent(mean: Mapping[str, Any] | None) -> str:
+  if mean is None:
+    return '–'
+  values = [mean[key] for key in ('value', 'lo', 'hi')]
+  return words.estimate(*(None if v is None else 100 * v for v in values))
+
+
+def _scan(
+  summary: Mapping[str, Any], gallery: html.Gallery
+) -> html.Section | str:
+  scan = summary.get('scan')
+  if not scan:
+    return 'What the law says without the highest losses was not asked.'
+  rows: Sequence[Mapping[str, Any]] = scan['cutoffs']
+  names = list(rows[0]['params'])
+  body = gallery.show(
+    'cutoffs',
+    figures_depth.cutoffs(scan),
+    'Exponents over the number of points of highest loss left out',
+    'A law that is right gives the same exponents wherever it is fitted.',
+  )
+  body += html.table(
+    ['left out', 'points', 'losses up to', *names],
+    [
+      [
+        str(row['dropped']),
+        str(row['rows']),
+        words.number(row['below']),
+        *(words.estimate(*_ends(row['params'][name])) for name in names),
+      ]
+      for row in rows
+    ],
+    'Constants without the points of highest loss.',
+    align='rrr' + 'r' * len(names),
+  )
+  return html.Section('cutoffs', 'Does the law depend on where it looks?', body)
+
+
+def _ends(row: Mapping[str, Any]) -> list[float | None]:
+  return [row[key] for key in ('value', 'lo', 'hi')]
+
+
+def _controls(summary: Mapping[str, Any]) -> html.Section | str:
+  rates = summary.get('rates')
+  if not rates:
+    return 'Other base rates were not tried.'
+  body = html.table(
+    ['width', 'depth', 'base rate', 'loss, nats', "over the grid's"],
+    [
+      [
+        str(row['width']),
+        str(row['depth']),
+        words.trimmed(row['base_lr']),
+        words.number(row['loss'], 4),
+        words.percent(row['over']),
+      ]
+      for row in rates
+    ],
+    'The corners of the grid at other base rates: where one that is negative goes'
+    ' with width or depth, the law holds the rate as well.',
+    align='rrrrr',
+  )
+  return html.Section('rates', 'One rate for all shapes?', body)
+
+
+def _definitions(summary: Mapping[str, Any]) -> html.Section:
+  equations = {
+    f'Form {name}': html.formula(forms.get(name).equation)
+    for name in summary.get('laws') or {}
+  }
+  return html.Section(
+    'terms', 'Definitions', html.terms({**_DEFINITIONS, **equations})
+  )
