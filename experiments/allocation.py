@@ -90,4 +90,4 @@ def _savings(config: ml_collections.ConfigDict) -> None:
   _nanogpt(config)
   config.title += ', budgets by saving'
   config.cells = tuple((20, x * PETA) for x in (1e4, 2e4, 4e4, 8e4, 1.6e5))
-  config.policies = ('uniform', *ENSEMBLES, 'law')
+  config.policies = ('uniform', 'sh_ensemble_power_law', 'law')

@@ -21,6 +21,7 @@ from familial.studies import allocation_config as live_config
 from familial.studies import cells
 from familial.studies import config as study_config
 from familial.studies import depth_config
+from familial.studies import depth_regimes_config
 from familial.studies import families_cells
 from familial.studies import families_config
 from familial.training import config as train_config
@@ -110,6 +111,23 @@ def depth_template() -> ml_collections.ConfigDict:
       },
       **_defaults(depth_config.DepthConfig),
       'fit': _defaults(study_config.Fit),
+      'layout': _defaults(train_config.LayoutConfig),
+    }
+  )
+
+
+def regimes_template() -> ml_collections.ConfigDict:
+  """Returns a study of layers and exits' config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      'data': _defaults(data_config.DataConfig),
+      'model': {
+        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+        **cells.RATIOS,
+      },
+      'train': _defaults(train_config.TrainConfig, depth_config.RUN_KEYS),
+      **_defaults(depth_regimes_config.RegimesConfig),
       'layout': _defaults(train_config.LayoutConfig),
     }
   )
@@ -211,6 +229,21 @@ def depth(config: Mapping[str, Any]) -> depth_config.DepthConfig:
     )
   }
   return section(depth_config.DepthConfig, {**values, **built}, '')
+
+
+def regimes(
+  config: Mapping[str, Any],
+) -> depth_regimes_config.RegimesConfig:
+  """Returns the config of a study of layers and exits."""
+  values = plain(config)
+  built = {
+    name: section(cls, values.pop(name, {}), name)
+    for name, cls in (
+      ('data', data_config.DataConfig),
+      ('layout', train_config.LayoutConfig),
+    )
+  }
+  return section(depth_regimes_config.RegimesConfig, {**values, **built}, '')
 
 
 def replay(config: Mapping[str, Any]) -> allocation_config.ReplayConfig:

@@ -39,6 +39,7 @@ def test_no_experiment_is_left_out_here():
     'three_families',
     'allocation',
     'allocation_live',
+    'depth_regimes',
     'depth_law',
   }
   runs = {'single', 'train_on', 'grow'}

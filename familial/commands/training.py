@@ -75,6 +75,7 @@ def _run(values: flags.FlagValues) -> str:
   from familial import config
   from familial.studies import allocation
   from familial.studies import depth
+  from familial.studies import depth_regimes
   from familial.studies import families
   from familial.studies import isoflop
 
@@ -93,6 +94,10 @@ def _run(values: flags.FlagValues) -> str:
     return allocation.run(live, values.workdir, **how)
   if 'widths' in values.config:
     return depth.run(config.depth(values.config), values.workdir, **how)
+  if 'probe_tokens' in values.config:
+    return depth_regimes.run(
+      config.regimes(values.config), values.workdir, **how
+    )
   return isoflop.run(config.study(values.config), values.workdir, **how)
 
 
@@ -102,7 +107,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import loop
   from familial.training import processes
 
-  if {'grid', 'ways', 'horizon', 'widths'} & set(values.config):
+  if {'grid', 'ways', 'horizon', 'widths', 'probe_tokens'} & set(values.config):
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -137,6 +142,7 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.studies import allocation
   from familial.studies import cells as cells_lib
   from familial.studies import depth
+  from familial.studies import depth_regimes
   from familial.studies import families_cells
 
   if 'grid' in values.config:
@@ -151,6 +157,9 @@ def _plan(values: flags.FlagValues) -> str:
   elif 'widths' in values.config:
     shapes = config.depth(values.config)
     title, cells = shapes.title, depth.build(shapes)
+  elif 'probe_tokens' in values.config:
+    layers = config.regimes(values.config)
+    title, cells = layers.title, depth_regimes.build(layers)
   else:
     title, cells = 'One run', [config.run(values.config)]
   config_file = pathlib.Path(config_flags.get_config_filename(values['config']))

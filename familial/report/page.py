@@ -9,6 +9,7 @@ from familial.report import allocation_page
 from familial.report import answer
 from familial.report import control_sections
 from familial.report import depth_page
+from familial.report import depth_regimes_page
 from familial.report import families_page
 from familial.report import gamma_sections
 from familial.report import html
@@ -49,6 +50,9 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
   elif results.plan.get('study') == 'depth':
     subtitle = depth_page.SUBTITLE
     sections = depth_page.sections(results, gallery)
+  elif results.plan.get('study') == 'depth_regimes':
+    subtitle = depth_regimes_page.SUBTITLE
+    sections = depth_regimes_page.sections(results, gallery)
   else:
     subtitle, sections = _SUBTITLE, _sections(results, gallery)
   title = str(results.plan.get('title') or 'A familial study')

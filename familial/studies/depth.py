@@ -50,23 +50,35 @@ def plan(
 def _all(study: DepthConfig) -> Iterator[train_config.RunConfig]:
   for width in study.widths:
     for depth in study.depths:
-      yield _cell(study, 'grid', width, depth)
+      yield cell(study, 'grid', width, depth)
   for width in (min(study.widths), max(study.widths)):
     for depth in (min(study.depths), max(study.depths)):
       for seed in study.seeds[1:]:
-        yield _cell(study, 'seed', width, depth, f'_seed{seed}', seed=seed)
+        yield cell(study, 'seed', width, depth, f'_seed{seed}', seed=seed)
       for rate in study.rates:
-        yield _cell(study, 'rate', width, depth, f'_lr{rate:g}', base_lr=rate)
+        yield cell(study, 'rate', width, depth, f'_lr{rate:g}', base_lr=rate)
 
 
-def _cell(
-  study: DepthConfig,
+def cell(
+  study: Any,
   arm: str,
   width: int,
   depth: int,
   suffix: str = '',
+  exits: int = 1,
   **changes: Any,
 ) -> train_config.RunConfig:
+  """Returns a run of so many tokens.
+
+  Args:
+    study: that has `tokens`, `head_width`, `seeds` and `warmup`.
+    arm: of the run.
+    width: of the model.
+    depth: likewise.
+    suffix: of the run's name.
+    exits: G, evenly spaced.
+    **changes: of its TrainConfig.
+  """
   name = f'w{width}_d{depth}{suffix}'
   try:
     if 'batch_size' not in study.train:
@@ -74,7 +86,7 @@ def _cell(
     model = cells_lib.model(
       study,
       (width, depth, width // study.head_width),
-      model_config.even_exits(depth, 1),
+      model_config.even_exits(depth, exits),
     )
     batch_tokens = study.train['batch_size'] * study.data.seq_len
     steps = round(study.tokens / batch_tokens)
@@ -82,7 +94,7 @@ def _cell(
       raise errors.UserError(
         f'tokens: {study.tokens} are below one step, {batch_tokens}'
       )
-    cell = train_config.RunConfig(
+    made = train_config.RunConfig(
       cell=name,
       arm=arm,
       budget=0.0,
@@ -103,6 +115,6 @@ def _cell(
       ),
       layout=study.layout,
     )
-    return dataclasses.replace(cell, budget=cells_lib.cost(cell))
+    return dataclasses.replace(made, budget=cells_lib.cost(made))
   except errors.UserError as error:
     raise errors.UserError(f'cell {name}: {error}') from None
