@@ -22,6 +22,7 @@ from familial.studies import cells
 from familial.studies import config as study_config
 from familial.studies import depth_config
 from familial.studies import depth_regimes_config
+from familial.studies import depth_toys_config
 from familial.studies import families_cells
 from familial.studies import families_config
 from familial.training import config as train_config
@@ -130,6 +131,16 @@ def regimes_template() -> ml_collections.ConfigDict:
       **_defaults(depth_regimes_config.RegimesConfig),
       'layout': _defaults(train_config.LayoutConfig),
     }
+  )
+
+
+def depth_toys_template() -> ml_collections.ConfigDict:
+  """Returns the toys' config with every default filled in.
+
+  A study is a dict of whatever it sets of `depth_toys_config.Study`.
+  """
+  return ml_collections.ConfigDict(
+    {'title': '', **_defaults(depth_toys_config.ToysConfig), 'studies': {}}
   )
 
 
@@ -244,6 +255,18 @@ def regimes(
     )
   }
   return section(depth_regimes_config.RegimesConfig, {**values, **built}, '')
+
+
+def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
+  """Returns the config of the depth law's toys."""
+  values = plain(config)
+  studies = {
+    name: section(depth_toys_config.Study, study, f'studies.{name}')
+    for name, study in values.pop('studies', {}).items()
+  }
+  return section(
+    depth_toys_config.ToysConfig, {**values, 'studies': studies}, ''
+  )
 
 
 def replay(config: Mapping[str, Any]) -> allocation_config.ReplayConfig:

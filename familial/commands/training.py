@@ -79,6 +79,8 @@ def _run(values: flags.FlagValues) -> str:
   from familial.studies import families
   from familial.studies import isoflop
 
+  if 'studies' in values.config:
+    return _run_toys(values)
   how = {
     name: values[name].value
     for name in ('workers', 'plan_only', 'tensorboard', 'profile')
@@ -101,13 +103,29 @@ def _run(values: flags.FlagValues) -> str:
   return isoflop.run(config.study(values.config), values.workdir, **how)
 
 
+def _run_toys(values: flags.FlagValues) -> str:
+  from familial import config
+  from familial.studies import depth_toys
+
+  for name in ('tensorboard', 'profile'):
+    if values[name].value:
+      raise errors.UserError(f'--{name}: not for toys, which have no runs')
+  if values.workers > 1:
+    raise errors.UserError(
+      f'--workers={values.workers}: toys train in one process, many at once'
+    )
+  toys = config.depth_toys(values.config)
+  return depth_toys.run(toys, values.workdir, plan_only=values.plan_only)
+
+
 def _train(values: flags.FlagValues) -> str:
   from familial import config
   from familial import records
   from familial.training import loop
   from familial.training import processes
 
-  if {'grid', 'ways', 'horizon', 'widths', 'probe_tokens'} & set(values.config):
+  studies = {'grid', 'ways', 'horizon', 'widths', 'probe_tokens', 'studies'}
+  if studies & set(values.config):
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -145,6 +163,11 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.studies import depth_regimes
   from familial.studies import families_cells
 
+  if 'studies' in values.config:
+    raise errors.UserError(
+      '--config: toys are not planned for a pod; familial run --plan_only says '
+      'what they cost'
+    )
   if 'grid' in values.config:
     study = config.study(values.config)
     title, cells = study.title, cells_lib.build(study)

@@ -1,0 +1,123 @@
+"""How loss falls with depth, in toy residual networks (arXiv 2602.05970).
+
+Students of several depths learn from deeper teachers of random weights: of layers
+of their own (`independent`), where more layers can only average, or of one layer
+repeated (`tied`), a smooth path that more layers follow in smaller steps.
+
+Studies:
+  learned_head  KL divergence by temperature; students have heads of their own
+  shared_head   tied teachers, whose head the students have too
+  state         mean squared error of the last state
+  two_stage     the same, with two evaluations a layer (the midpoint rule)
+  short         the control: teachers with no more layers than some students
+
+Variants:
+  test  seconds on two cores: does every part work
+  cpu   minutes on two cores
+  gpu   the sizes of the paper, for one GPU
+"""
+
+from typing import Any
+
+import ml_collections
+
+from familial import config as config_lib
+
+
+def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
+  """Returns a variant's studies."""
+  variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu}
+  if arg not in variants:
+    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  config = config_lib.depth_toys_template()
+  config.title = 'Toy residual networks: loss by depth'
+  variants[arg](config)
+  return config
+
+
+def _studies(
+  config: ml_collections.ConfigDict,
+  depths: tuple[int, ...],
+  two_stage: tuple[int, ...],
+  *,
+  cold: tuple[float, ...],
+  common: dict[str, Any],
+  learned: dict[str, Any],
+  shared: dict[str, Any],
+  short: dict[str, Any],
+) -> None:
+  """Sets the five studies.
+
+  Args:
+    config: to set them in.
+    depths: of the students.
+    two_stage: of those with two evaluations a layer.
+    cold: the temperatures.
+    common: to all studies; a rate falls as 2 / sqrt(l) with the depth.
+    learned: of its own to the learned head.
+    shared: of its own to the shared head.
+    short: of its own to the control.
+  """
+  state = {**common, 'depths': depths, 'rate_depth': 4}
+  tied = ('tied',)
+  heads = {**state, 'temperatures': cold}
+  config.studies = {
+    'learned_head': {**heads, 'head': 'learned', 'rate_depth': 0, **learned},
+    'shared_head': {**heads, 'head': 'shared', 'teachers': tied, **shared},
+    'state': state,
+    'two_stage': {
+      **state, 'depths': two_stage, 'stages': 2, 'teachers': tied
+    },
+    'short': {**state, **short},
+  }  # fmt: skip
+
+
+def _test(config: ml_collections.ConfigDict) -> None:
+  config.title += ' (test)'
+  config.update(width=8, hidden=16, vocab=16, batch=16, test_batch=16)
+  config.update(replicates=2, checkpoints=3)
+  _studies(
+    config,
+    (1, 2, 3, 4),
+    (1, 2, 3),
+    short={'teacher_depth': 2},
+    cold=(0.1, 1.0),
+    common={'teacher_depth': 6, 'steps': 60, 'rate': 5e-3},
+    learned={},
+    shared={},
+  )
+
+
+def _cpu(config: ml_collections.ConfigDict) -> None:
+  config.title += ', on two cores'
+  config.update(width=16, hidden=64, gain=0.3, batch=128, test_batch=256)
+  _studies(
+    config,
+    (2, 3, 4, 6, 8),
+    (2, 3, 4, 6),
+    short={'teacher_depth': 6, 'steps': 5000},
+    cold=(0.1, 1.0),
+    common={
+      'teacher_depth': 32,
+      'steps': 10_000,
+      'rate': 5e-3,
+      'decay': 0.7,
+      'decay_to': 0.01,
+    },
+    learned={'steps': 5000},
+    shared={'steps': 5000},
+  )
+
+
+def _gpu(config: ml_collections.ConfigDict) -> None:
+  config.title += ', on one GPU'
+  _studies(
+    config,
+    (6, 12, 16, 24, 32, 48),
+    (3, 6, 12, 16, 24),
+    short={'teacher_depth': 24},
+    cold=tuple(round(10 ** (k / 7.5 - 2), 4) for k in range(16)),
+    common={'teacher_depth': 128, 'steps': 40_000, 'rate': 6e-4},
+    learned={'decay': 0.0},
+    shared={'steps': 80_000, 'rate_depth': 16},
+  )

@@ -1,0 +1,186 @@
+"""The figures of the toys, as PNG: loss by depth, exponents and what moves them."""
+
+from collections.abc import Sequence
+import pathlib
+
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+from matplotlib import ticker
+import numpy as np
+
+from familial import records
+from familial.laws import figures_parts as parts
+from familial.report import style
+from familial.report import words
+
+Figure = mpl_figure.Figure
+Curves = Sequence[records.Row]
+_DPI = 150
+_COLOURS = dict(zip(('independent', 'tied'), style.CYCLE, strict=False))
+_NAMES = {'independent': 'independent layers', 'tied': 'tied layers'}
+_EXPECTED = (1.0, 3.0)  # of ensemble averaging and of smooth dynamics
+
+
+def draw(found: records.Row, folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the figures of a summary to FOLDER/figures; returns their paths.
+
+  `toys_loss`: of each study and kind of teacher, test loss by depth; `toys_steps`:
+  its exponent along training; `toys_temperature`: the exponent by temperature,
+  where a study has several.
+  """
+  curves = found['curves']
+  figures = {'loss': losses(curves), 'steps': evolution(curves)}
+  warm = [curve for curve in curves if curve['temperature'] is not None]
+  if len({curve['temperature'] for curve in warm}) > 1:
+    figures['temperature'] = temperatures(warm)
+  folder = folder / 'figures'
+  with records.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  paths = []
+  for name, figure in figures.items():
+    paths.append(folder / f'toys_{name}.png')
+    with records.writing(paths[-1]):
+      figure.savefig(paths[-1], dpi=_DPI)
+  return paths
+
+
+@style.drawn
+def losses(curves: Curves) -> Figure:
+  """Test loss against depth: every teacher, the fitted line, its exponent."""
+  groups = _groups(curves)
+  figure, axes = style.panels(len(groups), 'Test loss by depth of the students')
+  for ax, ((study, kind), group) in zip(axes, groups.items(), strict=True):
+    shades = style.budget_colours(curve['temperature'] or 1 for curve in group)
+    for curve in group:
+      loss_TxL = np.array(curve['loss'][-1], np.float64)
+      cold = curve['temperature']
+      colour = _COLOURS[kind] if cold is None else shades[cold]
+      name = '' if cold is None else f'T = {cold:g}'
+      x = np.array(curve['depths'])
+      for number, loss_L in enumerate(loss_TxL):
+        ax.plot(
+          x,
+          loss_L,
+          'o',
+          color=colour,
+          alpha=0.6,
+          label=name if not number else '',
+        )
+      middle = np.exp(np.log(loss_TxL).mean(axis=0))
+      slope, level = np.polyfit(np.log(x), np.log(middle), 1)
+      ax.plot(x, np.exp(level) * x**slope, color=colour)
+    only = group[0]['exponent'] if len(group) == 1 else None
+    said = '' if only is None else f': {_estimate(only)}'
+    ax.set_title(f'{study}, {kind}{said}')
+    ax.set_xlabel('layers l')
+    parts.axis(ax.yaxis, _all(group), words.number)
+    _depths(ax, group[0]['depths'])
+  style.label_y(axes, 'test loss')
+  return parts.finish(
+    figure,
+    axes,
+    'A point is a teacher with its student. Titles: minus the slope of the line, '
+    'the mean over teachers and its 95 % interval; KL in nats where there are '
+    'temperatures T, else the mean squared error of the normed last state',
+  )
+
+
+@style.drawn
+def temperatures(curves: Curves) -> Figure:
+  """Depth exponent against temperature, with intervals over teachers."""
+  studies = sorted({curve['study'] for curve in curves})
+  figure, axes = style.panels(len(studies), 'Depth exponent by temperature')
+  for ax, study in zip(axes, studies, strict=True):
+    mine = [curve for curve in curves if curve['study'] == study]
+    for kind, colour in _COLOURS.items():
+      group = [curve for curve in mine if curve['teacher'] == kind]
+      x = [curve['temperature'] for curve in group]
+      _with_intervals(
+        ax, x, [curve['exponent'] for curve in group], kind, colour
+      )
+    ax.set_title(study)
+    ax.set_xlabel('temperature T')
+    parts.axis(ax.xaxis, [curve['temperature'] for curve in mine], words.number)
+    _expected(ax)
+  style.label_y(axes, 'exponent a_l')
+  return parts.finish(figure, axes, _REGIMES)
+
+
+@style.drawn
+def evolution(curves: Curves) -> Figure:
+  """Depth exponent along training, of each study and kind of teacher."""
+  groups = _groups(curves)
+  figure, axes = style.panels(len(groups), 'Depth exponent along training')
+  for ax, ((study, kind), group) in zip(axes, groups.items(), strict=True):
+    shades = style.budget_colours(curve['temperature'] or 1 for curve in group)
+    for curve in group:
+      cold = curve['temperature']
+      colour = _COLOURS[kind] if cold is None else shades[cold]
+      name = '' if cold is None else f'T = {cold:g}'
+      rows = curve['evolution']
+      x = [row['steps'] for row in rows]
+      _with_intervals(ax, x, rows, name, colour)
+    ax.set_title(f'{study}, {kind}')
+    ax.set_xlabel('steps')
+    parts.axis(ax.xaxis, [row['steps'] for row in group[0]['evolution']])
+    _expected(ax)
+  style.label_y(axes, 'exponent a_l')
+  return parts.finish(figure, axes, _REGIMES)
+
+
+_REGIMES = (
+  'Bars: 95 % intervals over teachers. Dotted: 1, of ensemble averaging, and 3, of '
+  'smooth dynamics'
+)
+
+
+def _groups(curves: Curves) -> dict[tuple[str, str], list[records.Row]]:
+  """Returns the curves of a panel: of one study and kind of teacher."""
+  groups: dict[tuple[str, str], list[records.Row]] = {}
+  for curve in curves:
+    groups.setdefault((curve['study'], curve['teacher']), []).append(curve)
+  return groups
+
+
+def _with_intervals(
+  ax: mpl_axes.Axes,
+  x: Sequence[float],
+  rows: Sequence[records.Row],
+  name: str,
+  colour: str,
+) -> None:
+  """Draws estimates, with a bar where there is an interval."""
+  value, lo, hi = (
+    np.array([row[key] for row in rows], np.float64)
+    for key in ('value', 'lo', 'hi')
+  )
+  ax.errorbar(
+    x,
+    value,
+    yerr=np.nan_to_num([value - lo, hi - value]),
+    color=colour,
+    marker='o',
+    capsize=2,
+    elinewidth=0.8,
+    label=_NAMES.get(name, name),
+  )
+
+
+def _expected(ax: mpl_axes.Axes) -> None:
+  for exponent in _EXPECTED:
+    ax.axhline(exponent, color=style.MUTED, linestyle=':', linewidth=1)
+
+
+def _depths(ax: mpl_axes.Axes, depths: Sequence[int]) -> None:
+  style.log_axis(ax.xaxis, depths)
+  ax.xaxis.set_major_locator(ticker.FixedLocator(depths))
+
+
+def _all(group: Curves) -> np.ndarray:
+  values = np.concatenate([np.ravel(curve['loss'][-1]) for curve in group])
+  values = values.astype(np.float64)
+  return values[np.isfinite(values)]
+
+
+def _estimate(row: records.Row) -> str:
+  return words.estimate(row['value'], row['lo'], row['hi'])

@@ -1,0 +1,293 @@
+"""Toy residual networks: teachers, students, and many students' training.
+
+A network starts from its input's RMSNorm, adds the output of one MLP a layer
+(gainless RMSNorm, a linear map with a bias, squared ReLU, a linear map without)
+and ends in an RMSNorm; a head gives logits where there is one. Students learn
+what a deeper teacher of random weights makes of N(0, I) (arXiv 2602.05970).
+
+Arrays carry their dimensions: `B` batch, `D` width, `F` hidden, `V` vocabulary,
+`L` layers (there are no sequences here), `T` teachers and `M` students, the
+members of one program.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+# `in` [L, D, F], `bias` [L, F], `out` [L, F, D]; a `head` [D, V] where learned.
+Params = dict[str, Array]
+STAGES = (1, 2)
+_EPS = 1e-6
+_MLP = ('in', 'bias', 'out')
+_ADAM = optax.scale_by_adam()
+
+
+class Shape(NamedTuple):
+  """What the networks of a study have in common."""
+
+  width: int
+  hidden: int
+  vocab: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """How students are trained and tested: one program for each.
+
+  Attributes:
+    shape: of all networks.
+    head: `none` (mean squared error of the normed last state), or KL divergence
+      from the teacher's distribution in nats, with the teacher's head (`shared`)
+      or one of the student's own (`learned`).
+    stages: evaluations of a layer's MLP: see `states`.
+    steps: of a training.
+    decay: share of the steps, the last ones, over which the rate falls linearly.
+    decay_to: what is left of the rate in the end.
+    batch: fresh inputs of a step.
+    test_batches: fixed batches of a test.
+    test_batch: inputs of each.
+  """
+
+  shape: Shape
+  head: str
+  stages: int
+  steps: int
+  decay: float
+  decay_to: float
+  batch: int
+  test_batches: int
+  test_batch: int
+
+
+class Teachers(NamedTuple):
+  """Teachers and where their inputs come from; leaves [T, ...].
+
+  Attributes:
+    mlps: `in`, `bias` and `out` of every layer.
+    head: [T, D, V].
+    train: keys of the inputs that are trained on.
+    test: keys of those that are tested on.
+  """
+
+  mlps: Params
+  head: Array
+  train: Array
+  test: Array
+
+
+class Members(NamedTuple):
+  """What the students of a program differ in; leaves [M].
+
+  Attributes:
+    teacher: the index of each one's.
+    temperature: that divides the logits of both.
+  """
+
+  teacher: Array
+  temperature: Array
+
+
+class State(NamedTuple):
+  """Students under training; leaves [M, ...], but for the counts of steps."""
+
+  params: Params
+  moments: Any
+  step: Array
+
+
+def norm(x: Array) -> Array:
+  """Returns x over its root mean square, of the last axis."""
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + _EPS)
+
+
+def states(params: Params, x_BxD: Array, stages: int = 1) -> Array:
+  """Returns a network's hidden states [L + 1, B, D], before the final norm.
+
+  A layer's MLP f is a step of dx/dt = f(x), its length within f's weights. With
+  one stage the step is Euler's, x + f(x). With two it is the midpoint rule,
+  x + f(x + f(x) / 2): of the two-stage rules of second order it has a smaller
+  error than Heun's where f bends (1/24 f'' f^2 against 1/12), the term f'^2 f / 6
+  being common to all, and what a layer adds stays one output of its MLP.
+
+  Args:
+    params: of the network.
+    x_BxD: inputs.
+    stages: 1 or 2.
+  """
+  x_BxD = norm(x_BxD)
+  found = [x_BxD]
+  for mlp in zip(*(jnp.unstack(params[name]) for name in _MLP), strict=True):
+    found.append(_layer(mlp, found[-1], stages))
+  return jnp.stack(found)
+
+
+def last(params: Params, x_BxD: Array, stages: int = 1) -> Array:
+  """Returns the last of a network's `states`, normed [B, D]."""
+  x_BxD = norm(x_BxD)
+  for mlp in zip(*(jnp.unstack(params[name]) for name in _MLP), strict=True):
+    x_BxD = _layer(mlp, x_BxD, stages)
+  return norm(x_BxD)
+
+
+def teacher(
+  key: Array, shape: Shape, depth: int, tied: bool, gain: float
+) -> Params:
+  """Returns a teacher: layers of their own (rho = 0) or all one copy (rho = 1).
+
+  Inner weights and biases are N(0, 1/D), outer ones N(0, gain^2 / F) over
+  sqrt(depth): a layer adds about 1.25 gain / sqrt(depth) to a state of size 1, so
+  that a path's length is sqrt(depth) times that where the layers are tied.
+  """
+  keys = jax.random.split(key, 3)
+  drawn = 1 if tied else depth
+  width, hidden, _ = shape
+  outer = gain * (hidden * depth) ** -0.5
+  mlps = {
+    'in': width**-0.5 * jax.random.normal(keys[0], (drawn, width, hidden)),
+    'bias': width**-0.5 * jax.random.normal(keys[1], (drawn, hidden)),
+    'out': outer * jax.random.normal(keys[2], (drawn, hidden, width)),
+  }
+  return {
+    name: jnp.broadcast_to(leaf, (depth, *leaf.shape[1:]))
+    for name, leaf in mlps.items()
+  }
+
+
+def student(key: Array, shape: Shape, depth: int, head: bool) -> Params:
+  """Returns a student that is the identity: its outer weights are zero."""
+  width, hidden, _ = shape
+  inner, outer = jax.random.split(key)
+  params = {
+    'in': width**-0.5 * jax.random.normal(inner, (depth, width, hidden)),
+    'bias': jnp.zeros((depth, hidden)),
+    'out': jnp.zeros((depth, hidden, width)),
+  }
+  return {**params, 'head': new_head(outer, shape)} if head else params
+
+
+def new_head(key: Array, shape: Shape) -> Array:
+  """Returns a head [D, V] of N(0, 1/D): logits of a normed state are N(0, 1)."""
+  return shape.width**-0.5 * jax.random.normal(key, (shape.width, shape.vocab))
+
+
+def start(params: Params) -> State:
+  """Returns students [M, ...] before their first step."""
+  return State(params, _ADAM.init(params), jnp.int32(0))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def train(
+  task: Task,
+  teachers: Teachers,
+  members: Members,
+  state: State,
+  rate: Array,
+  steps: Array,
+  test: Array,
+) -> tuple[State, Array]:
+  """Takes students further by Adam; their steps and tests are one program.
+
+  A member does not depend on the others: students of one teacher see the same
+  inputs, those of another teacher others.
+
+  Args:
+    task: what all have in common.
+    teachers: of one depth.
+    members: one for each student.
+    state: donated.
+    rate: of all students.
+    steps: to take; any number is the same program.
+    test: whether to test after them.
+
+  Returns:
+    The students, and their mean loss in each test batch [test_batches, M]:
+    zeros without a test.
+  """
+
+  def loss(params: Params, keys_T: Array, batch: int) -> Array:
+    return _losses(task, teachers, members, params, keys_T, batch)
+
+  def step(_: Array, state: State) -> State:
+    keys_T = _fold_in(teachers.train, state.step)
+    grads = jax.grad(lambda params: loss(params, keys_T, task.batch).sum())(
+      state.params
+    )
+    updates, moments = _ADAM.update(grads, state.moments)
+    now = rate * _decay(task, state.step)
+    params = jax.tree.map(lambda p, u: p - now * u, state.params, updates)
+    return State(params, moments, state.step + 1)
+
+  def tested(params: Params) -> Array:
+    return jax.lax.map(
+      lambda i: loss(params, _fold_in(teachers.test, i), task.test_batch),
+      jnp.arange(task.test_batches),
+    )
+
+  state = jax.lax.fori_loop(0, steps, step, state)
+  nothing = jnp.zeros((task.test_batches, len(members.teacher)))
+  return state, jax.lax.cond(test, tested, lambda _: nothing, state.params)
+
+
+def _losses(
+  task: Task,
+  teachers: Teachers,
+  members: Members,
+  params: Params,
+  keys_T: Array,
+  batch: int,
+) -> Array:
+  """Returns the students' losses [M] on fresh inputs."""
+  x_TxBxD = jax.vmap(
+    lambda key: jax.random.normal(key, (batch, task.shape.width))
+  )(keys_T)
+  y_TxBxD = jax.vmap(_taught)(teachers.mlps, x_TxBxD)
+  of = members.teacher
+  x_MxBxD, y_MxBxD = x_TxBxD[of], y_TxBxD[of]
+  out_MxBxD = jax.vmap(lambda p, x: last(p, x, task.stages))(params, x_MxBxD)
+  if task.head == 'none':
+    return jnp.mean((out_MxBxD - y_MxBxD) ** 2, axis=(1, 2))
+  heads = teachers.head[of]
+  cold = members.temperature[:, None, None]
+  own = params['head'] if task.head == 'learned' else heads
+  right = jax.nn.log_softmax(y_MxBxD @ heads / cold)
+  log_q = jax.nn.log_softmax(out_MxBxD @ own / cold)
+  return jnp.mean(jnp.sum(jnp.exp(right) * (right - log_q), axis=-1), axis=-1)
+
+
+def _taught(mlps: Params, x_BxD: Array) -> Array:
+  """Returns what `last` does, in a program that does not grow with depth."""
+  layers = tuple(mlps[name] for name in _MLP)
+  x_BxD, _ = jax.lax.scan(
+    lambda x, mlp: (_layer(mlp, x, 1), None), norm(x_BxD), layers
+  )
+  return norm(x_BxD)
+
+
+def _layer(mlp: tuple[Array, ...], x_BxD: Array, stages: int) -> Array:
+  inner, bias, outer = mlp
+
+  def added(x_BxD: Array) -> Array:
+    return jnp.maximum(norm(x_BxD) @ inner + bias, 0) ** 2 @ outer
+
+  if stages == 2:
+    return x_BxD + added(x_BxD + added(x_BxD) / 2)
+  return x_BxD + added(x_BxD)
+
+
+def _decay(task: Task, step: Array) -> Array | float:
+  """Returns the share of the rate that a step is taken with."""
+  if not task.decay:
+    return 1.0
+  left = 1 - (step + 1) / task.steps
+  gone = jnp.clip(1 - left / task.decay, 0, 1)
+  return 1 - (1 - task.decay_to) * gone
+
+
+def _fold_in(keys: Array, number: Array) -> Array:
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

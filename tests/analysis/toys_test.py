@@ -1,0 +1,325 @@
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from familial import config as config_lib
+from familial import errors
+from familial import main
+from familial import records
+from familial.analysis import toys
+from familial.studies import depth_toys
+from familial.studies import depth_toys_config
+from familial.studies import depth_toys_summary as summary
+
+SHAPE = toys.Shape(width=5, hidden=7, vocab=6)
+FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'depth_toys.py'
+
+
+def random(depth, seed=0):
+  return toys.teacher(jax.random.key(seed), SHAPE, depth, tied=False, gain=1)
+
+
+def inputs(count=4):
+  rng = np.random.default_rng(0)
+  return rng.standard_normal((count, SHAPE.width)).astype(np.float32)
+
+
+def asked(**changes):
+  study = depth_toys_config.Study(
+    depths=(1, 2, 3),
+    teacher_depth=4,
+    steps=6,
+    rate=0.01,
+    rate_depth=4,
+    **changes,
+  )
+  return depth_toys_config.ToysConfig(
+    title='Toys',
+    studies={'only': study},
+    width=SHAPE.width,
+    hidden=SHAPE.hidden,
+    vocab=SHAPE.vocab,
+    batch=8,
+    test_batch=8,
+    test_batches=2,
+    replicates=2,
+    checkpoints=2,
+  )
+
+
+def reference(params, x, stages):
+  """The states by NumPy in float64, one input at a time."""
+  norm = lambda v: v / np.sqrt(np.mean(v**2) + 1e-6)
+  rows = []
+  for v in x.astype(np.float64):
+    path = [norm(v)]
+    for inner, bias, outer in zip(
+      *(np.asarray(params[k], np.float64) for k in ('in', 'bias', 'out')),
+      strict=True,
+    ):
+      mlp = lambda h, inner=inner, bias=bias, outer=outer: (
+        outer.T @ np.clip(inner.T @ norm(h) + bias, 0, None) ** 2
+      )
+      h = path[-1]
+      path.append(h + mlp(h if stages == 1 else h + mlp(h) / 2))
+    rows.append(path)
+  return np.array(rows).swapaxes(0, 1), np.array([norm(p[-1]) for p in rows])
+
+
+@pytest.mark.parametrize('stages', toys.STAGES)
+def test_networks_equal_a_reference(stages):
+  params, x = random(3), inputs()
+  states, last = reference(params, x, stages)
+  found = toys.states(params, x, stages)
+  assert found.shape == (4, 4, SHAPE.width)
+  np.testing.assert_allclose(found, states, atol=1e-5)
+  np.testing.assert_allclose(toys.last(params, x, stages), last, atol=1e-5)
+  # A teacher's own program.
+  if stages == 1:
+    np.testing.assert_allclose(toys._taught(params, x), last, atol=1e-5)
+
+
+def test_a_tied_teacher_is_one_layer_applied_again_and_again():
+  key = jax.random.key(1)
+  tied = toys.teacher(key, SHAPE, 3, tied=True, gain=1)
+  one = {name: leaf[:1] for name, leaf in tied.items()}
+  x = toys.norm(inputs())
+  for _ in range(3):  # A first norm would alter what comes in.
+    x = toys._layer(tuple(leaf[0] for leaf in one.values()), x, 1)
+  np.testing.assert_allclose(toys.states(tied, inputs())[-1], x, atol=1e-5)
+  free = toys.teacher(key, SHAPE, 3, tied=False, gain=1)
+  assert np.ptp(np.asarray(tied['out']), axis=0).max() == 0
+  assert np.ptp(np.asarray(free['out']), axis=0).max() > 0
+
+
+def test_outer_weights_shrink_with_the_teacher_s_depth():
+  shape = toys.Shape(width=32, hidden=128, vocab=1)
+  for depth in (4, 64):
+    out = toys.teacher(jax.random.key(0), shape, depth, tied=True, gain=1)[
+      'out'
+    ]
+    assert np.std(out) == pytest.approx((128 * depth) ** -0.5, rel=0.05)
+
+
+@pytest.mark.parametrize('stages', toys.STAGES)
+def test_a_new_student_is_the_identity_and_learns(stages):
+  params = toys.student(jax.random.key(0), SHAPE, 3, head=False)
+  states = toys.states(params, inputs(), stages)
+  np.testing.assert_array_equal(states, np.stack([states[0]] * 4))
+  grads = jax.grad(lambda p: toys.last(p, inputs(), stages)[:, 0].sum())(params)
+  assert float(jnp.abs(grads['out']).min(axis=(1, 2)).max()) > 0
+
+
+def test_two_stages_are_of_second_order():
+  # Layers of one field, in steps of 1 / n: against the finest.
+  key = jax.random.key(2)
+  wide = toys.Shape(5, 64, 6)
+
+  def end(depth, stages):
+    params = toys.teacher(key, wide, depth, tied=True, gain=1)
+    params['out'] = params['out'] / depth**0.5 / 2
+    return toys.states(params, inputs(), stages)[-1]
+
+  true = end(16, 2)
+  wrong = {
+    (depth, stages): float(jnp.abs(end(depth, stages) - true).mean())
+    for depth in (1, 4)
+    for stages in toys.STAGES
+  }
+  assert 3 < wrong[1, 1] / wrong[4, 1] < 6
+  assert wrong[1, 2] / wrong[4, 2] > 10
+
+
+@pytest.mark.parametrize(
+  'head', ['learned', pytest.param('none', marks=pytest.mark.slow)]
+)
+def test_a_member_equals_a_run_by_itself(head):
+  toys_ = asked(head=head, temperatures=(0.5, 1.0) if head != 'none' else ())
+  result, params = depth_toys.train(toys_, 'only', 2)
+  members = depth_toys.members(toys_, 'only')
+  picked = len(members) - 1
+  alone = jax.tree.map(
+    lambda leaf: leaf[picked : picked + 1],
+    depth_toys.students(toys_, 'only', 2),
+  )
+  known = depth_toys.teachers(toys_, 'only')
+  state, losses = toys.train(
+    depth_toys.task(toys_, 'only'),
+    known,
+    toys.Members(jnp.array([len(known.head) - 1]), jnp.array([1.0])),
+    toys.start(alone),
+    jnp.float32(0.01 * 2**0.5),
+    6,
+    True,
+  )
+  assert losses.mean() == pytest.approx(result['loss'][-1][picked], rel=1e-4)
+  for key, leaf in state.params.items():
+    np.testing.assert_allclose(leaf[0], params[key][picked], atol=1e-4)
+  # Steps in one dispatch or in several, and a loss that falls.
+  assert result['steps'] == [1, 6]
+  assert result['loss'][1][picked] < result['loss'][0][picked]
+
+
+def test_the_rate_falls_to_a_tenth_over_the_last_fifth():
+  how = depth_toys.task(asked(), 'only')
+  shares = [float(toys._decay(how, jnp.int32(step))) for step in range(6)]
+  assert shares[:4] == [1.0] * 4 and shares[5] == pytest.approx(0.1)
+  assert depth_toys.rate(asked().studies['only'], 1) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(('share', 'sign'), [(0.0, 0), (0.5, 1)])
+def test_a_planted_exponent_is_found(share, sign):
+  rng = np.random.default_rng(0)
+  depths = np.array([3, 4, 6, 8, 12, 16])
+  clean = depths**-2.0
+  loss = (clean + share / (1 - share) * clean[-1]) * np.exp(
+    rng.normal(0, 0.01, (3, 6))
+  )
+  found = summary.exponents(depths, loss)
+  lo, hi = found['curvature']['lo'], found['curvature']['hi']
+  if sign:
+    assert lo > 0 and found['exponent']['hi'] < 1.9
+    assert found['floor']['value'] == pytest.approx(2.0, abs=0.15)
+    assert found['floor']['share'] == pytest.approx(share, abs=0.1)
+    assert found['shallow']['value'] > found['deep']['value'] + 0.5
+  else:
+    assert lo < 0 < hi
+    assert found['exponent']['lo'] < 2 < found['exponent']['hi']
+    assert found['exponent']['value'] == pytest.approx(2.0, abs=0.03)
+
+
+def test_losses_that_are_not_there_count_for_none():
+  loss = np.array([[1.0, 0.5, 0.25], [np.nan] * 3, [1.0, 0.5, 0.25]])
+  found = summary.exponents([1, 2, 4], loss)['exponent']
+  assert found['value'] == pytest.approx(1.0)
+  assert found['by_teacher'][1] is None
+  assert summary.estimate([np.nan])['value'] is None
+
+
+def load(arg):
+  spec = importlib.util.spec_from_file_location('depth_toys', FILE)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return config_lib.depth_toys(module.get_config(arg))
+
+
+def test_variants_are_what_they_say():
+  gpu = load('gpu')
+  assert gpu.width == 32 and gpu.hidden == 128 and gpu.batch == 1024
+  assert len(gpu.studies['learned_head'].temperatures) == 16
+  assert gpu.studies['learned_head'].temperatures[::15] == (0.01, 1.0)
+  for arg in ('test', 'cpu', 'gpu'):
+    found = load(arg)
+    assert set(found.studies) == {
+      'learned_head', 'shared_head', 'state', 'two_stage', 'short'
+    }  # fmt: skip
+    assert found.studies['two_stage'].stages == 2
+  with pytest.raises(ValueError, match=r"variant 'x' is not one of test, cpu"):
+    load('x')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'text'),
+  [
+    ({'stages': 3}, r'studies\.only\.stages: 3 is not 1 or 2'),
+    ({'head': 'own'}, r"studies\.only\.head: 'own' is not one of none, sha"),
+    ({'head': 'shared'}, r'studies\.only\.temperatures: \(\) with head'),
+    ({'teachers': ('tide',)}, r"did you mean 'tied'"),
+  ],
+)
+def test_a_study_that_cannot_be_is_refused(changes, text):
+  with pytest.raises(errors.UserError, match=text):
+    asked(**changes)
+
+
+def test_a_file_of_students_is_not_trusted(tmp_path):
+  toys_ = asked()
+  path = depth_toys.file(tmp_path, 'only', 2).with_suffix('.npz')
+  path.parent.mkdir()
+  for content, text in (
+    ({'in': np.zeros(3)}, 'no students of toys'),
+    ({k: np.zeros(3) for k in ('in', 'bias', 'out')}, 'bias is float64'),
+    ({'in': np.array([{}])}, 'no students of toys'),
+  ):
+    np.savez(path, **content)
+    with pytest.raises(errors.UserError, match=text):
+      list(depth_toys.trained(toys_, tmp_path, 'only', 2))
+
+
+def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
+  toys_, trained = asked(), []
+
+  def train(asked, name, depth, on_share, stopping):
+    trained.append(depth)
+    if depth == stop:
+      return None  # As where a signal came.
+    members = depth_toys.members(asked, name)
+    loss = [[1 / depth] * len(members)] * 2
+    return {
+      'schema': records.SCHEMA,
+      'members': [member._asdict() for member in members],
+      'steps': [1, 6],
+      'loss': loss,
+      'error': loss,
+      'seconds': {'compile': 1.0, 'train': 1.0},
+    }, depth_toys.students(asked, name, depth)
+
+  monkeypatch.setattr(depth_toys, 'train', train)
+  stop = 2
+  with pytest.raises(errors.Interrupted, match='depth 2 starts anew'):
+    depth_toys.run(toys_, tmp_path)
+  assert trained == [1, 2]
+  stop = None
+  line = depth_toys.run(toys_, tmp_path)
+  assert trained == [1, 2, 2, 3]
+  assert line.startswith('only independent: 1.000 [1.000')
+  kept = list(depth_toys.trained(toys_, tmp_path, 'only', 3))
+  assert [member[:2] for member, _ in kept] == [('independent', 0), ('tied', 0)]
+  assert toys.states(kept[0][1], inputs()).shape == (4, 4, SHAPE.width)
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
+  argv = ['familial', 'run', f'--config={FILE}:test', f'--workdir={tmp_path}']
+  small = [
+    '--config.studies.learned_head.steps=8',
+    '--config.studies.state.steps=8',
+  ]
+  assert main._main(argv + small) == 0
+  line = capsys.readouterr().out
+  assert 'state tied: ' in line and 'two_stage tied: ' in line
+  found = records.read_own(tmp_path / 'summary.json')
+  assert {curve['study'] for curve in found['curves']} == set(
+    load('test').studies
+  )
+  for name in ('loss', 'steps', 'temperature'):
+    assert (tmp_path / 'figures' / f'toys_{name}.png').stat().st_size > 1e4
+  # What is there is not trained again; what is missing is, to the same numbers.
+  path = tmp_path / 'toys' / 'state_2.json'
+  was = json.loads(path.read_text())
+  path.unlink()
+  trained = []
+  train = depth_toys.train
+  monkeypatch.setattr(
+    depth_toys,
+    'train',
+    lambda *args: trained.append(args[1:3]) or train(*args),
+  )
+  assert main._main(argv + small) == 0
+  assert trained == [('state', 2)]
+  now = json.loads(path.read_text())
+  assert now['loss'] == was['loss']
+  # The students that were kept are those that were tested.
+  toys_ = load('test')
+  for member, params in depth_toys.trained(toys_, tmp_path, 'two_stage', 3):
+    assert member.number == 0
+    x = np.ones((2, toys_.width), np.float32)
+    states = toys.states(params, x, 2)
+    assert float(jnp.abs(states[-1] - states[0]).max()) > 0
+  assert main._main([*argv, *small, '--config.batch=8']) == 2
+  assert 'batch = 16, not 8' in capsys.readouterr().err
