@@ -34,13 +34,14 @@ def study(name, arg):
 
 def test_no_experiment_is_left_out_here():
   names = {path.stem for path in FOLDER.glob('*.py')}
-  others = {  # Theirs: tests/studies and tests/allocation.
+  others = {  # Theirs: tests/studies, tests/allocation, tests/analysis.
     'expansion',
     'three_families',
     'allocation',
     'allocation_live',
-    'depth_regimes',
     'depth_law',
+    'depth_regimes',
+    'depth_toys',
   }
   runs = {'single', 'train_on', 'grow'}
   assert names == {name for name, _ in STUDIES} | others | runs

@@ -147,22 +147,57 @@ def test_a_member_equals_a_run_by_itself(head):
     lambda leaf: leaf[picked : picked + 1],
     depth_toys.students(toys_, 'only', 2),
   )
-  known = depth_toys.teachers(toys_, 'only')
-  state, losses = toys.train(
-    depth_toys.task(toys_, 'only'),
-    known,
-    toys.Members(jnp.array([len(known.head) - 1]), jnp.array([1.0])),
-    toys.start(alone),
-    jnp.float32(0.01 * 2**0.5),
-    6,
-    True,
+  known = jax.tree.map(
+    lambda leaf: leaf[-1:], depth_toys.teachers(toys_, 'only')
   )
+  state, taken = toys.start(alone), []
+  for steps in (4, 1, 1):
+    before = np.array(state.params['bias'])
+    state, losses = toys.train(
+      depth_toys.task(toys_, 'only'),
+      known,
+      toys.Members(jnp.array([0]), jnp.array([1.0])),
+      state,
+      jnp.float32(0.01 * 2**0.5),
+      steps,
+      True,
+    )
+    taken.append(np.abs(np.array(state.params['bias']) - before).mean())
+  assert taken[2] < taken[1] / 5  # The last fifth of the steps.
   assert losses.mean() == pytest.approx(result['loss'][-1][picked], rel=1e-4)
   for key, leaf in state.params.items():
     np.testing.assert_allclose(leaf[0], params[key][picked], atol=1e-4)
   # Steps in one dispatch or in several, and a loss that falls.
   assert result['steps'] == [1, 6]
   assert result['loss'][1][picked] < result['loss'][0][picked]
+
+
+def test_the_divergence_is_that_of_cold_distributions():
+  toys_ = asked(head='shared', temperatures=(0.5, 1.0))
+  known = depth_toys.teachers(toys_, 'only')
+  of, cold = jnp.array([1, 3, 3]), jnp.array([0.5, 0.5, 1.0])
+  params = jax.tree.map(
+    lambda *leaves: jnp.stack(leaves), *(random(2, seed) for seed in range(3))
+  )
+  found = toys._losses(
+    depth_toys.task(toys_, 'only'),
+    known,
+    toys.Members(of, cold),
+    params,
+    known.test,
+    4,
+  )
+  for i, teacher in enumerate(of):
+    x = np.asarray(jax.random.normal(known.test[teacher], (4, SHAPE.width)))
+    logits = [
+      reference({k: v[j] for k, v in mlps.items()}, x, 1)[1]
+      @ np.asarray(known.head[teacher], np.float64)
+      / float(cold[i])
+      for mlps, j in ((known.mlps, teacher), (params, i))
+    ]
+    p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits)
+    divergence = (p * np.log(p / q)).sum(-1).mean()
+    assert found[i] == pytest.approx(divergence, rel=1e-4)
 
 
 def test_the_rate_falls_to_a_tenth_over_the_last_fifth():
