@@ -97,13 +97,13 @@ def _test(config: ml_collections.ConfigDict) -> None:
 
 def _cpu(config: ml_collections.ConfigDict) -> None:
   config.title += ', on two cores'
-  config.update(width=16, hidden=64, gain=0.3, batch=128, test_batch=256)
+  config.update(width=16, hidden=64, gain=0.15, batch=128, test_batch=256)
   _studies(
     config,
     (2, 3, 4, 6, 8),
     (2, 3, 4, 6),
     short={'teacher_depth': 6, 'steps': 5000},
-    cold=(0.1, 1.0),
+    cold=(0.2, 1.0),
     common={
       'teacher_depth': 32,
       'steps': 10_000,
@@ -112,7 +112,7 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
       'decay_to': 0.01,
     },
     learned={'steps': 5000},
-    shared={'steps': 5000},
+    shared={},
   )
 
 

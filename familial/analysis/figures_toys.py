@@ -69,9 +69,17 @@ def losses(curves: Curves) -> Figure:
       middle = np.exp(np.log(loss_TxL).mean(axis=0))
       slope, level = np.polyfit(np.log(x), np.log(middle), 1)
       ax.plot(x, np.exp(level) * x**slope, color=colour)
-    only = group[0]['exponent'] if len(group) == 1 else None
-    said = '' if only is None else f': {_estimate(only)}'
-    ax.set_title(f'{study}, {kind}{said}')
+      ax.annotate(
+        _estimate(curve['exponent']),
+        (x[-1], np.exp(level) * x[-1] ** slope),
+        (0, 7),
+        textcoords='offset points',
+        ha='right',
+        va='bottom',
+        color=colour,
+        fontsize=8,
+      )
+    ax.set_title(_title(study, kind))
     ax.set_xlabel('layers l')
     parts.axis(ax.yaxis, _all(group), words.number)
     _depths(ax, group[0]['depths'])
@@ -79,8 +87,8 @@ def losses(curves: Curves) -> Figure:
   return parts.finish(
     figure,
     axes,
-    'A point is a teacher with its student. Titles: minus the slope of the line, '
-    'the mean over teachers and its 95 % interval; KL in nats where there are '
+    'A point is a teacher with its student. Numbers: minus the slope of the line, '
+    'the mean over teachers and its 95 % interval. Losses: KL in nats where there are '
     'temperatures T, else the mean squared error of the normed last state',
   )
 
@@ -98,7 +106,7 @@ def temperatures(curves: Curves) -> Figure:
       _with_intervals(
         ax, x, [curve['exponent'] for curve in group], kind, colour
       )
-    ax.set_title(study)
+    ax.set_title(study.replace('_', ' '))
     ax.set_xlabel('temperature T')
     parts.axis(ax.xaxis, [curve['temperature'] for curve in mine], words.number)
     _expected(ax)
@@ -120,7 +128,7 @@ def evolution(curves: Curves) -> Figure:
       rows = curve['evolution']
       x = [row['steps'] for row in rows]
       _with_intervals(ax, x, rows, name, colour)
-    ax.set_title(f'{study}, {kind}')
+    ax.set_title(_title(study, kind))
     ax.set_xlabel('steps')
     parts.axis(ax.xaxis, [row['steps'] for row in group[0]['evolution']])
     _expected(ax)
@@ -180,6 +188,10 @@ def _all(group: Curves) -> np.ndarray:
   values = np.concatenate([np.ravel(curve['loss'][-1]) for curve in group])
   values = values.astype(np.float64)
   return values[np.isfinite(values)]
+
+
+def _title(study: str, kind: str) -> str:
+  return f'{study.replace("_", " ")}, {kind}'
 
 
 def _estimate(row: records.Row) -> str:

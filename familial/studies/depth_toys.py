@@ -29,7 +29,7 @@ from familial.studies import depth_toys_summary as summary
 from familial.training import compilation
 from familial.training import meter
 
-_CHUNK = 5e11  # FLOPs of a dispatch on CPU, seconds: a signal waits for one
+_CHUNK = 1e11  # FLOPs of a dispatch, seconds on CPU: a signal waits for its end
 _ARRAYS = 2**28  # numbers in a file of students, at most
 
 
