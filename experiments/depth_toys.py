@@ -58,7 +58,7 @@ def _studies(
   Args:
     config: to set them in.
     depths: of the students.
-    two_stage: of those with two evaluations a layer.
+    two_stage: of those with two evaluations a layer: half as deep, of equal cost.
     cold: the temperatures.
     common: to all studies; a rate falls as 2 / sqrt(l) with the depth.
     learned: of its own to the learned head.
@@ -101,8 +101,8 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
   _studies(
     config,
     (2, 3, 4, 6, 8),
-    (2, 3, 4, 6),
-    short={'teacher_depth': 6, 'steps': 5000},
+    (1, 2, 3, 4),
+    short={'teacher_depth': 6},
     cold=(0.2, 1.0),
     common={
       'teacher_depth': 32,
@@ -121,7 +121,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   _studies(
     config,
     (6, 12, 16, 24, 32, 48),
-    (3, 6, 12, 16, 24),
+    (3, 6, 8, 12, 16, 24),
     short={'teacher_depth': 24},
     cold=tuple(round(10 ** (k / 7.5 - 2), 4) for k in range(16)),
     common={'teacher_depth': 128, 'steps': 40_000, 'rate': 6e-4},

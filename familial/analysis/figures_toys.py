@@ -51,7 +51,7 @@ def losses(curves: Curves) -> Figure:
   figure, axes = style.panels(len(groups), 'Test loss by depth of the students')
   for ax, ((study, kind), group) in zip(axes, groups.items(), strict=True):
     shades = style.budget_colours(curve['temperature'] or 1 for curve in group)
-    for curve in group:
+    for line, curve in enumerate(group):
       loss_TxL = np.array(curve['loss'][-1], np.float64)
       cold = curve['temperature']
       colour = _COLOURS[kind] if cold is None else shades[cold]
@@ -69,15 +69,14 @@ def losses(curves: Curves) -> Figure:
       middle = np.exp(np.log(loss_TxL).mean(axis=0))
       slope, level = np.polyfit(np.log(x), np.log(middle), 1)
       ax.plot(x, np.exp(level) * x**slope, color=colour)
-      ax.annotate(
+      # Losses fall: the lower left is free.
+      ax.text(
+        0.03,
+        0.04 + 0.09 * line,
         _estimate(curve['exponent']),
-        (x[-1], np.exp(level) * x[-1] ** slope),
-        (0, 7),
-        textcoords='offset points',
-        ha='right',
-        va='bottom',
+        transform=ax.transAxes,
         color=colour,
-        fontsize=8,
+        fontsize=8.5,
       )
     ax.set_title(_title(study, kind))
     ax.set_xlabel('layers l')
@@ -108,7 +107,9 @@ def temperatures(curves: Curves) -> Figure:
       )
     ax.set_title(study.replace('_', ' '))
     ax.set_xlabel('temperature T')
-    parts.axis(ax.xaxis, [curve['temperature'] for curve in mine], words.number)
+    parts.axis(
+      ax.xaxis, [curve['temperature'] for curve in mine], words.trimmed
+    )
     _expected(ax)
   style.label_y(axes, 'exponent a_l')
   return parts.finish(figure, axes, _REGIMES)

@@ -88,12 +88,11 @@ def run(
         f'--workdir={workdir}: another process is training there'
       )
     for (name, depth), row in zip(parts, plan, strict=True):
-      bar.set_postfix_str(f'{name}, depth {depth}')
       path = file(workdir, name, depth)
       if path.exists():
         bar.total -= row['flops'] / 1e9
-        bar.refresh()
         continue
+      bar.set_postfix_str(f'{name}, depth {depth}')
 
       def on_share(share: float, whole: float = row['flops']) -> None:
         bar.update(share * whole / 1e9)

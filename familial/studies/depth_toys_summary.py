@@ -104,6 +104,19 @@ def exponents(depths: Sequence[int], loss_TxL: np.ndarray) -> records.Row:
   return found
 
 
+def averaging(depths: Sequence[int], teacher_depth: int) -> float | None:
+  """Returns the exponent of what averaging leaves: 1 / l - 1 / n.
+
+  A student of l layers each of which stands for n / l of its teacher's n
+  independent ones keeps none of their scatter at l = n, so over depths that come
+  near n the exponent is above 1. None where they reach it.
+  """
+  if max(depths) >= teacher_depth:
+    return None
+  left = [1 / depth - 1 / teacher_depth for depth in depths]
+  return float(-np.polyfit(np.log(depths), np.log(left), 1)[0])
+
+
 def estimate(values: Sequence[float] | np.ndarray) -> records.Row:
   """Returns the mean over teachers, its interval, and each one's value."""
   values = np.asarray(values, np.float64)
@@ -149,6 +162,7 @@ def _curves(
         'teacher_depth': study.teacher_depth,
         'depths': depths,
         **exponents(depths, loss_CxTxL[-1]),
+        'averaging': averaging(depths, study.teacher_depth),
         'evolution': [
           {'steps': steps, **exponents(depths, loss_TxL)['exponent']}
           for steps, loss_TxL in zip(first['steps'], loss_CxTxL, strict=True)

@@ -228,6 +228,12 @@ def test_a_planted_exponent_is_found(share, sign):
     assert found['exponent']['value'] == pytest.approx(2.0, abs=0.03)
 
 
+def test_averaging_is_of_exponent_one_far_from_the_teacher_s_depth():
+  assert summary.averaging([2, 4, 8], 10**6) == pytest.approx(1, abs=1e-4)
+  assert summary.averaging([2, 4, 8], 32) == pytest.approx(1.16, abs=0.01)
+  assert summary.averaging([2, 4, 8], 8) is None
+
+
 def test_losses_that_are_not_there_count_for_none():
   loss = np.array([[1.0, 0.5, 0.25], [np.nan] * 3, [1.0, 0.5, 0.25]])
   found = summary.exponents([1, 2, 4], loss)['exponent']
