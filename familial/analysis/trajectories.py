@@ -281,8 +281,9 @@ def middle(depth: int, every: int) -> slice:
 
   The first and the last quarter, each rounded up, are left out: the first and
   the last layers do what is theirs alone. Of neighbours both are in the middle.
+  Five layers lose but one at either end, or no two would be left.
   """
-  edge = math.ceil(depth / 4)
+  edge = 1 if depth == 5 else math.ceil(depth / 4)
   return slice(edge, every - edge)
 
 

@@ -15,7 +15,7 @@ KINDS = {
 EVERY = [
   (kind, depth, width, noise)
   for kind in KINDS
-  for depth in (4, 6, 12, 48)
+  for depth in (4, 5, 6, 12, 48)
   for width in (8, 32, 256)
   for noise in (0.0, 0.3)
 ]
@@ -47,6 +47,12 @@ def test_known_regimes_are_named(kind, depth, width, noise):
   assert answer.strength > 0.9 and answer.agreement > 0.95
   for each in answer.evidence:
     assert each.low <= each.value + 1e-9 or each.name == 'departure'
+
+
+def test_every_depth_from_four_on_has_middle_neighbours():
+  for depth in range(regimes.LEAST_DEPTH, 40):
+    where = trajectories.middle(depth, depth - 1)
+    assert where.start >= 1 and where.start < where.stop <= depth - 2
 
 
 def test_in_between_is_undecided():
