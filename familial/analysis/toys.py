@@ -6,10 +6,12 @@ and ends in an RMSNorm; a head gives logits where there is one. Students learn
 what a deeper teacher of random weights makes of N(0, I) (arXiv 2602.05970).
 
 Arrays carry their dimensions: `B` batch, `D` width, `F` hidden, `V` vocabulary,
-`L` layers (there are no sequences here), `T` teachers and `M` students, the
-members of one program.
+`L` layers (there are no sequences here), `T` teachers and `M` students of a
+depth. Students of all depths of a study are one program, which runs their
+teachers, the deepest networks in it, once for all of them.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -82,7 +84,7 @@ class Teachers(NamedTuple):
 
 
 class Members(NamedTuple):
-  """What the students of a program differ in; leaves [M].
+  """What the students of a depth differ in; leaves [M].
 
   Attributes:
     teacher: the index of each one's.
@@ -94,9 +96,9 @@ class Members(NamedTuple):
 
 
 class State(NamedTuple):
-  """Students under training; leaves [M, ...], but for the counts of steps."""
+  """Students under training, by depth; leaves [M, ...], but for counts of steps."""
 
-  params: Params
+  params: tuple[Params, ...]
   moments: Any
   step: Array
 
@@ -176,8 +178,8 @@ def new_head(key: Array, shape: Shape) -> Array:
   return shape.width**-0.5 * jax.random.normal(key, (shape.width, shape.vocab))
 
 
-def start(params: Params) -> State:
-  """Returns students [M, ...] before their first step."""
+def start(params: tuple[Params, ...]) -> State:
+  """Returns students of some depths, [M, ...] each, before their first step."""
   return State(params, _ADAM.init(params), jnp.int32(0))
 
 
@@ -187,30 +189,30 @@ def train(
   teachers: Teachers,
   members: Members,
   state: State,
-  rate: Array,
+  rates: Array,
   steps: Array,
   test: Array,
 ) -> tuple[State, Array]:
   """Takes students further by Adam; their steps and tests are one program.
 
-  A member does not depend on the others: students of one teacher see the same
+  A student does not depend on the others: those of one teacher see the same
   inputs, those of another teacher others.
 
   Args:
     task: what all have in common.
     teachers: of one depth.
-    members: one for each student.
+    members: one for each student of a depth; the same at every depth.
     state: donated.
-    rate: of all students.
+    rates: of the students of each depth.
     steps: to take; any number is the same program.
     test: whether to test after them.
 
   Returns:
-    The students, and their mean loss in each test batch [test_batches, M]:
-    zeros without a test.
+    The students, and their mean loss in each test batch [test_batches, depths,
+    M]: zeros without a test.
   """
 
-  def loss(params: Params, keys_T: Array, batch: int) -> Array:
+  def loss(params: Sequence[Params], keys_T: Array, batch: int) -> Array:
     return _losses(task, teachers, members, params, keys_T, batch)
 
   def step(_: Array, state: State) -> State:
@@ -219,18 +221,21 @@ def train(
       state.params
     )
     updates, moments = _ADAM.update(grads, state.moments)
-    now = rate * _decay(task, state.step)
-    params = jax.tree.map(lambda p, u: p - now * u, state.params, updates)
+    now = rates * _decay(task, state.step)
+    params = tuple(
+      jax.tree.map(lambda p, u, rate=now[i]: p - rate * u, *pair)
+      for i, pair in enumerate(zip(state.params, updates, strict=True))
+    )
     return State(params, moments, state.step + 1)
 
-  def tested(params: Params) -> Array:
+  def tested(params: Sequence[Params]) -> Array:
     return jax.lax.map(
       lambda i: loss(params, _fold_in(teachers.test, i), task.test_batch),
       jnp.arange(task.test_batches),
     )
 
   state = jax.lax.fori_loop(0, steps, step, state)
-  nothing = jnp.zeros((task.test_batches, len(members.teacher)))
+  nothing = jnp.zeros((task.test_batches, len(rates), len(members.teacher)))
   return state, jax.lax.cond(test, tested, lambda _: nothing, state.params)
 
 
@@ -238,26 +243,32 @@ def _losses(
   task: Task,
   teachers: Teachers,
   members: Members,
-  params: Params,
+  students: Sequence[Params],
   keys_T: Array,
   batch: int,
 ) -> Array:
-  """Returns the students' losses [M] on fresh inputs."""
+  """Returns the students' losses [depths, M] on fresh inputs."""
   x_TxBxD = jax.vmap(
     lambda key: jax.random.normal(key, (batch, task.shape.width))
   )(keys_T)
   y_TxBxD = jax.vmap(_taught)(teachers.mlps, x_TxBxD)
   of = members.teacher
   x_MxBxD, y_MxBxD = x_TxBxD[of], y_TxBxD[of]
-  out_MxBxD = jax.vmap(lambda p, x: last(p, x, task.stages))(params, x_MxBxD)
-  if task.head == 'none':
-    return jnp.mean((out_MxBxD - y_MxBxD) ** 2, axis=(1, 2))
   heads = teachers.head[of]
   cold = members.temperature[:, None, None]
-  own = params['head'] if task.head == 'learned' else heads
-  right = jax.nn.log_softmax(y_MxBxD @ heads / cold)
-  log_q = jax.nn.log_softmax(out_MxBxD @ own / cold)
-  return jnp.mean(jnp.sum(jnp.exp(right) * (right - log_q), axis=-1), axis=-1)
+  right = y_MxBxD
+  if task.head != 'none':
+    right = jax.nn.log_softmax(y_MxBxD @ heads / cold)
+
+  def loss(params: Params) -> Array:
+    out_MxBxD = jax.vmap(lambda p, x: last(p, x, task.stages))(params, x_MxBxD)
+    if task.head == 'none':
+      return jnp.mean((out_MxBxD - right) ** 2, axis=(1, 2))
+    own = params['head'] if task.head == 'learned' else heads
+    log_q = jax.nn.log_softmax(out_MxBxD @ own / cold)
+    return jnp.mean(jnp.sum(jnp.exp(right) * (right - log_q), axis=-1), axis=-1)
+
+  return jnp.stack([loss(params) for params in students])
 
 
 def _taught(mlps: Params, x_BxD: Array) -> Array:

@@ -1,17 +1,20 @@
 """The toys of the depth law: plans them, trains what is missing, sums up.
 
-`toys/STUDY_DEPTH.json` holds what the students of one depth of a study gave, and
-`toys/STUDY_DEPTH.npz` those of the first teachers, trained. A depth is all or
-nothing: it is some minutes at most.
+`toys/STUDY.json` holds what a study's students gave, and `toys/STUDY.npz` those of
+the first teachers, trained. While it is under way `toys/STUDY.part.npz` has all
+students with their moments, from now and then and from when it was stopped.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import io
 import math
 import os
 import pathlib
 import time
+from typing import Any
 from typing import NamedTuple
 import zipfile
 
@@ -25,16 +28,18 @@ from familial import records
 from familial.analysis import figures_toys
 from familial.analysis import toys
 from familial.studies import depth_toys_config as config_lib
+from familial.studies import depth_toys_regimes as regimes
 from familial.studies import depth_toys_summary as summary
 from familial.training import compilation
 from familial.training import meter
 
 _CHUNK = 1e11  # FLOPs of a dispatch, seconds on CPU: a signal waits for its end
+_SAVE_SECONDS = 300.0
 _ARRAYS = 2**28  # numbers in a file of students, at most
 
 
 class Member(NamedTuple):
-  """A student of a depth of a study: its teacher and its temperature."""
+  """A student of each depth of a study: its teacher and its temperature."""
 
   teacher: str
   number: int
@@ -56,17 +61,16 @@ def run(
 
   Raises:
     UserError: if the workdir is of another config.
-    errors.Interrupted: on SIGTERM or SIGINT, with all but one depth saved.
+    errors.Interrupted: on SIGTERM or SIGINT, with everything saved.
   """
   workdir = records.open_run(workdir, asked)
-  parts = [(name, d) for name, s in asked.studies.items() for d in s.depths]
   plan: list[records.Row] = [
-    {'study': name, 'depth': depth, 'students': len(members(asked, name)),
-     'flops': flops(asked, name, depth)}
-    for name, depth in parts
+    {'study': name, 'students': len(study.depths) * len(members(asked, name)),
+     'flops': flops(asked, name)}
+    for name, study in asked.studies.items()
   ]  # fmt: skip
   records.write_json(
-    workdir / 'plan.json', {'schema': records.SCHEMA, 'parts': plan}
+    workdir / 'plan.json', {'schema': records.SCHEMA, 'studies': plan}
   )
   print('\n'.join(_lines(asked, plan)), flush=True)
   if plan_only:
@@ -87,41 +91,55 @@ def run(
       raise errors.UserError(
         f'--workdir={workdir}: another process is training there'
       )
-    for (name, depth), row in zip(parts, plan, strict=True):
-      path = file(workdir, name, depth)
+    for row in plan:
+      name, whole = row['study'], row['flops'] / 1e9
+      path = file(workdir, name)
       if path.exists():
-        bar.total -= row['flops'] / 1e9
+        bar.total -= whole
         continue
-      bar.set_postfix_str(f'{name}, depth {depth}')
+      bar.set_postfix_str(name)
 
-      def on_share(share: float, whole: float = row['flops']) -> None:
-        bar.update(share * whole / 1e9)
+      def on_share(share: float, whole: float = whole) -> None:
+        bar.update(share * whole)
 
-      found = train(asked, name, depth, on_share, stopping)
+      part = path.with_suffix('.part.npz')
+      found = train(asked, name, part, on_share, stopping)
       if found is None:
         raise errors.Interrupted(
-          f'{workdir}: stopped; {name} at depth {depth} starts anew, what was '
-          'before it is saved, and the same command goes on from there'
+          f'{workdir}: stopped within {name}; everything is saved, and the same '
+          'command goes on from there'
         )
-      result, params = found
+      result, students = found
+      named = _named(asked, name, students)
       kept = [i for i, m in enumerate(members(asked, name)) if m.number == 0]
       _save(
         path.with_suffix('.npz'),
-        {key: np.asarray(leaf)[kept] for key, leaf in params.items()},
+        {k: np.asarray(v)[kept] for k, v in named.items()},
       )
       records.write_json(path, result)
-  line = summary.write(asked, workdir, _results(asked, workdir))
+      part.unlink(missing_ok=True)
+  line = summary.write(
+    asked,
+    workdir,
+    {name: records.read_own(file(workdir, name)) for name in asked.studies},
+    [
+      {'study': name, **member._asdict(), **row}
+      for name, study in asked.studies.items()
+      for member, by_depth in trained(asked, workdir, name)
+      for row in regimes.rows(by_depth, study.stages, asked.seed)
+    ],
+  )
   figures_toys.draw(records.read_own(workdir / 'summary.json'), workdir)
   return f'{line}\n{workdir / "summary.json"}'
 
 
-def file(workdir: pathlib.Path, name: str, depth: int) -> pathlib.Path:
-  """Returns where a depth of a study leaves its result."""
-  return workdir / 'toys' / f'{name}_{depth}.json'
+def file(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns where a study leaves its result."""
+  return workdir / 'toys' / f'{name}.json'
 
 
 def members(asked: config_lib.ToysConfig, name: str) -> list[Member]:
-  """Returns the students of each depth of a study, in their program's order."""
+  """Returns the students of each depth of a study, in their order."""
   study = asked.studies[name]
   return [
     Member(kind, number, temperature)
@@ -131,17 +149,20 @@ def members(asked: config_lib.ToysConfig, name: str) -> list[Member]:
   ]
 
 
-def flops(asked: config_lib.ToysConfig, name: str, depth: int) -> float:
-  """Returns a depth's FLOPs in training: students' steps and teachers' passes."""
+def flops(asked: config_lib.ToysConfig, name: str) -> float:
+  """Returns a study's FLOPs in training: students' steps and teachers' passes."""
   study = asked.studies[name]
   layer = 4 * asked.width * asked.hidden
   head = 2 * asked.width * asked.vocab * (study.head != 'none')
-  students = len(members(asked, name)) * (
-    3 * (layer * depth * study.stages + head) + head
+  count = len(members(asked, name))
+  students = (
+    3
+    * count
+    * sum(layer * depth * study.stages + head for depth in study.depths)
   )
   teachers = layer * study.teacher_depth
   teachers *= asked.replicates * len(study.teachers)
-  return float(study.steps) * asked.batch * (students + teachers)
+  return float(study.steps) * asked.batch * (students + teachers + count * head)
 
 
 def task(asked: config_lib.ToysConfig, name: str) -> toys.Task:
@@ -214,131 +235,160 @@ def checkpoints(steps: int, count: int) -> list[int]:
 def train(
   asked: config_lib.ToysConfig,
   name: str,
-  depth: int,
+  part: pathlib.Path,
   on_share: Callable[[float], None] = lambda share: None,
   stopping: Callable[[], bool] = lambda: False,
-) -> tuple[records.Row, toys.Params] | None:
-  """Trains the students of one depth; returns their result and parameters.
+) -> tuple[records.Row, tuple[toys.Params, ...]] | None:
+  """Trains a study's students; returns their result and parameters by depth.
 
   Args:
     asked: what to do.
     name: of the study.
-    depth: of the students.
+    part: where training under way is saved, and goes on from if it is there.
     on_share: called with each further share of the steps.
-    stopping: whether to stop, which gives None.
+    stopping: whether to save and stop, which gives None.
+
+  Raises:
+    UserError: if `part` is there and is not of this config.
   """
   study, how = asked.studies[name], task(asked, name)
   every = members(asked, name)
   known = teachers(asked, name)
   of = jnp.repeat(jnp.arange(len(known.head)), len(every) // len(known.head))
   cold = jnp.array([m.temperature or 1.0 for m in every], jnp.float32)
-  state = toys.start(students(asked, name, depth))
-  chunk = max(1, int(_CHUNK * study.steps / flops(asked, name, depth)))
+  rates = jnp.array([rate(study, depth) for depth in study.depths], jnp.float32)
+  state = toys.start(
+    tuple(students(asked, name, depth) for depth in study.depths)
+  )
+  ends = checkpoints(study.steps, asked.checkpoints)
+  tests = np.full(
+    (len(ends), asked.test_batches, len(study.depths), len(every)), np.nan,
+    np.float32,
+  )  # fmt: skip
+  before = 0.0
+  if part.exists():
+    state, tests, before = _resumed(part, (state, tests, np.float32(0)))
+  done = int(state.step)
+  on_share(done / study.steps)
+  chunk = max(1, int(_CHUNK * study.steps / flops(asked, name)))
   begin = time.perf_counter()
   program = toys.train.lower(
-    how, known, toys.Members(of, cold), state, jnp.float32(0), 0, True
+    how, known, toys.Members(of, cold), state, rates, 0, True
   ).compile()
-  compiled = time.perf_counter()
-  tests, done = [], 0
-  ends = checkpoints(study.steps, asked.checkpoints)
-  for end in ends:
+  compiled = saved = time.perf_counter()
+  for number, end in enumerate(ends):
     while done < end:
       steps = min(chunk, end - done)
       state, losses = program(
-        known,
-        toys.Members(of, cold),
-        state,
-        jnp.float32(rate(study, depth)),
-        steps,
-        done + steps == end,
+        known, toys.Members(of, cold), state, rates, steps, done + steps == end
       )
       jax.block_until_ready(state)
       done += steps
       on_share(steps / study.steps)
+      if done == end:
+        tests[number] = losses
+      now = time.perf_counter()
+      if stopping() or now > saved + _SAVE_SECONDS:
+        spent = np.float32(before + now - compiled)
+        _save(part, _leaves((state, tests, spent)))
+        saved = now
       if stopping():
         return None
-    tests.append(np.asarray(losses, np.float64))
-  tests_CxNxM = np.stack(tests)
-  error_CxM = tests_CxNxM.std(axis=1, ddof=1) / math.sqrt(asked.test_batches)
+  tests_CxNxDxM = tests.astype(np.float64)
+  error = tests_CxNxDxM.std(axis=1, ddof=1) / math.sqrt(asked.test_batches)
   result = {
     'schema': records.SCHEMA,
     'study': name,
-    'depth': depth,
-    'rate': rate(study, depth),
+    'depths': list(study.depths),
+    'rates': rates.tolist(),
     'members': [member._asdict() for member in every],
     'steps': ends,
-    'loss': _plain(tests_CxNxM.mean(axis=1)),
-    'error': _plain(error_CxM),
+    # By checkpoint, depth and member.
+    'loss': _plain(tests_CxNxDxM.mean(axis=1)),
+    'error': _plain(error),
     'seconds': {
       'compile': compiled - begin,
-      'train': time.perf_counter() - compiled,
+      'train': float(before) + time.perf_counter() - compiled,
     },
   }
   return result, state.params
 
 
 def trained(
-  asked: config_lib.ToysConfig,
-  workdir: str | os.PathLike[str],
-  name: str,
-  depth: int,
-) -> Iterator[tuple[Member, toys.Params]]:
-  """Yields the kept students of a depth, those of the first teachers.
+  asked: config_lib.ToysConfig, workdir: str | os.PathLike[str], name: str
+) -> Iterator[tuple[Member, dict[int, toys.Params]]]:
+  """Yields the kept members of a study, the first teachers', by depth.
 
   Raises:
     UserError: if the file is not one of this config's.
   """
-  path = file(pathlib.Path(workdir), name, depth).with_suffix('.npz')
   kept = [m for m in members(asked, name) if m.number == 0]
-  shapes = {
-    key: (len(kept), *leaf.shape[1:])
-    for key, leaf in jax.eval_shape(
-      lambda: students(asked, name, depth)
-    ).items()
-  }
-  arrays = _load(path, shapes)
+  depths = asked.studies[name].depths
+  like = jax.eval_shape(
+    lambda: _named(
+      asked,
+      name,
+      [
+        jax.tree.map(lambda leaf: leaf[: len(kept)], students(asked, name, d))
+        for d in depths
+      ],
+    )
+  )
+  arrays = _load(file(pathlib.Path(workdir), name).with_suffix('.npz'), like)
   for i, member in enumerate(kept):
-    yield member, {key: jnp.asarray(leaf[i]) for key, leaf in arrays.items()}
+    found: dict[int, toys.Params] = {depth: {} for depth in depths}
+    for key, leaf in arrays.items():
+      depth, leaf_name = key.split('_')
+      found[int(depth)][leaf_name] = jnp.asarray(leaf[i])
+    yield member, found
 
 
-def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def _named(
+  asked: config_lib.ToysConfig, name: str, students: Sequence[toys.Params]
+) -> dict[str, Any]:
+  """Returns the arrays of all depths by the names that they have in a file."""
+  return {
+    f'{depth}_{key}': leaf
+    for depth, params in zip(asked.studies[name].depths, students, strict=True)
+    for key, leaf in params.items()
+  }
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _resumed(part: pathlib.Path, like: Any) -> Any:
+  """Returns what was under way, in the form of what has not begun."""
+  arrays = _load(part, _leaves(like))
+  return jax.tree.unflatten(
+    jax.tree.structure(like), [arrays[key] for key in _leaves(like)]
+  )
+
+
+def _save(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   content = io.BytesIO()
-  np.savez(content, **arrays)  # type: ignore[arg-type]
+  np.savez(content, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
   records.write_bytes(path, content.getvalue())
 
 
-def _load(
-  path: pathlib.Path, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-  """Returns the float32 arrays of a file, which must be these and no others."""
-  size = sum(map(math.prod, shapes.values()))
+def _load(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the arrays of a file, which must be like these."""
+  size = sum(math.prod(leaf.shape) for leaf in like.values())
   try:
     if size > _ARRAYS or path.stat().st_size > 4 * size + 2**16:
       raise ValueError('too large')
     with np.load(path, allow_pickle=False) as stored:
-      arrays = {key: stored[key] for key in shapes}
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      arrays = {key: stored[key] for key in like}
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise errors.UserError(f'{path}: no students of toys ({error})') from None
-  for key, shape in shapes.items():
-    if arrays[key].shape != shape or arrays[key].dtype != np.float32:
+  for key, leaf in like.items():
+    if (arrays[key].shape, arrays[key].dtype) != (leaf.shape, leaf.dtype):
       raise errors.UserError(
-        f'{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, not float32 '
-        f'{shape}'
+        f'{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, not '
+        f'{leaf.dtype} {leaf.shape}'
       )
   return arrays
-
-
-def _results(
-  asked: config_lib.ToysConfig, workdir: pathlib.Path
-) -> dict[str, dict[int, records.Row]]:
-  """Returns what each depth of each study gave."""
-  return {
-    name: {
-      depth: records.read_own(file(workdir, name, depth))
-      for depth in study.depths
-    }
-    for name, study in asked.studies.items()
-  }
 
 
 def _lines(
@@ -346,12 +396,10 @@ def _lines(
 ) -> Iterator[str]:
   """Yields the plan as a person reads it."""
   yield f'{"study":<20}{"depths":>24}{"students":>10}{"steps":>8}{"FLOPs":>10}'
-  for name, study in asked.studies.items():
-    mine = [row for row in plan if row['study'] == name]
+  for row, study in zip(plan, asked.studies.values(), strict=True):
     yield (
-      f'{name:<20}{", ".join(map(str, study.depths)):>24}'
-      f'{sum(row["students"] for row in mine):>10}{study.steps:>8}'
-      f'{sum(row["flops"] for row in mine):>10.2g}'
+      f'{row["study"]:<20}{", ".join(map(str, study.depths)):>24}'
+      f'{row["students"]:>10}{study.steps:>8}{row["flops"]:>10.2g}'
     )
   yield f'{sum(row["flops"] for row in plan):.3g} FLOPs in all'
 
@@ -366,6 +414,9 @@ def _key(
   return key
 
 
-def _plain(values: np.ndarray) -> list[list[float | None]]:
-  """Returns rows of numbers, None where there is none."""
-  return [[float(v) if np.isfinite(v) else None for v in row] for row in values]
+def _plain(values: np.ndarray) -> list[list[list[float | None]]]:
+  """Returns tables of numbers, None where there is none."""
+  return [
+    [[float(v) if np.isfinite(v) else None for v in row] for row in table]
+    for table in values
+  ]

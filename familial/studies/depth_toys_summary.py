@@ -15,6 +15,7 @@ half of the depths, `floor` the fit of c / l^a + L0.
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 import math
 import os
 import pathlib
@@ -35,37 +36,79 @@ _SHARES = np.concatenate([[0.0], np.linspace(0.01, 0.99, 99)])
 def write(
   asked: config_lib.ToysConfig,
   workdir: str | os.PathLike[str],
-  results: Mapping[str, Mapping[int, records.Row]],
+  results: Mapping[str, records.Row],
+  regimes: Sequence[records.Row],
 ) -> str:
-  """Writes `summary.json`; returns the main exponents in one line.
+  """Writes `summary.json`; returns its table as lines.
 
   Args:
     asked: what was asked.
     workdir: of it.
-    results: of each study's depths.
+    results: of each study.
+    regimes: rows of `depth_toys_regimes` with `study`, `teacher`, `temperature`.
   """
   curves = [
     curve
     for name, study in asked.studies.items()
     for curve in _curves(name, study, results[name])
   ]
-  rows = [row for depths in results.values() for row in depths.values()]
-  records.write_json(
-    pathlib.Path(workdir) / 'summary.json',
-    {
-      'schema': records.SCHEMA,
-      'title': asked.title,
-      'machine': summary.machine(),
-      'level': LEVEL,
-      'teachers': asked.replicates,
-      'seconds': {
-        key: sum(row['seconds'][key] for row in rows)
-        for key in ('compile', 'train')
-      },
-      'curves': curves,
+  found = {
+    'schema': records.SCHEMA,
+    'title': asked.title,
+    'machine': summary.machine(),
+    'level': LEVEL,
+    'teachers': asked.replicates,
+    'seconds': {
+      key: sum(row['seconds'][key] for row in results.values())
+      for key in ('compile', 'train')
     },
+    'curves': curves,
+    'stages': list(_stages(curves)),
+    'regimes': list(regimes),
+  }
+  records.write_json(pathlib.Path(workdir) / 'summary.json', found)
+  rows = table(found)
+  wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(map(str.ljust, row, wide)).rstrip() for row in rows
   )
-  return '; '.join(_line(asked, curves))
+
+
+def table(found: records.Row) -> list[list[str]]:
+  """Returns a summary as a table of words, its first row the heads."""
+  rows = [
+    ['study', 'teachers', 'T', 'depths', 'exponent', 'of averaging', 'regime']
+  ]
+  for curve in found['curves']:
+    which = {key: curve[key] for key in ('study', 'teacher', 'temperature')}
+    said = [
+      row['text'] for row in found['regimes'] if which.items() <= row.items()
+    ]
+    rows.append(
+      [
+        which['study'],
+        which['teacher'],
+        _temperature(curve),
+        ', '.join(map(str, curve['depths'])),
+        _words(curve['exponent']),
+        words.number(curve['averaging']),
+        said[0] if said else words.number(None),
+      ]
+    )
+  for row in found['stages']:
+    for how in ('equal_cost', 'equal_depth'):
+      rows.append(
+        [
+          f'{row["study"]} - {row["base"]}',
+          row['teacher'],
+          _temperature(row),
+          ', '.join(map(str, row[how]['depths'])),
+          _words(row[how]['difference']),
+          '',
+          how.replace('_', ' '),
+        ]
+      )
+  return rows
 
 
 def exponents(depths: Sequence[int], loss_TxL: np.ndarray) -> records.Row:
@@ -85,14 +128,13 @@ def exponents(depths: Sequence[int], loss_TxL: np.ndarray) -> records.Row:
   with np.errstate(invalid='ignore', divide='ignore'):
     y_TxL = np.log(loss_TxL)
   known = [np.isfinite(y) for y in y_TxL]
-  slope = lambda x, y: -np.polyfit(x, y, 1)[0] if len(x) > 1 else math.nan
   floors = np.array(
     [_with_floor(x[k], y[k]) for k, y in zip(known, y_TxL, strict=True)]
   )
   of: dict[str, Sequence[float]] = {
-    'exponent': [slope(x[k], y[k]) for k, y in zip(known, y_TxL, strict=True)],
-    'shallow': [slope(x[:half], y[:half]) for y in y_TxL],
-    'deep': [slope(x[-half:], y[-half:]) for y in y_TxL],
+    'exponent': [_slope(x, y) for y in y_TxL],
+    'shallow': [_slope(x[:half], y[:half]) for y in y_TxL],
+    'deep': [_slope(x[-half:], y[-half:]) for y in y_TxL],
     'curvature': [
       2 * np.polyfit(x[k], y[k], 2)[0] if k.sum() > 2 else math.nan
       for k, y in zip(known, y_TxL, strict=True)
@@ -135,24 +177,23 @@ def estimate(values: Sequence[float] | np.ndarray) -> records.Row:
 
 
 def _curves(
-  name: str, study: config_lib.Study, results: Mapping[int, records.Row]
+  name: str, study: config_lib.Study, result: records.Row
 ) -> Iterator[records.Row]:
   """Yields a study's findings, a record for each kind and temperature."""
-  depths = sorted(study.depths)
-  first = results[depths[0]]
-  losses_LxCxM, errors_LxCxM = (
-    np.array([results[depth][key] for depth in depths], np.float64)
-    for key in ('loss', 'error')
+  order = np.argsort(study.depths)
+  depths = [study.depths[i] for i in order]
+  losses_CxLxM, errors_CxLxM = (
+    np.array(result[key], np.float64)[:, order] for key in ('loss', 'error')
   )
   for kind in study.teachers:
     for temperature in study.temperatures or (None,):
       mine = [
         i
-        for i, member in enumerate(first['members'])
+        for i, member in enumerate(result['members'])
         if (member['teacher'], member['temperature']) == (kind, temperature)
       ]
-      loss_CxTxL = losses_LxCxM[..., mine].transpose(1, 2, 0)
-      error_TxL = errors_LxCxM[:, -1, mine].T
+      loss_CxTxL = losses_CxLxM[..., mine].transpose(0, 2, 1)
+      error_TxL = errors_CxLxM[-1][:, mine].T
       yield {
         'study': name,
         'teacher': kind,
@@ -165,7 +206,7 @@ def _curves(
         'averaging': averaging(depths, study.teacher_depth),
         'evolution': [
           {'steps': steps, **exponents(depths, loss_TxL)['exponent']}
-          for steps, loss_TxL in zip(first['steps'], loss_CxTxL, strict=True)
+          for steps, loss_TxL in zip(result['steps'], loss_CxTxL, strict=True)
         ],
         # By checkpoint, teacher and depth.
         'loss': [[_numbers(row) for row in table] for table in loss_CxTxL],
@@ -193,21 +234,67 @@ def _with_floor(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   return best[1:]
 
 
-def _line(
-  asked: config_lib.ToysConfig, curves: list[records.Row]
-) -> Iterator[str]:
-  """Yields each study's exponents: one, or those of its extreme temperatures."""
-  for name, study in asked.studies.items():
-    ends = (study.temperatures or (None,))[
-      :: max(1, len(study.temperatures) - 1)
-    ]
-    for curve in curves:
-      if curve['study'] == name and curve['temperature'] in ends:
-        cold = curve['temperature']
-        at = '' if cold is None else f' at T = {cold:g}'
-        found = curve['exponent']
-        text = words.estimate(found['value'], found['lo'], found['hi'])
-        yield f'{name} {curve["teacher"]}{at}: {text}'
+def _stages(curves: Sequence[records.Row]) -> Iterator[records.Row]:
+  """Yields students of two stages beside those of one, of the same teachers."""
+  same = 'teacher', 'temperature', 'head', 'teacher_depth'
+  for two, one in itertools.product(curves, curves):
+    if (two['stages'], one['stages']) == (2, 1) and all(
+      two[key] == one[key] for key in same
+    ):
+      yield {
+        'study': two['study'],
+        'base': one['study'],
+        'teacher': two['teacher'],
+        'temperature': two['temperature'],
+        'equal_cost': _beside(two, one, 2),
+        'equal_depth': _beside(two, one, 1),
+      }
+
+
+def _beside(two: records.Row, one: records.Row, cost: int) -> records.Row:
+  """Returns the exponents of two curves over the depths that both have, their
+  difference, and the mean logarithm of the ratio of their losses.
+
+  Args:
+    two: whose depths are named.
+    one: the other.
+    cost: layers of `one` that count as one of `two`.
+  """
+  depths = [depth for depth in two['depths'] if cost * depth in one['depths']]
+  logs_TxL = [
+    np.log(np.array(curve['loss'][-1], np.float64)[:, np.isin(
+      curve['depths'], np.multiply(layers, depths)
+    )])
+    for curve, layers in ((two, 1), (one, cost))
+  ]  # fmt: skip
+  slopes = [
+    np.array([_slope(np.log(depths), log_L) for log_L in log_TxL])
+    for log_TxL in logs_TxL
+  ]
+  return {
+    'depths': depths,
+    'two': estimate(slopes[0]),
+    'one': estimate(slopes[1]),
+    'difference': estimate(slopes[0] - slopes[1]),
+    'log_ratio': estimate((logs_TxL[0] - logs_TxL[1]).mean(axis=1)),
+  }
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+  """Returns minus the slope of a line through the points that are there."""
+  some = np.isfinite(y)
+  if some.sum() < 2:
+    return math.nan
+  return float(-np.polyfit(x[some], y[some], 1)[0])
+
+
+def _temperature(row: records.Row) -> str:
+  cold = row['temperature']
+  return '' if cold is None else f'{cold:g}'
+
+
+def _words(row: records.Row) -> str:
+  return words.estimate(row['value'], row['lo'], row['hi'])
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -14,6 +15,7 @@ from familial import records
 from familial.analysis import toys
 from familial.studies import depth_toys
 from familial.studies import depth_toys_config
+from familial.studies import depth_toys_regimes as regimes
 from familial.studies import depth_toys_summary as summary
 
 SHAPE = toys.Shape(width=5, hidden=7, vocab=6)
@@ -135,12 +137,39 @@ def test_two_stages_are_of_second_order():
   assert wrong[1, 2] / wrong[4, 2] > 10
 
 
-@pytest.mark.parametrize(
-  'head', ['learned', pytest.param('none', marks=pytest.mark.slow)]
-)
-def test_a_member_equals_a_run_by_itself(head):
+def test_students_of_all_depths_learn_at_their_rates():
+  toys_ = dataclasses.replace(asked(), replicates=1)
+  study = dataclasses.replace(toys_.studies['only'], teachers=('tied',))
+  toys_ = dataclasses.replace(toys_, studies={'only': study})
+  state = toys.start(
+    tuple(depth_toys.students(toys_, 'only', depth) for depth in (1, 2))
+  )
+  losses = []
+  for steps in (0, 5):
+    state, found = toys.train(
+      depth_toys.task(toys_, 'only'),
+      depth_toys.teachers(toys_, 'only'),
+      toys.Members(jnp.array([0]), jnp.array([1.0])),
+      state,
+      jnp.array([0.0, 0.02]),
+      steps,
+      True,
+    )
+    assert found.shape == (toys_.test_batches, 2, 1)
+    losses.append(np.asarray(found).mean(axis=(0, 2)))
+  # All start as the identity; without a rate a student stays so.
+  assert losses[0][0] == pytest.approx(losses[0][1], rel=1e-5)
+  assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
+  assert losses[1][1] < 0.98 * losses[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', ['learned', 'none'])
+def test_a_student_equals_a_run_by_itself(head, tmp_path):
   toys_ = asked(head=head, temperatures=(0.5, 1.0) if head != 'none' else ())
-  result, params = depth_toys.train(toys_, 'only', 2)
+  result, (_, params, _) = depth_toys.train(
+    toys_, 'only', tmp_path / 'part.npz'
+  )
   members = depth_toys.members(toys_, 'only')
   picked = len(members) - 1
   alone = jax.tree.map(
@@ -150,26 +179,26 @@ def test_a_member_equals_a_run_by_itself(head):
   known = jax.tree.map(
     lambda leaf: leaf[-1:], depth_toys.teachers(toys_, 'only')
   )
-  state, taken = toys.start(alone), []
+  state, taken = toys.start((alone,)), []
   for steps in (4, 1, 1):
-    before = np.array(state.params['bias'])
+    before = np.array(state.params[0]['bias'])
     state, losses = toys.train(
       depth_toys.task(toys_, 'only'),
       known,
       toys.Members(jnp.array([0]), jnp.array([1.0])),
       state,
-      jnp.float32(0.01 * 2**0.5),
+      jnp.array([0.01 * 2**0.5]),
       steps,
       True,
     )
-    taken.append(np.abs(np.array(state.params['bias']) - before).mean())
+    taken.append(np.abs(np.array(state.params[0]['bias']) - before).mean())
   assert taken[2] < taken[1] / 5  # The last fifth of the steps.
-  assert losses.mean() == pytest.approx(result['loss'][-1][picked], rel=1e-4)
-  for key, leaf in state.params.items():
+  assert losses.mean() == pytest.approx(result['loss'][-1][1][picked], rel=1e-4)
+  for key, leaf in state.params[0].items():
     np.testing.assert_allclose(leaf[0], params[key][picked], atol=1e-4)
   # Steps in one dispatch or in several, and a loss that falls.
   assert result['steps'] == [1, 6]
-  assert result['loss'][1][picked] < result['loss'][0][picked]
+  assert result['loss'][1][1][picked] < result['loss'][0][1][picked]
 
 
 def test_the_divergence_is_that_of_cold_distributions():
@@ -179,14 +208,14 @@ def test_the_divergence_is_that_of_cold_distributions():
   params = jax.tree.map(
     lambda *leaves: jnp.stack(leaves), *(random(2, seed) for seed in range(3))
   )
-  found = toys._losses(
+  found = jax.jit(toys._losses, static_argnums=(0, 5))(
     depth_toys.task(toys_, 'only'),
     known,
     toys.Members(of, cold),
-    params,
+    [params],
     known.test,
     4,
-  )
+  )[0]
   for i, teacher in enumerate(of):
     x = np.asarray(jax.random.normal(known.test[teacher], (4, SHAPE.width)))
     logits = [
@@ -242,6 +271,64 @@ def test_losses_that_are_not_there_count_for_none():
   assert summary.estimate([np.nan])['value'] is None
 
 
+def curve(exponent, depths, stages, temperature=None):
+  loss = [
+    [scale * depth**-exponent for depth in depths] for scale in (1.0, 2.0, 3.0)
+  ]
+  return {
+    'study': 'two' if stages == 2 else 'one',
+    'teacher': 'tied',
+    'temperature': temperature,
+    'head': 'none',
+    'stages': stages,
+    'teacher_depth': 64,
+    'depths': depths,
+    'averaging': None,
+    'loss': [loss],
+    **summary.exponents(depths, np.array(loss)),
+  }
+
+
+def test_two_stages_are_beside_one_at_equal_cost_and_depth():
+  two, one = curve(3.0, [1, 2, 4], 2), curve(2.0, [2, 4, 6, 8], 1)
+  [row] = summary._stages([one, two, curve(1.0, [2, 4, 8], 1, 0.5)])
+  cost, depth = row['equal_cost'], row['equal_depth']
+  assert (cost['depths'], depth['depths']) == ([1, 2, 4], [2, 4])
+  for found in (cost, depth):
+    assert found['two']['value'] == pytest.approx(3)
+    assert found['one']['value'] == pytest.approx(2)
+    assert found['difference']['value'] == pytest.approx(1)
+  # Depth 2 at cost 4, in the middle of the depths: 2^-3 over 4^-2.
+  assert cost['log_ratio']['value'] == pytest.approx(np.log(2))
+  assert depth['log_ratio']['value'] == pytest.approx(-np.log(8) / 2)
+  verdict = {
+    'study': 'two',
+    'teacher': 'tied',
+    'temperature': None,
+    'text': 'x',
+  }
+  rows = summary.table(
+    {'curves': [one, two], 'stages': [row], 'regimes': [verdict]}
+  )
+  assert [line[0] for line in rows[1:]] == ['one', 'two'] + 2 * ['two - one']
+  assert rows[2][4].startswith('3.0') and rows[2][5:] == ['–', 'x']
+  assert rows[1][-1] == '–'
+
+
+@pytest.mark.parametrize('kind', ['independent', 'tied'])
+def test_the_regime_of_a_teacher_is_known(kind):
+  # Layers that are as many estimates of one correction, or steps of one flow.
+  shape = toys.Shape(width=8, hidden=32, vocab=1)
+  params = toys.teacher(jax.random.key(0), shape, 12, kind == 'tied', 0.2)
+  whole, deepest = regimes.rows({12: params}, 1, seed=0)
+  assert whole == deepest and whole['depths'] == (12,)
+  known = {'independent': 'ensemble', 'tied': 'smooth'}
+  assert whole['regime'] == known[kind] and whole['strength'] > 0.9
+  assert whole['text'].startswith(known[kind])
+  assert set(whole['evidence']) >= {'alignment', 'departure', 'early'}
+  assert list(regimes.rows({3: params}, 1, seed=0)) == []
+
+
 def load(arg):
   spec = importlib.util.spec_from_file_location('depth_toys', FILE)
   module = importlib.util.module_from_spec(spec)
@@ -280,27 +367,33 @@ def test_a_study_that_cannot_be_is_refused(changes, text):
 
 def test_a_file_of_students_is_not_trusted(tmp_path):
   toys_ = asked()
-  path = depth_toys.file(tmp_path, 'only', 2).with_suffix('.npz')
+  path = depth_toys.file(tmp_path, 'only').with_suffix('.npz')
+  with pytest.raises(errors.UserError, match='no students of toys'):
+    list(depth_toys.trained(toys_, tmp_path, 'only'))
   path.parent.mkdir()
+  names = [f'{depth}_{k}' for depth in (1, 2, 3) for k in ('in', 'bias', 'out')]
   for content, text in (
-    ({'in': np.zeros(3)}, 'no students of toys'),
-    ({k: np.zeros(3) for k in ('in', 'bias', 'out')}, 'bias is float64'),
-    ({'in': np.array([{}])}, 'no students of toys'),
+    ({'1_in': np.zeros(3)}, 'no students of toys'),
+    ({name: np.zeros(3) for name in names}, 'is float64'),
+    ({name: np.array([{}]) for name in names}, 'no students of toys'),
   ):
     np.savez(path, **content)
     with pytest.raises(errors.UserError, match=text):
-      list(depth_toys.trained(toys_, tmp_path, 'only', 2))
+      list(depth_toys.trained(toys_, tmp_path, 'only'))
 
 
 def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
-  toys_, trained = asked(), []
+  once = asked()
+  study = once.studies['only']
+  toys_ = dataclasses.replace(once, studies={'one': study, 'two': study})
+  trained = []
 
-  def train(asked, name, depth, on_share, stopping):
-    trained.append(depth)
-    if depth == stop:
+  def train(asked, name, part, on_share, stopping):
+    trained.append(name)
+    if name == stop:
       return None  # As where a signal came.
     members = depth_toys.members(asked, name)
-    loss = [[1 / depth] * len(members)] * 2
+    loss = [[[1 / depth] * len(members) for depth in study.depths]] * 2
     return {
       'schema': records.SCHEMA,
       'members': [member._asdict() for member in members],
@@ -308,20 +401,38 @@ def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
       'loss': loss,
       'error': loss,
       'seconds': {'compile': 1.0, 'train': 1.0},
-    }, depth_toys.students(asked, name, depth)
+    }, tuple(depth_toys.students(asked, name, d) for d in study.depths)
 
   monkeypatch.setattr(depth_toys, 'train', train)
-  stop = 2
-  with pytest.raises(errors.Interrupted, match='depth 2 starts anew'):
+  stop = 'two'
+  with pytest.raises(errors.Interrupted, match='stopped within two'):
     depth_toys.run(toys_, tmp_path)
-  assert trained == [1, 2]
+  assert trained == ['one', 'two']
   stop = None
   line = depth_toys.run(toys_, tmp_path)
-  assert trained == [1, 2, 2, 3]
-  assert line.startswith('only independent: 1.000 [1.000')
-  kept = list(depth_toys.trained(toys_, tmp_path, 'only', 3))
+  assert trained == ['one', 'two', 'two']
+  rows = [row.split() for row in line.splitlines()]
+  assert rows[1][:5] == ['one', 'independent', '1,', '2,', '3']
+  assert rows[1][5].startswith('1.0') and rows[4][:2] == ['two', 'tied']
+  kept = list(depth_toys.trained(toys_, tmp_path, 'two'))
   assert [member[:2] for member, _ in kept] == [('independent', 0), ('tied', 0)]
-  assert toys.states(kept[0][1], inputs()).shape == (4, 4, SHAPE.width)
+  assert toys.states(kept[0][1][3], inputs()).shape == (4, 4, SHAPE.width)
+
+
+@pytest.mark.slow
+def test_a_study_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+  toys_, part = asked(head='shared', temperatures=(1.0,)), tmp_path / 'part.npz'
+  whole, students = depth_toys.train(toys_, 'only', part)
+  assert not part.exists()
+  assert depth_toys.train(toys_, 'only', part, stopping=lambda: True) is None
+  shares = []
+  again, same = depth_toys.train(toys_, 'only', part, shares.append)
+  assert shares[0] > 0 and sum(shares) == pytest.approx(1)
+  assert again['loss'] == whole['loss']
+  jax.tree.map(np.testing.assert_array_equal, students, same)
+  np.savez(part, **{'0': np.zeros(3)})
+  with pytest.raises(errors.UserError, match=r'part\.npz: no students of toys'):
+    depth_toys.train(toys_, 'only', part)
 
 
 @pytest.mark.slow
@@ -341,7 +452,7 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
   for name in ('loss', 'steps', 'temperature'):
     assert (tmp_path / 'figures' / f'toys_{name}.png').stat().st_size > 1e4
   # What is there is not trained again; what is missing is, to the same numbers.
-  path = tmp_path / 'toys' / 'state_2.json'
+  path = tmp_path / 'toys' / 'state.json'
   was = json.loads(path.read_text())
   path.unlink()
   trained = []
@@ -349,18 +460,18 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(
     depth_toys,
     'train',
-    lambda *args: trained.append(args[1:3]) or train(*args),
+    lambda *args: trained.append(args[1]) or train(*args),
   )
   assert main._main(argv + small) == 0
-  assert trained == [('state', 2)]
+  assert trained == ['state']
   now = json.loads(path.read_text())
   assert now['loss'] == was['loss']
   # The students that were kept are those that were tested.
   toys_ = load('test')
-  for member, params in depth_toys.trained(toys_, tmp_path, 'two_stage', 3):
+  for member, by_depth in depth_toys.trained(toys_, tmp_path, 'two_stage'):
     assert member.number == 0
     x = np.ones((2, toys_.width), np.float32)
-    states = toys.states(params, x, 2)
+    states = toys.states(by_depth[3], x, 2)
     assert float(jnp.abs(states[-1] - states[0]).max()) > 0
   assert main._main([*argv, *small, '--config.batch=8']) == 2
   assert 'batch = 16, not 8' in capsys.readouterr().err
