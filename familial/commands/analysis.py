@@ -1,4 +1,4 @@
-"""`familial probe`."""
+"""`familial probe` and `familial depth`."""
 
 from typing import Any
 
@@ -51,10 +51,33 @@ def _probe(values: flags.FlagValues) -> str:
   return probe.write(found, values.out)
 
 
+def _define_depth(values: flags.FlagValues) -> None:
+  for kind, text in (
+    ('law', 'Folder of a study of width and depth.'),
+    ('regimes', 'Folder of a study of layers and exits.'),
+    ('toys', "Folder of the toys' study."),
+  ):
+    flags.DEFINE_string(kind, '', text, flag_values=values)
+  command.define_folder('out', 'Folder of the page.', values)
+
+
+def _depth(values: flags.FlagValues) -> str:
+  from familial.report import depth_story
+
+  return depth_story.write(
+    {kind: str(values[kind].value) for kind in depth_story.KINDS}, values.out
+  )
+
+
 COMMANDS: dict[str, Any] = {
   'probe': command.Command(
     'what the layers of a model do, and in which regime',
     _define_probe,
     _probe,
-  )
+  ),
+  'depth': command.Command(
+    'one page of the studies of depth, and whether they agree',
+    _define_depth,
+    _depth,
+  ),
 }

@@ -47,19 +47,26 @@ Results = results_lib.Results
 def sections(results: Results, gallery: html.Gallery) -> list[html.Section]:
   """Returns the page's sections in order."""
   summary = results.summary
-  parts = (
-    _law(results, gallery),
-    _forms(summary, gallery),
-    _scan(summary, gallery),
-    _controls(summary),
-  )
   return [
     _answer(summary, results),
-    *html.with_unmeasured(parts),
+    *found(results, gallery),
     record_sections.runs(results),
     record_sections.provenance(results),
     _definitions(summary),
   ]
+
+
+def found(results: Results, gallery: html.Gallery) -> list[html.Section]:
+  """Returns the law, its rivals, its cut-offs and its rates."""
+  summary = results.summary
+  return html.with_unmeasured(
+    (
+      _law(results, gallery),
+      _forms(summary, gallery),
+      _scan(summary, gallery),
+      _controls(summary),
+    )
+  )
 
 
 def _answer(summary: Mapping[str, Any], results: Results) -> html.Section:
