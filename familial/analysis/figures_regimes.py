@@ -88,5 +88,7 @@ def layers(groups: Sequence[Group]) -> mpl_figure.Figure:
     ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     if name == 'skip':
       ax.set_yscale('symlog', linthresh=1e-2)
+      # Math is not parsed.
+      ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
   style.legend(figure, axes)
   return figure
