@@ -69,6 +69,6 @@ def test_another_study_s_folder_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match='--law, --regimes, --toys: at le'):
     depth_story.write(dict.fromkeys(depth_story.KINDS, ''), tmp_path / 'out')
   (tmp_path / 'summary.json').write_text(json.dumps({'schema': 1}))
-  with pytest.raises(errors.UserError, match='--toys: .*depth_toys.py'):
+  with pytest.raises(errors.UserError, match=r'--toys: .*depth_toys\.py'):
     depth_story.write({'toys': str(tmp_path)}, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
