@@ -122,18 +122,22 @@ def law_errors(cells: Cells, beyond: float) -> Figure:
     errors: list[float] = []
     names = _names(cells)
     for place, name in enumerate(names):
-      rows = [c['policies'][name] for c in cells if name in c['policies']]
-      rows = [row for row in rows if row[key]['value']]
+      mine = [c for c in cells if _error(c, name, key)]
+      rows = [c['policies'][name] for c in mine]
       # Side by side, so that bars do not hide one another.
-      shift = math.exp(0.16 * (place / max(len(names) - 1, 1) - 0.5))
+      shift = math.exp(0.08 * (place / max(len(names) - 1, 1) - 0.5))
       x = [
-        figures.PERCENT * (1 - row['saving']['value']) * shift for row in rows
+        figures.PERCENT
+        * (1 - row['saving']['value'])
+        * (row['spent']['value'] / cell['budget'])
+        * shift
+        for cell, row in zip(mine, rows, strict=True)
       ]
       y = [figures.PERCENT * row[key]['value'] for row in rows]
       colour, marker = figures.look(name)
       ax.plot(x, y, color=colour, marker=marker, lw=1.2, label=name)
       for at, row in zip(x, rows, strict=True):
-        if row[key]['lo']:
+        if row[key]['lo'] and math.isfinite(row[key]['hi'] or math.inf):
           ends = [figures.PERCENT * row[key][end] for end in ('lo', 'hi')]
           ax.plot([at, at], ends, color=colour, lw=1, alpha=0.6)
           errors.append(ends[1])
@@ -146,10 +150,15 @@ def law_errors(cells: Cells, beyond: float) -> Figure:
   return parts.finish(
     figure,
     axes,
-    'Against the same fitted to the whole grid; medians over draws with'
+    'Against the whole grid, or the law that curves obey; medians over draws with'
     f' intervals of {figures.PERCENT * compared.LEVEL:g} %. What is not spent is saved.'
     ' Errors of 0 are left out',
   )
+
+
+def _error(cell: Any, name: str, key: str) -> float | None:
+  row = cell['policies'].get(name)
+  return row[key]['value'] if row else None
 
 
 @style.drawn
