@@ -246,26 +246,20 @@ def _laws(
 ) -> dict[str, np.ndarray]:
   """Relative errors of the extrapolated loss; NaN where a law had no fit."""
   form = forms.get(law.form)
-  chosen = {'': grids} | {
-    name: [a.curves for a in mine] for name, mine in allocations.items()
-  }
-  table, weights = rows(
-    [curves for each in chosen.values() for curves in each], law.where
-  )
-  theta, determined = groups.fit(form, table, weights)
-  far = [law.beyond * frontier.span(grid)[1] for grid in grids]
-  budgets, at = np.unique(far, return_inverse=True)
-  # [policies, draws, budgets], of which each draw has its own.
-  best = extrapolated(form, table, theta, budgets.tolist())
-  best = np.where(determined[:, None], best, np.nan)
-  best = best.reshape(len(chosen), len(grids), -1)
-  own = best[:, np.arange(len(grids)), at]
-  losses = dict(zip(chosen, own, strict=True))
-  full = losses.pop('')
-  if truth is not None and set(truth) == set(form.names):
-    known = form.theta(truth)[None]
-    full = extrapolated(form, table, known, budgets.tolist())[0, at]
-  return {name: mine / full - 1 for name, mine in losses.items()}
+  errors = np.empty((len(allocations), len(grids)))
+  # Draw by draw: they have few curves of all, so that together most rows of a
+  # table would be nobody's.
+  for draw, grid in enumerate(grids):
+    chosen = [grid, *(mine[draw].curves for mine in allocations.values())]
+    table, weights = rows(chosen, law.where)
+    theta, determined = groups.fit(form, table, weights)
+    far = law.beyond * frontier.span(grid)[1]
+    best = extrapolated(form, table, theta, [far])[:, 0]
+    full, *mine = np.where(determined, best, np.nan)
+    if truth is not None and set(truth) == set(form.names):
+      [[full]] = extrapolated(form, table, form.theta(truth)[None], [far])
+    errors[:, draw] = np.array(mine) / full - 1
+  return dict(zip(allocations, errors, strict=True))
 
 
 def extrapolated(

@@ -153,19 +153,20 @@ def _fits(
 ) -> np.ndarray:
   """The law of each allocation so far; before it has one, what is expected."""
   start = form.theta({name: _START[name] for name in form.names})
-  thetas = np.tile(start, (len(known), 1))
-  selections = [list(curves.values()) for curves in known]
-  if not any(len(c.flops) for curves in selections for c in curves):
-    return thetas
-  try:
-    table, weights = compared.rows(selections, law.where)
-  except errors.UserError:  # No row counts yet.
-    return thetas
-  found, determined = groups.fit(form, table, weights)
   spread = np.array([_SPREAD[name] for name in form.names])
-  # A fit of few rows may be anywhere: then what is expected stands.
-  sane = determined & (np.abs(found - start) <= 3 * spread).all(axis=1)
-  return np.where(sane[:, None], found, thetas)
+  thetas = np.tile(start, (len(known), 1))
+  for theta, curves in zip(thetas, known, strict=True):
+    if not any(len(curve.flops) for curve in curves.values()):
+      continue
+    try:
+      table, weights = compared.rows([list(curves.values())], law.where)
+    except errors.UserError:  # No row counts yet.
+      continue
+    [found], [determined] = groups.fit(form, table, weights)
+    # A fit of few rows may be anywhere: then what is expected stands.
+    if determined and (np.abs(found - start) <= 3 * spread).all():
+      theta[:] = found
+  return thetas
 
 
 def _plan(
