@@ -133,6 +133,7 @@ def test_what_is_lost_and_saved_by_hand():
   assert found['uniform'].spent == 4.0
 
 
+@pytest.mark.slow
 def test_laws_are_held_against_the_one_that_curves_obey():
   grids = draws(count=2)
   budget = 2e19

@@ -82,6 +82,7 @@ def test_the_best_move_removes_most_a_flop():
   assert design._best_move(options, before, directions, spent, at, 0.5) is None
 
 
+@pytest.mark.slow
 def test_each_draw_has_its_own_budget_and_never_spends_more():
   found = design.run(sources(2), [1e18, 3e18], LAW)
   assert [each.budget for each in found] == [1e18, 3e18]

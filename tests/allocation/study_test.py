@@ -45,6 +45,7 @@ def flags(path, out, *more):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_replay_writes_what_it_found_and_is_deterministic(tmp_path, capsys):
   path = table(tmp_path)
   for name in 'ab':

@@ -215,6 +215,7 @@ def familial(capsys):
   return run
 
 
+@pytest.mark.slow
 def test_the_command(model, found, corpus, familial, tmp_path):
   status, out, err = familial(
     'probe', f'--checkpoint={model.folder}', f'--out={tmp_path}'

@@ -66,6 +66,7 @@ def _rounds(workdir):
   return allocation_summary.decided(workdir)
 
 
+@pytest.mark.slow
 def test_it_spends_real_flops_within_its_budget(whole):
   study, workdir = whole
   cells = allocation.build(study)
@@ -85,6 +86,7 @@ def test_it_spends_real_flops_within_its_budget(whole):
   assert sum(spent.values()) <= study.budget
 
 
+@pytest.mark.slow
 def test_what_is_live_is_what_its_own_curves_replay(whole):
   study, workdir = whole
   cells = allocation.build(study)
@@ -102,7 +104,8 @@ def test_what_is_live_is_what_its_own_curves_replay(whole):
     np.testing.assert_allclose(mine.spent, theirs.spent, rtol=0.2)
 
 
-@pytest.mark.parametrize('round_', [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize('round_', [0, 1])
 def test_killed_in_any_round_it_goes_on_exactly(
   make, whole, tmp_path, monkeypatch, round_
 ):
@@ -215,6 +218,7 @@ def test_pausing_changes_nothing_of_a_run(make, whole, tmp_path):
     assert straight == kept
 
 
+@pytest.mark.slow
 def test_a_finished_one_is_left_alone(whole, monkeypatch):
   study, workdir = whole
   before = {path: path.read_bytes() for path in workdir.rglob('*.jsonl')}
