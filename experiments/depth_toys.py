@@ -25,7 +25,7 @@ that is what it has, with depths 2 to 8, which a batch of 128 can train. Teacher
 1.07 over these depths, and 1.16 under teachers of 32. The gain keeps the path of a
 tied teacher, 1.25 gain sqrt(64), at the size of the state: twice the path is beyond
 what 8 layers learn in these steps. A layer of two stages costs two, so students with
-them are half as deep: layer by layer of equal cost.
+them are half as deep: pair by pair of equal cost.
 """
 
 from typing import Any

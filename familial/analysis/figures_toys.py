@@ -18,6 +18,7 @@ Curves = Sequence[records.Row]
 _DPI = 150
 _COLOURS = dict(zip(('independent', 'tied'), style.CYCLE, strict=False))
 _NAMES = {'independent': 'independent layers', 'tied': 'tied layers'}
+_LINE = 0.1  # of a number in a panel, of its height
 _EXPECTED = (1.0, 3.0)  # of ensemble averaging and of smooth dynamics
 
 
@@ -51,7 +52,8 @@ def losses(curves: Curves) -> Figure:
   figure, axes = style.panels(len(groups), 'Test loss by depth of the students')
   for ax, ((study, kind), group) in zip(axes, groups.items(), strict=True):
     shades = style.budget_colours(curve['temperature'] or 1 for curve in group)
-    for line, curve in enumerate(group):
+    named = group[:: max(1, len(group) - 1)]
+    for curve in group:
       loss_TxL = np.array(curve['loss'][-1], np.float64)
       cold = curve['temperature']
       colour = _COLOURS[kind] if cold is None else shades[cold]
@@ -69,18 +71,19 @@ def losses(curves: Curves) -> Figure:
       middle = np.exp(np.log(loss_TxL).mean(axis=0))
       slope, level = np.polyfit(np.log(x), np.log(middle), 1)
       ax.plot(x, np.exp(level) * x**slope, color=colour)
-      # Losses fall: the lower left is free.
-      ax.text(
-        0.03,
-        0.04 + 0.09 * line,
-        _estimate(curve['exponent']),
-        transform=ax.transAxes,
-        color=colour,
-        fontsize=8.5,
-      )
+      if curve in named:
+        ax.text(
+          0.03,
+          0.03 + _LINE * named.index(curve),
+          _estimate(curve['exponent']),
+          transform=ax.transAxes,
+          color=colour,
+          fontsize=8.5,
+        )
     ax.set_title(_title(study, kind))
     ax.set_xlabel('layers l')
     parts.axis(ax.yaxis, _all(group), words.number)
+    _room(ax, _all(group), _LINE * len(named) + 0.04)
     _depths(ax, group[0]['depths'])
   style.label_y(axes, 'test loss')
   return parts.finish(
@@ -183,6 +186,13 @@ def _expected(ax: mpl_axes.Axes) -> None:
 def _depths(ax: mpl_axes.Axes, depths: Sequence[int]) -> None:
   style.log_axis(ax.xaxis, depths)
   ax.xaxis.set_major_locator(ticker.FixedLocator(depths))
+
+
+def _room(ax: mpl_axes.Axes, values: np.ndarray, below: float) -> None:
+  """Leaves a share of a panel's height free below the values, and some above."""
+  low, high = np.log(values.min()), np.log(values.max())
+  reach = (high - low) / (0.94 - below)
+  ax.set_ylim(np.exp(low - below * reach), np.exp(high + 0.06 * reach))
 
 
 def _all(group: Curves) -> np.ndarray:

@@ -208,7 +208,7 @@ def test_the_divergence_is_that_of_cold_distributions():
   params = jax.tree.map(
     lambda *leaves: jnp.stack(leaves), *(random(2, seed) for seed in range(3))
   )
-  found = jax.jit(toys._losses, static_argnums=(0, 5))(
+  found = toys._losses(
     depth_toys.task(toys_, 'only'),
     known,
     toys.Members(of, cold),
@@ -327,6 +327,37 @@ def test_the_regime_of_a_teacher_is_known(kind):
   assert whole['text'].startswith(known[kind])
   assert set(whole['evidence']) >= {'alignment', 'departure', 'early'}
   assert list(regimes.rows({3: params}, 1, seed=0)) == []
+
+
+@pytest.mark.slow
+def test_students_move_as_their_teachers_were_made(tmp_path):
+  study = depth_toys_config.Study(
+    depths=(4, 6, 8),
+    teacher_depth=16,
+    steps=2000,
+    rate=8e-3,
+    rate_depth=4,
+    decay=0.7,
+    decay_to=0.01,
+  )
+  toys_ = dataclasses.replace(
+    asked(), studies={'only': study}, width=16, hidden=16, batch=64,
+    replicates=1,
+  )  # fmt: skip
+  _, by_depth = depth_toys.train(toys_, 'only', tmp_path / 'part.npz')
+  found = {}
+  for i, member in enumerate(depth_toys.members(toys_, 'only')):
+    mine = {
+      depth: {key: leaf[i] for key, leaf in params.items()}
+      for depth, params in zip(study.depths, by_depth, strict=True)
+    }
+    found[member.teacher] = next(regimes.rows(mine, 1, seed=0))
+  assert found['independent']['regime'] == 'ensemble'
+  assert found['independent']['evidence']['alignment']['value'] < 0.15
+  # Tied ones lean to what they are, and are too shallow for it to be named.
+  assert found['tied']['evidence']['alignment']['value'] > 0.25
+  scores = found['tied']['scores']
+  assert max(scores, key=scores.get) == 'smooth'
 
 
 def load(arg):
