@@ -35,7 +35,7 @@ from familial.training import meter
 
 _CHUNK = 1e11  # FLOPs of a dispatch, seconds on CPU: a signal waits for its end
 _SAVE_SECONDS = 300.0
-_ARRAYS = 2**28  # numbers in a file of students, at most
+_ARRAYS = 2**30  # numbers in a file of students, at most
 
 
 class Member(NamedTuple):
@@ -52,7 +52,7 @@ def run(
   *,
   plan_only: bool = False,
 ) -> str:
-  """Trains all students, or goes on with that; returns the summary line.
+  """Trains all students, or goes on with that; returns the summary's table.
 
   Args:
     asked: what to do.
@@ -255,7 +255,9 @@ def train(
   every = members(asked, name)
   known = teachers(asked, name)
   of = jnp.repeat(jnp.arange(len(known.head)), len(every) // len(known.head))
-  cold = jnp.array([m.temperature or 1.0 for m in every], jnp.float32)
+  differ = toys.Members(
+    of, jnp.array([m.temperature or 1.0 for m in every], jnp.float32)
+  )
   rates = jnp.array([rate(study, depth) for depth in study.depths], jnp.float32)
   state = toys.start(
     tuple(students(asked, name, depth) for depth in study.depths)
@@ -273,26 +275,26 @@ def train(
   chunk = max(1, int(_CHUNK * study.steps / flops(asked, name)))
   begin = time.perf_counter()
   program = toys.train.lower(
-    how, known, toys.Members(of, cold), state, rates, 0, True
+    how, known, differ, state, rates, 0, True
   ).compile()
   compiled = saved = time.perf_counter()
   for number, end in enumerate(ends):
     while done < end:
       steps = min(chunk, end - done)
       state, losses = program(
-        known, toys.Members(of, cold), state, rates, steps, done + steps == end
+        known, differ, state, rates, steps, done + steps == end
       )
       jax.block_until_ready(state)
       done += steps
       on_share(steps / study.steps)
       if done == end:
         tests[number] = losses
-      now = time.perf_counter()
-      if stopping() or now > saved + _SAVE_SECONDS:
+      now, stop = time.perf_counter(), stopping()
+      if stop or now > saved + _SAVE_SECONDS:
         spent = np.float32(before + now - compiled)
         _save(part, _leaves((state, tests, spent)))
         saved = now
-      if stopping():
+      if stop:
         return None
   tests_CxNxDxM = tests.astype(np.float64)
   error = tests_CxNxDxM.std(axis=1, ddof=1) / math.sqrt(asked.test_batches)
