@@ -137,6 +137,7 @@ def test_two_stages_are_of_second_order():
   assert wrong[1, 2] / wrong[4, 2] > 10
 
 
+@pytest.mark.slow
 def test_students_of_all_depths_learn_at_their_rates():
   toys_ = dataclasses.replace(asked(), replicates=1)
   study = dataclasses.replace(toys_.studies['only'], teachers=('tied',))
@@ -201,6 +202,7 @@ def test_a_student_equals_a_run_by_itself(head, tmp_path):
   assert result['loss'][1][1][picked] < result['loss'][0][1][picked]
 
 
+@pytest.mark.slow
 def test_the_divergence_is_that_of_cold_distributions():
   toys_ = asked(head='shared', temperatures=(0.5, 1.0))
   known = depth_toys.teachers(toys_, 'only')
@@ -413,6 +415,7 @@ def test_a_file_of_students_is_not_trusted(tmp_path):
       list(depth_toys.trained(toys_, tmp_path, 'only'))
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
   once = asked()
   study = once.studies['only']
