@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from familial import errors
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
 from familial.allocation import frontier
@@ -187,7 +188,8 @@ def calibration(
     their intervals (`coverage`, nominally surrogate.LEVEL, with an interval over
     draws, whose curves err together), and the median
     relative error of the mean (`error`), of the last loss held (`held_error`),
-    both of them below or above (`bias` of the mean: median, signed).
+    signed of the mean (`bias`), and the median `width` of the interval over the
+    true loss.
   """
   found = []
   for number in range(len(mine[0].rounds) - 1):
@@ -215,6 +217,7 @@ def calibration(
         'error': float(np.median(np.abs(mean / true - 1))),
         'held_error': float(np.median(np.abs(seen / true - 1))),
         'bias': float(np.median(mean / true - 1)),
+        'width': float(np.median((hi - lo) / true)),
       }
     )
   return found
@@ -246,20 +249,23 @@ def _laws(
 ) -> dict[str, np.ndarray]:
   """Relative errors of the extrapolated loss; NaN where a law had no fit."""
   form = forms.get(law.form)
-  errors = np.empty((len(allocations), len(grids)))
+  errors_of = np.empty((len(allocations), len(grids)))
   # Draw by draw: they have few curves of all, so that together most rows of a
   # table would be nobody's.
   for draw, grid in enumerate(grids):
     chosen = [grid, *(mine[draw].curves for mine in allocations.values())]
     table, weights = rows(chosen, law.where)
+    if not table.rows:
+      errors_of[:, draw] = np.nan
+      continue
     theta, determined = groups.fit(form, table, weights)
     far = law.beyond * frontier.span(grid)[1]
     best = extrapolated(form, table, theta, [far])[:, 0]
     full, *mine = np.where(determined, best, np.nan)
     if truth is not None and set(truth) == set(form.names):
       [[full]] = extrapolated(form, table, form.theta(truth)[None], [far])
-    errors[:, draw] = np.array(mine) / full - 1
-  return dict(zip(allocations, errors, strict=True))
+    errors_of[:, draw] = np.array(mine) / full - 1
+  return dict(zip(allocations, errors_of, strict=True))
 
 
 def extrapolated(
@@ -297,7 +303,11 @@ def rows(
     where: conditions of the rows that count.
 
   Returns:
-    Every point once, and 1 where a selection has it, [selections, rows].
+    Every point once, and 1 where a selection has it, [selections, rows]; no
+    row may meet the conditions.
+
+  Raises:
+    UserError: if no curve has a point.
   """
   numbers: dict[tuple[str, float], int] = {}
   points: list[dict[str, float]] = []
@@ -315,6 +325,8 @@ def rows(
           points.append({'loss': curve.loss[i], 'C': flops, **columns})
         mine.append(numbers[key])
     has.append(mine)
+  if not points:
+    raise errors.UserError('no curve has a loss; a law needs some')
   table = tables.Table(
     {name: np.array([p[name] for p in points], float) for name in points[0]},
     np.array(runs),

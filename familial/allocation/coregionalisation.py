@@ -12,7 +12,8 @@ rank two. With u = U' 1 the covariance is
 and the bias, of rank M + 1, is added by Woodbury's identity. So the likelihood
 takes O(T^3 + T M^2 + M^3) instead of O(T^3 M^3). The derivative of the
 eigenbasis, which does not exist where eigenvalues meet, is never taken: the
-gradient is written out with respect to w, kappa and K.
+gradient is written out with respect to w, kappa and K. (Libraries of Gaussian
+processes, such as tinygp, have this model's kernels, and take the full covariance.)
 
 Dimensions: Q = 3 kernels, M curves, T points, k and l in the eigenbasis.
 """

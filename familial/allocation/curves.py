@@ -167,7 +167,8 @@ def read(
       str(path),
       sha256,
     )
-    keys = [_known(name, records[0], path) for name in curve]
+    keys = [_known(name, record, path) for record in records for name in curve]
+    keys = list(dict.fromkeys(keys))
     if not keys and 'run' not in table.mapping:
       raise errors.UserError(
         f'--curve: {path} has no column run; name those that tell its curves'

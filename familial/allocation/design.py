@@ -88,7 +88,7 @@ def run(
     decided: first rounds of an allocation that was interrupted.
     on_round: called after each round that was not decided before.
   """
-  form = _form(law)
+  form = check(law)
   count = len(sources[0].names)
   for budget in budgets:
     halving.check(count, budget, 2)
@@ -137,7 +137,8 @@ def knows(law: config_lib.Law) -> bool:
   return bool(law.form) and set(forms.get(law.form).names) <= set(_START)
 
 
-def _form(law: config_lib.Law) -> parametric.Form:
+def check(law: config_lib.Law) -> parametric.Form:
+  """Returns the form of a law that can be looked for; refuses others."""
   if not knows(law):
     raise errors.UserError(
       f'law.form: {law.form!r} is not allowed for policy law, which needs a form'
@@ -158,9 +159,8 @@ def _fits(
   for theta, curves in zip(thetas, known, strict=True):
     if not any(len(curve.flops) for curve in curves.values()):
       continue
-    try:
-      table, weights = compared.rows([list(curves.values())], law.where)
-    except errors.UserError:  # No row counts yet.
+    table, weights = compared.rows([list(curves.values())], law.where)
+    if not table.rows:
       continue
     [found], [determined] = groups.fit(form, table, weights)
     # A fit of few rows may be anywhere: then what is expected stands.
@@ -180,6 +180,8 @@ def _plan(
 ) -> dict[int, float]:
   """What each candidate is to have spent after this round; those it trains."""
   count = len(source.names)
+  if not any(_able(source, form)):
+    return {}
   options = _options(source, count, form, law, theta)
   directions = _directions(source, count, form, law, theta)
   left = ledger.budget - ledger.total
@@ -278,8 +280,10 @@ def _options(
   points = [
     [source.point(i, c) for c in row] for i, row in enumerate(flops.tolist())
   ]
+  # Of a candidate without a point nothing is known, and nothing is to be had.
+  able = np.array(_able(source, form))
   columns = {
-    name: np.array([[p[name] for p in row] for row in points]).ravel()
+    name: np.array([[p.get(name, 1.0) for p in row] for row in points]).ravel()
     for name in form.columns
   }
   table = _table({**columns, 'C': flops.ravel()})
@@ -288,12 +292,15 @@ def _options(
   jacobian = jacobian * counted.reshape(*flops.shape, 1)
   # S = diag(s^2) + r^2 1 1', inverted by Sherman and Morrison.
   precision = (limits.max() / flops) ** -(2 * _MISFIT) / _POINT**2
-  precision = precision * counted.reshape(flops.shape)
+  # Short runs have fewer steps than levels: a step is one point.
+  again = np.diff(flops, axis=1, prepend=-1.0) <= 0
+  precision = precision * (counted.reshape(flops.shape) & ~again)
   weighted = precision[..., None] * jacobian
   squares = np.cumsum(weighted[..., :, None] * jacobian[..., None, :], axis=1)
   sums = np.cumsum(weighted, axis=1)
   share = 1 / (_RUN**-2 + np.cumsum(precision, axis=1))
   both = sums[..., :, None] * sums[..., None, :]
+  flops = np.where(able[:, None], flops, np.inf)
   return _Options(flops, squares - share[..., None, None] * both)
 
 
@@ -307,7 +314,11 @@ def _directions(
   """Gradients of the extrapolated log loss in the coordinates, one a G."""
   limits = [source.limit(i) for i in range(count)]
   points = [
-    {'C': flops, **source.point(i, flops)} for i, flops in enumerate(limits)
+    {'C': flops, **source.point(i, flops)}
+    for i, (flops, able) in enumerate(
+      zip(limits, _able(source, form), strict=True)
+    )
+    if able
   ]
   table = _table(
     {name: np.array([p[name] for p in points]) for name in points[0]}
@@ -329,6 +340,14 @@ def _directions(
     theta,
     {name: np.array([c[name] for c in columns]) for name in form.columns},
   )
+
+
+def _able(source: halving.Source, form: parametric.Form) -> list[bool]:
+  """Whether what a law needs is known of each candidate."""
+  return [
+    set(form.columns) <= set(source.point(i, source.limit(i)))
+    for i in range(len(source.names))
+  ]
 
 
 def _table(columns: Mapping[str, np.ndarray]) -> tables.Table:

@@ -158,7 +158,11 @@ class View(NamedTuple):
 
 
 def observe(survey: halving.Survey) -> View:
-  """Returns what surrogates are shown of a survey."""
+  """Returns what surrogates are shown of a survey.
+
+  Those of which they see less than a factor of two in compute are not predicted:
+  they are ranked by the loss seen, against what others are predicted to reach.
+  """
   first, end = (
     np.array([[f(curve) for curve in row] for row in survey.curves])
     for f in (lambda c: c.flops[0] if len(c.flops) else np.inf, lambda c: c.end)

@@ -30,9 +30,11 @@ class Replay:
 
     That one will diverge is not known before: it may go as far as the longest.
     """
-    if self._curves[candidate].diverged:
+    curve = self._curves[candidate]
+    if curve.diverged:
       return max(curve.end for curve in self._curves)
-    return self._curves[candidate].end
+    # What was spent without a loss to show for it is no candidate's to spend.
+    return float(curve.flops[-1]) if len(curve.flops) else curve.end
 
   def step(self, candidate: int) -> float:
     """Returns the least FLOPs by which a candidate goes on: curves have none."""

@@ -50,6 +50,8 @@ def run(
   """
   for name in config.policies:
     policies.check(name)
+    if name == policies.LAW:
+      design.check(config.law)
   out = pathlib.Path(out)
   start = time.monotonic()
   cells: list[dict[str, Any]] = []
@@ -133,8 +135,18 @@ def check_law(pool: curves_lib.Curves, law: config_lib.Law) -> None:
   """Refuses a law that curves lack columns or rows for."""
   if not law.form:
     return
+  form = forms.get(law.form)
+  if not {'N', 'D'} <= set(form.columns):
+    raise errors.UserError(
+      f'--form: {law.form!r} is not allowed; a law that is asked for the best'
+      " loss of a compute has N and D; --form='' fits no law"
+    )
   table, _ = compared.rows([pool.curves], law.where)
-  for column in forms.get(law.form).columns:
+  if not table.rows:
+    raise errors.UserError(
+      f'--where: no row of {pool.source} meets {", ".join(law.where)}'
+    )
+  for column in form.columns:
     if column not in table.columns:
       raise errors.UserError(
         f'--form: {law.form!r} needs column {column}; {pool.source} has'

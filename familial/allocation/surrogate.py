@@ -49,9 +49,10 @@ def calibrated(
 ) -> Prediction:
   """Returns predictions whose intervals reach as far as past errors did.
 
-  Split conformal prediction (Lei et al. 2018) over an allocation's curves: the
-  score of a curve is its past error in units of the interval that the surrogate
-  gave, and the interval is stretched by their quantile of LEVEL, corrected for
+  After split conformal prediction (Lei et al. 2018), without its guarantee: past
+  and future are not exchangeable, and curves are alike. The score of a curve is
+  its past error in units of the interval that the surrogate gave, and the interval
+  is stretched by their quantile of LEVEL, corrected for
   their number; of fewer than nine curves it is the largest score, which is short of
   LEVEL. Intervals are never narrowed: curves of one allocation err alike, so that a
   few that were lucky would be believed.
@@ -66,6 +67,7 @@ def calibrated(
   reach = np.where(above, trial.hi - trial.mean, trial.mean - trial.lo)
   with np.errstate(divide='ignore', invalid='ignore'):
     score = np.abs(true_SxM - trial.mean) / reach
+  score = np.where(reach > 0, score, 1.0)  # That knew no doubt says nothing.
   scale = np.ones((len(score), 1))
   for s, active in enumerate(active_SxM):
     if count := int(active.sum()):

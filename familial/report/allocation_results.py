@@ -135,6 +135,7 @@ def read(results: results_lib.Results, workdir: pathlib.Path) -> Live:
         rows.get(cell['cell'], []),
         config.get('loss', 'final'),
         {},
+        results.plan.get('steady', 1.0) * cell['steps'],
       )
       for cell in results.plan['cells']
     ],

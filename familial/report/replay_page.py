@@ -232,7 +232,7 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
   if without:
     yield (
       'No law, or none with a minimum, could be fitted in some draws of'
-      f' {words.listing(list(without))}; those count in no median of its error.'
+      f' {words.listing(list(without))}; in its median those are infinitely wrong.'
     )
   draws = min(cell['draws'] for cell in cells)
   if draws < _FEW_DRAWS:

@@ -183,6 +183,7 @@ def calibration(
           'median error',
           'last loss held',
           'bias',
+          'width',
         ],
         [
           [
@@ -193,14 +194,15 @@ def calibration(
             f'{words.number(100 * row["error"])} %',
             f'{words.number(100 * row["held_error"])} %',
             words.percent(row['bias'], 3),
+            f'{words.number(100 * row["width"], 2)} %',
           ]
           for name, rows in cell['calibration'].items()
           for row in rows
         ],
         'Predictions held against the true loss at the compute they are for;'
         ' medians over candidates and draws. Bias: above 0, too high a loss was'
-        ' predicted.',
-        align='lrrrrrr',
+        ' predicted. Width: of the interval, over the true loss.',
+        align='lrrrrrrr',
       ),
     )
   return html.Section(

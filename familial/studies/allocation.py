@@ -77,7 +77,9 @@ def _candidate(
     batch_tokens = study.train['batch_size'] * study.data.seq_len
     step = batch_tokens * flops_lib.train(model, study.data.seq_len)
     steps = math.floor(study.horizon / step)
-    first = len(halving.survivors(_count(study), study.eta)) * _count(study)
+    first = len(halving.survivors(_count(study), _eta(study))) * _count(study)
+    if study.policy == policies.LAW:
+      first = 1  # It trains whom it wants.
     if steps < 1 or study.budget / first < step:
       raise errors.UserError(
         f'budget: {study.budget:g} FLOPs give it {study.budget / first:.3g} in'
@@ -132,6 +134,7 @@ def plan(
     'survivors': list(survivors),
     'shares': [study.budget / (n * len(survivors)) for n in survivors],
     'full': study.full,
+    'steady': study.steady,
   }
 
 
@@ -239,8 +242,9 @@ class Live:
     self._how = how
 
   def limit(self, candidate: int) -> float:
-    """Returns the FLOPs of a run to the horizon."""
-    return cells_lib.cost(self._cells[candidate])
+    """Returns the FLOPs of a run to the horizon, or to where its rate decays."""
+    steps = self._cells[candidate].train.steps
+    return self.step(candidate) * math.floor(self._study.steady * steps)
 
   def step(self, candidate: int) -> float:
     """Returns the FLOPs of a step."""
@@ -290,7 +294,6 @@ class Live:
       rows,
       self._study.loss,
       self.features[candidate],
-      allocation_summary.steady(self._study, cell.train.steps),
     )
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from familial import errors
 from familial.allocation import config as allocation_config
+from familial.allocation import design
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.data import config as data_config
+from familial.laws import forms
 from familial.training import config as train_config
 
 SCHEDULES = ('constant', 'wsd')
@@ -72,6 +74,10 @@ class AllocationConfig:
       raise errors.UserError(
         f'policy: {self.policy!r} knows the future, which replays alone have'
       )
+    if self.law.form:
+      forms.get(self.law.form)
+    if self.policy == policies.LAW:
+      design.check(self.law)
     schedule = self.train.get('schedule')
     if schedule not in SCHEDULES:
       raise errors.UserError(
@@ -88,3 +94,15 @@ class AllocationConfig:
       raise errors.UserError(
         f'warmup: {self.warmup} is not allowed; it must be within 0 to 1'
       )
+
+  @property
+  def steady(self) -> float:
+    """Share of a run's steps before its rate decays.
+
+    Losses of the decay are those of another rate, and tell candidates apart by how
+    far they are from their ends: candidates compete without it.
+    """
+    if self.train['schedule'] != 'wsd':
+      return 1.0
+    default = train_config.TrainConfig.decay_fraction
+    return float(1 - self.train.get('decay_fraction', default))

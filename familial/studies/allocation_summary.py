@@ -95,20 +95,8 @@ def _curves(
       'params': float(row['params_full']),
       **{key: float(row[key]) for key in ('width', 'depth', 'exits')},
     }
-    last = steady(study, row['steps'])
+    last = study.steady * row['steps']
     yield curves_lib.of_run(row['cell'], rows, study.loss, features, last)
-
-
-def steady(study: allocation_config.AllocationConfig, steps: int) -> float:
-  """Returns the last step before a run's rate decays.
-
-  Losses of the decay are those of another rate, and tell candidates apart by how
-  far they are from their ends.
-  """
-  if study.train['schedule'] != 'wsd':
-    return math.inf
-  default = train_config.TrainConfig.decay_fraction
-  return steps * (1 - study.train.get('decay_fraction', default))
 
 
 def _spent(rounds: Sequence[halving.Round], count: int) -> list[float]:
@@ -147,8 +135,10 @@ def _law(
   far: float,
 ) -> dict[str, Any]:
   """Fits the law to curves and writes it, or says why there is none."""
-  table, _ = compared.rows([curves], study.law.where)
+  rows = 0
   try:
+    table, _ = compared.rows([curves], study.law.where)
+    rows = table.rows
     found = results.fit(
       study.law.form,
       table,
@@ -156,7 +146,7 @@ def _law(
       loss_definition=study.loss,
     )
   except errors.UserError as error:
-    return {'rows': table.rows, 'error': str(error)}
+    return {'rows': rows, 'error': str(error)}
   found.save(workdir / 'fits' / name / 'fit.json')
   return {
     'rows': table.rows,
@@ -202,6 +192,8 @@ def _apart(
       for key, (mine, theirs) in losses.items()
       if math.isfinite(mine) and math.isfinite(theirs)
     },
+    # Of which the allocation trained nothing that counts.
+    'unknown': [key for key in full['extrapolated'] if key not in losses],
   }
 
 
@@ -241,13 +233,18 @@ def _line(found: dict[str, Any]) -> str:
   apart = found['apart']
   if apart and apart['extrapolated']:
     worst = max(map(abs, apart['extrapolated'].values()))
-    own = max(
-      max(row['hi'] / row['value'] - 1, 1 - row['lo'] / row['value'])
-      for row in found['laws'][FULL]['extrapolated'].values()
-    )
+    ends = [
+      end / row['value'] - 1
+      for key, row in found['laws'][FULL]['extrapolated'].items()
+      if key in apart['extrapolated']
+      for end in (row['lo'], row['hi'])
+    ]
     text += (
       f'; its law is off by at most {worst:.2%} at {found["extrapolated_to"]:.3g}'
       " FLOPs, beside the whole grid's"
-      + (f', which is itself known to {own:.1%}' if own < math.inf else '')
     )
+    if all(map(math.isfinite, ends)):
+      text += f', which is itself known to {max(map(abs, ends)):.1%}'
+    if apart['unknown']:
+      text += f'; it says nothing of {", ".join(apart["unknown"])}'
   return text

@@ -7,6 +7,7 @@ from familial import errors
 from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import design
+from familial.allocation import ledger
 from familial.allocation import replay
 from familial.allocation import synthetic
 from familial.laws import forms
@@ -110,6 +111,23 @@ def test_a_candidate_that_diverged_gets_no_more():
   )  # fmt: skip
   [found] = design.run([source], [1e19], LAW)
   assert found.spent[0] <= first.flops[2]
+  trained = [0 in made.alive for made in found.rounds]
+  assert any(trained) and not any(trained[trained.index(True) + 1 :])
+
+
+def test_candidates_without_a_point_are_left_alone():
+  [source] = sources(1)
+  nothing = np.zeros(0)
+  source._curves[2] = curves.Curve('gone', nothing, nothing, {}, {}, 1e9)
+  plan = design._plan(
+    source, ledger.Ledger(1e19, 6), {}, FORM, LAW, THETA, design.ROUNDS - 1
+  )
+  assert plan and 2 not in plan
+  for i in range(6):
+    source._curves[i] = source._curves[2]
+  assert not design._plan(
+    source, ledger.Ledger(1e19, 6), {}, FORM, LAW, THETA, 0
+  )
 
 
 def test_a_form_of_unknown_constants_is_refused():

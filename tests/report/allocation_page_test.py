@@ -67,7 +67,7 @@ class Study:
       )  # fmt: skip
     self.rows.append(rows)
     self.cells.append({
-      'cell': name, 'arm': 'candidate', 'budget': HORIZON, 'width': width,
+      'cell': name, 'steps': rows[-1]['step'], 'arm': 'candidate', 'budget': HORIZON, 'width': width,
       'depth': depth, 'exits': exits, 'tokens': steps * BATCH * SEQ_LEN,
       'params_full': flops_lib.params_full(shape), 'flops': rows[-1]['flops'],
       'epochs': 0.1,

@@ -16,6 +16,7 @@ from familial import config as config_lib
 from familial import errors
 from familial import main
 from familial import records
+from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import policies
@@ -184,8 +185,12 @@ def test_killed_at_any_moment_it_goes_on_exactly(tmp_path):
 def test_losses_of_a_decay_are_spent_and_not_seen(make):
   train = {**make().train, 'schedule': 'wsd', 'decay_fraction': 0.25}
   study = dataclasses.replace(make(), train=train)
-  assert allocation_summary.steady(make(), 100) == np.inf
-  assert allocation_summary.steady(study, 100) == 75
+  assert (make().steady, study.steady) == (1.0, 0.75)
+  cells = allocation.build(study)
+  live = allocation.Live(study, cells, None)
+  for i, cell in enumerate(cells):
+    # No candidate is trained into its decay.
+    assert live.limit(i) == int(0.75 * cell.train.steps) * live.step(i)
   row = {
     'run': 'a', 'cell': 'a', 'exit': 1, 'exits': 1, 'params': 10.0,
     'params_full': 10.0, 'status': 'running',
@@ -195,13 +200,14 @@ def test_losses_of_a_decay_are_spent_and_not_seen(make):
      'flops': 240.0 * step, 'loss': 5 - step / 50}
     for step in (50, 75, 80, 100)
   ]  # fmt: skip
-  last = allocation_summary.steady(study, 100)
+  last = study.steady * 100
   curve = curves.of_run('a', rows, 'final', {}, last)
   assert curve.flops.tolist() == [12_000.0, 18_000.0]
   assert curve.end == 24_000.0 and curve.best == 3.5
   # Cut within the decay, that much is spent; nothing more is seen.
   part = curve.cut(20_000.0)
   assert part.end == 20_000.0 and len(part.flops) == 2
+  assert replay.Replay([curve]).limit(0) == 18_000.0
 
 
 @pytest.mark.slow
@@ -253,6 +259,15 @@ def test_a_round_waits_for_who_failed(make, tmp_path, monkeypatch):
 def test_what_cannot_be_is_one_line(make, changes, what):
   with pytest.raises(errors.UserError, match=what):
     allocation.build(make(**changes))
+
+
+def test_who_diverges_before_any_loss_leaves_a_summary(make):
+  # All policies on curves of which one, or all, show nothing.
+  study = dataclasses.replace(make(), law=config.Law('chinchilla'))
+  nothing = np.zeros(0)
+  gone = curves.Curve('gone', nothing, nothing, {}, {}, 1e6)
+  found = allocation_summary._law(study, None, 'allocated', [gone, gone], 1e9)
+  assert found['rows'] == 0 and 'no curve has a loss' in found['error']
 
 
 def test_a_rate_that_falls_to_its_own_end_is_refused(make):
