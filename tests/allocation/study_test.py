@@ -100,7 +100,9 @@ def test_a_table_or_a_config_is_needed(tmp_path, capsys):
   assert status == 2 and '--table or --config' in err
 
 
-@pytest.mark.parametrize('arg', ['test', 'synthetic', 'nanogpt', 'savings'])
+@pytest.mark.parametrize(
+  'arg', ['test', 'synthetic', 'other_law', 'nanogpt', 'savings']
+)
 def test_the_experiments_are_replays(arg):
   found = config_lib.replay(allocation.get_config(arg))
   for candidates, budget in found.cells:
