@@ -9,7 +9,7 @@ rates, too.
 Variants:
   test   a minute on two cores: does every part work
   cpu    20 minutes on two cores: 8 to 48 wide, 2 to 16 layers
-  gpu    128 to 1024 wide, 4 to 32 layers, for one GPU
+  gpu    128 to 1024 wide, 4 to 32 layers: an hour of one modern GPU; not yet run
   paper  512 to 4096 wide, 8 to 64 layers on C4, for a pod (`familial plan`)
 """
 
@@ -38,7 +38,6 @@ def _test(config: ml_collections.ConfigDict) -> None:
   config.data.seq_len = 32
   config.widths, config.depths = (8, 16, 24), (1, 2, 3)
   config.tokens = 50_000
-  config.first_tokens = 5_000
   config.train.update(
     batch_size=4, first_evaluation=40, evaluations=4, eval_tokens=2048
   )
@@ -67,10 +66,9 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   )
   config.widths, config.depths = (128, 256, 512, 1024), (4, 8, 16, 32)
   config.head_width = 64
-  config.tokens = 100_000_000
-  config.first_tokens = 10_000_000
+  config.tokens = 40_000_000
   config.train.update(
-    base_lr=4e-3, batch_size=64, beta2=0.98, first_evaluation=763,
+    base_lr=4e-3, batch_size=64, beta2=0.98, first_evaluation=305,
     evaluations=7, eval_tokens=262_144,
   )  # fmt: skip
   config.seeds, config.rates = (0, 1), (2e-3, 8e-3)
@@ -93,10 +91,9 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.widths, config.depths = (512, 1024, 2048, 4096), (8, 16, 32, 64)
   config.head_width = 128
   config.tokens = 100_000_000_000
-  config.first_tokens = 10_000_000_000
   config.train.update(
-    base_lr=4e-3, batch_size=512, beta2=0.95, first_evaluation=9537,
-    evaluations=11, eval_tokens=8_388_608, eval_batch_size=256,
+    base_lr=4e-3, batch_size=512, beta2=0.95, first_evaluation=11_921,
+    evaluations=7, eval_tokens=8_388_608, eval_batch_size=256,
     checkpoint_seconds=900.0, keep=2,
   )  # fmt: skip
   config.rates = (2e-3, 8e-3)

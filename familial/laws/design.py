@@ -30,8 +30,7 @@ def of_runs(table: tables.Table, columns: Sequence[str]) -> dict[str, Any]:
     from the others. Columns that are not above 0, or do not vary, are left out
     of it.
   """
-  _, last = np.unique(table.run[::-1], return_index=True)
-  rows = table.rows - 1 - last
+  rows = last_rows(table)
   logs = {
     name: np.log(table.columns[name][rows])
     for name in columns
@@ -58,6 +57,12 @@ def of_runs(table: tables.Table, columns: Sequence[str]) -> dict[str, Any]:
     ],
     'condition_number': _condition(matrix) if varied else math.nan,
   }
+
+
+def last_rows(table: tables.Table) -> np.ndarray:
+  """The index of each run's last row, in their order, [runs]."""
+  _, from_the_end = np.unique(table.run[::-1], return_index=True)
+  return np.sort(table.rows - 1 - from_the_end)
 
 
 def _condition(matrix: np.ndarray) -> float:

@@ -7,14 +7,18 @@ from typing import Protocol
 import matplotlib
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
+from matplotlib import ticker
 import numpy as np
 
+from familial.laws import design
 from familial.laws import figures_parts as parts
 from familial.laws import table as tables
 from familial.report import style
 from familial.report import words
 
 Figure = mpl_figure.Figure
+_TICKS = 8  # values of a column, beyond which its axis has round ones
+_NAME_HEIGHT = 0.045  # of a panel
 
 
 class Law(Protocol):
@@ -33,14 +37,14 @@ def shapes(law: Law, table: tables.Table, title: str) -> Figure:
     table: with width and depth; of each run the last row is drawn.
     title: of the figure.
   """
-  _, last = np.unique(table.run[::-1], return_index=True)
-  ends = table.take(np.sort(table.rows - 1 - last)).columns
+  ends = table.take(design.last_rows(table)).columns
   law_loss = law.predict(ends)
   figure, axes = style.panels(2, title, height=3.9)
   for ax, (along, per) in zip(
     axes, (('depth', 'width'), ('width', 'depth')), strict=True
   ):
     values = np.unique(ends[per])
+    names: list[tuple[float, float, str, Any]] = []
     shades = matplotlib.colormaps['viridis'](np.linspace(0, 0.88, len(values)))
     for value, shade in zip(values, shades, strict=True):
       here = np.flatnonzero(ends[per] == value)
@@ -48,20 +52,40 @@ def shapes(law: Law, table: tables.Table, title: str) -> Figure:
       x = ends[along][here]
       ax.plot(x, ends['loss'][here], 'o', color=shade, ms=5)
       ax.plot(x, law_loss[here], '-', color=shade, lw=1.3)
-      ax.annotate(
-        f'{value:g}', (x[-1], law_loss[here][-1]), xytext=(6, 0),
-        textcoords='offset points', va='center', fontsize=7.5, color=shade,
-      )  # fmt: skip
-    parts.axis(ax.xaxis, ends[along], lambda v: f'{v:g}')
+      names.append((law_loss[here][-1], x[-1], f'{value:g}', shade))
+    _name_lines(ax, names)
+    style.log_axis(ax.xaxis, ends[along], lambda v: f'{v:g}')
+    ticks = np.unique(ends[along])
+    if len(ticks) <= _TICKS:
+      ax.xaxis.set_major_locator(ticker.FixedLocator(list(ticks)))
     ax.set_xlabel({'depth': 'depth, layers', 'width': 'width'}[along])
-    ax.set_title(f'a colour for each {per}')
-    # Of the legend: what it is, not which.
+    ax.set_title(f'a line for each {per}')
+    # The legend says what is what; which is which stands at the lines.
     ax.plot([], [], 'o', color=style.MUTED, label='last evaluation of a run')
     ax.plot([], [], '-', color=style.MUTED, label='the law there')
   style.label_y(axes, 'loss, nats per token')
   return parts.finish(
     figure, axes, 'The law is evaluated where the runs are, and joined by lines'
   )
+
+
+def _name_lines(
+  ax: mpl_axes.Axes, names: list[tuple[float, float, str, Any]]
+) -> None:
+  """Writes names (y, x, text, colour) at the right of a panel, none over another."""
+  low, high = ax.get_ylim()
+  ax.set_ylim(low, high)
+  names = sorted(names, key=lambda name: name[0])
+  places = np.array([(name[0] - low) / (high - low) for name in names])
+  for i in range(1, len(places)):
+    places[i] = max(places[i], places[i - 1] + _NAME_HEIGHT)
+  places -= max(places[-1] - 1, 0)
+  for place, (y, x, text, shade) in zip(places, names, strict=True):
+    ax.annotate(
+      text, (x, y), xycoords='data', xytext=(1.03, place),
+      textcoords='axes fraction', va='center', fontsize=8, color=shade,
+      arrowprops={'arrowstyle': '-', 'color': shade, 'lw': 0.5, 'alpha': 0.6},
+    )  # fmt: skip
 
 
 @style.drawn
@@ -140,7 +164,8 @@ def cutoffs(scan: Mapping[str, Any]) -> Figure:
       x, low, high, color=parts.BAND, alpha=0.2, lw=0, label='95 % interval'
     )
     ax.plot(x, values, 'o-', color=parts.BAND, label='fit')
-    ax.axhline(values[0], color=style.MUTED, lw=0.9, ls='--', label='all rows')
+    ax.axhline(values[0], color=style.MUTED, lw=0.9, ls='--', label='first fit')
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     ax.set_xlabel('rows left out')
     ax.set_title(parts.symbol(name))
   style.legend(figure, axes)
