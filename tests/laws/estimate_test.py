@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 import os
 import pathlib
 
@@ -314,3 +316,41 @@ def test_gemstones_fits_reach_the_published_objectives(
     published = {'a_width': 0.2608, 'a_depth': 0.1418, 'a_tokens': 0.5421}
     for name, value in published.items():
       assert fit.params[name] == pytest.approx(value, abs=2e-4)
+
+
+@pytest.mark.tables
+@pytest.mark.parametrize(
+  ('form', 'table', 'columns'),
+  [
+    ('width_depth', 'hot_100b+', ('width', 'depth', 'tokens')),
+    ('width_depth_params', 'hot_100b+', ('width', 'depth', 'params', 'tokens')),
+    ('params+tokens', 'hot', ('params', 'tokens')),
+    ('width_depth_params', 'cool_end', ('width', 'depth', 'params', 'tokens')),
+  ],
+)
+def test_gemstones_published_constants_have_their_stored_objectives(
+  form, table, columns
+):
+  folder = pathlib.Path(os.environ['FAMILIAL_TABLES']) / 'gemstones'
+  shape = [name for name in columns if name != 'tokens']
+  name = '_'.join(shape).replace('params', 'parameters')
+  stored = json.loads(
+    (
+      folder
+      / f'parameters_delta-4__approach_3_{name}_grid_search_0_{table}.json'
+    ).read_text()
+  )
+  of = {key: stored[key]['0'] for key in stored}
+  law = {'E': math.exp(of['irreducible_error'])}
+  for column, exponent, log in zip(
+    columns, of['exponents'], of['coefficients'], strict=True
+  ):
+    law |= {f'c_{column}': math.exp(log), f'a_{column}': exponent}
+  data = tables.read(
+    folder / f'{table}.jsonl',
+    {'params': 'params_active_precise', 'loss': 'final_loss'},
+  )
+  loss = forms.get(form).predict(law, data.columns)
+  size = np.abs(np.log(loss / data.columns['loss']))
+  huber = np.where(size < 1e-4, size**2 / 2, 1e-4 * (size - 1e-4 / 2))
+  assert huber.sum() == pytest.approx(of['loss'], abs=1e-9)
