@@ -32,10 +32,10 @@ def test_a_run_counts_once_by_its_last_row():
   )
   # As it comes from a table by step: the runs' rows lie between one another's.
   often = made(
-    ['a', 'b', 'a', 'c', 'a', 'b', 'a'],
-    width=[0.0, 1, 0, 2, 0, 1, 0],
-    depth=[0.0, 1, 0, 1, 0, 1, 0],
-    D=[0.0, 1, 1, 6, 2, 4, 3],
+    ['a', 'b', 'b', 'c', 'a', 'a', 'b', 'c'],
+    width=[0.0, 1, 1, 2, 0, 0, 1, 2],
+    depth=[0.0, 1, 1, 1, 0, 0, 1, 1],
+    D=[0.0, 1, 2, 0, 1, 3, 4, 6],
   )
   columns = ('width', 'depth', 'D')
   a, b = (values(design.of_runs(t, columns)) for t in (once, often))
