@@ -2,6 +2,8 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -476,9 +478,12 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
     '--config.studies.learned_head.steps=8',
     '--config.studies.state.steps=8',
   ]
-  assert main._main(argv + small) == 0
-  line = capsys.readouterr().out
-  assert 'state tied: ' in line and 'two_stage tied: ' in line
+  argv += small
+  monkeypatch.setattr(sys, 'argv', argv)  # Where overrides are looked for.
+  assert main._main(argv) == 0
+  said = capsys.readouterr().out
+  assert re.search(r'^state +tied ', said, flags=re.M)
+  assert re.search(r'^two_stage - state ', said, flags=re.M)
   found = records.read_own(tmp_path / 'summary.json')
   assert {curve['study'] for curve in found['curves']} == set(
     load('test').studies
@@ -496,7 +501,7 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
     'train',
     lambda *args: trained.append(args[1]) or train(*args),
   )
-  assert main._main(argv + small) == 0
+  assert main._main(argv) == 0
   assert trained == ['state']
   now = json.loads(path.read_text())
   assert now['loss'] == was['loss']
@@ -507,5 +512,6 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
     x = np.ones((2, toys_.width), np.float32)
     states = toys.states(by_depth[3], x, 2)
     assert float(jnp.abs(states[-1] - states[0]).max()) > 0
-  assert main._main([*argv, *small, '--config.batch=8']) == 2
+  argv.append('--config.batch=8')
+  assert main._main(argv) == 2
   assert 'batch = 16, not 8' in capsys.readouterr().err
