@@ -52,7 +52,7 @@ def _test(config: ml_collections.ConfigDict) -> None:
 
 def _synthetic(config: ml_collections.ConfigDict) -> None:
   config.title += ': synthetic'
-  config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e3 * PETA))
+  config.cells = ((10, 1e3 * PETA), (20, 1e4 * PETA), (5, 1e4 * PETA))
   config.noises = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')
   # The curves are power laws: of the families this one. Policy `law` expects
   # their very constants: what it can do is seen with other_law.
