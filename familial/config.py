@@ -37,14 +37,7 @@ def study_template() -> ml_collections.ConfigDict:
 
   return ml_collections.ConfigDict(
     {
-      'title': '',
-      'data': _defaults(data_config.DataConfig),
-      'model': {
-        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
-        **cells.RATIOS,
-      },
-      'train': _defaults(train_config.TrainConfig, cells.BUDGET_KEYS),
-      'layout': _defaults(train_config.LayoutConfig),
+      **_of_runs(cells.BUDGET_KEYS),
       'rules': _defaults(study_config.Rules),
       'grid': _defaults(study_config.Grid),
       'arms': {},
@@ -61,16 +54,9 @@ def families_template() -> ml_collections.ConfigDict:
   """
   return ml_collections.ConfigDict(
     {
-      'title': '',
-      'data': _defaults(data_config.DataConfig),
-      'model': {
-        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
-        **cells.RATIOS,
-      },
-      'train': _defaults(train_config.TrainConfig, families_cells.RUN_KEYS),
+      **_of_runs(families_cells.RUN_KEYS),
       **_defaults(families_config.FamiliesConfig),
       'ways': {},
-      'layout': _defaults(train_config.LayoutConfig),
     }
   )
 
@@ -79,19 +65,9 @@ def allocation_template() -> ml_collections.ConfigDict:
   """Returns a live allocation's config with every default filled in."""
   return ml_collections.ConfigDict(
     {
-      'title': '',
-      'data': _defaults(data_config.DataConfig),
-      'model': {
-        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
-        **cells.RATIOS,
-      },
-      'train': {
-        **_defaults(train_config.TrainConfig, live_config.RUN_KEYS),
-        'schedule': 'constant',
-      },
+      **_of_runs(live_config.RUN_KEYS, schedule='constant'),
       **_defaults(live_config.AllocationConfig),
       'law': dataclasses.asdict(live_config.AllocationConfig.law),
-      'layout': _defaults(train_config.LayoutConfig),
     }
   )
 
@@ -100,19 +76,9 @@ def depth_template() -> ml_collections.ConfigDict:
   """Returns a study of width and depth's config with every default filled in."""
   return ml_collections.ConfigDict(
     {
-      'title': '',
-      'data': _defaults(data_config.DataConfig),
-      'model': {
-        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
-        **cells.RATIOS,
-      },
-      'train': {
-        **_defaults(train_config.TrainConfig, depth_config.RUN_KEYS),
-        'schedule': 'constant',
-      },
+      **_of_runs(depth_config.RUN_KEYS, schedule='constant'),
       **_defaults(depth_config.DepthConfig),
       'fit': _defaults(study_config.Fit),
-      'layout': _defaults(train_config.LayoutConfig),
     }
   )
 
@@ -121,15 +87,8 @@ def regimes_template() -> ml_collections.ConfigDict:
   """Returns a study of layers and exits' config with every default filled in."""
   return ml_collections.ConfigDict(
     {
-      'title': '',
-      'data': _defaults(data_config.DataConfig),
-      'model': {
-        **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
-        **cells.RATIOS,
-      },
-      'train': _defaults(train_config.TrainConfig, depth_config.RUN_KEYS),
+      **_of_runs(depth_config.RUN_KEYS),
       **_defaults(depth_regimes_config.RegimesConfig),
-      'layout': _defaults(train_config.LayoutConfig),
     }
   )
 
@@ -173,88 +132,73 @@ def run_template() -> ml_collections.ConfigDict:
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
   """Returns an IsoFLOP study's config."""
   values = plain(config)
-  arms = values.pop('arms', {})
-  sections = {
-    'data': data_config.DataConfig,
-    'rules': study_config.Rules,
-    'grid': study_config.Grid,
-    'fit': study_config.Fit,
-    'assumed': study_config.AssumedLaw,
-    'layout': train_config.LayoutConfig,
-  }
-  built = {
-    name: section(cls, values.pop(name, {}), name)
-    for name, cls in sections.items()
-  }
-  built['arms'] = {
+  arms = {
     name: section(study_config.Arm, arm, f'arms.{name}')
-    for name, arm in arms.items()
+    for name, arm in values.pop('arms', {}).items()
   }
-  return section(study_config.StudyConfig, {**values, **built}, '')
+  return _built(
+    study_config.StudyConfig,
+    {**values, 'arms': arms},
+    data=data_config.DataConfig,
+    rules=study_config.Rules,
+    grid=study_config.Grid,
+    fit=study_config.Fit,
+    assumed=study_config.AssumedLaw,
+    layout=train_config.LayoutConfig,
+  )
 
 
 def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:
   """Returns the config of a study of families."""
   values = plain(config)
-  built: dict[str, Any] = {
-    name: section(cls, values.pop(name, {}), name)
-    for name, cls in (
-      ('data', data_config.DataConfig),
-      ('layout', train_config.LayoutConfig),
-    )
-  }
-  built['ways'] = {}
+  ways = {}
   for name, way in values.pop('ways', {}).items():
     growth = section(
       growth_config.GrowthConfig, way.get('growth', {}), f'ways.{name}.growth'
     )
-    built['ways'][name] = section(
+    ways[name] = section(
       families_config.Way, {**way, 'growth': growth}, f'ways.{name}'
     )
-  return section(families_config.FamiliesConfig, {**values, **built}, '')
+  return _built(
+    families_config.FamiliesConfig,
+    {**values, 'ways': ways},
+    data=data_config.DataConfig,
+    layout=train_config.LayoutConfig,
+  )
 
 
 def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
   """Returns the config of a live allocation."""
-  values = plain(config)
-  built = {
-    name: section(cls, values.pop(name, {}), name)
-    for name, cls in (
-      ('data', data_config.DataConfig),
-      ('layout', train_config.LayoutConfig),
-      ('law', allocation_config.Law),
-    )
-  }
-  return section(live_config.AllocationConfig, {**values, **built}, '')
+  return _built(
+    live_config.AllocationConfig,
+    config,
+    data=data_config.DataConfig,
+    layout=train_config.LayoutConfig,
+    law=allocation_config.Law,
+  )
 
 
 def depth(config: Mapping[str, Any]) -> depth_config.DepthConfig:
   """Returns the config of a study of width and depth."""
-  values = plain(config)
-  built = {
-    name: section(cls, values.pop(name, {}), name)
-    for name, cls in (
-      ('data', data_config.DataConfig),
-      ('fit', study_config.Fit),
-      ('layout', train_config.LayoutConfig),
-    )
-  }
-  return section(depth_config.DepthConfig, {**values, **built}, '')
+  return _built(
+    depth_config.DepthConfig,
+    config,
+    data=data_config.DataConfig,
+    fit=study_config.Fit,
+    layout=train_config.LayoutConfig,
+  )
 
 
 def regimes(
   config: Mapping[str, Any],
 ) -> depth_regimes_config.RegimesConfig:
   """Returns the config of a study of layers and exits."""
-  values = plain(config)
-  built = {
-    name: section(cls, values.pop(name, {}), name)
-    for name, cls in (
-      ('data', data_config.DataConfig),
-      ('layout', train_config.LayoutConfig),
-    )
-  }
-  return section(depth_regimes_config.RegimesConfig, {**values, **built}, '')
+  return _built(
+    depth_regimes_config.RegimesConfig,
+    config,
+    data=data_config.DataConfig,
+    layout=train_config.LayoutConfig,
+  )
 
 
 def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
@@ -271,30 +215,30 @@ def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
 
 def replay(config: Mapping[str, Any]) -> allocation_config.ReplayConfig:
   """Returns the config of a replay."""
-  values = plain(config)
-  values['law'] = section(allocation_config.Law, values.pop('law', {}), 'law')
-  return section(allocation_config.ReplayConfig, values, '')
+  return _built(
+    allocation_config.ReplayConfig, config, law=allocation_config.Law
+  )
 
 
 def run(config: Mapping[str, Any]) -> train_config.RunConfig:
   """Returns the config of a single run."""
-  values = plain(config)
-  sections = {
-    'data': data_config.DataConfig,
-    'model': model_config.ModelConfig,
-    'train': train_config.TrainConfig,
-    'layout': train_config.LayoutConfig,
-    'growth': growth_config.GrowthConfig,
-  }
-  built = {
-    name: section(cls, values.pop(name, {}), name)
-    for name, cls in sections.items()
-  }
-  return section(
+  return _built(
     train_config.RunConfig,
-    {'cell': 'run', 'arm': 'single', 'budget': 0.0, **values, **built},
-    '',
+    {'cell': 'run', 'arm': 'single', 'budget': 0.0, **plain(config)},
+    data=data_config.DataConfig,
+    model=model_config.ModelConfig,
+    train=train_config.TrainConfig,
+    layout=train_config.LayoutConfig,
+    growth=growth_config.GrowthConfig,
   )
+
+
+def _built(cls: Any, config: Mapping[str, Any], **sections: Any) -> Any:
+  """Returns a config of a class, with sections of classes of their own."""
+  values = plain(config)
+  for name, of in sections.items():
+    values[name] = section(of, values.get(name, {}), name)
+  return section(cls, values, '')
 
 
 def section(cls: Any, values: Mapping[str, Any], name: str) -> Any:
@@ -332,6 +276,25 @@ def plain(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     return tuple(plain(item) for item in value)
   return value
+
+
+def _of_runs(keys: Any, **train: Any) -> dict[str, Any]:
+  """Returns what the templates of all studies that train have in common.
+
+  Args:
+    keys: of TrainConfig that runs decide for themselves.
+    **train: defaults of others.
+  """
+  return {
+    'title': '',
+    'data': _defaults(data_config.DataConfig),
+    'model': {
+      **_defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+      **cells.RATIOS,
+    },
+    'train': {**_defaults(train_config.TrainConfig, keys), **train},
+    'layout': _defaults(train_config.LayoutConfig),
+  }
 
 
 def _defaults(cls: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """`familial run`, `train`, `plan` and `report`."""
 
 import contextlib
+import importlib
+from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 
@@ -71,51 +74,58 @@ def _define_beside(values: flags.FlagValues) -> None:
   )
 
 
+class _Study(NamedTuple):
+  """Where a kind of study is.
+
+  Attributes:
+    config: its reader in familial.config.
+    room: its module in familial.studies, with `run`.
+    cells: that with `build`; '' of one without runs of their own.
+  """
+
+  config: str
+  room: str
+  cells: str
+
+
+# By a key that only its config has.
+_STUDIES = {
+  'grid': _Study('study', 'isoflop', 'cells'),
+  'ways': _Study('families', 'families', 'families_cells'),
+  'horizon': _Study('allocation', 'allocation', 'allocation'),
+  'widths': _Study('depth', 'depth', 'depth'),
+  'probe_tokens': _Study('regimes', 'depth_regimes', 'depth_regimes'),
+  'studies': _Study('depth_toys', 'depth_toys', ''),
+}
+
+
+def _study(values: flags.FlagValues) -> _Study | None:
+  """Returns the kind of study that --config is of; None for a run's."""
+  return next((_STUDIES[key] for key in _STUDIES if key in values.config), None)
+
+
+def _room(name: str) -> Any:
+  return importlib.import_module(f'familial.studies.{name}')
+
+
 def _run(values: flags.FlagValues) -> str:
   from familial import config
-  from familial.studies import allocation
-  from familial.studies import depth
-  from familial.studies import depth_regimes
-  from familial.studies import families
-  from familial.studies import isoflop
 
-  if 'studies' in values.config:
-    return _run_toys(values)
-  how = {
-    name: values[name].value
-    for name in ('workers', 'plan_only', 'tensorboard', 'profile')
-  }
-  if 'ways' in values.config:
-    return families.run(config.families(values.config), values.workdir, **how)
-  if 'cells' in values.config:
+  kind = _study(values)
+  if kind is None:
     raise errors.UserError(
-      '--config: this is a replay, for familial allocate --config'
+      '--config: this is no study; a run is for familial train, and a replay for'
+      ' familial allocate'
     )
-  if 'horizon' in values.config:
-    live = config.allocation(values.config)
-    return allocation.run(live, values.workdir, **how)
-  if 'widths' in values.config:
-    return depth.run(config.depth(values.config), values.workdir, **how)
-  if 'probe_tokens' in values.config:
-    return depth_regimes.run(
-      config.regimes(values.config), values.workdir, **how
-    )
-  return isoflop.run(config.study(values.config), values.workdir, **how)
-
-
-def _run_toys(values: flags.FlagValues) -> str:
-  from familial import config
-  from familial.studies import depth_toys
-
-  for name in ('tensorboard', 'profile'):
-    if values[name].value:
-      raise errors.UserError(f'--{name}: not for toys, which have no runs')
-  if values.workers > 1:
-    raise errors.UserError(
-      f'--workers={values.workers}: toys train in one process, many at once'
-    )
-  toys = config.depth_toys(values.config)
-  return depth_toys.run(toys, values.workdir, plan_only=values.plan_only)
+  line = _room(kind.room).run(
+    getattr(config, kind.config)(values.config),
+    values.workdir,
+    **{
+      name: values[name].value
+      for name in ('workers', 'plan_only', 'tensorboard', 'profile')
+    },
+  )
+  return str(line)
 
 
 def _train(values: flags.FlagValues) -> str:
@@ -124,8 +134,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import loop
   from familial.training import processes
 
-  studies = {'grid', 'ways', 'horizon', 'widths', 'probe_tokens', 'studies'}
-  if studies & set(values.config):
+  if _study(values) is not None:
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -157,34 +166,18 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.planning import page
   from familial.planning import pod
   from familial.planning import summary
-  from familial.studies import allocation
-  from familial.studies import cells as cells_lib
-  from familial.studies import depth
-  from familial.studies import depth_regimes
-  from familial.studies import families_cells
 
-  if 'studies' in values.config:
+  kind = _study(values)
+  if kind is None:
+    title, cells = 'One run', [config.run(values.config)]
+  elif not kind.cells:
     raise errors.UserError(
       '--config: toys are not planned for a pod; familial run --plan_only says '
       'what they cost'
     )
-  if 'grid' in values.config:
-    study = config.study(values.config)
-    title, cells = study.title, cells_lib.build(study)
-  elif 'ways' in values.config:
-    families = config.families(values.config)
-    title, cells = families.title, families_cells.build(families)
-  elif 'horizon' in values.config:
-    live = config.allocation(values.config)
-    title, cells = live.title, allocation.build(live)
-  elif 'widths' in values.config:
-    shapes = config.depth(values.config)
-    title, cells = shapes.title, depth.build(shapes)
-  elif 'probe_tokens' in values.config:
-    layers = config.regimes(values.config)
-    title, cells = layers.title, depth_regimes.build(layers)
   else:
-    title, cells = 'One run', [config.run(values.config)]
+    study = getattr(config, kind.config)(values.config)
+    title, cells = study.title, _room(kind.cells).build(study)
   config_file = pathlib.Path(config_flags.get_config_filename(values['config']))
   name = f'{config_file.name.replace(".py", "")}_{values.topology}'
   folder = pathlib.Path(values.out or f'runs/plan_{name.replace(":", "_")}')

@@ -51,6 +51,8 @@ def run(
   workdir: str | os.PathLike[str],
   *,
   plan_only: bool = False,
+  workers: int = 1,
+  **unused: bool,
 ) -> str:
   """Trains all students, or goes on with that; returns the summary's table.
 
@@ -58,11 +60,20 @@ def run(
     asked: what to do.
     workdir: where; everything is below it.
     plan_only: print the plan and stop.
+    workers: 1: one program trains many at once.
+    **unused: what other studies can leave of their runs, which toys have not.
 
   Raises:
-    UserError: if the workdir is of another config.
+    UserError: if the workdir is of another config, or more is asked.
     errors.Interrupted: on SIGTERM or SIGINT, with everything saved.
   """
+  for name, wanted in unused.items():
+    if wanted:
+      raise errors.UserError(f'--{name}: not for toys, which have no runs')
+  if workers > 1:
+    raise errors.UserError(
+      f'--workers={workers}: toys train in one process, many at once'
+    )
   workdir = records.open_run(workdir, asked)
   plan: list[records.Row] = [
     {'study': name, 'students': len(study.depths) * len(members(asked, name)),
