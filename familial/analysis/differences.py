@@ -8,13 +8,12 @@ pairs: it holds the noise between seeds and nothing of other shapes.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from familial import errors
+from familial import student
 from familial.analysis import regimes
 
 # Quantities of a probe's record that are compared layer by layer.
@@ -31,7 +30,7 @@ class Difference:
     one: mean over the networks of the first kind.
     other: of the second kind.
     difference: `other` less `one`.
-    low: of its interval at regimes.LEVEL; None for a single pair.
+    low: of its interval at student.LEVEL; None for a single pair.
     high: likewise.
     pairs: it is a mean over.
   """
@@ -123,14 +122,7 @@ def _difference(
 ) -> Difference:
   one, other = values_Px2.mean(axis=0)
   apart = values_Px2[:, 1] - values_Px2[:, 0]
-  pairs, low, high = len(apart), None, None
-  if pairs > 1:
-    reach = float(
-      special.stdtrit(pairs - 1, (1 + regimes.LEVEL) / 2)
-      * apart.std(ddof=1)
-      / math.sqrt(pairs)
-    )
-    low, high = float(apart.mean()) - reach, float(apart.mean()) + reach
+  found = student.mean(apart)
   return Difference(
-    *name, float(one), float(other), float(apart.mean()), low, high, pairs
+    *name, float(one), float(other), found.value, found.lo, found.hi, len(apart)
   )

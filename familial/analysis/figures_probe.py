@@ -11,6 +11,7 @@ from matplotlib import ticker
 import numpy as np
 
 from familial import records
+from familial import student
 from familial.analysis import regimes
 from familial.analysis import trajectories
 from familial.report import style
@@ -28,7 +29,7 @@ def draw(record: records.Row, folder: pathlib.Path) -> None:
 
 def draw_depths(
   found: Sequence[records.Row],
-  slope: regimes.Slope | None,
+  slope: student.Estimate | None,
   folder: pathlib.Path,
 ) -> None:
   """Writes depth.png of several probes' records."""
@@ -119,7 +120,9 @@ def layers(record: records.Row) -> Figure:
 
 
 @style.drawn
-def depths(found: Sequence[records.Row], slope: regimes.Slope | None) -> Figure:
+def depths(
+  found: Sequence[records.Row], slope: student.Estimate | None
+) -> Figure:
   """What the layers of several models do, by their depth."""
   figure, axes = style.panels(3, 'layers by depth of the model', height=3.1)
   networks = [regimes.of_record(record) for record in found]
@@ -152,10 +155,10 @@ def depths(found: Sequence[records.Row], slope: regimes.Slope | None) -> Figure:
     if slope:
       centre = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
       ends = np.array([x.min(), x.max()])
-      interval = f' [{slope.low:.2f}, {slope.high:.2f}]'
+      interval = f' [{slope.lo:.2f}, {slope.hi:.2f}]'
       axes[1].plot(
-        ends, centre[1] * (ends / centre[0]) ** slope.exponent,
-        color=style.CYCLE[1], label=f'depth^{slope.exponent:.2f}{interval}',
+        ends, centre[1] * (ends / centre[0]) ** slope.value,
+        color=style.CYCLE[1], label=f'depth^{slope.value:.2f}{interval}',
       )  # fmt: skip
   axes[1].set_ylabel('rad')
   _log(axes[1].yaxis)

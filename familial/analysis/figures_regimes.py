@@ -7,9 +7,8 @@ from typing import Any
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
-from scipy import stats
 
-from familial.analysis import regimes
+from familial import student
 from familial.report import style
 
 Group = Mapping[str, Any]
@@ -47,15 +46,10 @@ def statistics(groups: Sequence[Group]) -> mpl_figure.Figure:
         np.full(len(values), exits), values, ls='', marker='o', ms=4,
         alpha=0.35, color=style.colour(exits),
       )  # fmt: skip
-      reach = 0.0
-      if len(values) > 1:
-        reach = (
-          values.std(ddof=1)
-          / np.sqrt(len(values))
-          * stats.t.ppf((1 + regimes.LEVEL) / 2, len(values) - 1)
-        )
+      found = student.mean(values)
+      reach = 0.0 if found.hi is None else found.hi - found.value
       ax.errorbar(
-        exits, values.mean(), reach, marker=style.marker(exits), capsize=3,
+        exits, found.value, reach, marker=style.marker(exits), capsize=3,
         color=style.colour(exits), label=style.name_of(exits),
       )  # fmt: skip
     style.g_axis(ax, [group['exits'] for group in groups])

@@ -18,6 +18,7 @@ import numpy as np
 
 from familial import errors
 from familial import records
+from familial import student
 from familial.analysis import figures_probe
 from familial.analysis import layers
 from familial.analysis import regimes
@@ -198,7 +199,7 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
         for network in networks
       ],
       'angle_exponent': slope and dataclasses.asdict(slope),
-      'level': regimes.LEVEL,
+      'level': student.LEVEL,
       'definitions': regimes.DEFINITIONS,
       'regime': answer and dataclasses.asdict(answer),
     },
@@ -206,9 +207,9 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
   figures_probe.draw_depths(found, slope, out)
   line = f'{len(found)} models'
   if slope is not None:
-    low, high = (f'{x:.2f}' for x in (slope.low, slope.high))
+    low, high = (f'{x:.2f}' for x in (slope.lo, slope.hi))
     line += (
-      f": a middle layer's turn falls as depth^{slope.exponent:.2f} [{low}, "
+      f": a middle layer's turn falls as depth^{slope.value:.2f} [{low}, "
       f'{high}]'
     )
   if answer is not None:

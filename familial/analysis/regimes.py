@@ -36,16 +36,15 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from familial import errors
+from familial import student
 from familial.analysis import trajectories
 
 REGIMES = ('compositional', 'smooth', 'ensemble')
 UNDECIDED = 'undecided'
 LEAST_DEPTH = 4  # which has two middle layers
 NAMED = 0.5  # strength from which on a regime is named
-LEVEL = 0.95
 _RESAMPLES = 400
 
 DEFINITIONS = {
@@ -100,7 +99,7 @@ class Evidence:
   Attributes:
     name: of DEFINITIONS.
     value: measured; the mean over the networks given.
-    low: of its interval at LEVEL; None where it is not known.
+    low: of its interval at student.LEVEL; None where it is not known.
     high: likewise.
     fits: by regime that predicts it, how well in [0, 1].
   """
@@ -136,23 +135,9 @@ class Answer:
   notes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Slope:
-  """A power law in depth.
-
-  Attributes:
-    exponent: least squares of logarithms.
-    low: end of its interval at LEVEL, by Student's t of the residuals.
-    high: the other.
-  """
-
-  exponent: float
-  low: float
-  high: float
-
-
 def classify(
-  networks: Sequence[trajectories.Summary], loss_exponent: Slope | None = None
+  networks: Sequence[trajectories.Summary],
+  loss_exponent: student.Estimate | None = None,
 ) -> Answer:
   """Returns the regime of a network, or of several that differ in depth or seed.
 
@@ -189,7 +174,8 @@ def classify(
     low = high = None
     if resampled:
       low, high = np.quantile(
-        [each[name] for each in resampled], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+        [each[name] for each in resampled],
+        [(1 - student.LEVEL) / 2, (1 + student.LEVEL) / 2],
       ).tolist()
     evidence.append(Evidence(name, value, low, high, _fits(name, value)))
   for name, slope in (
@@ -199,8 +185,8 @@ def classify(
     if slope is not None:
       evidence.append(
         Evidence(
-          name, slope.exponent, slope.low, slope.high,
-          _fits(name, slope.exponent),
+          name, slope.value, slope.lo, slope.hi,
+          _fits(name, slope.value),
         )
       )  # fmt: skip
   slopes = [each.fits for each in evidence if each.name not in values]
@@ -269,7 +255,7 @@ def statistics(
 
 def angle_exponent(
   networks: Sequence[trajectories.Summary],
-) -> Slope | None:
+) -> student.Estimate | None:
   """Returns how a middle layer's mean turn falls with depth; None for fewer
   than three depths that have middle layers."""
   points = [
@@ -287,7 +273,9 @@ def middle_turn(network: trajectories.Summary) -> float:
   return _over(turn.mean, turn.count)
 
 
-def power(depths: Sequence[int], values: Sequence[float]) -> Slope | None:
+def power(
+  depths: Sequence[int], values: Sequence[float]
+) -> student.Estimate | None:
   """Returns the power of depth that values above 0 follow; None for fewer than
   three depths."""
   x = np.log(np.asarray(depths, float))
@@ -295,13 +283,7 @@ def power(depths: Sequence[int], values: Sequence[float]) -> Slope | None:
     y = np.log(np.asarray(values, float))
   if len(set(depths)) < 3 or not np.isfinite(y).all():
     return None
-  x = x - x.mean()
-  exponent = float(x @ y / (x @ x))
-  free = len(x) - 2
-  left = y - y.mean() - exponent * x
-  error = math.sqrt(float(left @ left) / free / float(x @ x))
-  reach = error * float(special.stdtrit(free, (1 + LEVEL) / 2))
-  return Slope(exponent, exponent - reach, exponent + reach)
+  return student.slope(x, y)
 
 
 def of_record(record: Mapping[str, Any]) -> trajectories.Summary:

@@ -11,9 +11,9 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from familial import errors
+from familial import student
 from familial.laws import asymptotics
 from familial.laws import parametric
 from familial.laws import solver
@@ -103,7 +103,7 @@ def simulate(
     )  # fmt: skip
     value, jacobian = solver.evaluate(form, arrays, ends.theta)
     j = form.names.index(name)
-    quantile = special.stdtrit(max(runs - p, 1), (1 + level) / 2)
+    quantile = student.quantile(max(runs - p, 1), level)
     for i in range(simulations):
       covariance, _ = asymptotics.covariance(
         jacobian[i], value[i] - target[i], clusters, delta, np.ones(rows)

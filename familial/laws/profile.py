@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from familial import errors
+from familial import student
 from familial.laws import estimate
 from familial.laws import parametric
 from familial.laws import solver
@@ -77,7 +78,7 @@ def profile(
     )
   j = form.names.index(name)
   parameter = form.parameters[j]
-  cutoff = _quantile(level, fit.degrees) ** 2
+  cutoff = student.quantile(fit.degrees, level) ** 2
   # A parameter that the data leave open is profiled over what its grid spans.
   start = 1.6 * math.sqrt(cutoff) * fit.sd[name]
   start = min(start, float(np.ptp(parameter.grid)) or 1.0) or 1e-9
@@ -208,8 +209,3 @@ def _crossing(
   return centre + side * float(
     distance[i - 1] + share * (distance[i] - distance[i - 1])
   )
-
-
-def _quantile(level: float, degrees: int) -> float:
-  """Student's t for a two-sided interval."""
-  return float(special.stdtrit(degrees, (1 + level) / 2))

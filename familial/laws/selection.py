@@ -5,9 +5,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from familial import errors
+from familial import student
 from familial.laws import estimate
 from familial.laws import search
 from familial.laws import solver
@@ -16,19 +16,6 @@ from familial.laws import table as tables
 
 _STARTS = 1024  # of a fit that leaves rows out
 _SAME_BUDGET = 0.1  # log C between neighbours within one budget
-LEVEL = 0.95
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-  """A mean over groups, and Student's interval of LEVEL over them.
-
-  The groups count as independent. `lo` and `hi` are None for a single one.
-  """
-
-  value: float
-  lo: float | None
-  hi: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +33,7 @@ class HoldOut:
   rows: int
   rms: float
   bias: float
-  error: Mean
+  error: student.Estimate
   errors: tuple[float, ...]
   converged: bool
 
@@ -72,7 +59,7 @@ class Candidate:
   hold_out: HoldOut | None
   by_budget: HoldOut | None
   by_model: HoldOut | None
-  model_error_behind: Mean | None = None
+  model_error_behind: student.Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,16 +138,6 @@ def cross_validation(
   return _validated(fit, table, [group == g for g in np.unique(group)], rule)
 
 
-def mean(values: np.ndarray) -> Mean:
-  """The mean of values [groups], with its interval over them."""
-  value, groups = float(np.mean(values)), len(values)
-  if groups < 2:
-    return Mean(value, None, None)
-  error = float(np.std(values, ddof=1)) / groups**0.5
-  reach = error * float(special.stdtrit(groups - 1, (1 + LEVEL) / 2))
-  return Mean(value, value - reach, value + reach)
-
-
 def _best_of_models(candidates: Sequence[Candidate]) -> Candidate | None:
   """The form that predicts models best that it has not seen."""
   tried = [(c.by_model.error.value, c) for c in candidates if c.by_model]
@@ -173,7 +150,7 @@ def _behind(candidate: Candidate, best: Candidate | None) -> Candidate:
     return candidate
   assert best.by_model is not None
   over = np.subtract(candidate.by_model.errors, best.by_model.errors)
-  return dataclasses.replace(candidate, model_error_behind=mean(over))
+  return dataclasses.replace(candidate, model_error_behind=student.mean(over))
 
 
 def _validated(
@@ -204,7 +181,7 @@ def _validated(
     rows=len(error),
     rms=float(np.sqrt(np.mean(error**2))),
     bias=float(np.mean(error)),
-    error=mean(np.array(relative)),
+    error=student.mean(np.array(relative)),
     errors=tuple(relative),
     converged=bool(ends.converged.all()),
   )
@@ -317,7 +294,7 @@ def text(selection: Selection) -> str:
   )
 
 
-def _percent(found: Mean) -> str:
+def _percent(found: student.Estimate) -> str:
   span = (
     '' if found.lo is None or found.hi is None
     else f' [{100 * found.lo:.2f}, {100 * found.hi:.2f}]'

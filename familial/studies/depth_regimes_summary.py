@@ -11,6 +11,7 @@ import numpy as np
 
 from familial import errors
 from familial import records
+from familial import student
 from familial.analysis import differences
 from familial.analysis import probe
 from familial.analysis import regimes
@@ -58,7 +59,7 @@ def write(
       'finished': len(finished),
       'missing': len(failed),
     },
-    'level': regimes.LEVEL,
+    'level': student.LEVEL,
     'definitions': regimes.DEFINITIONS,
     'groups': groups,
     'differences': list(_differences(study, probes)),

@@ -7,12 +7,12 @@ from typing import Any
 
 from familial import errors
 from familial import records
+from familial.laws import bootstrap as bootstraps
 from familial.laws import fitting
 from familial.laws import forms
 from familial.laws import record
 from familial.laws import result as results
 from familial.laws import scan as scans
-from familial.laws import selection as selections
 from familial.laws import table as tables
 from familial.studies import depth_config
 from familial.studies import pairs
@@ -159,7 +159,7 @@ def _line(found: dict[str, Any]) -> str:
   if selection['by_model']:
     best += f', shapes held out {selection["by_model"]}'
   return (
-    f'{FORMS[0]}, {100 * selections.LEVEL:.0f} % bootstrap by run: {exponents}'
+    f'{FORMS[0]}, {100 * bootstraps.LEVEL:.0f} % bootstrap by run: {exponents}'
     f'{flags}; {best}; {runs}'
   )
 

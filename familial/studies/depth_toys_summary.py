@@ -22,14 +22,13 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from familial import records
+from familial import student
 from familial.report import words
 from familial.studies import depth_toys_config as config_lib
 from familial.studies import summary
 
-LEVEL = 0.95
 _SHARES = np.concatenate([[0.0], np.linspace(0.01, 0.99, 99)])
 
 
@@ -56,7 +55,7 @@ def write(
     'schema': records.SCHEMA,
     'title': asked.title,
     'machine': summary.machine(),
-    'level': LEVEL,
+    'level': student.LEVEL,
     'teachers': asked.replicates,
     'seconds': {
       key: sum(row['seconds'][key] for row in results.values())
@@ -163,15 +162,11 @@ def estimate(values: Sequence[float] | np.ndarray) -> records.Row:
   """Returns the mean over teachers, its interval, and each one's value."""
   values = np.asarray(values, np.float64)
   known = values[np.isfinite(values)]
-  lo = hi = None
-  if len(known) > 1:
-    quantile = stats.t.ppf((1 + LEVEL) / 2, len(known) - 1)
-    reach = float(quantile * known.std(ddof=1) / math.sqrt(len(known)))
-    lo, hi = float(known.mean()) - reach, float(known.mean()) + reach
+  found = student.mean(known) if len(known) else None
   return {
-    'value': float(known.mean()) if len(known) else None,
-    'lo': lo,
-    'hi': hi,
+    'value': found.value if found else None,
+    'lo': found.lo if found else None,
+    'hi': found.hi if found else None,
     'by_teacher': [_number(value) for value in values],
   }
 

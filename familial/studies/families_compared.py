@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from familial import records
+from familial import student
 from familial.studies import families_cells
 from familial.studies import families_config
-from familial.studies import pairs
 
 Row = records.Row
 # The members with a result of each family, the smallest first.
@@ -228,7 +228,7 @@ def _half_widths(
   if own < 1:
     return lambda count: None
   square = sum(float(np.sum((v - v.mean()) ** 2)) for v in distinct)
-  quantile = pairs.quantile(min(own, degrees or own))
+  quantile = student.quantile(min(own, degrees or own))
   return lambda count: quantile * math.sqrt(square / own / count)
 
 

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from familial import records
+from familial import student
 from familial.laws import definitions
 from familial.laws import frontier
 
@@ -26,7 +27,6 @@ Block = tuple[Any, ...]
 LOSSES = ('final', 'mean')  # those of a run; the third is of an exit
 _BLOCK = ('budget', 'width', 'depth', 'heads')
 _DEPTH = ('exits', 'layer', 'depth')
-_LEVEL = 0.95
 _DRAWS = 1000
 
 
@@ -108,7 +108,7 @@ def paired(
       named = {'loss': loss, 'equal': equal}
       slopes = {key: _slope(logs) for key, logs in blocks.items()}
       for budget, values in _by_budget(slopes):
-        found['gamma'].append({**named, 'budget': budget, **_student(values)})
+        found['gamma'].append({**named, 'budget': budget, **_mean(values)})
       if len({key[0] for key in slopes}) > 1 and len(slopes) > 2:
         found['trend'].append({**named, **_trend(slopes)})
       if equal == 'flops':
@@ -116,9 +116,7 @@ def paired(
           ratios = {k: b[g] - b[1] for k, b in blocks.items() if g in b}
           named = {'loss': loss, 'exits': g}
           for budget, values in _by_budget(ratios):
-            found['ratios'].append(
-              {**named, 'budget': budget, **_student(values)}
-            )
+            found['ratios'].append({**named, 'budget': budget, **_mean(values)})
           found['blocks'] += [
             {**named, **dict(zip(_BLOCK, key, strict=True)), 'value': value}
             for key, value in ratios.items()
@@ -296,25 +294,17 @@ def _by_budget(
     yield budget, [v for key, v in values.items() if key[0] == budget]
 
 
-def _student(values: Sequence[float]) -> dict[str, Any]:
+def _mean(values: Sequence[float]) -> dict[str, Any]:
   """Returns the mean, and its interval from the scatter of the values."""
-  count, mean = len(values), float(np.mean(values))
-  half = None
-  if count > 1:
-    half = quantile(count - 1) * float(np.std(values, ddof=1)) / count**0.5
-  return {**_around(mean, half), 'blocks': count}
+  found = student.mean(np.array(values))
+  return {**dataclasses.asdict(found), 'blocks': len(values)}
 
 
 def _trend(slopes: Mapping[Block, float]) -> dict[str, Any]:
   """Returns gamma's slope on log10 of the budget."""
-  x = np.log10([key[0] for key in slopes])
-  x -= x.mean()
-  y = np.array(list(slopes.values()))
-  slope = float(x @ y / (x @ x))
-  rest = y - y.mean() - slope * x
-  degrees = len(y) - 2
-  error = math.sqrt(rest @ rest / degrees / (x @ x))
-  return _around(slope, quantile(degrees) * error)
+  budgets = np.log10([key[0] for key in slopes])
+  found = student.slope(budgets, np.array(list(slopes.values())))
+  return dataclasses.asdict(found)
 
 
 def _penalty(
@@ -328,13 +318,20 @@ def _penalty(
 def _weighted(
   rows: Sequence[Row], weights: np.ndarray, spread: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-  """Returns a weighted sum of log ratios, and its interval from the noise.
+  """Returns a weighted sum of log ratios, and its interval from the noise."""
+  value, reach = float(weights @ [row['log_ratio'] for row in rows]), None
+  if spread is not None:
+    reach = student.quantile(spread['degrees']) * _error(rows, weights, spread)
+  return dataclasses.asdict(student.around(value, reach))
+
+
+def _error(
+  rows: Sequence[Row], weights: np.ndarray, spread: Mapping[str, Any]
+) -> float:
+  """Returns the standard error of a weighted sum of log ratios.
 
   A run's exits share its luck, and so do all exits that have one twin.
   """
-  value = float(weights @ [row['log_ratio'] for row in rows])
-  if spread is None:
-    return _around(value, None)
   shares: dict[Block, tuple[float, int]] = {}
   for row, weight in zip(rows, weights, strict=True):
     for key, seeds in (
@@ -343,18 +340,4 @@ def _weighted(
     ):
       shares[key] = (shares.get(key, (0.0, 0))[0] + weight, seeds)
   variance = sum(share**2 / seeds for share, seeds in shares.values())
-  sd = spread['sd_log_loss']['exit'] * math.sqrt(variance)
-  return _around(value, quantile(spread['degrees']) * sd)
-
-
-def _around(value: float, half: float | None) -> dict[str, float | None]:
-  return {
-    'value': value,
-    'lo': None if half is None else value - half,
-    'hi': None if half is None else value + half,
-  }
-
-
-def quantile(degrees: int) -> float:
-  """Returns how many standard errors an interval reaches to each side."""
-  return float(special.stdtrit(degrees, (1 + _LEVEL) / 2))
+  return float(spread['sd_log_loss']['exit'] * math.sqrt(variance))

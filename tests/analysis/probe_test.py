@@ -275,7 +275,7 @@ def test_several_depths(model, found, familial, tmp_path, monkeypatch):
   assert '3 models' in out and 'depth^-' in out
   read = records.read_own(tmp_path / 'depth.json')
   assert read['depths'] == [4, 8, 16]
-  assert -1.5 < read['angle_exponent']['exponent'] < -0.7
+  assert -1.5 < read['angle_exponent']['value'] < -0.7
   assert (tmp_path / 'depth.png').exists()
   for name in ('cell', 'cell_2', 'cell_3'):  # None is written over another.
     assert (tmp_path / name / 'probe.json').exists()

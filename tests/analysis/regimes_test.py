@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from familial import errors
+from familial import student
 from familial.analysis import differences
 from familial.analysis import regimes
 from familial.analysis import trajectories
@@ -111,23 +112,23 @@ def test_steps_that_do_not_fall_so_count_against_it():
 
 def test_the_losses_exponent_counts(twelve):
   found = [twelve['ensemble']]
-  one = regimes.classify(found, regimes.Slope(1.0, 0.8, 1.2))
+  one = regimes.classify(found, student.Estimate(1.0, 0.8, 1.2))
   assert one.regime == 'ensemble' and one.strength > 0.9
-  three = regimes.classify(found, regimes.Slope(3.0, 2.8, 3.2))
+  three = regimes.classify(found, student.Estimate(3.0, 2.8, 3.2))
   assert three.regime == 'undecided'
 
 
 def test_power_laws_are_fitted_with_their_interval():
   depths = [4, 8, 16, 32]
   exact = regimes.power(depths, [3 * d**-1.2 for d in depths])
-  assert exact.exponent == pytest.approx(-1.2)
-  assert exact.high - exact.low < 1e-6
+  assert exact.value == pytest.approx(-1.2)
+  assert exact.hi - exact.lo < 1e-6
   rng = np.random.default_rng(0)
   held = 0
   for _ in range(400):
     noisy = np.array(depths) ** -1.0 * np.exp(0.1 * rng.normal(size=4))
     slope = regimes.power(depths, noisy)
-    held += slope.low <= -1 <= slope.high
+    held += slope.lo <= -1 <= slope.hi
   assert 0.92 < held / 400 < 0.98
   assert regimes.power([4, 8, 8], [1, 2, 3]) is None
   assert regimes.power([4, 8, 16], [1, 0, 1]) is None

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from familial import student
 from familial.laws import estimate
 from familial.laws import forms
 from familial.laws import selection as selections
@@ -217,11 +218,11 @@ def test_a_model_is_left_out_with_all_of_its_rows():
 
 
 def test_the_interval_is_students_over_models():
-  found = selections.mean(np.array([0.01, 0.02, 0.06]))
+  found = student.mean(np.array([0.01, 0.02, 0.06]))
   # Mean 0.03, standard error sqrt(0.0007 / 3); t of two degrees is 4.30265.
   assert found.value == pytest.approx(0.03)
   assert found.hi - 0.03 == pytest.approx(4.302653 * (0.0007 / 3) ** 0.5)
-  assert selections.mean(np.array([0.5])) == selections.Mean(0.5, None, None)
+  assert student.mean(np.array([0.5])) == student.Estimate(0.5, None, None)
 
 
 @pytest.mark.slow
@@ -234,7 +235,7 @@ def test_forms_are_compared_model_by_model():
   first, second = found.candidates
   assert first.model_error_behind is None
   over = np.subtract(second.by_model.errors, first.by_model.errors)
-  assert second.model_error_behind == selections.mean(over)
+  assert second.model_error_behind == student.mean(over)
   assert second.model_error_behind.lo > 0
   assert 'held-out models best predicted by' in selections.summary(found)
 
