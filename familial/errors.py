@@ -8,6 +8,12 @@ class UserError(ValueError):
   """A mistake in what the user asked: one line naming key, value, allowed."""
 
 
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+  """Raises a UserError that names all three, unless it holds."""
+  if not holds:
+    raise UserError(f'{key}: {value!r} is not allowed; it must be {allowed}')
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the closest allowed name, or ''."""
   close = difflib.get_close_matches(name, list(allowed), n=1)

@@ -72,29 +72,29 @@ class ModelConfig:
       'base_width',
     ):
       value = getattr(self, key)
-      _require(value >= 1, f'model.{key}', value, 'at least 1')
+      errors.require(value >= 1, f'model.{key}', value, 'at least 1')
     for key in ('rope_theta', 'norm_eps'):
       value = getattr(self, key)
-      _require(value > 0, f'model.{key}', value, 'above 0')
-    _require(
+      errors.require(value > 0, f'model.{key}', value, 'above 0')
+    errors.require(
       self.width % self.heads == 0,
       'model.heads',
       self.heads,
       f'a divisor of width {self.width}',
     )
-    _require(
+    errors.require(
       self.heads % self.kv_heads == 0,
       'model.kv_heads',
       self.kv_heads,
       f'a divisor of heads {self.heads}',
     )
-    _require(
+    errors.require(
       self.head_dim % 2 == 0,
       'model.heads',
       self.heads,
       f'such that width / heads is even; it is {self.head_dim}',
     )
-    _require(
+    errors.require(
       bool(self.exits)
       and all(a < b for a, b in zip(self.exits, self.exits[1:], strict=False))
       and self.exits[0] >= 1,
@@ -102,7 +102,7 @@ class ModelConfig:
       self.exits,
       'increasing layers from 1 on',
     )
-    _require(
+    errors.require(
       self.exits[-1] == self.depth,
       'model.exits',
       self.exits,
@@ -115,24 +115,24 @@ class ModelConfig:
       ('attention', ('plain', 'blocked', 'fused')),
     ):
       value = getattr(self, key)
-      _require(
+      errors.require(
         value in allowed, f'model.{key}', value, 'one of ' + ', '.join(allowed)
       )
     if self.attention == 'fused':
-      _require(
+      errors.require(
         self.dtype == 'bfloat16',
         'model.dtype',
         self.dtype,
         "bfloat16 for attention 'fused'",
       )
-      _require(
+      errors.require(
         self.head_dim % 8 == 0 and self.head_dim <= 256,
         'model.heads',
         self.heads,
         'such that width / heads is a multiple of 8 up to 256, for attention '
         f"'fused'; it is {self.head_dim}",
       )
-    _require(
+    errors.require(
       self.loss_chunk >= 0,
       'model.loss_chunk',
       self.loss_chunk,
@@ -204,7 +204,7 @@ def union(models: Sequence[ModelConfig]) -> ModelConfig:
 
 def even_exits(depth: int, granularity: int) -> tuple[int, ...]:
   """Returns the layers of G evenly spaced exits, the last at `depth`."""
-  _require(
+  errors.require(
     1 <= granularity <= depth,
     'granularity',
     granularity,
@@ -213,10 +213,3 @@ def even_exits(depth: int, granularity: int) -> tuple[int, ...]:
   return tuple(
     round(depth * g / granularity) for g in range(1, granularity + 1)
   )
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-  if not holds:
-    raise errors.UserError(
-      f'{key}: {value!r} is not allowed; it must be {allowed}'
-    )

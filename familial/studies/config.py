@@ -51,18 +51,30 @@ class Rules:
   warmup: float = 0.05
 
   def __post_init__(self) -> None:
-    _require(self.batch_tokens >= 1, 'rules.batch_tokens', self, 'at least 1')
-    _require(
-      0 < self.at_budget < math.inf, 'rules.at_budget', self, 'positive FLOPs'
+    errors.require(
+      self.batch_tokens >= 1,
+      'rules.batch_tokens',
+      self.batch_tokens,
+      'at least 1',
     )
-    _require(
+    errors.require(
+      0 < self.at_budget < math.inf,
+      'rules.at_budget',
+      self.at_budget,
+      'positive FLOPs',
+    )
+    errors.require(
       0 <= self.batch_exponent <= 1,
       'rules.batch_exponent',
-      self,
+      self.batch_exponent,
       'within 0 to 1',
     )
-    _require(0 < self.beta2 < 1, 'rules.beta2', self, 'between 0 and 1')
-    _require(0 <= self.warmup <= 1, 'rules.warmup', self, 'within 0 to 1')
+    errors.require(
+      0 < self.beta2 < 1, 'rules.beta2', self.beta2, 'between 0 and 1'
+    )
+    errors.require(
+      0 <= self.warmup <= 1, 'rules.warmup', self.warmup, 'within 0 to 1'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +120,10 @@ class Grid:
           f'{len(self.shapes) - 1} of grid.shapes'
         )
     _require_budgets('grid', self.budgets)
-    _require(self.seed >= 0, 'grid.seed', self, 'at least 0')
-    _require(self.seconds >= 0, 'grid.seconds', self, 'at least 0')
+    errors.require(self.seed >= 0, 'grid.seed', self.seed, 'at least 0')
+    errors.require(
+      self.seconds >= 0, 'grid.seconds', self.seconds, 'at least 0'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +165,11 @@ class Fit:
   resamples: int = 1000
 
   def __post_init__(self) -> None:
-    _require(self.delta > 0, 'fit.delta', self, 'positive')
-    _require(self.starts >= 1, 'fit.starts', self, 'at least 1')
-    _require(self.resamples >= 2, 'fit.resamples', self, 'at least 2')
+    errors.require(self.delta > 0, 'fit.delta', self.delta, 'positive')
+    errors.require(self.starts >= 1, 'fit.starts', self.starts, 'at least 1')
+    errors.require(
+      self.resamples >= 2, 'fit.resamples', self.resamples, 'at least 2'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +196,11 @@ class AssumedLaw:
 
   def __post_init__(self) -> None:
     for key in ('E', 'A', 'B', 'alpha', 'beta', 'noise'):
-      _require(
-        0 < getattr(self, key) < math.inf, f'assumed.{key}', self, 'above 0'
-      )
-    _require(math.isfinite(self.gamma), 'assumed.gamma', self, 'finite')
+      value = getattr(self, key)
+      errors.require(0 < value < math.inf, f'assumed.{key}', value, 'above 0')
+    errors.require(
+      math.isfinite(self.gamma), 'assumed.gamma', self.gamma, 'finite'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +255,7 @@ class StudyConfig:
             f'arms.{name}.{key}: is empty: no cell to make'
           )
       _require_budgets(f'arms.{name}', arm.budgets)
-      _require(arm.share > 0, f'arms.{name}.share', arm, 'above 0')
+      errors.require(arm.share > 0, f'arms.{name}.share', arm.share, 'above 0')
       right, what = _VALUES[name]
       for value in arm.values:
         if not right(value):
@@ -268,11 +285,3 @@ def _require_budgets(section: str, budgets: tuple[float, ...]) -> None:
       raise errors.UserError(
         f'{section}.budgets: {budget} must be positive FLOPs'
       )
-
-
-def _require(holds: bool, key: str, section: Any, allowed: str) -> None:
-  if not holds:
-    value = getattr(section, key.rpartition('.')[2])
-    raise errors.UserError(
-      f'{key}: {value} is not allowed; it must be {allowed}'
-    )

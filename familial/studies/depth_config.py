@@ -68,46 +68,43 @@ class DepthConfig:
           f'{key}: {values}; at least three different ones are needed, for a'
           ' power of them with a constant'
         )
-    _require(self.tokens >= 1, 'tokens', self.tokens, 'at least 1')
-    _require(self.head_width >= 1, 'head_width', self.head_width, 'at least 1')
-    _require(0 <= self.warmup <= 1, 'warmup', self.warmup, 'within 0 to 1')
-    _require(
+    errors.require(self.tokens >= 1, 'tokens', self.tokens, 'at least 1')
+    errors.require(
+      self.head_width >= 1, 'head_width', self.head_width, 'at least 1'
+    )
+    errors.require(
+      0 <= self.warmup <= 1, 'warmup', self.warmup, 'within 0 to 1'
+    )
+    errors.require(
       0 <= self.first_tokens <= self.tokens,
       'first_tokens',
       self.first_tokens,
       f'within 0 to tokens, {self.tokens}',
     )
     for width in self.widths:
-      _require(
+      errors.require(
         width >= 1 and width % self.head_width == 0,
         'widths',
         width,
         f'a multiple of head_width, {self.head_width}',
       )
-    _require(
+    errors.require(
       len({*self.seeds}) == len(self.seeds) > 0,
       'seeds',
       self.seeds,
       'at least one, and no two alike',
     )
     for rate in self.rates:
-      _require(0 < rate < math.inf, 'rates', rate, 'above 0')
-      _require(
+      errors.require(0 < rate < math.inf, 'rates', rate, 'above 0')
+      errors.require(
         rate != self.train.get('base_lr'), 'rates', rate, 'another than base_lr'
       )
     for share in self.cutoffs:
-      _require(0 <= share < 1, 'cutoffs', share, 'at least 0 and below 1')
+      errors.require(0 <= share < 1, 'cutoffs', share, 'at least 0 and below 1')
     schedule = self.train.get('schedule')
-    _require(
+    errors.require(
       schedule in SCHEDULES,
       'train.schedule',
-      repr(schedule),
+      schedule,
       f'one of {", ".join(SCHEDULES)}: the law is fitted to points along a run',
-    )
-
-
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
-  if not holds:
-    raise errors.UserError(
-      f'{key}: {value} is not allowed; it must be {allowed}'
     )

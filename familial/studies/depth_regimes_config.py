@@ -50,35 +50,32 @@ class RegimesConfig:
   def __post_init__(self) -> None:
     for key in ('depths', 'granularities', 'seeds'):
       values = getattr(self, key)
-      _require(
+      errors.require(
         len({*values}) == len(values) > 0,
         key,
         values,
         'at least one, and no two alike',
       )
     least = regimes.LEAST_DEPTH
-    _require(
+    errors.require(
       min(self.depths) >= least, 'depths', self.depths, f'at least {least}'
     )
-    _require(
+    errors.require(
       1 in self.granularities,
       'granularities',
       self.granularities,
       'with 1, a model without exits, among them',
     )
-    _require(
+    errors.require(
       self.width >= 1 and self.width % self.head_width == 0,
       'width',
       self.width,
       f'a multiple of head_width, {self.head_width}',
     )
     for key in ('tokens', 'probe_tokens', 'head_width'):
-      _require(getattr(self, key) >= 1, key, getattr(self, key), 'at least 1')
-    _require(0 <= self.warmup <= 1, 'warmup', self.warmup, 'within 0 to 1')
-
-
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
-  if not holds:
-    raise errors.UserError(
-      f'{key}: {value} is not allowed; it must be {allowed}'
+      errors.require(
+        getattr(self, key) >= 1, key, getattr(self, key), 'at least 1'
+      )
+    errors.require(
+      0 <= self.warmup <= 1, 'warmup', self.warmup, 'within 0 to 1'
     )
