@@ -50,12 +50,12 @@ def calibrated(
   """Returns predictions whose intervals reach as far as past errors did.
 
   After split conformal prediction (Lei et al. 2018), without its guarantee: past
-  and future are not exchangeable, and curves are alike. The score of a curve is
-  its past error in units of the interval that the surrogate gave, and the interval
-  is stretched by their quantile of LEVEL, corrected for
-  their number; of fewer than nine curves it is the largest score, which is short of
-  LEVEL. Intervals are never narrowed: curves of one allocation err alike, so that a
-  few that were lucky would be believed.
+  and future are not exchangeable, and curves are alike. The score of a curve is its
+  past error in units of the interval that the surrogate gave. The interval is
+  stretched by the scores' quantile of LEVEL, corrected for their number; of fewer
+  than nine curves that is the largest score, which is short of LEVEL. Intervals are
+  never narrowed: curves of one allocation err alike, and a few lucky ones would be
+  believed.
 
   Args:
     told: predictions to calibrate.

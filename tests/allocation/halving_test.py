@@ -196,15 +196,28 @@ def test_decisions_that_stand_are_not_made_again():
 
 
 def test_what_is_not_predicted_is_said_to_be_so(monkeypatch):
-  def certain(observed, keys):
-    ones = np.ones(observed.active_SxM.shape)
-    return surrogate.Prediction(ones, 0.9 * ones, 1.1 * ones)
+  def flat(observed, keys):
+    """Right of what is known by now, which comes second; else 3 nats."""
+    mean = observed.loss_SxMxT[:, :, -1].copy()
+    mean[: len(mean) // 2] = 3.0
+    return surrogate.Prediction(mean, 0.9 * mean, 1.1 * mean)
 
-  monkeypatch.setitem(policies.SURROGATES, 'sh_lmc', certain)
+  monkeypatch.setitem(policies.SURROGATES, 'sh_lmc', flat)
   # The second ends within the first round: there is nothing to predict.
   grid = [line('a', 3.0), line('b', 2.0, points=4), line('c', 5.0)]
-  made = allocate('sh_lmc', grid, 60.0).rounds[0]
-  assert [told and told[0] for told in made.predicted] == [1.0, None, 1.0]
-  assert made.score == (1.0, 2.0, 1.0)
-  [found] = compared.calibration([allocate('sh_lmc', grid, 60.0)], [grid])
+  allocation = allocate('sh_lmc', grid, 60.0)
+  made = allocation.rounds[0]
+  assert made.score == (3.0, 2.0, 3.0)
+  assert made.predicted == (
+    pytest.approx((3.0, 2.7, 3.3)),
+    None,
+    pytest.approx((3.0, 2.7, 3.3)),
+  )
+  # Of the truth, 3 and 5 nats, one interval holds the first.
+  [found] = compared.calibration([allocation], [grid])
   assert found['predictions'] == 2
+  assert found['coverage']['value'] == 0.5
+  for name, value in {
+    'error': 0.2, 'bias': -0.2, 'held_error': 0.0, 'width': (0.2 + 0.12) / 2,
+  }.items():  # fmt: skip
+    assert found[name] == pytest.approx(value), name
