@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from familial import arrays
 from familial import errors
 from familial import records
 from familial.laws import forms
 from familial.laws import parametric
 
 SAMPLES = 'bootstrap.npz'
-_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
+_LAW = (
+  *('form', 'params', 'objective', 'bootstrap', 'flags'),
+  *('resamples', 'resamples_failed'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,7 @@ def load(path: str | pathlib.Path) -> Law:
   """Reads fit.json back.
 
   Raises:
-    UserError: where there is no such file, or it is not one of ours.
+    UserError: where there is no such file, or one of the two is not ours.
   """
   try:
     record = json.loads(pathlib.Path(path).read_text('utf-8'))
@@ -61,8 +65,10 @@ def load(path: str | pathlib.Path) -> Law:
   samples = None
   beside = pathlib.Path(path).with_name(SAMPLES)
   if beside.exists():
-    with np.load(beside) as file:
-      samples = {name: file[name] for name in file.files}
+    kept = np.broadcast_to(
+      0.0, record['resamples'] - record['resamples_failed']
+    )
+    samples = arrays.load(beside, dict.fromkeys(record['params'], kept))
   return Law(forms.get(name), record['params'], record, samples)
 
 

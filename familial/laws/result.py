@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import importlib.metadata
-import io
 import math
 import pathlib
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
+from familial import arrays
 from familial import errors
 from familial import records
 from familial.laws import bootstrap as bootstraps
@@ -179,10 +179,7 @@ class Result:
   def save(self, path: str | pathlib.Path) -> None:
     """Writes fit.json, and the resamples' constants to bootstrap.npz beside."""
     path = pathlib.Path(path)
-    samples: dict[str, Any] = self.bootstrap.samples
-    content = io.BytesIO()
-    np.savez(content, **samples)
-    records.write_bytes(path.with_name(record.SAMPLES), content.getvalue())
+    arrays.save(path.with_name(record.SAMPLES), self.bootstrap.samples)
     record.write_json(path, to_json(self))
 
   def draw(self, folder: str | pathlib.Path) -> list[pathlib.Path]:

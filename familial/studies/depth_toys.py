@@ -7,26 +7,24 @@ students with their moments, from now and then and from when it was stopped.
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
-import io
 import math
 import os
 import pathlib
 import time
 from typing import Any
-from typing import NamedTuple
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from familial import arrays as arrays_lib
 from familial import errors
 from familial import records
 from familial.analysis import figures_toys
 from familial.analysis import toys
+from familial.studies import depth_toys_cohort as cohort
 from familial.studies import depth_toys_config as config_lib
 from familial.studies import depth_toys_regimes as regimes
 from familial.studies import depth_toys_summary as summary
@@ -35,15 +33,6 @@ from familial.training import meter
 
 _CHUNK = 1e11  # FLOPs of a dispatch, seconds on CPU: a signal waits for its end
 _SAVE_SECONDS = 300.0
-_ARRAYS = 2**30  # numbers in a file of students, at most
-
-
-class Member(NamedTuple):
-  """A student of each depth of a study: its teacher and its temperature."""
-
-  teacher: str
-  number: int
-  temperature: float | None
 
 
 def run(
@@ -76,8 +65,8 @@ def run(
     )
   workdir = records.open_run(workdir, asked)
   plan: list[records.Row] = [
-    {'study': name, 'students': len(study.depths) * len(members(asked, name)),
-     'flops': flops(asked, name)}
+    {'study': name, 'students': len(study.depths) * len(cohort.members(asked, name)),
+     'flops': cohort.flops(asked, name)}
     for name, study in asked.studies.items()
   ]  # fmt: skip
   records.write_json(
@@ -122,8 +111,10 @@ def run(
         )
       result, students = found
       named = _named(asked, name, students)
-      kept = [i for i, m in enumerate(members(asked, name)) if m.number == 0]
-      _save(
+      kept = [
+        i for i, m in enumerate(cohort.members(asked, name)) if m.number == 0
+      ]
+      arrays_lib.save(
         path.with_suffix('.npz'),
         {k: np.asarray(v)[kept] for k, v in named.items()},
       )
@@ -147,94 +138,6 @@ def run(
 def file(workdir: pathlib.Path, name: str) -> pathlib.Path:
   """Returns where a study leaves its result."""
   return workdir / 'toys' / f'{name}.json'
-
-
-def members(asked: config_lib.ToysConfig, name: str) -> list[Member]:
-  """Returns the students of each depth of a study, in their order."""
-  study = asked.studies[name]
-  return [
-    Member(kind, number, temperature)
-    for kind in study.teachers
-    for number in range(asked.replicates)
-    for temperature in study.temperatures or (None,)
-  ]
-
-
-def flops(asked: config_lib.ToysConfig, name: str) -> float:
-  """Returns a study's FLOPs in training: students' steps and teachers' passes."""
-  study = asked.studies[name]
-  layer = 4 * asked.width * asked.hidden
-  head = 2 * asked.width * asked.vocab * (study.head != 'none')
-  count = len(members(asked, name))
-  students = (
-    3
-    * count
-    * sum(layer * depth * study.stages + head for depth in study.depths)
-  )
-  teachers = layer * study.teacher_depth
-  teachers *= asked.replicates * len(study.teachers)
-  return float(study.steps) * asked.batch * (students + teachers + count * head)
-
-
-def task(asked: config_lib.ToysConfig, name: str) -> toys.Task:
-  """Returns what a study trains its students for."""
-  study = asked.studies[name]
-  return toys.Task(
-    shape=toys.Shape(asked.width, asked.hidden, asked.vocab),
-    head=study.head,
-    stages=study.stages,
-    steps=study.steps,
-    decay=study.decay,
-    decay_to=study.decay_to,
-    batch=asked.batch,
-    test_batches=asked.test_batches,
-    test_batch=asked.test_batch,
-  )
-
-
-def rate(study: config_lib.Study, depth: int) -> float:
-  """Returns the rate of students of a depth."""
-  if not study.rate_depth:
-    return study.rate
-  return study.rate * math.sqrt(study.rate_depth / depth)
-
-
-def teachers(asked: config_lib.ToysConfig, name: str) -> toys.Teachers:
-  """Returns a study's teachers, by kind and number; all studies draw the same."""
-  study = asked.studies[name]
-  shape = task(asked, name).shape
-  found = []
-  for kind in study.teachers:
-    for number in range(asked.replicates):
-      keys = jax.random.split(_key(asked, kind, number, 0), 4)
-      found.append(
-        toys.Teachers(
-          toys.teacher(
-            keys[0], shape, study.teacher_depth, kind == 'tied', asked.gain
-          ),
-          toys.new_head(keys[1], shape),
-          *keys[2:],
-        )
-      )
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-
-def students(
-  asked: config_lib.ToysConfig, name: str, depth: int
-) -> toys.Params:
-  """Returns untrained students [M, ...]; those of one teacher start alike."""
-  study = asked.studies[name]
-  shape = task(asked, name).shape
-  found = [
-    toys.student(
-      _key(asked, member.teacher, member.number, 1),
-      shape,
-      depth,
-      study.head == 'learned',
-    )
-    for member in members(asked, name)
-  ]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 def checkpoints(steps: int, count: int) -> list[int]:
@@ -262,16 +165,18 @@ def train(
   Raises:
     UserError: if `part` is there and is not of this config.
   """
-  study, how = asked.studies[name], task(asked, name)
-  every = members(asked, name)
-  known = teachers(asked, name)
+  study, how = asked.studies[name], cohort.task(asked, name)
+  every = cohort.members(asked, name)
+  known = cohort.teachers(asked, name)
   of = jnp.repeat(jnp.arange(len(known.head)), len(every) // len(known.head))
   differ = toys.Members(
     of, jnp.array([m.temperature or 1.0 for m in every], jnp.float32)
   )
-  rates = jnp.array([rate(study, depth) for depth in study.depths], jnp.float32)
+  rates = jnp.array(
+    [cohort.rate(study, depth) for depth in study.depths], jnp.float32
+  )
   state = toys.start(
-    tuple(students(asked, name, depth) for depth in study.depths)
+    tuple(cohort.students(asked, name, depth) for depth in study.depths)
   )
   ends = checkpoints(study.steps, asked.checkpoints)
   tests = np.full(
@@ -283,7 +188,7 @@ def train(
     state, tests, before = _resumed(part, (state, tests, np.float32(0)))
   done = int(state.step)
   on_share(done / study.steps)
-  chunk = max(1, int(_CHUNK * study.steps / flops(asked, name)))
+  chunk = max(1, int(_CHUNK * study.steps / cohort.flops(asked, name)))
   begin = time.perf_counter()
   program = toys.train.lower(
     how, known, differ, state, rates, 0, True
@@ -303,7 +208,7 @@ def train(
       now, stop = time.perf_counter(), stopping()
       if stop or now > saved + _SAVE_SECONDS:
         spent = np.float32(before + now - compiled)
-        _save(part, _leaves((state, tests, spent)))
+        arrays_lib.save(part, _leaves((state, tests, spent)))
         saved = now
       if stop:
         return None
@@ -329,25 +234,29 @@ def train(
 
 def trained(
   asked: config_lib.ToysConfig, workdir: str | os.PathLike[str], name: str
-) -> Iterator[tuple[Member, dict[int, toys.Params]]]:
+) -> Iterator[tuple[cohort.Member, dict[int, toys.Params]]]:
   """Yields the kept members of a study, the first teachers', by depth.
 
   Raises:
     UserError: if the file is not one of this config's.
   """
-  kept = [m for m in members(asked, name) if m.number == 0]
+  kept = [m for m in cohort.members(asked, name) if m.number == 0]
   depths = asked.studies[name].depths
   like = jax.eval_shape(
     lambda: _named(
       asked,
       name,
       [
-        jax.tree.map(lambda leaf: leaf[: len(kept)], students(asked, name, d))
+        jax.tree.map(
+          lambda leaf: leaf[: len(kept)], cohort.students(asked, name, d)
+        )
         for d in depths
       ],
     )
   )
-  arrays = _load(file(pathlib.Path(workdir), name).with_suffix('.npz'), like)
+  arrays = arrays_lib.load(
+    file(pathlib.Path(workdir), name).with_suffix('.npz'), like
+  )
   for i, member in enumerate(kept):
     found: dict[int, toys.Params] = {depth: {} for depth in depths}
     for key, leaf in arrays.items():
@@ -373,35 +282,10 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 def _resumed(part: pathlib.Path, like: Any) -> Any:
   """Returns what was under way, in the form of what has not begun."""
-  arrays = _load(part, _leaves(like))
+  arrays = arrays_lib.load(part, _leaves(like))
   return jax.tree.unflatten(
     jax.tree.structure(like), [arrays[key] for key in _leaves(like)]
   )
-
-
-def _save(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  content = io.BytesIO()
-  np.savez(content, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
-  records.write_bytes(path, content.getvalue())
-
-
-def _load(path: pathlib.Path, like: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the arrays of a file, which must be like these."""
-  size = sum(math.prod(leaf.shape) for leaf in like.values())
-  try:
-    if size > _ARRAYS or path.stat().st_size > 4 * size + 2**16:
-      raise ValueError('too large')
-    with np.load(path, allow_pickle=False) as stored:
-      arrays = {key: stored[key] for key in like}
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise errors.UserError(f'{path}: no students of toys ({error})') from None
-  for key, leaf in like.items():
-    if (arrays[key].shape, arrays[key].dtype) != (leaf.shape, leaf.dtype):
-      raise errors.UserError(
-        f'{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, not '
-        f'{leaf.dtype} {leaf.shape}'
-      )
-  return arrays
 
 
 def _lines(
@@ -415,16 +299,6 @@ def _lines(
       f'{row["students"]:>10}{study.steps:>8}{row["flops"]:>10.2g}'
     )
   yield f'{sum(row["flops"] for row in plan):.3g} FLOPs in all'
-
-
-def _key(
-  asked: config_lib.ToysConfig, kind: str, number: int, use: int
-) -> jax.Array:
-  """Returns the key of a teacher (use 0) or of its students (1)."""
-  key = jax.random.key(asked.seed)
-  for part in (config_lib.KINDS.index(kind), number, use):
-    key = jax.random.fold_in(key, part)
-  return key
 
 
 def _plain(values: np.ndarray) -> list[list[list[float | None]]]:

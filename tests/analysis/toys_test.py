@@ -16,6 +16,7 @@ from familial import main
 from familial import records
 from familial.analysis import toys
 from familial.studies import depth_toys
+from familial.studies import depth_toys_cohort
 from familial.studies import depth_toys_config
 from familial.studies import depth_toys_regimes as regimes
 from familial.studies import depth_toys_summary as summary
@@ -145,13 +146,13 @@ def test_students_of_all_depths_learn_at_their_rates():
   study = dataclasses.replace(toys_.studies['only'], teachers=('tied',))
   toys_ = dataclasses.replace(toys_, studies={'only': study})
   state = toys.start(
-    tuple(depth_toys.students(toys_, 'only', depth) for depth in (1, 2))
+    tuple(depth_toys_cohort.students(toys_, 'only', depth) for depth in (1, 2))
   )
   losses = []
   for steps in (0, 5):
     state, found = toys.train(
-      depth_toys.task(toys_, 'only'),
-      depth_toys.teachers(toys_, 'only'),
+      depth_toys_cohort.task(toys_, 'only'),
+      depth_toys_cohort.teachers(toys_, 'only'),
       toys.Members(jnp.array([0]), jnp.array([1.0])),
       state,
       jnp.array([0.0, 0.02]),
@@ -173,20 +174,20 @@ def test_a_student_equals_a_run_by_itself(head, tmp_path):
   result, (_, params, _) = depth_toys.train(
     toys_, 'only', tmp_path / 'part.npz'
   )
-  members = depth_toys.members(toys_, 'only')
+  members = depth_toys_cohort.members(toys_, 'only')
   picked = len(members) - 1
   alone = jax.tree.map(
     lambda leaf: leaf[picked : picked + 1],
-    depth_toys.students(toys_, 'only', 2),
+    depth_toys_cohort.students(toys_, 'only', 2),
   )
   known = jax.tree.map(
-    lambda leaf: leaf[-1:], depth_toys.teachers(toys_, 'only')
+    lambda leaf: leaf[-1:], depth_toys_cohort.teachers(toys_, 'only')
   )
   state, taken = toys.start((alone,)), []
   for steps in (4, 1, 1):
     before = np.array(state.params[0]['bias'])
     state, losses = toys.train(
-      depth_toys.task(toys_, 'only'),
+      depth_toys_cohort.task(toys_, 'only'),
       known,
       toys.Members(jnp.array([0]), jnp.array([1.0])),
       state,
@@ -207,13 +208,13 @@ def test_a_student_equals_a_run_by_itself(head, tmp_path):
 @pytest.mark.slow
 def test_the_divergence_is_that_of_cold_distributions():
   toys_ = asked(head='shared', temperatures=(0.5, 1.0))
-  known = depth_toys.teachers(toys_, 'only')
+  known = depth_toys_cohort.teachers(toys_, 'only')
   of, cold = jnp.array([1, 3, 3]), jnp.array([0.5, 0.5, 1.0])
   params = jax.tree.map(
     lambda *leaves: jnp.stack(leaves), *(random(2, seed) for seed in range(3))
   )
   found = toys._losses(
-    depth_toys.task(toys_, 'only'),
+    depth_toys_cohort.task(toys_, 'only'),
     known,
     toys.Members(of, cold),
     [params],
@@ -234,10 +235,12 @@ def test_the_divergence_is_that_of_cold_distributions():
 
 
 def test_the_rate_falls_to_a_tenth_over_the_last_fifth():
-  how = depth_toys.task(asked(), 'only')
+  how = depth_toys_cohort.task(asked(), 'only')
   shares = [float(toys._decay(how, jnp.int32(step))) for step in range(6)]
   assert shares[:4] == [1.0] * 4 and shares[5] == pytest.approx(0.1)
-  assert depth_toys.rate(asked().studies['only'], 1) == pytest.approx(0.02)
+  assert depth_toys_cohort.rate(asked().studies['only'], 1) == pytest.approx(
+    0.02
+  )
 
 
 @pytest.mark.parametrize(('share', 'sign'), [(0.0, 0), (0.5, 1)])
@@ -350,7 +353,7 @@ def test_students_move_as_their_teachers_were_made(tmp_path):
   )  # fmt: skip
   _, by_depth = depth_toys.train(toys_, 'only', tmp_path / 'part.npz')
   found = {}
-  for i, member in enumerate(depth_toys.members(toys_, 'only')):
+  for i, member in enumerate(depth_toys_cohort.members(toys_, 'only')):
     mine = {
       depth: {key: leaf[i] for key, leaf in params.items()}
       for depth, params in zip(study.depths, by_depth, strict=True)
@@ -403,14 +406,14 @@ def test_a_study_that_cannot_be_is_refused(changes, text):
 def test_a_file_of_students_is_not_trusted(tmp_path):
   toys_ = asked()
   path = depth_toys.file(tmp_path, 'only').with_suffix('.npz')
-  with pytest.raises(errors.UserError, match='no students of toys'):
+  with pytest.raises(errors.UserError, match='cannot be read'):
     list(depth_toys.trained(toys_, tmp_path, 'only'))
   path.parent.mkdir()
   names = [f'{depth}_{k}' for depth in (1, 2, 3) for k in ('in', 'bias', 'out')]
   for content, text in (
-    ({'1_in': np.zeros(3)}, 'no students of toys'),
+    ({'1_in': np.zeros(3)}, 'cannot be read'),
     ({name: np.zeros(3) for name in names}, 'is float64'),
-    ({name: np.array([{}]) for name in names}, 'no students of toys'),
+    ({name: np.array([{}]) for name in names}, 'cannot be read'),
   ):
     np.savez(path, **content)
     with pytest.raises(errors.UserError, match=text):
@@ -428,7 +431,7 @@ def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
     trained.append(name)
     if name == stop:
       return None  # As where a signal came.
-    members = depth_toys.members(asked, name)
+    members = depth_toys_cohort.members(asked, name)
     loss = [[[1 / depth] * len(members) for depth in study.depths]] * 2
     return {
       'schema': records.SCHEMA,
@@ -437,7 +440,7 @@ def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
       'loss': loss,
       'error': loss,
       'seconds': {'compile': 1.0, 'train': 1.0},
-    }, tuple(depth_toys.students(asked, name, d) for d in study.depths)
+    }, tuple(depth_toys_cohort.students(asked, name, d) for d in study.depths)
 
   monkeypatch.setattr(depth_toys, 'train', train)
   stop = 'two'
@@ -467,7 +470,7 @@ def test_a_study_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
   assert again['loss'] == whole['loss']
   jax.tree.map(np.testing.assert_array_equal, students, same)
   np.savez(part, **{'0': np.zeros(3)})
-  with pytest.raises(errors.UserError, match=r'part\.npz: no students of toys'):
+  with pytest.raises(errors.UserError, match=r'part\.npz: cannot be read'):
     depth_toys.train(toys_, 'only', part)
 
 

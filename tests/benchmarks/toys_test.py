@@ -13,7 +13,7 @@ import pytest
 
 from familial import config as config_lib
 from familial.analysis import toys
-from familial.studies import depth_toys
+from familial.studies import depth_toys_cohort as cohort
 from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
@@ -30,9 +30,9 @@ def test_seconds_of_the_study():
   asked = _asked()
   ours_in_all = theirs_in_all = 0.0
   for name, study in asked.studies.items():
-    task = depth_toys.task(asked, name)
-    members = depth_toys.members(asked, name)
-    known = depth_toys.teachers(asked, name)
+    task = cohort.task(asked, name)
+    members = cohort.members(asked, name)
+    known = cohort.teachers(asked, name)
     each = len(members) // len(known.head)
     picked = len(members) - 1  # of the last teacher
     start = time.perf_counter()
@@ -43,11 +43,11 @@ def test_seconds_of_the_study():
       'ours': lambda ours=ours: ours(_STEPS)
     }
     for at, depth in enumerate(study.depths):
-      rate = depth_toys.rate(study, depth)
+      rate = cohort.rate(study, depth)
       for way in ('eager', 'compiled')[: 1 + ((name, depth) == _COMPILED)]:
         student = toys_peer.Student(
           task,
-          depth_toys.students(asked, name, depth),
+          cohort.students(asked, name, depth),
           picked,
           known,
           picked // each,
@@ -109,16 +109,16 @@ def _asked():
 
 def _ours(asked, name) -> Callable[[int], tuple[toys.Params, ...]]:
   """Returns what takes all students of a study further by some steps."""
-  task, study = depth_toys.task(asked, name), asked.studies[name]
-  known = depth_toys.teachers(asked, name)
-  members = depth_toys.members(asked, name)
+  task, study = cohort.task(asked, name), asked.studies[name]
+  known = cohort.teachers(asked, name)
+  members = cohort.members(asked, name)
   of = toys.Members(
     jnp.repeat(jnp.arange(len(known.head)), len(members) // len(known.head)),
     jnp.array([m.temperature or 1.0 for m in members], jnp.float32),
   )
-  rates = jnp.array([depth_toys.rate(study, d) for d in study.depths])
+  rates = jnp.array([cohort.rate(study, d) for d in study.depths])
   state = toys.start(
-    tuple(depth_toys.students(asked, name, d) for d in study.depths)
+    tuple(cohort.students(asked, name, d) for d in study.depths)
   )
 
   def advance(steps: int) -> tuple[toys.Params, ...]:

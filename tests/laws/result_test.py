@@ -55,6 +55,9 @@ def test_one_form(make, tmp_path):
   left = np.log(law.predict(table.columns) / table.columns['loss'])
   assert np.abs(left).max() < 0.03
   assert len(law.samples['gamma']) == 100
+  np.savez(tmp_path / record.SAMPLES, gamma=np.zeros(99))
+  with pytest.raises(errors.UserError, match=r'bootstrap\.npz: cannot be read'):
+    record.load(tmp_path / 'fit.json')
   assert not [
     p for p in tmp_path.iterdir() if p.suffix not in ('.json', '.npz')
   ]
@@ -103,7 +106,7 @@ def test_bad_input(make, tmp_path):
   (tmp_path / 'fit.json').write_text('{}')
   with pytest.raises(errors.UserError, match=r'no fit\.json'):
     record.load(tmp_path / 'fit.json')
-  known = dict.fromkeys('form params objective bootstrap flags'.split())
+  known = dict.fromkeys(record._LAW)
   record.write_json(tmp_path / 'fit.json', {**known, 'schema': 99})
   with pytest.raises(errors.UserError, match='schema 99 is not 1'):
     record.load(tmp_path / 'fit.json')
