@@ -49,14 +49,14 @@ def sections(results: Results, gallery: html.Gallery) -> list[html.Section]:
   summary = results.summary
   return [
     _answer(summary, results),
-    *found(results, gallery),
+    *findings(results, gallery),
     record_sections.runs(results),
     record_sections.provenance(results),
     _definitions(summary),
   ]
 
 
-def found(results: Results, gallery: html.Gallery) -> list[html.Section]:
+def findings(results: Results, gallery: html.Gallery) -> list[html.Section]:
   """Returns the law, its rivals, its cut-offs and its rates."""
   summary = results.summary
   return html.with_unmeasured(

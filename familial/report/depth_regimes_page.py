@@ -23,7 +23,7 @@ def sections(results: Results, gallery: html.Gallery) -> list[html.Section]:
   """Returns the page's sections in order."""
   return [
     answer(results.summary),
-    *found(results.summary, gallery),
+    *findings(results.summary, gallery),
     record_sections.runs(results),
     record_sections.provenance(results),
     terms(results.summary),
@@ -50,7 +50,7 @@ def answer(summary: Row) -> html.Section:
   return html.Section('answer', 'Do exits change what layers do?', body)
 
 
-def found(summary: Row, gallery: html.Gallery) -> list[html.Section]:
+def findings(summary: Row, gallery: html.Gallery) -> list[html.Section]:
   """Returns the regimes, what exits change, and where."""
   by_depth: dict[int, list[Row]] = {}
   for group in summary['groups']:

@@ -59,9 +59,9 @@ def write(studies: Mapping[str, str], out: str | pathlib.Path) -> str:
   ]
   if 'law' in found:
     results = results_lib.read(pathlib.Path(folders['law']))
-    sections += depth_page.found(results, gallery)
+    sections += depth_page.findings(results, gallery)
   if 'regimes' in found:
-    sections += depth_regimes_page.found(found['regimes'], gallery)
+    sections += depth_regimes_page.findings(found['regimes'], gallery)
   if 'toys' in found:
     sections.append(_toys(found['toys'], gallery))
   if 'regimes' in found:

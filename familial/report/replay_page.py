@@ -79,7 +79,8 @@ def _answer(result: Mapping[str, Any]) -> str:
     'Gain: how much lower the loss of the best model is than that of Successive'
     ' Halving on the same draw; the mean over draws. Off by: the median error of'
     ' the extrapolated loss of the law fitted to what was trained, against that of'
-    f' the whole grid. Intervals are of {100 * result["level"]:g} %.'
+    ' the whole grid or, of synthetic curves, the law they obey.'
+    f' Intervals are of {100 * result["level"]:g} %.'
   )
   body += html.tiles(_tiles(cells))
   doubts = list(_doubts(result))
