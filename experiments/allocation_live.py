@@ -83,18 +83,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 0.1B to 1B parameters on C4'
-  config.data.update(
-    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
-  )
-  config.model.update(
-    dtype='bfloat16',
-    attention='fused',
-    unroll=False,
-    remat=True,
-    loss_chunk=256,
-    tied=False,
-    base_width=1024,
-  )
+  config_lib.at_scale(config)
   config.shapes = (
     (768, 12, 6),
     (1024, 12, 8),

@@ -76,18 +76,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 512 to 4096 wide, 8 to 64 layers on C4'
-  config.data.update(
-    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
-  )
-  config.model.update(
-    dtype='bfloat16',
-    attention='fused',
-    unroll=False,
-    remat=True,
-    loss_chunk=256,
-    tied=False,
-    base_width=1024,
-  )
+  config_lib.at_scale(config)
   config.widths, config.depths = (512, 1024, 2048, 4096), (8, 16, 32, 64)
   config.head_width = 128
   config.tokens = 100_000_000_000

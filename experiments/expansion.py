@@ -106,18 +106,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1B to 8B parameters on C4'
-  config.data.update(
-    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
-  )
-  config.model.update(
-    dtype='bfloat16',
-    attention='fused',
-    unroll=False,
-    remat=True,
-    loss_chunk=256,
-    tied=False,
-    base_width=1024,
-  )
+  config_lib.at_scale(config)
   # 1.0, 2.0, 3.9 and 8.1 billion parameters; the last one has 20 tokens each.
   config.sizes = (
     (2048, 20, 16),

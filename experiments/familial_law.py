@@ -171,18 +171,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1e19 to 1e21 FLOPs on C4'
-  config.data.update(
-    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
-  )
-  config.model.update(
-    dtype='bfloat16',
-    attention='fused',
-    unroll=False,
-    remat=True,
-    loss_chunk=256,
-    tied=False,
-    base_width=1024,
-  )
+  config_lib.at_scale(config)
   config.grid.budgets = (1e19, 1e20, 1e21)
   config.grid.shapes = (
     (768, 16, 12),

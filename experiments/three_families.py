@@ -93,18 +93,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 0.8B to 6.6B parameters on C4'
-  config.data.update(
-    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
-  )
-  config.model.update(
-    dtype='bfloat16',
-    attention='fused',
-    unroll=False,
-    remat=True,
-    loss_chunk=256,
-    tied=False,
-    base_width=1024,
-  )
+  config_lib.at_scale(config)
   config.sizes = ((4096, 4, 32), (4096, 8, 32), (4096, 16, 32), (4096, 32, 32))
   config.budgets = (6e21,)
   config.warmup = 0.01

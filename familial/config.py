@@ -129,6 +129,26 @@ def run_template() -> ml_collections.ConfigDict:
   )
 
 
+def at_scale(config: ml_collections.ConfigDict) -> None:
+  """Sets the data and the model of the experiments' largest variants.
+
+  C4 by an own tokenizer, and a model of billions of parameters in bfloat16 whose
+  layers are compiled once and computed again in the backward pass.
+  """
+  config.data.update(
+    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
+  )
+  config.model.update(
+    dtype='bfloat16',
+    attention='fused',
+    unroll=False,
+    remat=True,
+    loss_chunk=256,
+    tied=False,
+    base_width=1024,
+  )
+
+
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
   """Returns an IsoFLOP study's config."""
   values = plain(config)

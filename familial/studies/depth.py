@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -22,7 +23,7 @@ def run(study: DepthConfig, workdir: str | os.PathLike[str], **how: Any) -> str:
   """Runs a study to its page, or goes on with one: see `running.run`."""
   kind = running.Kind(
     build=build,
-    plan=plan,
+    plan=functools.partial(plan_lib.make, 'depth'),
     text=plan_lib.text,
     affordable=lambda study, cells, speed, workers: cells,
     summarise=depth_summary.write,
@@ -34,17 +35,6 @@ def run(study: DepthConfig, workdir: str | os.PathLike[str], **how: Any) -> str:
 def build(study: DepthConfig) -> Cells:
   """Returns the runs: the grid, then its corners with other seeds and rates."""
   return list(_all(study))
-
-
-def plan(
-  study: DepthConfig,
-  cells: Cells,
-  corpus: Any,
-  speed: plan_lib.Speed,
-  workers: int,
-) -> dict[str, Any]:
-  """Returns the plan."""
-  return plan_lib.make('depth', study, cells, corpus, speed, workers)
 
 
 def _all(study: DepthConfig) -> Iterator[train_config.RunConfig]:

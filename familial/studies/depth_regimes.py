@@ -1,6 +1,7 @@
 """The study of what layers do in models with exits and without."""
 
 from collections.abc import Iterator
+import functools
 import os
 from typing import Any
 
@@ -21,7 +22,7 @@ def run(
   """Runs a study to its page, or goes on with one: see `running.run`."""
   kind = running.Kind(
     build=build,
-    plan=plan,
+    plan=functools.partial(plan_lib.make, 'depth_regimes'),
     text=plan_lib.text,
     affordable=lambda study, cells, speed, workers: cells,
     summarise=depth_regimes_summary.write,
@@ -33,17 +34,6 @@ def run(
 def build(study: RegimesConfig) -> Cells:
   """Returns the runs, those of a shape together."""
   return list(_all(study))
-
-
-def plan(
-  study: RegimesConfig,
-  cells: Cells,
-  corpus: Any,
-  speed: plan_lib.Speed,
-  workers: int,
-) -> dict[str, Any]:
-  """Returns the plan."""
-  return plan_lib.make('depth_regimes', study, cells, corpus, speed, workers)
 
 
 def _all(study: RegimesConfig) -> Iterator[train_config.RunConfig]:
