@@ -98,7 +98,7 @@ def record(
     name: trajectories.standard_errors(moments)
     for name, moments in summary.moments.items()
   }
-  first = {'norm': 0, 'to_last': 0, 'loss': 0}
+  first = {'norm': 0, 'to_last': 0, 'remaining': 0, 'loss': 0}
   quantities = {}
   for name, moments in pooled.items():
     spread = trajectories.sd(moments)
@@ -124,6 +124,7 @@ def record(
       )
     ]
   settled_L = np.cumsum(summary.settled.sum(axis=0)) / found.tokens
+  early = int(trajectories.EARLY * model.depth)
   return {
     'schema': records.SCHEMA,
     'model': lineage,
@@ -141,16 +142,27 @@ def record(
     },
     'quantities': quantities,
     'settled': settled_L.tolist(),
-    'early': float(settled_L[int(trajectories.EARLY * model.depth)]),
+    'early': float(settled_L[early]),
+    'early_at': [
+      {
+        'remaining': most,
+        'share': trajectories.share_below(
+          summary.bins['remaining'][early],
+          trajectories.SCALES['remaining'],
+          most,
+        ),
+      }
+      for most in trajectories.REMAINING
+    ],
     **{
       name: [
         {
           'from': 2**at - 1,
           'to': 2 ** (at + 1) - 2 if at < layers.CLASSES - 1 else None,
           'tokens': int(tokens),
-          'early': int(early) / int(tokens),
+          'early': int(stopped) / int(tokens),
         }
-        for at, (early, tokens) in enumerate(counts)
+        for at, (stopped, tokens) in enumerate(counts)
         if tokens
       ]
       for name, counts in found.early.items()

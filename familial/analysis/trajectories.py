@@ -28,6 +28,9 @@ Array = jax.Array
 SETTLED = 0.1
 # and it has stopped early if that was within this share of the layers.
 EARLY = 0.75
+# Where a token that has settled is told apart from one that has not is a choice:
+# what others would say.
+REMAINING = (0.05, 0.1, 0.15, 0.2)
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 DEFINITIONS = {
@@ -40,9 +43,12 @@ DEFINITIONS = {
   'norm': 'length of h_l; layer l from 0',
   'update': 'length of dh_l; layer l from 1',
   'to_last': 'angle between h_l and h_L, radians; layer l from 0',
+  'remaining': 'to_last over the largest that the token had; layer l from 0',
   'settled': 'share of tokens whose angle to the last state is at most '
   f'{SETTLED:g} of the largest that they had, from layer l on for good',
   'early': f'share of tokens that have settled by layer {EARLY:g} L',
+  'early_at': f'share of tokens whose remaining at layer {EARLY:g} L is at most '
+  'this much, whatever comes after',
 }  # fmt: skip
 
 
@@ -63,6 +69,7 @@ SCALES = {
   'turn': _ANGLE,
   'bend': _ANGLE,
   'to_last': _ANGLE,
+  'remaining': Scale(0, 1, 400),
   'norm': _LENGTH,
   'update': _LENGTH,
   'loss': Scale(0, 40, 2000),
@@ -130,7 +137,8 @@ def measure(states: Array) -> tuple[dict[str, Array], Array]:
   to_last = angle(states, states[-1])
   heading = _unit(updates)
   half = states.shape[2] // 2
-  below = to_last <= SETTLED * jnp.max(to_last, axis=0)
+  largest = jnp.max(to_last, axis=0)
+  below = to_last <= SETTLED * largest
   still = jnp.sum(jnp.cumprod(below[::-1].astype(jnp.int32), axis=0), axis=0)
   values = {
     'turn': turn,
@@ -143,6 +151,7 @@ def measure(states: Array) -> tuple[dict[str, Array], Array]:
     'norm': jnp.linalg.norm(states, axis=-1),
     'update': jnp.linalg.norm(updates, axis=-1),
     'to_last': to_last,
+    'remaining': to_last / _positive(largest),
   }
   settled = jnp.where(still > 0, states.shape[0] - still, -1)
   return values, settled
@@ -274,6 +283,12 @@ def quantiles(counts: np.ndarray, scale: Scale) -> list[float | None]:
   inside = 1 - (upto[place] - wanted) / counts[place]
   at = scale.low + (place + inside) * (scale.high - scale.low) / scale.bins
   return [float(x) for x in (10**at if scale.log else at)]
+
+
+def share_below(counts: np.ndarray, scale: Scale, value: float) -> float:
+  """Returns the share of counted values up to one, at an edge between bins."""
+  bins = round((value - scale.low) / (scale.high - scale.low) * scale.bins)
+  return float(counts[:bins].sum() / max(counts.sum(), 1))
 
 
 def middle(depth: int, every: int) -> slice:

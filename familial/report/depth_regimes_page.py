@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from familial.analysis import figures_regimes
+from familial.analysis import trajectories
 from familial.report import html
 from familial.report import record_sections
 from familial.report import results as results_lib
@@ -90,12 +91,37 @@ def findings(summary: Row, gallery: html.Gallery) -> list[html.Section]:
     ' well each regime fits, from 0 to 1.',
     align='lrlrrl',
   )
+  regimes += _early_at(summary['groups'])
   for each in summary['differences']:
     changes += _changes(each)
   return [
     html.Section('regimes', 'Which regime, by number of exits', regimes),
     html.Section('layers', 'What exits change, layer by layer', changes),
   ]
+
+
+def _early_at(groups: Sequence[Row]) -> str:
+  """Whether the tokens that stop early hang on where that is cut."""
+  cuts = [row['remaining'] for row in groups[0]['early_at']]
+  return html.table(
+    ['model', *(f'at most {100 * cut:g} %' for cut in cuts)],
+    [
+      [
+        _name(group),
+        *(
+          words.estimate(row['value'], row['lo'], row['hi'])
+          for row in group['early_at']
+        ),
+      ]
+      for group in groups
+    ],
+    'Share of tokens whose angle to the last state is at most this share of the largest'
+    ' that it was, three quarters of the layers in; mean over seeds. "Stop early"'
+    f' is {100 * trajectories.SETTLED:g} %, from there on for good. Where the'
+    ' columns differ much, states come to rest slowly, and how many have stopped'
+    ' is a matter of the cut.',
+    align='l' + 'r' * len(cuts),
+  )
 
 
 def _changes(each: Row) -> str:

@@ -117,8 +117,19 @@ def _groups(
           }
           for network in networks
         ],
+        'early_at': list(_early_at(mine)),
         'layers': {name: _by_layer(mine, name) for name in differences.LAYERS},
       }
+
+
+def _early_at(probes: Sequence[records.Row]) -> Iterator[dict[str, Any]]:
+  """Yields the tokens that stop early, mean over seeds, by where that is cut."""
+  for same in zip(*(each['early_at'] for each in probes), strict=True):
+    shares = np.array([row['share'] for row in same])
+    yield {
+      'remaining': same[0]['remaining'],
+      **dataclasses.asdict(student.mean(shares)),
+    }
 
 
 def _by_layer(probes: Sequence[records.Row], name: str) -> list[dict[str, Any]]:

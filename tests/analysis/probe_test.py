@@ -230,12 +230,22 @@ def test_the_command(model, found, corpus, familial, tmp_path):
     np.testing.assert_allclose(
       [row['mean'] for row in rows], mean(found, name), atol=1e-6
     )
-    first = {'norm': 0, 'loss': 0, 'to_last': 0, 'exit_loss': 2}.get(name, 1)
+    first = {
+      'norm': 0,
+      'loss': 0,
+      'to_last': 0,
+      'remaining': 0,
+      'exit_loss': 2,
+    }.get(name, 1)
     assert rows[0]['layer'] == first
     assert all(row['error'] >= 0 for row in rows)
     if name in trajectories.SCALES:
       assert all(row['quantiles'] == sorted(row['quantiles']) for row in rows)
   assert read['settled'][-1] == 1
+  # Nearly what has settled by there: some may have left again.
+  at = {row['remaining']: row['share'] for row in read['early_at']}
+  assert read['early'] <= at[trajectories.SETTLED]
+  assert list(at.values()) == sorted(at.values())
   answer = regimes.classify([regimes.of_record(read)])
   assert read['regime']['regime'] == answer.regime
   assert answer == regimes.classify([found.summary])

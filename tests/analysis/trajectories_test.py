@@ -37,6 +37,7 @@ def direct(states):
   updates = np.diff(states, axis=0)
   turn = angle(states[:-1], states[1:])
   half = np.roll(updates[1:], TOKENS // 2, axis=2)
+  to_last = angle(states, states[-1])
   return {
     'turn': turn,
     'path_share': turn / turn.sum(axis=0),
@@ -45,7 +46,8 @@ def direct(states):
     'cosine_other': np.cos(angle(updates[:-1], half)),
     'norm': np.linalg.norm(states, axis=-1),
     'update': np.linalg.norm(updates, axis=-1),
-    'to_last': angle(states, states[-1]),
+    'to_last': to_last,
+    'remaining': to_last / to_last.max(axis=0),
   }
 
 
@@ -135,6 +137,13 @@ def test_quantiles_are_those_of_the_values_to_a_bin(states, tallied):
       if scale.log:
         near, exact = np.log10(near), np.log10(exact)
       np.testing.assert_allclose(near, exact, atol=1.01 * width)
+  left = np.asarray(values['remaining'][4])
+  scale = trajectories.SCALES['remaining']
+  for most in trajectories.REMAINING + (0.5,):
+    found_share = trajectories.share_below(
+      np.asarray(found.bins['remaining'][4]), scale, most
+    )
+    assert found_share == pytest.approx((left < most).mean(), abs=1e-9)
   none = np.zeros(trajectories.SCALES['turn'].bins)
   assert set(trajectories.quantiles(none, trajectories.SCALES['turn'])) == {
     None
