@@ -8,13 +8,17 @@ Studies:
   learned_head  KL divergence by temperature; students have heads of their own
   shared_head   tied teachers, whose head the students have too
   state         mean squared error of the last state
+  half          the same in half the steps: its rate falls to its end too
+  one_layer     the same, with a single layer of as many hidden units: what is left
+                of the exponent without depth
   two_stage     the same, with two evaluations a layer (the midpoint rule)
   short         the control: teachers with no more layers than some students
 
 Variants:
   test  a minute on two cores: does every part work
   cpu   a quarter of an hour on two cores
-  gpu   the sizes of the paper, for one GPU
+  gpu   the sizes of the paper, for one GPU; `half` and `state` have 40 and 80
+        thousand steps
 
 The sizes of `cpu`, and why: at the paper's width 32 and rates, students of 5,000
 steps are far from trained, and the exponents of both teachers are below 0.5. What
@@ -56,8 +60,9 @@ def _studies(
   learned: dict[str, Any],
   shared: dict[str, Any],
   short: dict[str, Any],
+  long: dict[str, Any],
 ) -> None:
-  """Sets the five studies.
+  """Sets the studies.
 
   Args:
     config: to set them in.
@@ -68,16 +73,20 @@ def _studies(
     learned: of its own to the learned head.
     shared: of its own to the shared head.
     short: of its own to the control.
+    long: of their own to the studies of the state but `half` and `short`.
   """
   state = {**common, 'depths': depths, 'rate_depth': 4}
+  whole = {**state, **long}
   tied = ('tied',)
   heads = {**state, 'temperatures': cold}
   config.studies = {
     'learned_head': {**heads, 'head': 'learned', 'rate_depth': 0, **learned},
     'shared_head': {**heads, 'head': 'shared', 'teachers': tied, **shared},
-    'state': state,
+    'state': whole,
+    'half': {**state, 'steps': whole['steps'] // 2},
+    'one_layer': {**whole, 'one_layer': True},
     'two_stage': {
-      **state, 'depths': two_stage, 'stages': 2, 'teachers': tied
+      **whole, 'depths': two_stage, 'stages': 2, 'teachers': tied
     },
     'short': {**state, **short},
   }  # fmt: skip
@@ -96,6 +105,7 @@ def _test(config: ml_collections.ConfigDict) -> None:
     common={'teacher_depth': 6, 'steps': 60, 'rate': 5e-3},
     learned={},
     shared={},
+    long={},
   )
 
 
@@ -118,6 +128,7 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
     },
     learned={},
     shared={},
+    long={},
   )
 
 
@@ -132,4 +143,5 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
     common={'teacher_depth': 128, 'steps': 40_000, 'rate': 6e-4},
     learned={'decay': 0.0},
     shared={'steps': 80_000, 'rate_depth': 16},
+    long={'steps': 80_000},
   )

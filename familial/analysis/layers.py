@@ -91,7 +91,9 @@ def measure(
   summary, row, tokens = None, 0, 0
   for batch in batches:
     numbers = np.minimum(row + np.arange(len(batch['inputs_BxL'])), windows - 1)
-    found, classes = _pass(model, separator, rest, layers, batch)
+    # Some accelerators would round what they multiply to bfloat16 or less.
+    with jax.default_matmul_precision('float32'):
+      found, classes = _pass(model, separator, rest, layers, batch)
     summary = trajectories.add(
       summary, found, numbers * groups // windows, groups, model.width
     )

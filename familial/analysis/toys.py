@@ -28,6 +28,8 @@ STAGES = (1, 2)
 _EPS = 1e-6
 _MLP = ('in', 'bias', 'out')
 _ADAM = optax.scale_by_adam()
+# Some accelerators would round what they multiply to bfloat16 or less.
+_matmul = functools.partial(jnp.matmul, precision='float32')
 
 
 class Shape(NamedTuple):
@@ -258,14 +260,14 @@ def _losses(
   cold = members.temperature[:, None, None]
   right = y_MxBxD
   if task.head != 'none':
-    right = jax.nn.log_softmax(y_MxBxD @ heads / cold)
+    right = jax.nn.log_softmax(_matmul(y_MxBxD, heads) / cold)
 
   def loss(params: Params) -> Array:
     out_MxBxD = jax.vmap(lambda p, x: last(p, x, task.stages))(params, x_MxBxD)
     if task.head == 'none':
       return jnp.mean((out_MxBxD - right) ** 2, axis=(1, 2))
     own = params['head'] if task.head == 'learned' else heads
-    log_q = jax.nn.log_softmax(out_MxBxD @ own / cold)
+    log_q = jax.nn.log_softmax(_matmul(out_MxBxD, own) / cold)
     return jnp.mean(jnp.sum(jnp.exp(right) * (right - log_q), axis=-1), axis=-1)
 
   return jnp.stack([loss(params) for params in students])
@@ -284,7 +286,8 @@ def _layer(mlp: tuple[Array, ...], x_BxD: Array, stages: int) -> Array:
   inner, bias, outer = mlp
 
   def added(x_BxD: Array) -> Array:
-    return jnp.maximum(norm(x_BxD) @ inner + bias, 0) ** 2 @ outer
+    hidden = jnp.maximum(_matmul(norm(x_BxD), inner) + bias, 0) ** 2
+    return _matmul(hidden, outer)
 
   if stages == 2:
     return x_BxD + added(x_BxD + added(x_BxD) / 2)

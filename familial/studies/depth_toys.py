@@ -127,6 +127,7 @@ def run(
     [
       {'study': name, **member._asdict(), **row}
       for name, study in asked.studies.items()
+      if not study.one_layer
       for member, by_depth in trained(asked, workdir, name)
       for row in regimes.rows(by_depth, study.stages, asked.seed)
     ],
@@ -168,10 +169,7 @@ def train(
   study, how = asked.studies[name], cohort.task(asked, name)
   every = cohort.members(asked, name)
   known = cohort.teachers(asked, name)
-  of = jnp.repeat(jnp.arange(len(known.head)), len(every) // len(known.head))
-  differ = toys.Members(
-    of, jnp.array([m.temperature or 1.0 for m in every], jnp.float32)
-  )
+  differ = cohort.assigned(known, every)
   rates = jnp.array(
     [cohort.rate(study, depth) for depth in study.depths], jnp.float32
   )

@@ -1,5 +1,6 @@
 """The students of a study of toys and their teachers: how many, and from what keys."""
 
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
@@ -88,12 +89,23 @@ def teachers(asked: config_lib.ToysConfig, name: str) -> toys.Teachers:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
+def assigned(known: toys.Teachers, every: Sequence[Member]) -> toys.Members:
+  """Returns each student's teacher and temperature; both come in one order."""
+  each = len(every) // len(known.head)
+  return toys.Members(
+    jnp.repeat(jnp.arange(len(known.head)), each),
+    jnp.array([m.temperature or 1.0 for m in every], jnp.float32),
+  )
+
+
 def students(
   asked: config_lib.ToysConfig, name: str, depth: int
 ) -> toys.Params:
   """Returns untrained students [M, ...]; those of one teacher start alike."""
   study = asked.studies[name]
   shape = task(asked, name).shape
+  if study.one_layer:
+    shape, depth = shape._replace(hidden=depth * shape.hidden), 1
   found = [
     toys.student(
       _key(asked, member.teacher, member.number, 1),

@@ -22,6 +22,8 @@ class Study:
       teacher's head (`shared`) or the student's own (`learned`).
     temperatures: of the heads; () without one.
     stages: of a student's layer: 1 (Euler's step) or 2 (the midpoint rule).
+    one_layer: whether a student of l layers is one of a single layer instead, with
+      l times the hidden units: the control of what depth itself does.
     rate: Adam's.
     rate_depth: with a depth l here, a student of depth l has rate * sqrt(this /
       l); 0 for one rate at all depths.
@@ -42,6 +44,7 @@ class Study:
   head: str = 'none'
   temperatures: tuple[float, ...] = ()
   stages: int = 1
+  one_layer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ class ToysConfig:
   width: int = 32
   hidden: int = 128
   vocab: int = 128
-  gain: float = 0.2
+  gain: float = 1.0
   batch: int = 1024
   test_batches: int = 10
   test_batch: int = 1024

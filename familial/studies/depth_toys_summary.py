@@ -62,7 +62,7 @@ def write(
       for key in ('compile', 'train')
     },
     'curves': curves,
-    'stages': list(_stages(curves)),
+    'pairs': list(_pairs(curves)),
     'regimes': list(regimes),
   }
   records.write_json(pathlib.Path(workdir) / 'summary.json', found)
@@ -94,19 +94,18 @@ def table(found: records.Row) -> list[list[str]]:
         said[0] if said else words.number(None),
       ]
     )
-  for row in found['stages']:
-    for how in ('equal_cost', 'equal_depth'):
-      rows.append(
-        [
-          f'{row["study"]} - {row["base"]}',
-          row['teacher'],
-          _temperature(row),
-          ', '.join(map(str, row[how]['depths'])),
-          _words(row[how]['difference']),
-          '',
-          how.replace('_', ' '),
-        ]
-      )
+  for row in found['pairs']:
+    rows.append(
+      [
+        f'{row["study"]} - {row["base"]}',
+        row['teacher'],
+        _temperature(row),
+        ', '.join(map(str, row['depths'])),
+        _words(row['difference']),
+        '',
+        f'at equal {row["equal"]}',
+      ]
+    )
   return rows
 
 
@@ -195,6 +194,8 @@ def _curves(
         'temperature': temperature,
         'head': study.head,
         'stages': study.stages,
+        'one_layer': study.one_layer,
+        'steps': study.steps,
         'teacher_depth': study.teacher_depth,
         'depths': depths,
         **exponents(depths, loss_CxTxL[-1]),
@@ -229,47 +230,53 @@ def _with_floor(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   return best[1:]
 
 
-def _stages(curves: Sequence[records.Row]) -> Iterator[records.Row]:
-  """Yields students of two stages beside those of one, of the same teachers."""
-  same = 'teacher', 'temperature', 'head', 'teacher_depth'
-  for two, one in itertools.product(curves, curves):
-    if (two['stages'], one['stages']) == (2, 1) and all(
-      two[key] == one[key] for key in same
-    ):
-      yield {
-        'study': two['study'],
-        'base': one['study'],
-        'teacher': two['teacher'],
-        'temperature': two['temperature'],
-        'equal_cost': _beside(two, one, 2),
-        'equal_depth': _beside(two, one, 1),
-      }
+def _pairs(curves: Sequence[records.Row]) -> Iterator[records.Row]:
+  """Yields studies beside others of the same teachers, heads and steps: layers of
+  two stages beside those of one, and layers beside a single one as wide."""
+  same = 'teacher', 'temperature', 'head', 'teacher_depth', 'steps'
+  for this, base in itertools.permutations(curves, 2):
+    if any(this[key] != base[key] for key in same):
+      continue
+    kinds = [(c['stages'], c['one_layer']) for c in (this, base)]
+    if kinds == [(2, False), (1, False)]:
+      yield _beside(this, base, 'cost', 2)
+      yield _beside(this, base, 'depth', 1)
+    elif kinds == [(1, False), (1, True)]:
+      yield _beside(this, base, 'units', 1)
 
 
-def _beside(two: records.Row, one: records.Row, cost: int) -> records.Row:
+def _beside(
+  this: records.Row, base: records.Row, equal: str, cost: int
+) -> records.Row:
   """Returns the exponents of two curves over the depths that both have, their
   difference, and the mean logarithm of the ratio of their losses.
 
   Args:
-    two: whose depths are named.
-    one: the other.
-    cost: layers of `one` that count as one of `two`.
+    this: whose depths are named.
+    base: the other.
+    equal: what is equal between them.
+    cost: layers of `base` that count as one of `this`.
   """
-  depths = [depth for depth in two['depths'] if cost * depth in one['depths']]
+  depths = [depth for depth in this['depths'] if cost * depth in base['depths']]
   logs_TxL = [
     np.log(np.array(curve['loss'][-1], np.float64)[:, np.isin(
       curve['depths'], np.multiply(layers, depths)
     )])
-    for curve, layers in ((two, 1), (one, cost))
+    for curve, layers in ((this, 1), (base, cost))
   ]  # fmt: skip
   slopes = [
     np.array([_slope(np.log(depths), log_L) for log_L in log_TxL])
     for log_TxL in logs_TxL
   ]
   return {
+    'study': this['study'],
+    'base': base['study'],
+    'teacher': this['teacher'],
+    'temperature': this['temperature'],
+    'equal': equal,
     'depths': depths,
-    'two': estimate(slopes[0]),
-    'one': estimate(slopes[1]),
+    'exponent': estimate(slopes[0]),
+    'base_exponent': estimate(slopes[1]),
     'difference': estimate(slopes[0] - slopes[1]),
     'log_ratio': estimate((logs_TxL[0] - logs_TxL[1]).mean(axis=1)),
   }

@@ -27,4 +27,5 @@ def asked(**changes):
     test_batches=2,
     replicates=2,
     checkpoints=2,
+    gain=0.2,
   )

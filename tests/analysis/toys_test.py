@@ -101,7 +101,6 @@ def test_two_stages_are_of_second_order():
   assert wrong[1, 2] / wrong[4, 2] > 10
 
 
-@pytest.mark.slow
 def test_the_divergence_is_that_of_cold_distributions():
   toys_ = asked(head='shared', temperatures=(0.5, 1.0))
   known = depth_toys_cohort.teachers(toys_, 'only')

@@ -112,10 +112,7 @@ def _ours(asked, name) -> Callable[[int], tuple[toys.Params, ...]]:
   task, study = cohort.task(asked, name), asked.studies[name]
   known = cohort.teachers(asked, name)
   members = cohort.members(asked, name)
-  of = toys.Members(
-    jnp.repeat(jnp.arange(len(known.head)), len(members) // len(known.head)),
-    jnp.array([m.temperature or 1.0 for m in members], jnp.float32),
-  )
+  of = cohort.assigned(known, members)
   rates = jnp.array([cohort.rate(study, d) for d in study.depths])
   state = toys.start(
     tuple(cohort.students(asked, name, d) for d in study.depths)

@@ -53,8 +53,9 @@ def test_students_of_all_depths_learn_at_their_rates():
   assert losses[1][1] < 0.98 * losses[0][1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('head', ['learned', 'none'])
+@pytest.mark.parametrize(
+  'head', ['none', pytest.param('learned', marks=pytest.mark.slow)]
+)
 def test_a_student_equals_a_run_by_itself(head, tmp_path):
   toys_ = asked(head=head, temperatures=(0.5, 1.0) if head != 'none' else ())
   result, (_, params, _) = depth_toys.train(
@@ -135,7 +136,7 @@ def test_losses_that_are_not_there_count_for_none():
   assert summary.estimate([np.nan])['value'] is None
 
 
-def curve(exponent, depths, stages, temperature=None):
+def curve(exponent, depths, stages=1, temperature=None, **changes):
   loss = [
     [scale * depth**-exponent for depth in depths] for scale in (1.0, 2.0, 3.0)
   ]
@@ -145,22 +146,26 @@ def curve(exponent, depths, stages, temperature=None):
     'temperature': temperature,
     'head': 'none',
     'stages': stages,
+    'one_layer': False,
+    'steps': 10,
     'teacher_depth': 64,
     'depths': depths,
     'averaging': None,
     'loss': [loss],
     **summary.exponents(depths, np.array(loss)),
+    **changes,
   }
 
 
 def test_two_stages_are_beside_one_at_equal_cost_and_depth():
-  two, one = curve(3.0, [1, 2, 4], 2), curve(2.0, [2, 4, 6, 8], 1)
-  [row] = summary._stages([one, two, curve(1.0, [2, 4, 8], 1, 0.5)])
-  cost, depth = row['equal_cost'], row['equal_depth']
+  two, one = curve(3.0, [1, 2, 4], 2), curve(2.0, [2, 4, 6, 8])
+  others = curve(1.0, [2, 4, 8], 1, 0.5), curve(1.0, [2, 4, 8], steps=5)
+  cost, depth = summary._pairs([one, two, *others])
+  assert (cost['equal'], depth['equal']) == ('cost', 'depth')
   assert (cost['depths'], depth['depths']) == ([1, 2, 4], [2, 4])
   for found in (cost, depth):
-    assert found['two']['value'] == pytest.approx(3)
-    assert found['one']['value'] == pytest.approx(2)
+    assert found['exponent']['value'] == pytest.approx(3)
+    assert found['base_exponent']['value'] == pytest.approx(2)
     assert found['difference']['value'] == pytest.approx(1)
   # Depth 2 at cost 4, in the middle of the depths: 2^-3 over 4^-2.
   assert cost['log_ratio']['value'] == pytest.approx(np.log(2))
@@ -172,11 +177,72 @@ def test_two_stages_are_beside_one_at_equal_cost_and_depth():
     'text': 'x',
   }
   rows = summary.table(
-    {'curves': [one, two], 'stages': [row], 'regimes': [verdict]}
+    {'curves': [one, two], 'pairs': [cost, depth], 'regimes': [verdict]}
   )
   assert [line[0] for line in rows[1:]] == ['one', 'two'] + 2 * ['two - one']
   assert rows[2][4].startswith('3.0') and rows[2][5:] == ['–', 'x']
   assert rows[1][-1] == '–'
+
+
+def test_layers_are_beside_a_single_one_of_as_many_units():
+  deep = curve(2.0, [2, 4, 8])
+  wide = curve(0.5, [2, 4, 8], study='wide', one_layer=True)
+  [row] = summary._pairs([wide, deep])
+  assert (row['study'], row['base'], row['equal']) == ('one', 'wide', 'units')
+  assert row['difference']['value'] == pytest.approx(1.5)
+  asked_ = asked(one_layer=True)
+  for depth in (1, 3):
+    params = depth_toys_cohort.students(asked_, 'only', depth)
+    assert params['in'].shape[1:] == (1, SHAPE.width, depth * SHAPE.hidden)
+    assert params['out'].shape[1:] == (1, depth * SHAPE.hidden, SHAPE.width)
+
+
+def test_rates_fall_as_the_root_of_depth():
+  study = asked().studies['only']  # Of rate 0.01 at depth 4.
+  rates = [depth_toys_cohort.rate(study, depth) for depth in (1, 4, 16)]
+  assert rates == pytest.approx([0.02, 0.01, 0.005])
+  one = dataclasses.replace(study, rate_depth=0)
+  assert depth_toys_cohort.rate(one, 16) == study.rate
+
+
+def test_students_are_beside_their_own_teachers():
+  toys_ = asked(head='shared', temperatures=(0.5, 2.0))
+  known = depth_toys_cohort.teachers(toys_, 'only')
+  members = depth_toys_cohort.members(toys_, 'only')
+  of = depth_toys_cohort.assigned(known, members)
+  kinds = depth_toys_config.KINDS
+  for member, teacher, cold in zip(
+    members, of.teacher, of.temperature, strict=True
+  ):
+    assert cold == member.temperature
+    assert divmod(teacher, toys_.replicates) == (
+      kinds.index(member.teacher),
+      member.number,
+    )
+    # A tied teacher's layers are alike.
+    same = np.ptp(np.asarray(known.mlps['in'][teacher]), axis=0).max() == 0
+    assert same == (member.teacher == 'tied')
+
+
+def test_the_last_test_counts():
+  members = [
+    {'teacher': 'tied', 'number': i, 'temperature': None} for i in range(2)
+  ]
+  study = dataclasses.replace(
+    asked().studies['only'], depths=(4, 1, 2), teachers=('tied',)
+  )
+  depths = np.array(study.depths, float)
+  loss_CxDxM = np.stack(
+    [np.stack([depths**-power] * 2, axis=1) for power in (3.0, 1.0)]
+  )
+  [found] = summary._curves(
+    'only', study,
+    {'members': members, 'steps': [1, 2], 'loss': loss_CxDxM.tolist(),
+     'error': (0 * loss_CxDxM).tolist()},
+  )  # fmt: skip
+  assert found['exponent']['value'] == pytest.approx(1)
+  values = [row['value'] for row in found['evolution']]
+  assert values == pytest.approx([3, 1])
 
 
 @pytest.mark.parametrize('kind', ['independent', 'tied'])
@@ -239,9 +305,15 @@ def test_variants_are_what_they_say():
   for arg in ('test', 'cpu', 'gpu'):
     found = load(arg)
     assert set(found.studies) == {
-      'learned_head', 'shared_head', 'state', 'two_stage', 'short'
+      'learned_head', 'shared_head', 'state', 'half', 'one_layer', 'two_stage',
+      'short',
     }  # fmt: skip
     assert found.studies['two_stage'].stages == 2
+    state, half = found.studies['state'], found.studies['half']
+    assert half == dataclasses.replace(state, steps=state.steps // 2)
+    wide = found.studies['one_layer']
+    assert wide == dataclasses.replace(state, one_layer=True)
+  assert (state.steps, half.steps) == (80_000, 40_000)
   with pytest.raises(ValueError, match=r"variant 'x' is not one of test, cpu"):
     load('x')
 
@@ -277,7 +349,6 @@ def test_a_file_of_students_is_not_trusted(tmp_path):
       list(depth_toys.trained(toys_, tmp_path, 'only'))
 
 
-@pytest.mark.slow
 def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
   once = asked()
   study = once.studies['only']
@@ -319,7 +390,6 @@ def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
   )
 
 
-@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
   toys_, part = asked(head='shared', temperatures=(1.0,)), tmp_path / 'part.npz'
   whole, students = depth_toys.train(toys_, 'only', part)
@@ -339,8 +409,8 @@ def test_a_study_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
 def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
   argv = ['familial', 'run', f'--config={FILE}:test', f'--workdir={tmp_path}']
   small = [
-    '--config.studies.learned_head.steps=8',
-    '--config.studies.state.steps=8',
+    f'--config.studies.{name}.steps=8'
+    for name in ('learned_head', 'state', 'one_layer', 'two_stage')
   ]
   argv += small
   monkeypatch.setattr(sys, 'argv', argv)  # Where overrides are looked for.
@@ -348,6 +418,7 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
   said = capsys.readouterr().out
   assert re.search(r'^state +tied ', said, flags=re.M)
   assert re.search(r'^two_stage - state ', said, flags=re.M)
+  assert re.search(r'^state - one_layer ', said, flags=re.M)
   found = records.read_own(tmp_path / 'summary.json')
   assert {curve['study'] for curve in found['curves']} == set(
     load('test').studies
