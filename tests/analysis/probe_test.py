@@ -242,6 +242,7 @@ def test_the_command(model, found, corpus, familial, tmp_path):
     if name in trajectories.SCALES:
       assert all(row['quantiles'] == sorted(row['quantiles']) for row in rows)
   assert read['settled'][-1] == 1
+  assert read['early'] == read['settled'][DEPTH * 3 // 4]
   # Nearly what has settled by there: some may have left again.
   at = {row['remaining']: row['share'] for row in read['early_at']}
   assert read['early'] <= at[trajectories.SETTLED]

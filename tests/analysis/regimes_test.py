@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -242,3 +244,12 @@ def test_pairs_must_be_clear(twelve):
   deeper = record(network('smooth', 6, 8), 0, depth=6)
   found = differences.compare([one], [deeper], by=('width', 'seed'))
   assert {each.layer for each in found} == {None}
+
+
+def test_early_is_by_three_quarters_of_the_layers():
+  whole = network('ensemble', 8)
+  settled = np.zeros((16, 9), np.int64)
+  settled[:, 5:] = 1  # A token each at layers 5 to 8, of every group.
+  found = regimes.statistics(dataclasses.replace(whole, settled=settled))
+  assert found['early'] == 0.5
+  assert found['stop_spread'] == pytest.approx(np.std([5, 6, 7, 8]) / 8)

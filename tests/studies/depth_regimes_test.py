@@ -28,6 +28,25 @@ def test_all_that_composition_predicts_must_rise():
   assert summaries.towards_composition(none) == 'no'
 
 
+def test_models_are_told_apart_by_their_depth_and_exits():
+  probes = [
+    {'model': {'depth': depth, 'exits': exits}}
+    for depth in (4, 8)
+    for exits in ([depth], [2, depth])
+  ]
+  assert summaries._of(probes, 8, 1) == [probes[2]]
+  assert summaries._of(probes, 4, 2) == [probes[1]]
+
+
+def test_early_stops_are_told_by_the_cut():
+  probes = [
+    {'early_at': [{'remaining': 0.1, 'share': share}]} for share in (0.2, 0.4)
+  ]
+  [row] = summaries._early_at(probes)
+  assert row['remaining'] == 0.1 and row['value'] == pytest.approx(0.3)
+  assert row['lo'] < 0.2 and row['hi'] > 0.4  # Student's, of two seeds.
+
+
 @pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu'])
 def test_pairs_differ_in_their_exits_alone(arg):
   study = config_lib.regimes(experiment.get_config(arg))
