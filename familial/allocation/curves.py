@@ -146,6 +146,11 @@ def read(
   path = pathlib.Path(path)
   records, sha256 = files.read(path)
   if not columns and tables.is_ours(records):
+    if curve:
+      raise errors.UserError(
+        f"--curve: {', '.join(curve)} is not allowed; curves of this project's"
+        f' runs, as those of {path}, are told apart by run'
+      )
     ended = {
       str(r['run']): float(r['flops'])
       for r in records

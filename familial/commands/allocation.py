@@ -119,6 +119,10 @@ def _allocate(values: flags.FlagValues) -> str:
         ' (live), such as experiments/allocation_live.py'
       )
   if values.config is not None and 'horizon' in values.config:
+    if not values.draw:
+      raise errors.UserError(
+        '--nodraw: of a replay; live, the page is the study'
+      )
     from familial.studies import allocation
 
     return allocation.run(config_lib.allocation(values.config), values.out)

@@ -17,6 +17,7 @@ from familial.allocation import study
 from familial.allocation import synthetic
 
 ROOM = pathlib.Path(study.__file__).parent
+EXPERIMENTS = pathlib.Path(allocation.__file__).parent
 
 
 def table(tmp_path, count=6):
@@ -98,6 +99,15 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys, more, what):
 def test_a_table_or_a_config_is_needed(tmp_path, capsys):
   status, _, err = run(capsys, f'--out={tmp_path}')
   assert status == 2 and '--table or --config' in err
+  live = f'--config={EXPERIMENTS / "allocation_live.py"}:test'
+  status, _, err = run(capsys, live, '--nodraw', f'--out={tmp_path}')
+  assert status == 2 and '--nodraw: of a replay' in err
+  ours = EXPERIMENTS / 'results' / 'familial_law_cpu' / 'rows.jsonl'
+  status, _, err = run(
+    capsys, f'--table={ours}', '--curve=width', '--budget=1e12',
+    f'--out={tmp_path / "out"}',
+  )  # fmt: skip
+  assert status == 2 and '--curve: width is not allowed' in err
 
 
 @pytest.mark.parametrize(
