@@ -87,6 +87,16 @@ def test_a_student_equals_a_run_by_itself(head, tmp_path):
   assert losses.mean() == pytest.approx(result['loss'][-1][1][picked], rel=1e-4)
   for key, leaf in state.params[0].items():
     np.testing.assert_allclose(leaf[0], params[key][picked], atol=1e-4)
+  # Tested on inputs of their own, which nothing is trained on.
+  if head == 'none':
+    for number in range(toys_.test_batches):
+      key = jax.random.fold_in(known.test[0], number)
+      x = jax.random.normal(key, (toys_.test_batch, SHAPE.width))
+      last = toys.last({k: v[0] for k, v in state.params[0].items()}, x)
+      right = toys.last({k: v[0] for k, v in known.mlps.items()}, x)
+      assert losses[number, 0, 0] == pytest.approx(
+        float(jnp.mean((last - right) ** 2)), rel=1e-4
+      )
   # Steps in one dispatch or in several, and a loss that falls.
   assert result['steps'] == [1, 6]
   assert result['loss'][1][1][picked] < result['loss'][0][1][picked]
@@ -257,6 +267,9 @@ def test_the_regime_of_a_teacher_is_known(kind):
   assert whole['text'].startswith(known[kind])
   assert set(whole['evidence']) >= {'alignment', 'departure', 'early'}
   assert list(regimes.rows({3: params}, 1, seed=0)) == []
+  # A layer of two stages takes other steps.
+  other, _ = regimes.rows({12: params}, 2, seed=0)
+  assert other['evidence'] != whole['evidence']
 
 
 @pytest.mark.slow
