@@ -4,6 +4,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import os
 import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,15 @@ from familial.training import config as train_config
 
 def pytest_configure(config: pytest.Config) -> None:
   # Tests, the processes that they start and the next session share compiled
-  # programs; JAX reads this when it is imported.
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(config.cache.mkdir('xla'))
+  # programs; JAX reads this when it is imported. Without pytest's cache (`-p
+  # no:cacheprovider`) the next session has none: workers get the folder of the
+  # process that starts them, which removes it.
+  if config.pluginmanager.hasplugin('cacheprovider'):
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(config.cache.mkdir('xla'))
+  elif not hasattr(config, 'workerinput'):
+    folder = tempfile.mkdtemp(prefix='familial_xla_')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 
 
