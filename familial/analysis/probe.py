@@ -53,8 +53,8 @@ def of_checkpoint(
     context: positions of a window; 0 for those that it was trained with.
 
   Raises:
-    UserError: if there is no such model, its corpus is not that of its run, or
-      `tokens` do not fill a batch.
+    UserError: if there is no such model, its corpus is not that of its run,
+      `tokens` do not fill a batch, or a window has a single position.
   """
   with _opened(folder, step) as model:
     data, train = model.config.data, model.config.train
@@ -64,6 +64,12 @@ def of_checkpoint(
         f'{data.seq_len} positions, the most'
       )
     data = dataclasses.replace(data, seq_len=context or data.seq_len)
+    if data.seq_len < 2:
+      raise errors.UserError(
+        f'context: {data.seq_len} is not allowed; at least 2 positions are '
+        'needed: what a layer does to a token is held against what it does to '
+        'another of its window'
+      )
     wanted = tokens or train.eval_tokens
     rows = batch or min(train.eval_batch_size, -(-wanted // data.seq_len))
     if tokens and tokens < (batch or train.eval_batch_size) * data.seq_len:

@@ -349,6 +349,10 @@ def test_what_cannot_be_probed_is_one_line(
       [f'--checkpoint={model.folder}', '--context=64'],
       ['context: 64', '32 positions'],
     ),
+    (
+      [f'--checkpoint={model.folder}', '--context=1'],
+      ['context: 1', 'at least 2 positions'],
+    ),
     ([f'--checkpoint={model.folder}', '--tokens=-1'], ['tokens', '-1']),
   ):
     status, out, err = familial('probe', f'--out={tmp_path}/out', *arguments)
