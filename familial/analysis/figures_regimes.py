@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
@@ -12,7 +13,7 @@ from familial import student
 from familial.report import style
 
 Group = Mapping[str, Any]
-_STATISTICS = {
+STATISTICS = {
   'alignment': 'alignment of updates',
   'departure': 'departure',
   'middle_turn': 'turn of a middle layer, rad',
@@ -20,12 +21,13 @@ _STATISTICS = {
   'early': 'tokens that stop early',
   'stop_spread': 'spread of stops',
 }
-_LAYERS = {
+LAYERS = {
   'turn': 'turn of the state, rad',
   'cosine': 'cosine of neighbouring updates',
   'loss': 'loss through the last head, nats',
-  'skip': 'loss that leaving a layer out costs',
+  'skip': 'loss that leaving a layer out costs, nats',
 }
+_STRAIGHT = 1e-3  # nats around 0, where the axis of a cost is no logarithm
 
 
 @style.drawn
@@ -36,12 +38,15 @@ def statistics(groups: Sequence[Group]) -> mpl_figure.Figure:
     groups: of one depth.
   """
   title = f'What tells regimes apart, {groups[0]["depth"]} layers'
-  figure, axes = style.panels(len(_STATISTICS), title)
-  for ax, (name, label) in zip(axes, _STATISTICS.items(), strict=True):
+  figure, axes = style.panels(len(STATISTICS), title)
+  for ax, (name, label) in zip(axes, STATISTICS.items(), strict=True):
     ax.set_title(label)
     for group in groups:
       exits = group['exits']
-      values = np.array([row[name] for row in group['statistics']])
+      values = np.array([row[name] for row in group['statistics']], np.float64)
+      values = values[np.isfinite(values)]
+      if not len(values):
+        continue
       ax.plot(
         np.full(len(values), exits), values, ls='', marker='o', ms=4,
         alpha=0.35, color=style.colour(exits),
@@ -65,8 +70,8 @@ def layers(groups: Sequence[Group]) -> mpl_figure.Figure:
     groups: of one depth.
   """
   title = f'Layer by layer, {groups[0]["depth"]} layers'
-  figure, axes = style.panels(len(_LAYERS), title)
-  for ax, (name, label) in zip(axes, _LAYERS.items(), strict=True):
+  figure, axes = style.panels(len(LAYERS), title)
+  for ax, (name, label) in zip(axes, LAYERS.items(), strict=True):
     ax.set_title(label)
     for group in groups:
       rows = group['layers'][name]
@@ -81,8 +86,22 @@ def layers(groups: Sequence[Group]) -> mpl_figure.Figure:
     ax.set_xlabel('layer')
     ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     if name == 'skip':
-      ax.set_yscale('symlog', linthresh=1e-2)
-      # Math is not parsed.
-      ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+      _from_zero(ax)
   style.legend(figure, axes)
   return figure
+
+
+def _from_zero(ax: mpl_axes.Axes) -> None:
+  """Makes y logarithmic but for a straight stretch around 0, all of it in view.
+
+  There are ticks at 0 and at powers of ten from the end of that stretch on.
+  """
+  low, high = ax.dataLim.intervaly
+  if not low <= high:  # Nothing is drawn.
+    return
+  ticks = _STRAIGHT * 10.0 ** np.arange(7)
+  ax.set_yscale('symlog', linthresh=_STRAIGHT)
+  ax.set_ylim(1.3 * min(low, 0) - 0.1 * _STRAIGHT, 1.3 * max(high, ticks[2]))
+  ax.yaxis.set_major_locator(ticker.FixedLocator([*-ticks[::-1], 0, *ticks]))
+  # Math is not parsed.
+  ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))

@@ -1,7 +1,9 @@
 """The figures of the toys, as PNG: loss by depth, exponents and what moves them."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
+from typing import Any
 
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
@@ -18,6 +20,7 @@ Curves = Sequence[records.Row]
 _DPI = 150
 _COLOURS = dict(zip(('independent', 'tied'), style.CYCLE, strict=False))
 _NAMES = {'independent': 'independent layers', 'tied': 'tied layers'}
+_BEND = 1.0  # of a curve beyond which its exponent is not shown
 _LINE = 0.1  # of a number in a panel, of its height
 _EXPECTED = (1.0, 3.0)  # of ensemble averaging and of smooth dynamics
 
@@ -52,7 +55,9 @@ def losses(curves: Curves) -> Figure:
   figure, axes = style.panels(len(groups), 'Test loss by depth of the students')
   for ax, ((study, kind), group) in zip(axes, groups.items(), strict=True):
     shades = style.budget_colours(curve['temperature'] or 1 for curve in group)
-    named = group[:: max(1, len(group) - 1)]
+    named = [
+      curve for curve in group[:: max(1, len(group) - 1)] if not bent(curve)
+    ]
     for curve in group:
       loss_TxL = np.array(curve['loss'][-1], np.float64)
       cold = curve['temperature']
@@ -68,9 +73,8 @@ def losses(curves: Curves) -> Figure:
           alpha=0.6,
           label=name if not number else '',
         )
-      middle = np.exp(np.log(loss_TxL).mean(axis=0))
-      slope, level = np.polyfit(np.log(x), np.log(middle), 1)
-      ax.plot(x, np.exp(level) * x**slope, color=colour)
+      straight = not bent(curve)
+      _draw_line(ax, x, loss_TxL, colour if straight else style.MUTED, straight)
       if curve in named:
         ax.text(
           0.03,
@@ -82,16 +86,19 @@ def losses(curves: Curves) -> Figure:
         )
     ax.set_title(_title(study, kind))
     ax.set_xlabel('layers l')
-    parts.axis(ax.yaxis, _all(group), words.number)
-    _room(ax, _all(group), _LINE * len(named) + 0.04)
+    if len(_all(group)):
+      parts.axis(ax.yaxis, _all(group), words.number)
+      _room(ax, _all(group), _LINE * len(named) + 0.04)
     _depths(ax, group[0]['depths'])
   style.label_y(axes, 'test loss')
   return parts.finish(
     figure,
     axes,
     'A point is a teacher with its student. Numbers: minus the slope of the line, '
-    'the mean over teachers and its 95 % interval. Losses: KL in nats where there are '
-    'temperatures T, else the mean squared error of the normed last state',
+    'the mean over teachers and its 95 % interval. Dashed, without a number: no power '
+    'law, for it bends by more than 1 beyond doubt or rises with depth. Losses: KL in '
+    'nats where there are temperatures T, else the mean squared error of the normed '
+    'last state',
   )
 
 
@@ -114,6 +121,7 @@ def temperatures(curves: Curves) -> Figure:
       ax.xaxis, [curve['temperature'] for curve in mine], words.trimmed
     )
     _expected(ax)
+  _same_height(axes)
   style.label_y(axes, 'exponent a_l')
   return parts.finish(figure, axes, _REGIMES)
 
@@ -136,6 +144,7 @@ def evolution(curves: Curves) -> Figure:
     ax.set_xlabel('steps')
     parts.axis(ax.xaxis, [row['steps'] for row in group[0]['evolution']])
     _expected(ax)
+  _same_height(axes)
   style.label_y(axes, 'exponent a_l')
   return parts.finish(figure, axes, _REGIMES)
 
@@ -144,6 +153,44 @@ _REGIMES = (
   'Bars: 95 % intervals over teachers. Dotted: 1, of ensemble averaging, and 3, of '
   'smooth dynamics'
 )
+
+
+def bent(curve: Mapping[str, Any]) -> bool:
+  """Returns whether a curve is no power law, so that its exponent says little.
+
+  It bends by more than 1 (the second derivative of log loss in log depth) and the
+  interval of that leaves out 0, or its deeper half rises.
+  """
+  curvature, deep = curve['curvature'], curve['deep']['value']
+  value, lo, hi = (curvature[key] for key in ('value', 'lo', 'hi'))
+  sure = None not in (value, lo, hi) and (lo > 0 or hi < 0)
+  return (sure and abs(value) > _BEND) or (deep is not None and deep < 0)
+
+
+def _draw_line(
+  ax: mpl_axes.Axes,
+  x: np.ndarray,
+  loss_TxL: np.ndarray,
+  colour: Any,
+  straight: bool,
+) -> None:
+  """Draws the line of least squares through the geometric mean over teachers."""
+  loss_TxL = loss_TxL[(loss_TxL > 0).all(axis=1)]  # NaN is not.
+  if len(loss_TxL):
+    slope, level = np.polyfit(np.log(x), np.log(loss_TxL).mean(axis=0), 1)
+    ax.plot(
+      x,
+      np.exp(level) * x**slope,
+      color=colour,
+      linestyle='-' if straight else '--',
+    )
+
+
+def _same_height(axes: Sequence[mpl_axes.Axes]) -> None:
+  """Gives panels one range of y: what lies side by side is compared."""
+  ends = [ax.get_ylim() for ax in axes]
+  for ax in axes:
+    ax.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def _groups(curves: Curves) -> dict[tuple[str, str], list[records.Row]]:
@@ -172,6 +219,8 @@ def _with_intervals(
     yerr=np.nan_to_num([value - lo, hi - value]),
     color=colour,
     marker='o',
+    # Between two points alone a line says more than is known.
+    linestyle='-' if len(x) > 2 else '',
     capsize=2,
     elinewidth=0.8,
     label=_NAMES.get(name, name),
@@ -198,7 +247,7 @@ def _room(ax: mpl_axes.Axes, values: np.ndarray, below: float) -> None:
 def _all(group: Curves) -> np.ndarray:
   values = np.concatenate([np.ravel(curve['loss'][-1]) for curve in group])
   values = values.astype(np.float64)
-  return values[np.isfinite(values)]
+  return values[np.isfinite(values) & (values > 0)]
 
 
 def _title(study: str, kind: str) -> str:
