@@ -1,13 +1,16 @@
-"""How a law's constants move as rows of high loss are left out.
+"""How a law's constants move: without rows of high loss, with one of them held.
 
 A form that is right gives the same constants, within their intervals, whatever
-it is fitted to; one that is not bends where it is told to look.
+it is fitted to; one that is not bends where it is told to look. And where the
+rows do not pin one constant down, the others are what it makes of them: `over`
+says how much.
 """
 
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+from familial.laws import estimate
 from familial.laws import parametric
 from familial.laws import result as results
 from familial.laws import table as tables
@@ -74,6 +77,53 @@ def scan(
         flags=result.flags,
       )
     )
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """A fit with one constant held.
+
+  Attributes:
+    value: at which it is held.
+    params: all constants.
+    aic: as `estimate.Fit` has it, but the held constant counts as well, as in
+      the fit that leaves it free.
+    objective: of the fit.
+    flags: to know before the numbers are believed.
+  """
+
+  value: float
+  params: dict[str, float]
+  aic: float
+  objective: float
+  flags: tuple[str, ...]
+
+
+def over(
+  form: parametric.Form,
+  table: tables.Table,
+  name: str,
+  values: Sequence[float],
+  options: results.Options | None = None,
+) -> list[Held]:
+  """The fit of all other constants with one of them held at each value.
+
+  Args:
+    form: the law.
+    table: all rows.
+    name: of the constant.
+    values: at which it is held.
+    options: of every fit; nothing is resampled or profiled.
+  """
+  o = options or results.Options()
+  found = []
+  for value in values:
+    fit = estimate.fit(
+      form, table, delta=o.delta, asymmetry=o.asymmetry, starts=o.starts,
+      sampling=o.sampling, seed=o.seed, fixed={name: value},
+    )  # fmt: skip
+    found.append(Held(value, fit.params, fit.aic + 2, fit.objective, fit.flags))
   return found
 
 

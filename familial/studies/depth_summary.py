@@ -26,6 +26,8 @@ FORMS = (
   'width_depth_inverse',
   'chinchilla',
 )
+# At which E is held, of the lowest loss of all points.
+HELD = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 
 def write(
@@ -58,6 +60,7 @@ def write(
     'laws': {},
     'selection': None,
     'scan': None,
+    'over_E': None,
     'noise': pairs.noise(last),
     'rates': list(_rates(last)),
     'notes': [],
@@ -78,6 +81,7 @@ def write(
     found['laws'] = {form: _law(fit) for form, fit in fits.items()}
     found['selection'] = records.read_json(folder / 'selection.json')
     found['scan'] = _scan(study, table, options)
+    found['over_E'] = over_e(table, options, found['laws'][FORMS[0]]['aic'])
   except errors.UserError as error:
     found['notes'].append(str(error))
   found['summary_line'] = _line(found)
@@ -124,6 +128,40 @@ def _scan(
   return record.plain(found)
 
 
+def over_e(
+  table: tables.Table, options: results.Options, aic: float
+) -> dict[str, Any]:
+  """The law with E held at shares of the lowest loss, from 0 on.
+
+  Args:
+    table: the points.
+    options: of every fit.
+    aic: of the fit that leaves E free.
+
+  Returns:
+    `form` and `rows`: `value` of E, `params`, `objective`, `flags`, and
+    `aic_behind` the lowest, E counted as a constant in all.
+  """
+  form = forms.get(FORMS[0])
+  lowest = float(table.columns['loss'].min())
+  values = [share * lowest for share in HELD]
+  found = scans.over(form, table, 'E', values, options)
+  best = min(aic, *(held.aic for held in found))
+  return record.plain({
+    'form': form.name,
+    'rows': [
+      {
+        'value': held.value,
+        'params': held.params,
+        'aic_behind': held.aic - best,
+        'objective': held.objective,
+        'flags': held.flags,
+      }
+      for held in found
+    ],
+  })  # fmt: skip
+
+
 def _rates(last: pairs.Runs) -> Iterator[dict[str, Any]]:
   """Yields the corners' losses by base rate; `over` that of the grid."""
   grid = {
@@ -151,6 +189,7 @@ def _line(found: dict[str, Any]) -> str:
   law, selection = found['laws'][FORMS[0]], found['selection']
   exponents = ', '.join(
     f'{name} {constant["value"]:.3f} {_bracket(constant)}'
+    f'{"" if constant["identified"] else " (not identified)"}'
     for name, constant in law['params'].items()
     if name.startswith('a_')
   )

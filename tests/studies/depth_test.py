@@ -11,6 +11,7 @@ from familial import config as config_lib
 from familial import errors
 from familial import main
 from familial import records
+from familial.laws import table as tables
 from familial.report import page
 from familial.studies import depth
 from familial.studies import depth_summary
@@ -187,6 +188,63 @@ def test_a_page_without_a_law_says_so(make, tmp_path):
   html = page.write(tmp_path).read_text()
   assert 'No law of width and depth was fitted.' in html
   assert 'Other base rates were not tried.' in html
+
+
+def test_cut_offs_are_shares_of_all_points(make, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    depth_summary.scans,
+    'scan',
+    lambda form, table, dropped, options: asked.extend(dropped) or [],
+  )
+  table = tables.Table(
+    {'loss': np.ones(140)}, np.arange(140).astype(str), source='points'
+  )
+  study = make(cutoffs=(0.4, 0.0, 0.1, 0.1))
+  depth_summary._scan(study, table, depth_summary.results.Options())
+  assert asked == [0, 14, 56]
+
+
+def test_the_law_is_fitted_with_e_held_from_zero_on():
+  width, layers, tokens = (
+    axis.ravel()
+    for axis in np.meshgrid([8, 16, 32], [1, 2, 4], [1e3, 4e3, 1e5])
+  )
+  above = 9 / width**0.8 + 1.2 / layers**0.5 + 40 / tokens**0.4
+  loss = above.min() + above  # E is half of the lowest loss.
+  table = tables.Table(
+    {'width': width, 'depth': layers, 'D': tokens, 'loss': loss},
+    np.arange(len(loss)).astype(str),
+    source='points',
+  )
+  options = depth_summary.results.Options(starts=32)
+  rows = depth_summary.over_e(table, options, aic=np.inf)['rows']
+  assert [row['value'] for row in rows] == pytest.approx(
+    [share * loss.min() for share in (0, 0.25, 0.5, 0.75, 0.9)]
+  )
+  exponents = [row['params']['a_depth'] for row in rows]
+  assert exponents[2] == pytest.approx(LAW['a_depth'], rel=1e-4)
+  assert exponents[0] < LAW['a_depth'] - 0.02 < LAW['a_depth'] < exponents[3]
+  behind = [row['aic_behind'] for row in rows]
+  assert behind[2] == 0 and min(behind[1], behind[3]) > 10
+  # A fit with E free that is better is what they are behind.
+  behind = depth_summary.over_e(table, options, aic=-1e6)['rows'][2]
+  assert behind['aic_behind'] > 1e5
+
+
+def test_the_line_says_which_constant_is_open():
+  constants = {
+    'E': {'value': 0.1, 'lo': 0.0, 'hi': 1.0, 'identified': False},
+    'a_depth': {'value': 66.2, 'lo': -25.0, 'hi': 174.0, 'identified': False},
+    'a_width': {'value': 0.5, 'lo': 0.4, 'hi': 0.6, 'identified': True},
+  }
+  line = depth_summary._line({
+    'cost': {'finished': 9, 'flops': 1e9},
+    'selection': {'by_aic': 'chinchilla', 'by_model': None},
+    'laws': {'width_depth': {'params': constants, 'flags': ['not converged']}},
+  })  # fmt: skip
+  assert 'a_depth 66.200 [-25.000, 174.000] (not identified)' in line
+  assert 'a_width 0.500 [0.400, 0.600] (not converged)' in line
 
 
 def test_the_commands_know_the_study(tmp_path, capsys):
