@@ -5,6 +5,7 @@ import math
 
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 MINUS = '−'
+_LEAST = 1e-7  # width of an interval that eight places show
 SPACE = '\u00a0'  # a number and its unit stay on one line
 
 
@@ -129,7 +130,7 @@ def trimmed(value: float, digits: int = 3) -> str:
 def _placed(value: float, low: float, high: float) -> str:
   """Returns a value to two digits of its interval's width."""
   width = high - low
-  if not 0 < width < math.inf or max(abs(low), abs(high)) >= 1e5:
+  if not _LEAST < width < math.inf or max(abs(low), abs(high)) >= 1e5:
     return number(value)
   places = min(max(1 - math.floor(math.log10(width)), 0), 8)
   return f'{value:z.{places}f}'.replace('-', MINUS)
