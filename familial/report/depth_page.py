@@ -6,6 +6,8 @@ from typing import Any
 
 from familial.laws import figures_depth
 from familial.laws import forms
+from familial.laws import record
+from familial.laws import table as tables
 from familial.report import html
 from familial.report import record_sections
 from familial.report import results as results_lib
@@ -57,12 +59,13 @@ def sections(results: Results, gallery: html.Gallery) -> list[html.Section]:
 
 
 def findings(results: Results, gallery: html.Gallery) -> list[html.Section]:
-  """Returns the law, its rivals, its cut-offs and its rates."""
+  """Returns the law, its rivals, what E and cut-offs do to it, and its rates."""
   summary = results.summary
   return html.with_unmeasured(
     (
       _law(results, gallery),
       _forms(summary, gallery),
+      _over_e(summary),
       _scan(summary, gallery),
       _controls(summary),
     )
@@ -74,29 +77,25 @@ def _answer(summary: Mapping[str, Any], results: Results) -> html.Section:
     str(summary.get('summary_line') or record_sections.tally(results.runs)),
     'lede',
   )
-  doubts = [str(note) for note in summary.get('notes') or []]
-  law = (summary.get('laws') or {}).get(_FORM)
-  if law:
-    doubts += [str(flag) for flag in law['flags']]
-  if doubts:
-    body += f'<aside><h3>Before believing it</h3>{html.bullets(doubts)}</aside>'
-  return html.Section('answer', 'The answer', body)
+  return html.Section(
+    'answer', 'The answer', body + html.doubts(doubts(summary))
+  )
+
+
+def doubts(summary: Mapping[str, Any]) -> list[str]:
+  """Returns what to know before the law is believed: notes, and its flags."""
+  law = (summary.get('laws') or {}).get(_FORM) or {}
+  return [
+    *(str(note) for note in summary.get('notes') or []),
+    *(str(flag) for flag in law.get('flags') or []),
+  ]
 
 
 def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
-  law = results.fits.get((_LOSS, _FORM))
-  if law is None:
+  laws = results.summary.get('laws') or {}
+  if (_LOSS, _FORM) not in results.fits and _FORM not in laws:
     return 'No law of width and depth was fitted.'
-  figure = figures_depth.shapes(
-    law, results.table(_LOSS, _FORM), 'Loss over width and depth'
-  )
-  body = gallery.show(
-    'shapes',
-    figure,
-    'Loss by depth at each width and by width at each depth, with the law',
-    'Points: the last evaluation of each run. Lines: the law with a term for each'
-    ' of width, depth and tokens.',
-  )
+  body = _shapes(results, gallery)
   design = results.summary.get('design') or {}
   pairs = [
     f'{words.listing(pair["columns"])} {words.number(pair["value"], 2)}'
@@ -107,7 +106,6 @@ def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
       f'Correlations of the logs over {design["runs"]} runs: {"; ".join(pairs)};'
       f' condition number {words.number(design["condition_number"])}.'
     )
-  laws = results.summary.get('laws') or {}
   body += html.table(
     ['form', 'constant', 'value', 'interval', 'identified'],
     [
@@ -124,7 +122,44 @@ def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
     'Constants of each form.',
     align='llrrl',
   )
-  return html.Section('law', 'Loss over width and depth', body)
+  flags = [
+    f'{form}: {"; ".join(law["flags"])}.'
+    for form, law in laws.items()
+    if law.get('flags')
+  ]
+  return html.Section(
+    'law', 'Loss over width and depth', body + html.bullets(flags)
+  )
+
+
+def _shapes(results: Results, gallery: html.Gallery) -> str:
+  """Returns the figure of the law, or which of its parts is missing."""
+  missing = 'The figure of the law over its points is missing here: '
+  law: figures_depth.Law | None = results.fits.get((_LOSS, _FORM))
+  if law is None:
+    constants = results.summary['laws'][_FORM]['params']
+    values = {name: each['value'] for name, each in constants.items()}
+    if None in values.values():
+      return html.paragraph(f'{missing}a constant of it has no value.')
+    form = forms.get(_FORM)
+    law = record.Law(form, values, {'form': _FORM, 'params': values})
+  rows = [row for run in results.runs if run.finished for row in run.rows]
+  if not rows:
+    return html.paragraph(
+      f'{missing}the folder holds no run that finished, neither below cells/ nor'
+      ' in rows.jsonl.'
+    )
+  return gallery.show(
+    'shapes',
+    figures_depth.shapes(
+      law,
+      tables.from_rows(rows, _LOSS, mix_corpora=True),
+      'Loss over width and depth',
+    ),
+    'Loss by depth at each width and by width at each depth, with the law',
+    'Points: the last evaluation of each run. Lines: the law with a term for each'
+    ' of width, depth and tokens.',
+  )
 
 
 def _forms(
@@ -183,20 +218,66 @@ def _scan(
     'A law that is right gives the same exponents wherever it is fitted.',
   )
   body += html.table(
-    ['left out', 'points', 'losses up to', *names],
+    ['left out', 'points', 'losses up to', *names, 'flags'],
     [
       [
         str(row['dropped']),
         str(row['rows']),
         words.number(row['below']),
-        *(words.estimate(*_ends(row['params'][name])) for name in names),
+        *(_constant(row, name) for name in names),
+        _flags(row),
       ]
       for row in rows
     ],
     'Constants without the points of highest loss.',
-    align='rrr' + 'r' * len(names),
+    align='rrr' + 'r' * len(names) + 'l',
   )
   return html.Section('cutoffs', 'Does the law depend on where it looks?', body)
+
+
+def _constant(row: Mapping[str, Any], name: str) -> str:
+  """Returns a constant of a fit with its interval, if it is identified."""
+  value = row['params'][name]
+  if any(
+    flag.startswith(f'{name} not identified') for flag in row.get('flags') or []
+  ):
+    return f'not identified ({words.number(value["value"])})'
+  return words.estimate(*_ends(value))
+
+
+def _flags(row: Mapping[str, Any]) -> str:
+  return '; '.join(row.get('flags') or []) or '–'
+
+
+def _over_e(summary: Mapping[str, Any]) -> html.Section | str:
+  over = summary.get('over_E')
+  if not over:
+    return 'How the exponents depend on E was not asked.'
+  rows: Sequence[Mapping[str, Any]] = over['rows']
+  names = [name for name in rows[0]['params'] if name.startswith('a_')]
+  body = html.paragraph(
+    'What no model loses less than, E, and the term of depth are told apart by how'
+    ' the loss levels off. Where the points do not show that, the exponents are'
+    ' those of the E that was taken: here E is held, and all other constants are'
+    ' fitted anew.'
+  )
+  body += html.table(
+    ['E held at', *names, 'AIC behind', 'flags'],
+    [
+      [
+        words.number(row['value']),
+        *(words.number(row['params'][name]) for name in names),
+        words.number(row['aic_behind']),
+        _flags(row),
+      ]
+      for row in rows
+    ],
+    f'Exponents of {over["form"]} by E, from 0 to near the lowest loss. AIC behind'
+    ' that of the best of them and of the fit that leaves E free, with E counted as'
+    ' a constant in all.',
+    align='r' + 'r' * len(names) + 'rl',
+  )
+  return html.Section('over_e', 'How the exponents depend on E', body)
 
 
 def _ends(row: Mapping[str, Any]) -> list[float | None]:

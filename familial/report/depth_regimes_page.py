@@ -46,8 +46,7 @@ def answer(summary: Row) -> html.Section:
     ' only where it leads by a half, so a model may move towards one and be in'
     ' none.'
   )
-  if notes:
-    body += f'<aside><h3>Before believing it</h3>{html.bullets(sorted(notes))}</aside>'
+  body += html.doubts(sorted(notes))
   return html.Section('answer', 'Do exits change what layers do?', body)
 
 
@@ -102,7 +101,12 @@ def findings(summary: Row, gallery: html.Gallery) -> list[html.Section]:
 
 def _early_at(groups: Sequence[Row]) -> str:
   """Whether the tokens that stop early hang on where that is cut."""
+  # Summaries of before that was asked do not have it.
+  groups = [group for group in groups if group.get('early_at')]
+  if not groups:
+    return ''
   cuts = [row['remaining'] for row in groups[0]['early_at']]
+  groups = [group for group in groups if len(group['early_at']) == len(cuts)]
   return html.table(
     ['model', *(f'at most {100 * cut:g} %' for cut in cuts)],
     [
@@ -141,7 +145,7 @@ def _changes(each: Row) -> str:
       for row in (*named, *layers)
     ],
     f'{each["depth"]} layers, G = {each["exits"]} against dense:'
-    f' {words.count(named[0]["pairs"], "pair")} of seeds; towards composition:'
+    f' {words.count(rows[0]["pairs"], "pair")} of seeds; towards composition:'
     f' {summaries.towards_composition(rows)}.',
     align='lrrrr',
   )

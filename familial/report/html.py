@@ -151,6 +151,14 @@ def bullets(items: Iterable[str]) -> str:
   return f'<ul>{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>'
 
 
+def doubts(items: Iterable[str]) -> str:
+  """Returns what to know before what was said is believed; '' for nothing."""
+  items = list(items)
+  if not items:
+    return ''
+  return f'<aside><h3>Before believing it</h3>{bullets(items)}</aside>'
+
+
 def terms(items: Mapping[str, str]) -> str:
   """Returns a list of terms and what they mean."""
   return '<dl>{}</dl>'.format(

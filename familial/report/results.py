@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from familial import errors
 from familial import records
 from familial.laws import frontier
 from familial.laws import record
 from familial.laws import table as tables
 
+_FIELDS = (
+  *('run', 'cell', 'arm', 'status', 'step', 'budget', 'width', 'depth'),
+  *('exit', 'exits', 'params_full', 'tokens', 'flops', 'epochs', 'loss'),
+)
 LOSSES = ('final', 'mean', 'exit')  # in the order in which they are told
 
 
@@ -213,12 +218,25 @@ class Results:
 
 
 def read(workdir: pathlib.Path) -> Results:
-  """Returns what a study's folder holds; what is not there is empty."""
+  """Returns what a study's folder holds; what is not there is empty.
+
+  Rows are those below cells/, or of `rows.jsonl` where there are none: results
+  that are kept without their runs.
+  """
   plan = _json(workdir / 'plan.json')
+  rows = list(records.rows_of(workdir / 'cells'))
+  if not rows:
+    rows = records.read(workdir / 'rows.jsonl')
+    for number, row in enumerate(rows, start=1):
+      missing = [name for name in _FIELDS if name not in row]
+      if missing:
+        raise errors.UserError(
+          f'{workdir / "rows.jsonl"}: row {number} lacks {", ".join(missing)}'
+        )
   return Results(
     plan=plan,
     summary=_json(workdir / 'summary.json'),
-    runs=tuple(_runs(plan, records.rows_of(workdir / 'cells'))),
+    runs=tuple(_runs(plan, rows)),
     fits={
       (path.parent.parent.name, path.parent.name): record.load(path)
       for path in sorted(workdir.glob('fits/*/*/fit.json'))
