@@ -40,7 +40,6 @@ _REAL = _Maybe(_NUMBER)
 _ESTIMATE = {'value': _REAL, 'lo': _REAL, 'hi': _REAL}
 _MEAN = {**_ESTIMATE, 'value': _NUMBER}
 _CONSTANT = {**_ESTIMATE, 'identified': _TRUTH}
-_BESIDE = {'depths': _Many(_NUMBER, 0), 'difference': _ESTIMATE}
 _FLAGS = _Maybe(_Many(_TEXT, 0), absent=True)
 _LAW = {'params': _Named(_CONSTANT), 'flags': _FLAGS}
 _SPECS: dict[str, dict[str, Any]] = {
@@ -161,6 +160,7 @@ _SPECS: dict[str, dict[str, Any]] = {
         'temperature': _REAL,
         'teacher_depth': _NUMBER,
         'stages': _NUMBER,
+        'one_layer': _TRUTH,
         'depths': _Many(_NUMBER, 2),
         'exponent': _ESTIMATE,
         'deep': _ESTIMATE,
@@ -170,14 +170,18 @@ _SPECS: dict[str, dict[str, Any]] = {
         'loss': _Many(_Many(_Many(_REAL))),
       }
     ),
-    'stages': _Many(
+    'pairs': _Many(
       {
         'study': _TEXT,
         'base': _TEXT,
         'teacher': _TEXT,
         'temperature': _REAL,
-        'equal_cost': _BESIDE,
-        'equal_depth': _BESIDE,
+        'equal': _TEXT,
+        'depths': _Many(_NUMBER, 0),
+        'exponent': _ESTIMATE,
+        'base_exponent': _ESTIMATE,
+        'difference': _ESTIMATE,
+        'log_ratio': _ESTIMATE,
       },
       0,
     ),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import math
 import pathlib
 import tempfile
 from typing import Any
@@ -119,6 +120,7 @@ def verdict(found: Mapping[str, Row]) -> Iterator[str]:
     yield from _layers(found['regimes'], dense)
   if 'toys' in found:
     yield from _toy_exponents(found['toys']['curves'], law)
+    yield from _depth_or_width(found['toys']['pairs'])
   yield _agreement(law, dense)
 
 
@@ -197,8 +199,8 @@ def _toy_exponents(curves: Sequence[Row], law: Row | None) -> Iterator[str]:
   others = [curve for curve in curves if not _is_test(curve)]
   if others:
     yield (
-      'Toys whose teachers are no deeper than their students, or whose layers have'
-      f' two stages: {_listed(others, named=True)}.'
+      'Toys whose teachers are no deeper than their students, whose layers have two'
+      f' stages, or that have but one layer: {_listed(others, named=True)}.'
     )
   if len(spans) < len(_TEACHERS):
     yield (
@@ -225,6 +227,22 @@ def _toy_exponents(curves: Sequence[Row], law: Row | None) -> Iterator[str]:
     + ' Toys are no language models: what carries over is whether an exponent can'
     ' tell, not its value.'
   )
+
+
+def _depth_or_width(pairs: Sequence[Row]) -> Iterator[str]:
+  """Yields what depth does that a single layer of as many units does not."""
+  for pair in pairs:
+    if pair['equal'] != 'units':
+      continue
+    ratio = [
+      None if end is None else math.exp(end) for end in _ends(pair['log_ratio'])
+    ]
+    yield (
+      f'Depth or width, {pair["teacher"]} layers: students of l layers have'
+      f' {words.estimate(*ratio)} of the loss of a single layer of as many hidden'
+      f' units, and an exponent of {_estimate(pair["exponent"])} where that has'
+      f' {_estimate(pair["base_exponent"])}.'
+    )
 
 
 def _law_among(
@@ -292,8 +310,13 @@ def _nats(value: float | None) -> str:
 
 
 def _is_test(curve: Row) -> bool:
-  """Returns whether a toy can show its regime: one stage, a deeper teacher."""
-  return curve['stages'] == 1 and max(curve['depths']) < curve['teacher_depth']
+  """Returns whether a toy can show its regime: layers of one stage, several of
+  them, and a deeper teacher."""
+  return (
+    curve['stages'] == 1
+    and not curve['one_layer']
+    and max(curve['depths']) < curve['teacher_depth']
+  )
 
 
 def _holds(row: Row, expected: float) -> bool:

@@ -88,6 +88,4 @@ def test_the_cost_of_a_layer_is_seen_from_zero(costs, shown):
   ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
   assert ticks == pytest.approx(shown)
   assert low < min(0, *costs) and high > max(costs)
-  assert f'{shown[-1]:g}' in [
-    text.get_text() for text in ax.get_yticklabels()
-  ]
+  assert f'{shown[-1]:g}' in [text.get_text() for text in ax.get_yticklabels()]

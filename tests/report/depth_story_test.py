@@ -75,6 +75,7 @@ def estimate(value, reach=0.1):
 def curve(teacher, exponent, **changes):
   return {
     'study': 'state', 'teacher': teacher, 'temperature': None, 'stages': 1,
+    'one_layer': False,
     'teacher_depth': 64, 'depths': [2, 4, 8], 'exponent': estimate(exponent),
     'deep': estimate(exponent), 'curvature': estimate(0.0), 'averaging': None,
     'evolution': [{'steps': 10, **estimate(exponent)}],
@@ -85,7 +86,7 @@ def curve(teacher, exponent, **changes):
 def toys(*curves):
   return {
     'schema': 1, 'level': 0.95, 'teachers': 2, 'curves': list(curves),
-    'stages': [], 'regimes': [],
+    'pairs': [], 'regimes': [],
   }  # fmt: skip
 
 
@@ -190,6 +191,28 @@ def test_the_toys_are_in_the_verdict():
   assert 'cannot be laid beside them' in follows
   *_, follows, _ = depth_story.verdict({'toys': toys(curve('tied', 3.0))})
   assert 'nothing for the law' in follows
+
+
+def test_depth_is_held_against_width():
+  wide = curve('tied', 0.5, one_layer=True, study='one_layer')
+  found = toys(curve('tied', 2.3), wide)
+  found['pairs'] = [
+    {
+      'study': 'state', 'base': 'one_layer', 'teacher': 'tied',
+      'temperature': None, 'equal': 'units', 'depths': [2, 4, 8],
+      'exponent': estimate(2.3), 'base_exponent': estimate(0.5),
+      'difference': estimate(1.8), 'log_ratio': estimate(-2.0),
+    }
+  ]  # fmt: skip
+  lines = [
+    line.replace(html_space(), ' ')
+    for line in depth_story.verdict({'toys': found})
+  ]
+  assert '1 of 1 intervals' not in lines[0]
+  assert 'one layer, tied: 0.50 [0.40, 0.60]' in lines[1]
+  [said] = [line for line in lines if line.startswith('Depth or width')]
+  assert '0.135 [0.122, 0.150] of the loss' in said
+  assert 'exponent of 2.30 [2.20, 2.40] where that has 0.50' in said
 
 
 def html_space():
