@@ -327,6 +327,16 @@ def test_results_without_their_fits_show_the_law(tmp_path):
   assert f'{exponents[1]:.4f}' in sections['over_e']
 
 
+def test_the_committed_studies_have_what_the_page_asks():
+  found = {
+    kind: depth_story._summary(kind, str(RESULTS / f'{experiment}_cpu'))
+    for kind, (experiment, _) in depth_story.KINDS.items()
+  }
+  said = '\n'.join(depth_story.verdict(found))
+  for part in ('Depth or width, tied', 'G = 4 in part', 'With E held'):
+    assert part in said.replace(html_space(), ' ')
+
+
 def test_rows_that_lack_a_field_are_refused(tmp_path):
   (tmp_path / 'rows.jsonl').write_text('{"cell": "a", "run": "a"}\n')
   with pytest.raises(errors.UserError, match=r'rows\.jsonl: row 1 lacks arm'):
