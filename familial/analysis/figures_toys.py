@@ -84,7 +84,7 @@ def losses(curves: Curves) -> Figure:
           color=colour,
           fontsize=8.5,
         )
-    ax.set_title(_title(study, kind))
+    ax.set_title(_title(study, kind), fontsize='small')
     ax.set_xlabel('layers l')
     if len(_all(group)):
       parts.axis(ax.yaxis, _all(group), words.number)
@@ -140,18 +140,19 @@ def evolution(curves: Curves) -> Figure:
       rows = curve['evolution']
       x = [row['steps'] for row in rows]
       _with_intervals(ax, x, rows, name, colour)
-    ax.set_title(_title(study, kind))
+    ax.set_title(_title(study, kind), fontsize='small')
     ax.set_xlabel('steps')
     parts.axis(ax.xaxis, [row['steps'] for row in group[0]['evolution']])
     _expected(ax)
   _same_height(axes)
   style.label_y(axes, 'exponent a_l')
-  return parts.finish(figure, axes, _REGIMES)
+  note = ' Rates fall to their end: an earlier point is no shorter training.'
+  return parts.finish(figure, axes, _REGIMES + note)
 
 
 _REGIMES = (
   'Bars: 95 % intervals over teachers. Dotted: 1, of ensemble averaging, and 3, of '
-  'smooth dynamics'
+  'smooth dynamics.'
 )
 
 

@@ -248,6 +248,7 @@ def test_flags_and_legitimate_nulls_are_on_the_page(tmp_path):
   ):  # fmt: skip
     assert said in page
   assert 'No law of width and depth was fitted' not in page
+  assert 'E was hard' in page[: page.index('id="law"')]  # Beside the verdict.
   figures = {path.name for path in (tmp_path / 'out' / 'figures').iterdir()}
   assert figures == {
     'regimes_8.png', 'layers_8.png', 'toys_loss.png', 'toys_steps.png'
