@@ -5,7 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_tests_run_without_pytest_s_cache(tmp_path):
   environment = {
     **os.environ, 'TMPDIR': str(tmp_path), 'JAX_COMPILATION_CACHE_DIR': 'none'
