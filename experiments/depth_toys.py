@@ -17,8 +17,8 @@ Studies:
 Variants:
   test  a minute on two cores: does every part work
   cpu   a quarter of an hour on two cores
-  gpu   the sizes of the paper, for one GPU; `half` and `state` have 40 and 80
-        thousand steps
+  gpu   the sizes of the paper, for one GPU: `state` has its 80 thousand steps, and
+        `half` its 40, as `two_stage`
 
 The sizes of `cpu`, and why: at the paper's width 32 and rates, students of 5,000
 steps are far from trained, and the exponents of both teachers are below 0.5. What
@@ -73,7 +73,7 @@ def _studies(
     learned: of its own to the learned head.
     shared: of its own to the shared head.
     short: of its own to the control.
-    long: of their own to the studies of the state but `half` and `short`.
+    long: of their own to `state` and `one_layer`.
   """
   state = {**common, 'depths': depths, 'rate_depth': 4}
   whole = {**state, **long}
@@ -86,7 +86,7 @@ def _studies(
     'half': {**state, 'steps': whole['steps'] // 2},
     'one_layer': {**whole, 'one_layer': True},
     'two_stage': {
-      **whole, 'depths': two_stage, 'stages': 2, 'teachers': tied
+      **state, 'depths': two_stage, 'stages': 2, 'teachers': tied
     },
     'short': {**state, **short},
   }  # fmt: skip

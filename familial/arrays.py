@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from familial import records
 
 _NUMBERS = 2**30  # in a file, at most
 _HEADERS = 2**16  # bytes that a file has beside its numbers
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 
 
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
@@ -46,13 +48,12 @@ def load(
   try:
     if count > _NUMBERS or path.stat().st_size > size + _HEADERS:
       raise ValueError('too large')
-    with np.load(path, allow_pickle=False) as stored:
-      if (
-        sum(part.file_size for part in stored.zip.infolist()) > size + _HEADERS
-      ):
+    with zipfile.ZipFile(path) as parts:
+      if sum(part.file_size for part in parts.infolist()) > size + _HEADERS:
         raise ValueError('too large')
+    with np.load(path, allow_pickle=False) as stored:
       arrays = {key: stored[key] for key in like}
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, KeyError, EOFError, *_DAMAGED) as error:
     raise errors.UserError(f'{path}: cannot be read ({error})') from None
   for key, leaf in like.items():
     if (arrays[key].shape, arrays[key].dtype) != (leaf.shape, leaf.dtype):

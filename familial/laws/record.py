@@ -16,10 +16,7 @@ from familial.laws import forms
 from familial.laws import parametric
 
 SAMPLES = 'bootstrap.npz'
-_LAW = (
-  *('form', 'params', 'objective', 'bootstrap', 'flags'),
-  *('resamples', 'resamples_failed'),
-)
+_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +62,19 @@ def load(path: str | pathlib.Path) -> Law:
   samples = None
   beside = pathlib.Path(path).with_name(SAMPLES)
   if beside.exists():
-    kept = np.broadcast_to(
-      0.0, record['resamples'] - record['resamples_failed']
-    )
+    kept = np.broadcast_to(0.0, _kept(path, record))
     samples = arrays.load(beside, dict.fromkeys(record['params'], kept))
   return Law(forms.get(name), record['params'], record, samples)
+
+
+def _kept(path: str | pathlib.Path, record: Mapping[str, Any]) -> int:
+  """Returns how many resamples bootstrap.npz holds."""
+  drawn, failed = record.get('resamples'), record.get('resamples_failed')
+  if not (isinstance(drawn, int) and isinstance(failed, int)):
+    raise errors.UserError(
+      f'{str(path)!r} does not count its resamples, which {SAMPLES} holds'
+    )
+  return max(drawn - failed, 0)
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -123,9 +123,7 @@ _SPECS: dict[str, dict[str, Any]] = {
         'scores': _Named(_REAL),
         'notes': _Many(_TEXT, 0),
         'regimes': _Many(_TEXT),
-        'early_at': _Maybe(
-          _Many({'remaining': _NUMBER, **_ESTIMATE}), absent=True
-        ),
+        'early_at': _Many({'remaining': _NUMBER, **_ESTIMATE}),
         'statistics': _Many(dict.fromkeys(figures_regimes.STATISTICS, _REAL)),
         'layers': dict.fromkeys(
           figures_regimes.LAYERS,

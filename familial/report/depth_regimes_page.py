@@ -101,12 +101,7 @@ def findings(summary: Row, gallery: html.Gallery) -> list[html.Section]:
 
 def _early_at(groups: Sequence[Row]) -> str:
   """Whether the tokens that stop early hang on where that is cut."""
-  # Summaries of before that was asked do not have it.
-  groups = [group for group in groups if group.get('early_at')]
-  if not groups:
-    return ''
   cuts = [row['remaining'] for row in groups[0]['early_at']]
-  groups = [group for group in groups if len(group['early_at']) == len(cuts)]
   return html.table(
     ['model', *(f'at most {100 * cut:g} %' for cut in cuts)],
     [

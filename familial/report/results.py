@@ -16,9 +16,9 @@ from familial.laws import record
 from familial.laws import table as tables
 
 _FIELDS = (
-  *('run', 'cell', 'arm', 'status', 'step', 'budget', 'width', 'depth'),
-  *('exit', 'exits', 'params_full', 'tokens', 'flops', 'epochs', 'loss'),
-)
+  'run', 'cell', 'arm', 'status', 'step', 'budget', 'width', 'depth', 'exit',
+  'exits', 'params_full', 'tokens', 'flops', 'epochs', 'loss',
+)  # fmt: skip
 LOSSES = ('final', 'mean', 'exit')  # in the order in which they are told
 
 

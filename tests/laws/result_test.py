@@ -58,6 +58,12 @@ def test_one_form(make, tmp_path):
   np.savez(tmp_path / record.SAMPLES, gamma=np.zeros(99))
   with pytest.raises(errors.UserError, match=r'bootstrap\.npz: cannot be read'):
     record.load(tmp_path / 'fit.json')
+  text = (tmp_path / 'fit.json').read_text()
+  (tmp_path / 'fit.json').write_text(
+    text.replace('"resamples": 100,', '"resamples": null,')
+  )
+  with pytest.raises(errors.UserError, match='does not count its resamples'):
+    record.load(tmp_path / 'fit.json')
   assert not [
     p for p in tmp_path.iterdir() if p.suffix not in ('.json', '.npz')
   ]
@@ -106,7 +112,7 @@ def test_bad_input(make, tmp_path):
   (tmp_path / 'fit.json').write_text('{}')
   with pytest.raises(errors.UserError, match=r'no fit\.json'):
     record.load(tmp_path / 'fit.json')
-  known = dict.fromkeys(record._LAW)
+  known = dict.fromkeys('form params objective bootstrap flags'.split())
   record.write_json(tmp_path / 'fit.json', {**known, 'schema': 99})
   with pytest.raises(errors.UserError, match='schema 99 is not 1'):
     record.load(tmp_path / 'fit.json')

@@ -160,8 +160,7 @@ class Study:
       'condition_number': 1e5, 'identified': dict.fromkeys(params, True),
       'flags': ['E not identified'] if loss == 'exit' else [],
       'bootstrap': spread, 'level': 0.95, 'bootstrap_unit': 'run',
-      'resamples': 1000, 'resamples_failed': 0,
-      'profile': self._profile(gamma), 'derived': {}, 'aic': aic,
+      'resamples': 1000, 'profile': self._profile(gamma), 'derived': {}, 'aic': aic,
       'bic': aic + 4, 'seed': 0, 'seconds': {}, 'backend': 'cpu',
       'versions': {},
     })  # fmt: skip

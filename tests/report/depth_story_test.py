@@ -51,6 +51,7 @@ def group(regime, exits=1, depth=8):
   return {
     'exits': exits, 'depth': depth, 'regime': regime, 'regimes': [regime] * 4,
     'loss': [1.7] * 4, 'strength': 1.0, 'scores': {regime: 1.0}, 'notes': [],
+    'early_at': [{'remaining': 0.1, **estimate(0.5)}],
     'statistics': [dict.fromkeys(figures_regimes.STATISTICS, 0.1)] * 4,
     'layers': {
       name: [{'layer': 1, 'mean': 0.2}] for name in figures_regimes.LAYERS

@@ -327,6 +327,7 @@ def test_variants_are_what_they_say():
     wide = found.studies['one_layer']
     assert wide == dataclasses.replace(state, one_layer=True)
   assert (state.steps, half.steps) == (80_000, 40_000)
+  assert gpu.studies['two_stage'].steps == half.steps  # They are compared.
   with pytest.raises(ValueError, match=r"variant 'x' is not one of test, cpu"):
     load('x')
 
