@@ -14,7 +14,7 @@ import numpy as np
 
 from familial import errors
 from familial import student
-from familial.analysis import regimes
+from familial.analysis import middle
 
 # Quantities of a probe's record that are compared layer by layer.
 LAYERS = ('turn', 'cosine', 'to_last', 'loss', 'skip', 'swap')
@@ -25,7 +25,7 @@ class Difference:
   """One statistic of both kinds.
 
   Attributes:
-    name: of regimes.DEFINITIONS, `middle_turn`, or of LAYERS.
+    name: of middle.DEFINITIONS, `middle_turn`, or of LAYERS.
     layer: of a quantity of LAYERS, as its record numbers it; None of the rest.
     one: mean over the networks of the first kind.
     other: of the second kind.
@@ -105,11 +105,11 @@ def _keyed(
 def _values(
   record: Mapping[str, Any],
 ) -> dict[tuple[str, int | None], float]:
-  network = regimes.of_record(record)
+  network = middle.of_record(record)
   values: dict[tuple[str, int | None], float] = {
-    (name, None): value for name, value in regimes.statistics(network).items()
+    (name, None): value for name, value in middle.statistics(network).items()
   }
-  values['middle_turn', None] = regimes.middle_turn(network)
+  values['middle_turn', None] = middle.turn(network)
   for name in LAYERS:
     for row in record['quantities'][name]:
       if row['mean'] is not None:

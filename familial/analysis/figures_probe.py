@@ -12,7 +12,7 @@ import numpy as np
 
 from familial import records
 from familial import student
-from familial.analysis import regimes
+from familial.analysis import middle
 from familial.analysis import trajectories
 from familial.report import style
 
@@ -125,7 +125,7 @@ def depths(
 ) -> Figure:
   """What the layers of several models do, by their depth."""
   figure, axes = style.panels(3, 'layers by depth of the model', height=3.1)
-  networks = [regimes.of_record(record) for record in found]
+  networks = [middle.of_record(record) for record in found]
   every = sorted({network.depth for network in networks})
   shades = style.budget_colours(every)
   for record, network in zip(found, networks, strict=True):
@@ -136,8 +136,8 @@ def depths(
       [depth * row['mean'] for row in rows],
       color=colour, label=f'{depth} layers',
     )  # fmt: skip
-    if depth >= regimes.LEAST_DEPTH:
-      values = regimes.statistics(network)
+    if depth >= middle.LEAST_DEPTH:
+      values = middle.statistics(network)
       for place, name in enumerate(('alignment', 'early')):
         axes[2].plot(
           depth, values[name], ls='', marker='os'[place],
@@ -148,7 +148,7 @@ def depths(
   axes[0].set_ylabel('rad')
   _log(axes[0].yaxis)
   axes[1].set_title('turn of a middle layer')
-  points = [(n.depth, regimes.middle_turn(n)) for n in networks if n.depth > 2]
+  points = [(n.depth, middle.turn(n)) for n in networks if n.depth > 2]
   if points:
     x, y = np.array(points, float).T
     axes[1].plot(x, y, ls='', marker='o', color=style.CYCLE[0])

@@ -21,6 +21,7 @@ from familial import records
 from familial import student
 from familial.analysis import figures_probe
 from familial.analysis import layers
+from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import trajectories
 from familial.data import batches as batches_lib
@@ -203,8 +204,8 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
     name = each['model']['run']
     taken[name] = taken.get(name, 0) + 1
     _write(each, out / (f'{name}_{taken[name]}' if taken[name] > 1 else name))
-  networks = [regimes.of_record(each) for each in found]
-  slope = regimes.angle_exponent(networks)
+  networks = [middle.of_record(each) for each in found]
+  slope = middle.angle_exponent(networks)
   answer = _regime(networks)
   records.write_json(
     out / 'depth.json',
@@ -213,12 +214,12 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
       'models': [each['model']['run'] for each in found],
       'depths': [network.depth for network in networks],
       'middle_turn': [
-        regimes.middle_turn(network) if network.depth > 2 else None
+        middle.turn(network) if network.depth > 2 else None
         for network in networks
       ],
       'angle_exponent': slope and dataclasses.asdict(slope),
       'level': student.LEVEL,
-      'definitions': regimes.DEFINITIONS,
+      'definitions': middle.DEFINITIONS,
       'regime': answer and dataclasses.asdict(answer),
     },
   )
@@ -237,7 +238,7 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
 
 def text(found: records.Row) -> str:
   """Returns one line on a probe."""
-  model, answer = found['model'], _regime([regimes.of_record(found)])
+  model, answer = found['model'], _regime([middle.of_record(found)])
   line = f'{model["run"]} at step {model["step"]}, {model["depth"]} layers: '
   if answer is not None:
     value = {each.name: each.value for each in answer.evidence}
@@ -252,10 +253,10 @@ def text(found: records.Row) -> str:
 
 
 def _write(found: records.Row, folder: pathlib.Path) -> None:
-  answer = _regime([regimes.of_record(found)])
+  answer = _regime([middle.of_record(found)])
   regime = answer and {
     **dataclasses.asdict(answer),
-    'definitions': regimes.DEFINITIONS,
+    'definitions': middle.DEFINITIONS,
     'bounds': regimes.BOUNDS,
   }
   records.write_json(folder / 'probe.json', {**found, 'regime': regime})
@@ -266,7 +267,7 @@ def _regime(
   networks: Sequence[trajectories.Summary],
 ) -> regimes.Answer | None:
   """Returns the regime; None where no model is deep enough to tell."""
-  if max(network.depth for network in networks) < regimes.LEAST_DEPTH:
+  if max(network.depth for network in networks) < middle.LEAST_DEPTH:
     return None
   return regimes.classify(networks)
 

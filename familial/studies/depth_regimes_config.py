@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from familial import errors
-from familial.analysis import regimes
+from familial.analysis import middle
 from familial.data import config as data_config
 from familial.training import config as train_config
 
@@ -56,7 +56,7 @@ class RegimesConfig:
         values,
         'at least one, and no two alike',
       )
-    least = regimes.LEAST_DEPTH
+    least = middle.LEAST_DEPTH
     errors.require(
       min(self.depths) >= least, 'depths', self.depths, f'at least {least}'
     )

@@ -13,6 +13,7 @@ from familial import errors
 from familial import records
 from familial import student
 from familial.analysis import differences
+from familial.analysis import middle
 from familial.analysis import probe
 from familial.analysis import regimes
 from familial.laws import record
@@ -60,7 +61,7 @@ def write(
       'missing': len(failed),
     },
     'level': student.LEVEL,
-    'definitions': regimes.DEFINITIONS,
+    'definitions': middle.DEFINITIONS,
     'groups': groups,
     'differences': list(_differences(study, probes)),
   }
@@ -101,7 +102,7 @@ def _groups(
       mine = _of(probes, depth, exits)
       if not mine:
         continue
-      networks = [regimes.of_record(each) for each in mine]
+      networks = [middle.of_record(each) for each in mine]
       each = [regimes.classify([network]) for network in networks]
       yield {
         'depth': depth,
@@ -112,8 +113,8 @@ def _groups(
         'regimes': [answer.regime for answer in each],
         'statistics': [
           {
-            **regimes.statistics(network),
-            'middle_turn': regimes.middle_turn(network),
+            **middle.statistics(network),
+            'middle_turn': middle.turn(network),
           }
           for network in networks
         ],

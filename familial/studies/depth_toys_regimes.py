@@ -11,6 +11,7 @@ import dataclasses
 import jax
 
 from familial import records
+from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import toys
 from familial.analysis import trajectories
@@ -23,7 +24,7 @@ def rows(
 ) -> Iterator[records.Row]:
   """Yields what the states say: of all depths together, then of the deepest.
 
-  Nothing for depths that are all below `regimes.LEAST_DEPTH`.
+  Nothing for depths that are all below `middle.LEAST_DEPTH`.
 
   Args:
     by_depth: students of one teacher that differ in depth.
@@ -31,7 +32,7 @@ def rows(
     seed: of the inputs N(0, I).
   """
   depths = sorted(by_depth)
-  if depths[-1] < regimes.LEAST_DEPTH:
+  if depths[-1] < middle.LEAST_DEPTH:
     return
   width = by_depth[depths[0]]['in'].shape[1]
   x_BxD = jax.random.normal(jax.random.key(seed), (_INPUTS, width))

@@ -10,6 +10,7 @@ from familial import evaluation
 from familial import main
 from familial import records
 from familial.analysis import layers
+from familial.analysis import middle
 from familial.analysis import probe
 from familial.analysis import regimes
 from familial.analysis import trajectories
@@ -247,7 +248,7 @@ def test_the_command(model, found, corpus, familial, tmp_path):
   at = {row['remaining']: row['share'] for row in read['early_at']}
   assert read['early'] <= at[trajectories.SETTLED]
   assert list(at.values()) == sorted(at.values())
-  answer = regimes.classify([regimes.of_record(read)])
+  answer = regimes.classify([middle.of_record(read)])
   assert read['regime']['regime'] == answer.regime
   assert answer == regimes.classify([found.summary])
   assert answer.regime in out

@@ -6,6 +6,7 @@ import pytest
 from familial import errors
 from familial import student
 from familial.analysis import differences
+from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import trajectories
 from tests.analysis import paths
@@ -53,7 +54,7 @@ def test_known_regimes_are_named(kind, depth, width, noise):
 
 
 def test_every_depth_from_four_on_has_middle_neighbours():
-  for depth in range(regimes.LEAST_DEPTH, 40):
+  for depth in range(middle.LEAST_DEPTH, 40):
     where = trajectories.middle(depth, depth - 1)
     assert where.start >= 1 and where.start < where.stop <= depth - 2
 
@@ -98,7 +99,7 @@ def test_steps_fall_as_one_over_depth(kind, twelve):
   assert slope.value == pytest.approx(-1, abs=0.1)
   assert slope.low < slope.value < slope.high
   assert slope.fits == {'smooth': 1.0, 'ensemble': 1.0}
-  assert regimes.angle_exponent(found[:2]) is None
+  assert middle.angle_exponent(found[:2]) is None
 
 
 def test_steps_that_do_not_fall_so_count_against_it():
@@ -122,18 +123,18 @@ def test_the_losses_exponent_counts(twelve):
 
 def test_power_laws_are_fitted_with_their_interval():
   depths = [4, 8, 16, 32]
-  exact = regimes.power(depths, [3 * d**-1.2 for d in depths])
+  exact = middle.power(depths, [3 * d**-1.2 for d in depths])
   assert exact.value == pytest.approx(-1.2)
   assert exact.hi - exact.lo < 1e-6
   rng = np.random.default_rng(0)
   held = 0
   for _ in range(400):
     noisy = np.array(depths) ** -1.0 * np.exp(0.1 * rng.normal(size=4))
-    slope = regimes.power(depths, noisy)
+    slope = middle.power(depths, noisy)
     held += slope.lo <= -1 <= slope.hi
   assert 0.92 < held / 400 < 0.98
-  assert regimes.power([4, 8, 8], [1, 2, 3]) is None
-  assert regimes.power([4, 8, 16], [1, 0, 1]) is None
+  assert middle.power([4, 8, 8], [1, 2, 3]) is None
+  assert middle.power([4, 8, 16], [1, 0, 1]) is None
 
 
 def test_shallow_networks_are_refused_in_a_line():
@@ -146,14 +147,14 @@ def test_shallow_networks_are_refused_in_a_line():
 def test_what_all_tokens_share_is_no_flow():
   """Steps along one direction, of which random ones are a third in length."""
   found = trajectories.summarise(paths.walk(12, 8, 3.0, tokens=320), 16)
-  value = regimes.statistics(found)
+  value = middle.statistics(found)
   assert value['drift'] > 0.6 and abs(value['alignment']) < 0.1
   assert regimes.classify([found]).scores['smooth'] == 0
   # A flow remains one in a frame that drifts.
   drifting = paths.flow(12, 8, tokens=320)
   drifting += np.linspace(0, 1, 13, dtype=np.float32)[:, None, None]
   found = trajectories.summarise(drifting, 16)
-  assert regimes.statistics(found)['drift'] > 0.3
+  assert middle.statistics(found)['drift'] > 0.3
   assert regimes.classify([found]).regime == 'smooth'
 
 
@@ -219,8 +220,8 @@ def test_kinds_are_compared_by_pairs(twelve):
   alignment = found['alignment', None]
   assert alignment.pairs == 3  # Seed 9 has no partner.
   each = [
-    regimes.statistics(regimes.of_record(b))['alignment']
-    - regimes.statistics(regimes.of_record(a))['alignment']
+    middle.statistics(middle.of_record(b))['alignment']
+    - middle.statistics(middle.of_record(a))['alignment']
     for a, b in zip(dense, (exits[1], exits[2], exits[0]), strict=True)
   ]
   assert alignment.difference == pytest.approx(np.mean(each))
@@ -250,6 +251,6 @@ def test_early_is_by_three_quarters_of_the_layers():
   whole = network('ensemble', 8)
   settled = np.zeros((16, 9), np.int64)
   settled[:, 5:] = 1  # A token each at layers 5 to 8, of every group.
-  found = regimes.statistics(dataclasses.replace(whole, settled=settled))
+  found = middle.statistics(dataclasses.replace(whole, settled=settled))
   assert found['early'] == 0.5
   assert found['stop_spread'] == pytest.approx(np.std([5, 6, 7, 8]) / 8)
