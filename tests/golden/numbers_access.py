@@ -1,0 +1,360 @@
+"""The package as the golden tests see it: commands, and a few functions.
+
+Whatever the golden tests need beyond the commands and the files that they leave
+is imported here and nowhere else in this folder, so that modules can move without
+a change of the tests. No function here computes: it calls the package.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+
+from familial import config as config_lib
+from familial import main
+from familial import records
+from familial.data import packing
+from familial.laws import fitting
+from familial.model import transformer
+from familial.report import html
+from familial.serving import decoding
+from familial.serving import generating
+from familial.serving import models
+from familial.serving import sampling
+from familial.serving import segments
+from familial.serving import server
+from familial.studies import allocation_summary
+from familial.studies import depth_regimes_summary
+from familial.studies import depth_summary
+from familial.studies import depth_toys_summary
+from familial.studies import families_cells
+from familial.studies import families_summary
+from familial.studies import summary as isoflop_summary
+from familial.training import loop
+from familial.training import population
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS = ROOT / 'experiments'
+RESULTS = EXPERIMENTS / 'results'
+SCHEMA_1 = ROOT / 'tests' / 'data' / 'schema_1'
+GOLDEN = ROOT / 'tests' / 'data' / 'golden'
+# A growing folder's rows, as training leaves them.
+ROWS = 'metrics.jsonl'
+
+
+def command(*arguments: Any) -> tuple[int, str, str]:
+  """Runs a `familial` command; returns its status, stdout and stderr."""
+  argv = ['familial', *map(str, arguments)]
+  out, err = io.StringIO(), io.StringIO()
+  # A process loads one config; a second would inherit the first's names.
+  sys.modules.pop('config_config', None)
+  sys.modules.pop('to_config', None)
+  status: Any = 0
+  with (
+    mock.patch.object(sys, 'argv', argv),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
+    try:
+      main.main()
+    except SystemExit as exit_:
+      status = exit_.code or 0
+  return status, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def coarse_figures():
+  """Draws figures of a report coarsely: seconds instead of a minute."""
+  with mock.patch.object(html, '_DPI', 30):
+    yield
+
+
+def read_json(path: pathlib.Path) -> Any:
+  return json.loads(path.read_text('utf-8'))
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the rows of a JSONL file."""
+  return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+
+
+def losses(run: pathlib.Path) -> list[list[float]]:
+  """Returns a run's held-out losses by evaluation and exit."""
+  by_step: dict[int, list[float]] = {}
+  for row in read_rows(run / ROWS):
+    by_step.setdefault(row['step'], []).append(row['loss'])
+  return list(by_step.values())
+
+
+def train(config: Mapping[str, Any], folder: pathlib.Path) -> list[list[float]]:
+  """Trains one run; returns its losses by evaluation and exit.
+
+  Args:
+    config: sections `data`, `model`, `train` and `growth`, as a config file has
+      them.
+    folder: of the run.
+  """
+  loop.run(config_lib.run(config), folder, quiet=True)
+  return losses(folder)
+
+
+def train_population(
+  configs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path]
+) -> list[list[list[float]]]:
+  """Trains runs together; returns the losses of each."""
+  runs = [config_lib.run(config) for config in configs]
+  corpus = packing.load(runs[0].data)
+  population.run(runs, folders, corpus, quiet=True)
+  return [losses(folder) for folder in folders]
+
+
+def logits(folder: pathlib.Path, tokens: Sequence[int]) -> np.ndarray:
+  """Returns the logits of a stored model's exits [G, L, V] for one sequence."""
+  model = models.load(folder)
+  found = transformer.logits(
+    model.params, model.config.model, jnp.array([tokens], jnp.int32)
+  )
+  return np.stack([np.asarray(each)[0] for each in found])
+
+
+def decode(
+  folder: pathlib.Path,
+  prompts: Sequence[str],
+  mode: str,
+  *,
+  max_tokens: int,
+  exit_: int = 0,
+  draft_exit: int = 1,
+  threshold: float = 0.9,
+  confidence: str = 'max_prob',
+  fill: str = 'defer',
+  temperature: float = 0.0,
+  top_k: int = 0,
+  seed: int = 0,
+) -> dict[str, list[list[int]]]:
+  """Returns the tokens after each prompt, and the exit that gave each."""
+  policy = sampling.Policy(
+    sampling.Sampling(temperature, top_k, 1.0, seed),
+    confidence,
+    threshold,
+    fill,
+  )
+  options = generating.Options(mode, exit_, draft_exit, 3, max_tokens, policy)
+  model = models.load(folder)
+  if mode == 'relay':
+    outcome = _relayed(model, prompts, options)
+  else:
+    outcome = generating.run(model, prompts, options)
+  return {
+    'tokens': [list(map(int, each.generated)) for each in outcome.completions],
+    'exits': [list(map(int, each.exits)) for each in outcome.completions],
+  }
+
+
+def _relayed(
+  model: models.Model, prompts: Sequence[str], options: generating.Options
+) -> generating.Outcome:
+  with contextlib.ExitStack() as stack:
+    servers = []
+    for segment in segments.split(
+      model.params, model.config.model, model.context
+    ):
+      relay = server.Relay(segment, len(prompts), model.context)
+      port = stack.enter_context(server.serve(relay, 0))
+      servers.append(f'127.0.0.1:{port}')
+    return generating.relay(model.tokenizer, servers, prompts, options)
+
+
+def segment_of(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what a folder of one segment says that it is."""
+  segment = segments.load(folder)
+  return {
+    'exits': list(segment.exits),
+    'index': segment.index,
+    'context': segment.context,
+  }
+
+
+# What experiment each folder of results is of, and the variant.
+RESULTS_OF = {
+  'familial_law_cpu': ('familial_law', 'cpu'),
+  'three_families_cpu': ('three_families', 'cpu'),
+  'expansion_cpu': ('expansion', 'cpu'),
+  'expansion_operators': ('expansion', 'operators'),
+  'depth_law_cpu': ('depth_law', 'cpu'),
+  'depth_toys_cpu': ('depth_toys', 'cpu'),
+  'allocation_live_cpu': ('allocation_live', 'cpu'),
+}
+
+
+def config_of(experiment: str, variant: str) -> Any:
+  """Returns what an experiment's `get_config` gives for a variant."""
+  path = EXPERIMENTS / f'{experiment}.py'
+  spec = importlib.util.spec_from_file_location(experiment, path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def summary_of_results(name: str, workdir: pathlib.Path) -> dict[str, Any]:
+  """Computes the summary of `experiments/results/NAME` once more.
+
+  Laws that lie beside the rows are read, the others are fitted. What needs models
+  or whole curves, which are not kept there, is left out: see `summary_test`.
+
+  Args:
+    name: of the results.
+    workdir: an empty folder; gets a study's folder as far as the results give it.
+  """
+  results = RESULTS / name
+  config = config_of(*RESULTS_OF[name])
+  if name == 'depth_toys_cpu':
+    return _toys(config, workdir, read_json(results / 'summary.json'))
+  if name == 'allocation_live_cpu':
+    # Its laws and replays need whole curves.
+    config.full, config.law.form = False, ''
+  workdir.mkdir(exist_ok=True)
+  for kept in ('plan.json', 'rounds.jsonl', 'fits'):
+    if (results / kept).exists():
+      os.symlink(results / kept, workdir / kept)
+  rows = read_rows(results / 'rows.jsonl')
+  for row in rows:
+    run = workdir / 'cells' / row['run']
+    run.mkdir(parents=True, exist_ok=True)
+    records.append(run / ROWS, [row])
+  return _summarised(config, workdir, _inherited(config, rows))
+
+
+def summary_of_study(workdir: pathlib.Path) -> dict[str, Any]:
+  """Computes the summary of a study's folder once more; writes it there.
+
+  Laws that lie in it are read; where there are none they are fitted.
+  """
+  config = read_json(workdir / 'config.json')
+  config.pop('schema')
+  if 'studies' in config:
+    return _toys(config, workdir, read_json(workdir / 'summary.json'))
+  return _summarised(config, workdir)
+
+
+def _summarised(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  inherited: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
+  for run, values in (inherited or {}).items():
+    records.write_json(workdir / 'cells' / run / 'lineage.json', values)
+  with contextlib.ExitStack() as stack:
+    if (workdir / 'fits').exists():
+      stack.enter_context(mock.patch.object(fitting, 'run'))
+    if 'grid' in config:
+      isoflop_summary.write(config_lib.study(config), workdir, [])
+    elif 'ways' in config:
+      # Needs the models, which are not kept.
+      stack.enter_context(
+        mock.patch.object(families_summary, '_agreement', lambda *_: ())
+      )
+      families_summary.write(config_lib.families(config), workdir, [])
+    elif 'horizon' in config:
+      allocation_summary.write(config_lib.allocation(config), workdir, [])
+    elif 'widths' in config:
+      depth_summary.write(config_lib.depth(config), workdir, [])
+    else:
+      depth_regimes_summary.write(config_lib.regimes(config), workdir, [])
+  return read_json(workdir / 'summary.json')
+
+
+def _inherited(
+  config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+  """Returns each run's lineage: what the runs that it starts from had spent."""
+  ends = {row['run']: row for row in rows}
+  if 'ways' in config:
+    parents = {
+      run.cell: run.train.init_from.removeprefix('../')
+      for run in families_cells.build(config_lib.families(config))
+    }
+  else:
+    # A frozen trunk is that of the grid's dense run of the same shape.
+    parents = {
+      run: run.partition('_frozen_')[0].rpartition('_g')[0] + '_g1'
+      if row['arm'] == 'frozen'
+      else ''
+      for run, row in ends.items()
+    }
+  found: dict[str, dict[str, float]] = {}
+
+  def lineage(run: str) -> dict[str, float]:
+    parent = parents[run]
+    if run not in found:
+      seq_len = config['data']['seq_len']
+      found[run] = {
+        'inherited_flops': ends[parent]['flops'] if parent else 0.0,
+        'inherited_windows': (
+          lineage(parent)['inherited_windows']
+          + ends[parent]['tokens'] // seq_len
+          if parent
+          else 0
+        ),
+      }
+    return found[run]
+
+  for run in ends:
+    lineage(run)
+  return found
+
+
+def _toys(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  recorded: Mapping[str, Any],
+) -> dict[str, Any]:
+  """The toys' summary from the losses of each study's students.
+
+  They are read from `toys/` or, where that is not kept, from the recorded
+  summary, which repeats them.
+  """
+  asked = config_lib.depth_toys(config)
+  results = {}
+  for name in asked.studies:
+    path = workdir / 'toys' / f'{name}.json'
+    results[name] = (
+      read_json(path) if path.exists() else _toys_result(name, recorded)
+    )
+  depth_toys_summary.write(asked, workdir, results, recorded['regimes'])
+  return read_json(workdir / 'summary.json')
+
+
+def _toys_result(name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+  curves = [curve for curve in recorded['curves'] if curve['study'] == name]
+  as_numbers = [
+    {key: np.array(curve[key], float) for key in ('loss', 'error')}
+    for curve in curves
+  ]
+  # By checkpoint, depth and member.
+  loss = np.concatenate(
+    [each['loss'].transpose(0, 2, 1) for each in as_numbers], axis=2
+  )
+  error = np.concatenate([each['error'].T for each in as_numbers], axis=1)
+  return {
+    'loss': loss.tolist(),
+    'error': np.broadcast_to(error, loss.shape).tolist(),
+    'steps': [each['steps'] for each in curves[0]['evolution']],
+    'members': [
+      {'teacher': curve['teacher'], 'temperature': curve['temperature']}
+      for curve in curves
+      for _ in range(recorded['teachers'])
+    ],
+    'seconds': dict.fromkeys(('compile', 'train'), 0.0),
+  }
