@@ -27,7 +27,6 @@ from familial.data import packing
 from familial.laws import fitting
 from familial.model import transformer
 from familial.report import html
-from familial.serving import decoding
 from familial.serving import generating
 from familial.serving import models
 from familial.serving import sampling

@@ -37,6 +37,7 @@ RUNS = {
     'data': {'document_mask': True},
   },
 }
+KINDS = ('separate', 'branch')
 PROMPTS = ('the exit', 'early ones', '3: a layer')
 MODES = {
   'exit': {'mode': 'exit'},
@@ -49,6 +50,7 @@ MODES = {
   'speculative': {'mode': 'speculative'},
   'relay': {'mode': 'relay', 'threshold': 0.6},
 }
+MORE_MODES = ('exit_1', 'drawn', 'gap', 'entropy', 'propagate', 'relay')
 FITS = {
   'final/familial_total': (),
   'mean/familial_total': (),
@@ -80,9 +82,14 @@ def parent(tmp_path_factory):
   return folder, access.train(config(**RUNS['dense']), folder)
 
 
-def test_a_dense_run_and_what_grows_from_it(golden, parent, tmp_path):
-  folder, losses = parent
-  golden('runs', 'dense', losses)
+@pytest.mark.slow
+def test_a_dense_run(golden, parent):
+  golden('runs', 'dense', parent[1])
+
+
+@pytest.mark.slow
+def test_what_grows_from_a_run(golden, parent, tmp_path):
+  folder, _ = parent
   grown = config(
     model={'width': 16, 'heads': 4, 'kv_heads': 2, 'mlp_width': 32, 'depth': 4,
            'exits': (2, 4)},
@@ -92,7 +99,10 @@ def test_a_dense_run_and_what_grows_from_it(golden, parent, tmp_path):
   golden('runs', 'grown', access.train(grown, tmp_path / 'grown'))
 
 
-@pytest.mark.parametrize('name', [name for name in RUNS if name != 'dense'])
+@pytest.mark.parametrize(
+  'name',
+  ['familial', *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)],
+)
 def test_a_run(golden, tmp_path, name):
   golden('runs', name, access.train(config(**RUNS[name]), tmp_path / name))
 
@@ -116,7 +126,13 @@ def test_logits_of_a_run_and_of_its_exports(golden):
   golden('serving', 'export', export[-1, (0, 7, 19), 97:123:5].tolist(), 1e-5)
 
 
-@pytest.mark.parametrize('name', MODES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name in MORE_MODES else name
+    for name in MODES
+  ],
+)
 def test_decodings(golden, name):
   found = access.decode(
     access.SCHEMA_1 / 'run', PROMPTS, **MODES[name], max_tokens=12

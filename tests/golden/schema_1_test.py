@@ -126,7 +126,7 @@ def test_a_run_is_evaluated(folder):
         assert one[key] == pytest.approx(value, rel=1e-5), key
 
 
-@pytest.mark.parametrize('checkpoint', ['run', 'run/checkpoints/400', 'export'])
+@pytest.mark.parametrize('checkpoint', ['run/checkpoints/400', 'export'])
 def test_a_model_generates(folder, checkpoint):
   out = succeed(
     'generate', f'--checkpoint={checkpoint}', '--mode=exit', '--exit=1',
@@ -178,7 +178,8 @@ def test_a_finished_run_adds_nothing(folder):
     ),
     (
       'segments/segment_0/segment.json',
-      ('relay', '--segment=segments/segment_0', '--port=0'),
+      # Were it read, this would be refused: a relay would serve for ever.
+      ('relay', '--segment=segments/segment_0', '--port=0', '--context=999'),
     ),
   ],
 )
