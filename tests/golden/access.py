@@ -15,14 +15,12 @@ from typing import Any
 from unittest import mock
 
 from absl import flags as absl_flags
-from ml_collections import config_flags
 
 from familial import config as config_lib
 from familial import main
 from familial.commands import training as training_commands
 
 ROOT = pathlib.Path(__file__).parents[2]
-REQUIRED = '<required>'
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -42,40 +40,13 @@ def run(*arguments: str) -> tuple[int, str, str]:
   raise AssertionError('a command ends by SystemExit')
 
 
-def flags() -> dict[str, dict[str, dict[str, Any]]]:
-  """Returns the flags of each command: type, default and allowed values."""
-  found: dict[str, dict[str, dict[str, Any]]] = {}
+def flags() -> dict[str, absl_flags.FlagValues]:
+  """Returns the flags that each command declares."""
+  found = {}
   for name, command in main.COMMANDS.items():
-    values = absl_flags.FlagValues()
-    command.define(values)
-    found[name] = {flag: _flag(values, flag) for flag in values}
+    found[name] = absl_flags.FlagValues()
+    command.define(found[name])
   return found
-
-
-def _flag(values: absl_flags.FlagValues, name: str) -> dict[str, Any]:
-  flag = values[name]
-  said = {'type': flag.flag_type(), 'default': flag.default}
-  if said['type'] == 'config object':  # The file, not what it holds.
-    file = config_flags.get_config_filename(flag) if flag.default else None
-    said['default'] = file
-  for key, value in (
-    ('values', getattr(flag.parser, 'enum_values', None)),
-    ('least', getattr(flag.parser, 'lower_bound', None)),
-    ('most', getattr(flag.parser, 'upper_bound', None)),
-    ('required', flag.default is None and not _holds(flag, values)),
-  ):
-    if value is not None and value is not False:
-      said[key] = value
-  return said
-
-
-def _holds(flag: absl_flags.Flag[Any], values: absl_flags.FlagValues) -> bool:
-  try:
-    for validator in flag.validators:
-      validator.verify(values)
-  except absl_flags.ValidationError:
-    return False
-  return True
 
 
 def runs(experiment: str, variant: str) -> list[dict[str, Any]]:
@@ -112,10 +83,10 @@ def templates() -> dict[str, dict[str, Any]]:
   }
 
 
-def config_keys() -> dict[str, dict[str, Any]]:
-  """Returns the keys of each section of a config, with defaults or REQUIRED."""
+def sections() -> dict[str, type]:
+  """Returns the dataclass of each section of a config."""
   c = config_lib
-  sections = {
+  return {
     'data': c.data_config.DataConfig,
     'model': c.model_config.ModelConfig,
     'train': c.train_config.TrainConfig,
@@ -138,17 +109,3 @@ def config_keys() -> dict[str, dict[str, Any]]:
     'toys': c.depth_toys_config.ToysConfig,
     'toys.studies.*': c.depth_toys_config.Study,
   }
-  return {
-    name: {field.name: _default(field) for field in dataclasses.fields(section)}
-    for name, section in sections.items()
-  }
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-  if field.default_factory is not dataclasses.MISSING:
-    value = field.default_factory()
-  elif field.default is not dataclasses.MISSING:
-    value = field.default
-  else:
-    return REQUIRED
-  return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value

@@ -1,11 +1,20 @@
 """What users rely on: runs, flags, config keys and refusals stay as they were."""
 
+from collections.abc import Iterator
+import dataclasses
+import json
+import pathlib
+import re
 from typing import Any
 
+from absl import flags as absl_flags
+from ml_collections import config_flags
 import pytest
 
 from tests.golden import access
+from tests.golden import keys
 from tests.golden import record
+from tests.golden import refusals
 
 # Not here, for they need the folder of a trained model: train_on and grow.
 EXPERIMENTS = {
@@ -44,7 +53,11 @@ def test_the_runs_of_each_variant(name):
 
 
 def test_the_flags_of_each_command():
-  record.check('flags', access.flags(), levels=2)
+  flags = {
+    command: {name: _flag(values, name) for name in values}
+    for command, values in access.flags().items()
+  }
+  record.check('flags', flags, levels=2)
 
 
 def test_the_templates_that_experiments_fill():
@@ -52,7 +65,110 @@ def test_the_templates_that_experiments_fill():
 
 
 def test_the_keys_of_each_config():
-  record.check('config_keys', access.config_keys(), levels=2)
+  defaults = {
+    name: {field.name: _default(field) for field in dataclasses.fields(section)}
+    for name, section in access.sections().items()
+  }
+  record.check('config_keys', defaults, levels=2)
+
+
+def test_the_keys_of_the_stored_files():
+  if record.RECORDING:
+    record.write(keys.NAME, keys.observed(), levels=2)
+  problems = [
+    f'{path}: {line}'
+    for kind in keys.KINDS
+    for path, values, is_current in keys.stored(kind)
+    for line in keys.differences(kind, values, whole=is_current)
+  ]
+  assert not problems, '\n'.join(problems[:20])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'parts'),
+  [
+    ({'loss_per_byte': ...}, 'loss_per_byte: is missing'),
+    ({'nats': 1.0}, 'nats: is number, was not there'),
+    ({'step': '3'}, 'step: is string, was number'),
+    ({'exit_layers': [1, 'two']}, 'exit_layers[]: is string, was number'),
+  ],
+)
+def test_a_row_with_other_keys_is_noticed(changes, parts):
+  row = next(rows[0] for _, rows, _ in keys.stored('metrics.jsonl'))
+  keys.check('metrics.jsonl', row)
+  changed = {k: v for k, v in (row | changes).items() if v is not ...}
+  with pytest.raises(AssertionError, match=re.escape(parts)):
+    keys.check('metrics.jsonl', row, changed)
+
+
+@pytest.fixture(scope='module')
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder of files that are refused."""
+  folder = tmp_path_factory.mktemp('damaged')
+  for name, text in refusals.DAMAGED.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+  return folder
+
+
+def _refused() -> Iterator[tuple[str, tuple[str, ...]]]:
+  """Yields each command that is refused, and what its line contains."""
+  out = {'plan': '--topology=none --out', 'run': '--workdir'}
+  for command, overrides in refusals.OVERRIDES.items():
+    folder = out.get(command.split()[0], '--out')
+    for override, *parts in overrides:
+      yield (
+        f'{command} {folder}={{new}} --config.{override}',
+        tuple(parts or override.split('=', 1)),
+      )
+  for command, *parts in refusals.COMMANDS:
+    yield command, tuple(parts)
+
+
+@pytest.mark.parametrize(('command', 'parts'), list(_refused()))
+def test_what_is_refused_is_one_line(tmp_path, damaged, command, parts):
+  def filled(text: str) -> str:
+    return text.format(new=tmp_path / 'new', bad=damaged)
+
+  status, out, err = access.run(*filled(command).split())
+  assert (status, out) == (2, '')
+  assert err.startswith('familial: ') and err.count('\n') == 1
+  for part in map(filled, parts):
+    # As a word: 0 is neither in 10 nor in 1.0, but in 0.0.
+    word = rf'(?<!\w)(?<!\d\.){re.escape(part)}(?!\w|\.[1-9])'
+    assert re.search(word, err), (part, err)
+
+
+def _flag(values: absl_flags.FlagValues, name: str) -> dict[str, Any]:
+  """Returns a flag's type and default, and what it allows."""
+  flag = values[name]
+  entry = {'type': flag.flag_type(), 'default': flag.default}
+  if entry['type'] == 'config object':  # The file, not what it holds.
+    file = config_flags.get_config_filename(flag) if flag.default else None
+    entry['default'] = file
+  for key, value in (
+    ('values', getattr(flag.parser, 'enum_values', None)),
+    ('least', getattr(flag.parser, 'lower_bound', None)),
+    ('most', getattr(flag.parser, 'upper_bound', None)),
+  ):
+    if value is not None:
+      entry[key] = value
+  try:
+    for validator in flag.validators:
+      validator.verify(values)
+  except absl_flags.ValidationError:
+    entry['required'] = True
+  return entry
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+  if field.default_factory is not dataclasses.MISSING:
+    value = field.default_factory()
+  elif field.default is not dataclasses.MISSING:
+    value = field.default
+  else:
+    return '<required>'
+  return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
 def _pack(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,7 +178,7 @@ def _pack(runs: list[dict[str, Any]]) -> dict[str, Any]:
   common = {
     key: value
     for key, value in flat[0].items()
-    if all(run[key] == value for run in flat)
+    if len({json.dumps(run[key]) for run in flat}) == 1  # 1 is not 1.0.
   }
   keys = [key for key in flat[0] if key not in common]
   return {

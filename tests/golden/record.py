@@ -33,18 +33,27 @@ def check(
     levels: of nesting that the file spreads over lines.
     unpack: from what the file holds to what is compared.
   """
-  path = FOLDER / f'{name}.json'
   value = json.loads(json.dumps(value))
+  write(name, value, levels)
+  changes = list(differences(unpack(read(name)), unpack(value)))
+  assert not changes, '\n'.join([f'{path(name)}:', *changes[:20]])
+
+
+def write(name: str, value: Any, levels: int) -> None:
+  """Records a value, if this is asked for."""
   if RECORDING:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_text(value, levels) + '\n', encoding='utf-8')
-  found = list(differences(unpack(read(name)), unpack(value)))
-  assert not found, '\n'.join([f'{path}:', *found[:20]])
+    path(name).parent.mkdir(parents=True, exist_ok=True)
+    path(name).write_text(_text(value, levels) + '\n', encoding='utf-8')
 
 
 def read(name: str) -> Any:
   """Returns a record."""
-  return json.loads((FOLDER / f'{name}.json').read_text(encoding='utf-8'))
+  return json.loads(path(name).read_text(encoding='utf-8'))
+
+
+def path(name: str) -> pathlib.Path:
+  """Returns the file of a record."""
+  return FOLDER / f'{name}.json'
 
 
 def differences(was: Any, now: Any, where: str = '') -> Iterator[str]:
