@@ -15,7 +15,7 @@ Variants:
 
 import ml_collections
 
-from familial import config as config_lib
+from familial.allocation import config as allocation_config
 
 PETA = 1e15
 ENSEMBLES = (
@@ -36,7 +36,7 @@ def get_config(arg: str = 'synthetic') -> ml_collections.ConfigDict:
   }
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = config_lib.replay_template()
+  config = allocation_config.template()
   config.title = 'Policies on known curves'
   config.policies = ('uniform', 'sh_lmc', *ENSEMBLES, 'law')
   variants[arg](config)

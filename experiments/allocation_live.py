@@ -14,7 +14,7 @@ Variants:
 
 import ml_collections
 
-from familial import config as config_lib
+from familial.studies import templates
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -22,7 +22,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu, 'paper': _paper}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = config_lib.allocation_template()
+  config = templates.allocation_template()
   config.title = 'A law from a fraction of the runs, live'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32
@@ -83,7 +83,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 0.1B to 1B parameters on C4'
-  config_lib.at_scale(config)
+  templates.at_scale(config)
   config.shapes = (
     (768, 12, 6),
     (1024, 12, 8),

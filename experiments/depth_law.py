@@ -15,7 +15,7 @@ Variants:
 
 import ml_collections
 
-from familial import config as config_lib
+from familial.studies import templates
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -23,7 +23,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu, 'paper': _paper}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = config_lib.depth_template()
+  config = templates.depth_template()
   config.title = 'Loss over width and depth'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32
@@ -76,7 +76,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 512 to 4096 wide, 8 to 64 layers on C4'
-  config_lib.at_scale(config)
+  templates.at_scale(config)
   config.widths, config.depths = (512, 1024, 2048, 4096), (8, 16, 32, 64)
   config.head_width = 128
   config.tokens = 100_000_000_000

@@ -12,7 +12,7 @@ Variants:
 
 import ml_collections
 
-from familial import config as config_lib
+from familial.studies import templates
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -20,7 +20,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = config_lib.regimes_template()
+  config = templates.regimes_template()
   config.title = 'What layers do, with exits and without'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32

@@ -12,7 +12,7 @@ Data, batch and optimizer are the folder's, and the data go on where it stopped.
 
 import ml_collections
 
-from familial.serving import models
+from familial.convert import load
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """
   if not arg:
     raise ValueError('grow needs a model: experiments/grow.py:FOLDER')
-  config = models.template_of(arg)
+  config = load.template_of(arg)
   depth = 2 * config.model.depth
   config.model.update(depth=depth, exits=(*config.model.exits, depth))
   config.growth.depth = 'identity'

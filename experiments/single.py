@@ -11,7 +11,7 @@ Variants:
 
 import ml_collections
 
-from familial import config as config_lib
+from familial.training import config as train_config
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -19,7 +19,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = {'': _small, '1b': _1b, '8b': _8b}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of 1b, 8b')
-  config = config_lib.run_template()
+  config = train_config.template()
   variants[arg](config)
   return config
 

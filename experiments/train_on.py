@@ -13,8 +13,8 @@ import pathlib
 
 import ml_collections
 
-from familial import records
-from familial.serving import models
+from familial.convert import load
+from familial.core import storage
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -29,8 +29,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """
   if not arg:
     raise ValueError('train_on needs a model: experiments/train_on.py:FOLDER')
-  config = models.template_of(arg)
-  if 'import' in records.read_json(pathlib.Path(arg) / 'lineage.json'):
+  config = load.template_of(arg)
+  if 'import' in storage.read_json(pathlib.Path(arg) / 'lineage.json'):
     config.train.update(batch_size=16, base_lr=1e-4)
   else:
     config.train.update(base_lr=config.train.base_lr / 10, weighting_end='')

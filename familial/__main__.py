@@ -1,6 +1,6 @@
 """`python -m familial`."""
 
-from familial import main
+from familial.cli import main
 
 if __name__ == '__main__':
   main.main()

@@ -24,7 +24,7 @@ import tempfile
 import time
 from typing import IO
 
-from familial import cores as cores_lib
+from familial.core import cores as cores_lib
 from familial.training import processes
 
 # Seconds: between two looks, and for those that lost another one to end alone.

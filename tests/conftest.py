@@ -137,16 +137,16 @@ def untrained() -> Callable[..., Any]:
   import jax
   import jax.numpy as jnp
 
+  from familial.convert import load
   from familial.data import tokenizers
   from familial.model import transformer
-  from familial.serving import models
 
   def make(
     folder: pathlib.Path,
     model: model_config.ModelConfig,
     data: data_config.DataConfig,
     path: str = '',
-  ) -> models.Model:
+  ) -> load.Model:
     rng = np.random.default_rng(0)
     params = jax.tree.map(
       lambda leaf: jnp.asarray(
@@ -162,6 +162,56 @@ def untrained() -> Callable[..., Any]:
       data=data,
       train=train_config.TrainConfig(steps=1, batch_size=1, base_lr=0.01),
     )
-    return models.Model(folder, 0, config, params, tokenizers.load(path), path)
+    return load.Model(folder, 0, config, params, tokenizers.load(path), path)
 
   return make
+
+
+@pytest.fixture
+def family():
+  # Here, for JAX reads its cache's folder when it is imported.
+  from tests.serving import families
+
+  return families.Family
+
+
+@pytest.fixture
+def prompts():
+  from tests.serving import families
+
+  rng = np.random.default_rng(0)
+  return [rng.integers(0, families.VOCAB, n).tolist() for n in (3, 1, 17, 6, 9)]
+
+
+@pytest.fixture(scope='session')
+def run(run_config, shape, corpus, tmp_path_factory):
+  """A run that has learnt a little."""
+  from familial.training import loop
+
+  folder = tmp_path_factory.mktemp('generating') / 'run'
+  config = run_config(
+    shape(vocab_size=256, exits=(1, 2, 3)),
+    steps=150, base_lr=0.1, evaluations=1,
+  )  # fmt: skip
+  loop.run(config, folder, corpus, quiet=True)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def model(run):
+  from familial.convert import load
+
+  return load.load(run)
+
+
+@pytest.fixture
+def familial(monkeypatch, capsys):
+  """Runs a command; returns its status, what it prints and what it says."""
+  from familial.cli import main
+
+  def run(*arguments):
+    status = main._main(['familial', *arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+  return run

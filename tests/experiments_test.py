@@ -7,12 +7,13 @@ import time
 import ml_collections
 import pytest
 
-from familial import config as config_lib
-from familial import errors
-from familial import flops as flops_lib
+from familial.core import errors
 from familial.laws import frontier
+from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import plan as plan_lib
+from familial.studies import templates
+from familial.training import config as train_config
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
 LAW = ('test', 'cpu', 'gpu', 'paper', 'rates')
@@ -29,7 +30,7 @@ def load(name):
 def study(name, arg):
   config = load(name).get_config(*[arg] if arg else [])
   assert isinstance(config, ml_collections.ConfigDict)
-  return config_lib.study(config)
+  return templates.study(config)
 
 
 def test_no_experiment_is_left_out_here():
@@ -71,13 +72,13 @@ def test_an_unknown_variant_is_one_line(name, arg):
 
 
 def test_single_is_a_run():
-  run = config_lib.run(load('single').get_config())
+  run = train_config.read(load('single').get_config())
   assert run.model.granularity > 1 and run.train.steps > 200
 
 
 @pytest.mark.parametrize(('arg', 'billions'), [('1b', 1.1), ('8b', 8.0)])
 def test_large_single_runs_are_of_the_size_they_say(arg, billions):
-  run = config_lib.run(load('single').get_config(arg))
+  run = train_config.read(load('single').get_config(arg))
   model = run.model
   params = flops_lib.params_full(model) + flops_lib.params_embedding(model, 4)
   assert model.granularity == 4

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from familial import errors
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
 from familial.allocation import frontier
 from familial.allocation import halving
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import frontier as optima
 from familial.laws import groups

@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 import dataclasses
 import math
+from typing import Any
 
-from familial import errors
+import ml_collections
+
 from familial.allocation import synthetic
+from familial.core import errors
+from familial.core import schema
 
 LOSSES = ('final', 'mean')
 
@@ -94,3 +98,21 @@ class ReplayConfig:
       raise errors.UserError(
         f'loss: {self.loss!r} is not one of {", ".join(LOSSES)}'
       )
+
+
+def template() -> ml_collections.ConfigDict:
+  """Returns a replay's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      **schema.defaults(ReplayConfig),
+      'columns': {},
+      'constants': dict(synthetic.LAW),
+      'law': schema.defaults(Law),
+    }
+  )
+
+
+def read(config: Mapping[str, Any]) -> ReplayConfig:
+  """Returns the config of a replay."""
+  return schema.build(ReplayConfig, config, law=Law)

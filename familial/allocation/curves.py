@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.laws import files
 from familial.laws import table as tables
 

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from familial.allocation import surrogate
-from familial.laws import solver
+from familial.laws import levenberg_marquardt
 
 MEMBERS = 5
 ITERATIONS = 1000
@@ -73,7 +73,7 @@ def predictor(family: str) -> surrogate.Surrogate:
   ) -> surrogate.Prediction:
     count = len(observed.active_SxM)
     # As many parts as there are cores, of one size: one program for all.
-    parts = min(solver.threads(), count)
+    parts = min(levenberg_marquardt.threads(), count)
     size = math.ceil(count / parts)
 
     def part(number: int) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ def predictor(family: str) -> surrogate.Surrogate:
       with jax.enable_x64(True):
         return list(map(np.asarray, _program(family, mine, keys[chosen])))
 
-    found = solver.side_by_side(
+    found = levenberg_marquardt.side_by_side(
       [functools.partial(part, number) for number in range(parts)]
     )
     return surrogate.Prediction(

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from familial import errors
 from familial.allocation import curves as curves_lib
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import groups
-from familial.laws import solver
+from familial.laws import levenberg_marquardt
 from familial.laws import table as tables
 
 POINTS = 100  # of a frontier
@@ -114,7 +114,7 @@ def described(curves: Sequence[curves_lib.Curve]) -> list[dict[str, Any]]:
     columns = {'C': flops[known], 'loss': loss[known]}
     table = tables.Table(columns, np.flatnonzero(known).astype(str))
     theta, _ = groups.fit(form, table, np.ones((1, known.sum())))
-    [bent] = solver.evaluate(form, columns, theta)[0]
+    [bent] = levenberg_marquardt.evaluate(form, columns, theta)[0]
     constants = form.values(theta[0])
     found.append(
       {

@@ -17,10 +17,10 @@ from typing import Protocol
 
 import numpy as np
 
-from familial import errors
 from familial.allocation import curves as curves_lib
 from familial.allocation import ledger as ledger_lib
 from familial.allocation import surrogate
+from familial.core import errors
 
 
 class Source(Protocol):

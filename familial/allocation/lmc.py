@@ -13,7 +13,7 @@ from scipy import stats
 from familial.allocation import coregionalisation
 from familial.allocation import lbfgs
 from familial.allocation import surrogate
-from familial.laws import solver
+from familial.laws import levenberg_marquardt
 
 RESTARTS = 20
 _LANES = 10  # restarts that descend together
@@ -86,7 +86,9 @@ def fit(observed: surrogate.Observed, keys: jax.Array) -> list[Fit]:
       found = program(x_LxP, standardised(observed, s).y_TxM, active_M)
       return np.asarray(found.x), np.asarray(found.value)
 
-  with concurrent.futures.ThreadPoolExecutor(solver.threads()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(
+    levenberg_marquardt.threads()
+  ) as pool:
     jobs = [
       [pool.submit(descend, s, i) for i in range(0, RESTARTS, _LANES)]
       for s in range(len(keys))

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
-from familial.allocation import design
 from familial.allocation import ensemble
 from familial.allocation import halving
 from familial.allocation import lmc
+from familial.allocation import optimal_design
 from familial.allocation import surrogate
+from familial.core import errors
 
 POINTS = 20  # of a curve that a surrogate sees
 
@@ -67,7 +67,9 @@ def allocate(
   """
   check(name)
   if name == LAW:
-    return design.run(sources, [budget] * len(sources), law, decided, on_round)
+    return optimal_design.run(
+      sources, [budget] * len(sources), law, decided, on_round
+    )
   return halving.run(
     sources,
     budget,

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from familial import errors
-from familial import records
 from familial.allocation import compared
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
-from familial.allocation import design
 from familial.allocation import frontier
 from familial.allocation import halving
+from familial.allocation import optimal_design
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.allocation import synthetic
+from familial.core import errors
+from familial.core import storage
 from familial.laws import forms
 from familial.laws import record
 from familial.laws import result as results
@@ -51,7 +51,7 @@ def run(
   for name in config.policies:
     policies.check(name)
     if name == policies.LAW:
-      design.check(config.law)
+      optimal_design.check(config.law)
   out = pathlib.Path(out)
   start = time.monotonic()
   cells: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def run(
       examples.append(example)
       print(text(cell), flush=True)
   result = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'title': config.title,
     'config': dataclasses.asdict(config),
     'level': compared.LEVEL,
@@ -83,7 +83,7 @@ def run(
     'summary_line': line(cells),
   }
   record.write_json(out / RESULT, result)
-  records.write_text(
+  storage.write_text(
     out / DRAWS, ''.join(json.dumps(record.plain(row)) + '\n' for row in rows)
   )
   path = out / RESULT
@@ -181,7 +181,7 @@ def _cell(
       # What it is compared by grows with what is spent: it gets as much as the
       # base policy could make use of in the same draw.
       budgets = [base.total for base in allocations[compared.BASE]]
-      allocations[policy] = design.run(sources, budgets, config.law)
+      allocations[policy] = optimal_design.run(sources, budgets, config.law)
     else:
       allocations[policy] = policies.allocate(
         policy, sources, budget, config.eta, config.law, config.seed

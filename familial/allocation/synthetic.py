@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from familial import errors
 from familial.allocation import curves as curves_lib
+from familial.core import errors
 
 LAW = {'A': 482.01, 'B': 2085.43, 'alpha': 0.3478, 'beta': 0.3658, 'E': 1.8172}
 NOISES = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
-from familial import student
 from familial.analysis import middle
+from familial.core import errors
+from familial.core import estimate
 
 # Quantities of a probe's record that are compared layer by layer.
 LAYERS = ('turn', 'cosine', 'to_last', 'loss', 'skip', 'swap')
@@ -122,7 +122,7 @@ def _difference(
 ) -> Difference:
   one, other = values_Px2.mean(axis=0)
   apart = values_Px2[:, 1] - values_Px2[:, 0]
-  found = student.mean(apart)
+  found = estimate.mean(apart)
   return Difference(
     *name, float(one), float(other), found.value, found.lo, found.hi, len(apart)
   )

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
 from familial.analysis import trajectories
+from familial.core import errors
 from familial.data import batches as batches_lib
 from familial.model import config as model_config
 from familial.model import transformer

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from familial import student
 from familial.analysis import trajectories
+from familial.core import estimate
 
 LEAST_DEPTH = 4  # which has two middle layers
 
@@ -86,7 +86,7 @@ def statistics(
 
 def angle_exponent(
   networks: Sequence[trajectories.Summary],
-) -> student.Estimate | None:
+) -> estimate.Estimate | None:
   """Returns how a middle layer's mean turn falls with depth; None for fewer
   than three depths that have middle layers."""
   points = [
@@ -104,7 +104,7 @@ def turn(network: trajectories.Summary) -> float:
 
 def power(
   depths: Sequence[int], values: Sequence[float]
-) -> student.Estimate | None:
+) -> estimate.Estimate | None:
   """Returns the power of depth that values above 0 follow; None for fewer than
   three depths."""
   x = np.log(np.asarray(depths, float))
@@ -112,7 +112,7 @@ def power(
     y = np.log(np.asarray(values, float))
   if len(set(depths)) < 3 or not np.isfinite(y).all():
     return None
-  return student.slope(x, y)
+  return estimate.slope(x, y)
 
 
 def of_record(record: Mapping[str, Any]) -> trajectories.Summary:

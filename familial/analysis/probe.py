@@ -16,21 +16,21 @@ import tempfile
 
 import numpy as np
 
-from familial import errors
-from familial import records
-from familial import student
-from familial.analysis import figures_probe
 from familial.analysis import layers
 from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import trajectories
+from familial.convert import hugging_face
+from familial.convert import load
+from familial.core import errors
+from familial.core import estimate
+from familial.core import storage
 from familial.data import batches as batches_lib
 from familial.data import config as data_config
 from familial.data import packing
 from familial.model import config as model_config
-from familial.serving import evaluating
-from familial.serving import importing
-from familial.serving import models
+from familial.plots import probe
+from familial.serving import evaluate
 
 
 def of_checkpoint(
@@ -39,7 +39,7 @@ def of_checkpoint(
   tokens: int = 0,
   batch: int = 0,
   context: int = 0,
-) -> records.Row:
+) -> storage.Row:
   """Returns the probe of a model on the held-out text of its run.
 
   A model from elsewhere has no text of its own here: it reads the corpus that a
@@ -81,7 +81,7 @@ def of_checkpoint(
         'or for a smaller batch'
       )
     corpus = packing.load(data)
-    evaluating.check_corpus(model, corpus)
+    evaluate.check_corpus(model, corpus)
     batches = batches_lib.heldout(corpus, data, wanted, rows)
     try:
       found = layers.measure(
@@ -93,8 +93,8 @@ def of_checkpoint(
 
 
 def record(
-  found: layers.Probed, model: model_config.ModelConfig, lineage: records.Row
-) -> records.Row:
+  found: layers.Probed, model: model_config.ModelConfig, lineage: storage.Row
+) -> storage.Row:
   """Returns what probe.json holds: see its `definitions`."""
   summary = found.summary
   pooled = {
@@ -133,7 +133,7 @@ def record(
   settled_L = np.cumsum(summary.settled.sum(axis=0)) / found.tokens
   early = int(trajectories.EARLY * model.depth)
   return {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'model': lineage,
     'tokens': found.tokens,
     'windows': found.windows,
@@ -187,7 +187,7 @@ def record(
   }
 
 
-def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
+def write(found: Sequence[storage.Row], out: str | os.PathLike[str]) -> str:
   """Writes probes, their regimes and figures; returns a summary line.
 
   Args:
@@ -207,10 +207,10 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
   networks = [middle.of_record(each) for each in found]
   slope = middle.angle_exponent(networks)
   answer = _regime(networks)
-  records.write_json(
+  storage.write_json(
     out / 'depth.json',
     {
-      'schema': records.SCHEMA,
+      'schema': storage.SCHEMA,
       'models': [each['model']['run'] for each in found],
       'depths': [network.depth for network in networks],
       'middle_turn': [
@@ -218,12 +218,12 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
         for network in networks
       ],
       'angle_exponent': slope and dataclasses.asdict(slope),
-      'level': student.LEVEL,
+      'level': estimate.LEVEL,
       'definitions': middle.DEFINITIONS,
       'regime': answer and dataclasses.asdict(answer),
     },
   )
-  figures_probe.draw_depths(found, slope, out)
+  probe.draw_depths(found, slope, out)
   line = f'{len(found)} models'
   if slope is not None:
     low, high = (f'{x:.2f}' for x in (slope.lo, slope.hi))
@@ -236,7 +236,7 @@ def write(found: Sequence[records.Row], out: str | os.PathLike[str]) -> str:
   return f'{line} -> {out / "depth.json"}'
 
 
-def text(found: records.Row) -> str:
+def text(found: storage.Row) -> str:
   """Returns one line on a probe."""
   model, answer = found['model'], _regime([middle.of_record(found)])
   line = f'{model["run"]} at step {model["step"]}, {model["depth"]} layers: '
@@ -252,15 +252,15 @@ def text(found: records.Row) -> str:
   )
 
 
-def _write(found: records.Row, folder: pathlib.Path) -> None:
+def _write(found: storage.Row, folder: pathlib.Path) -> None:
   answer = _regime([middle.of_record(found)])
   regime = answer and {
     **dataclasses.asdict(answer),
     'definitions': middle.DEFINITIONS,
     'bounds': regimes.BOUNDS,
   }
-  records.write_json(folder / 'probe.json', {**found, 'regime': regime})
-  figures_probe.draw(found, folder)
+  storage.write_json(folder / 'probe.json', {**found, 'regime': regime})
+  probe.draw(found, folder)
 
 
 def _regime(
@@ -273,24 +273,22 @@ def _regime(
 
 
 @contextlib.contextmanager
-def _opened(
-  folder: str | os.PathLike[str], step: str
-) -> Iterator[models.Model]:
+def _opened(folder: str | os.PathLike[str], step: str) -> Iterator[load.Model]:
   """Reads a model; Hugging Face files by an import that is not kept."""
   path = pathlib.Path(folder) / 'config.json'
-  values = records.read_json(path) if path.exists() else None
+  values = storage.read_json(path) if path.exists() else None
   if not isinstance(values, dict) or 'architectures' not in values:
-    yield models.load(folder, step)
+    yield load.load(folder, step)
     return
   with tempfile.TemporaryDirectory() as place:
     out = pathlib.Path(place) / pathlib.Path(folder).absolute().name
-    importing.from_hugging_face(folder, (), 'head', out)
-    yield models.load(out, step)
+    hugging_face.from_hugging_face(folder, (), 'head', out)
+    yield load.load(out, step)
 
 
 def _lineage(
-  model: models.Model, corpus: packing.Corpus, data: data_config.DataConfig
-) -> records.Row:
+  model: load.Model, corpus: packing.Corpus, data: data_config.DataConfig
+) -> storage.Row:
   """What is known of where a model comes from."""
   config = model.config
   shape, train = config.model, config.train
@@ -316,5 +314,5 @@ def _lineage(
     'fingerprint': corpus.fingerprint,
     'context': data.seq_len,
     'document_mask': data.document_mask,
-    'lineage': records.read_json(model.folder / 'lineage.json'),
+    'lineage': storage.read_json(model.folder / 'lineage.json'),
   }

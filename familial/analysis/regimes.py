@@ -27,10 +27,10 @@ import dataclasses
 
 import numpy as np
 
-from familial import errors
-from familial import student
 from familial.analysis import middle
 from familial.analysis import trajectories
+from familial.core import errors
+from familial.core import estimate
 
 REGIMES = ('compositional', 'smooth', 'ensemble')
 UNDECIDED = 'undecided'
@@ -112,7 +112,7 @@ class Answer:
 
 def classify(
   networks: Sequence[trajectories.Summary],
-  loss_exponent: student.Estimate | None = None,
+  loss_exponent: estimate.Estimate | None = None,
 ) -> Answer:
   """Returns the regime of a network, or of several that differ in depth or seed.
 
@@ -152,7 +152,7 @@ def classify(
     if resampled:
       low, high = np.quantile(
         [each[name] for each in resampled],
-        [(1 - student.LEVEL) / 2, (1 + student.LEVEL) / 2],
+        [(1 - estimate.LEVEL) / 2, (1 + estimate.LEVEL) / 2],
       ).tolist()
     evidence.append(Evidence(name, value, low, high, _fits(name, value)))
   for name, slope in (

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import evaluation
+from familial.training import evaluation
 
 Array = jax.Array
 # A token has settled once its angle to its last state stays at or below this

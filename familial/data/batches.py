@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.data import config as config_lib
 from familial.data import packing
 from familial.data import tokenizers

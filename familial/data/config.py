@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 
-from familial import errors
+from familial.core import errors
 
 TOKENIZERS = ('bytes', 'bpe')
 HELDOUT_PERCENTS = range(1, 51)

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from familial import errors
+from familial.core import errors
 from familial.data import config as config_lib
 from familial.data import files
 

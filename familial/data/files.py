@@ -14,7 +14,7 @@ import sysconfig
 
 import tqdm
 
-from familial import errors
+from familial.core import errors
 
 # Corpora that are made of files, and so need no catalogue.
 CORPORA = ('python_source', 'python_packages', 'text_files')

@@ -26,7 +26,7 @@ from absl import logging
 import numpy as np
 import tqdm
 
-from familial import errors
+from familial.core import errors
 from familial.data import config as config_lib
 from familial.data import files
 from familial.data import tokenizers

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 
 SEPARATOR = '<|separator|>'
 # Every byte that UTF-8 uses, and what a tokenizer that is not byte-level

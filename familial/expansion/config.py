@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from familial import errors
+from familial.core import errors
 
 _ALLOWED = {
   'width': ('', 'replicate', 'aki'),

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from familial import errors
-from familial import flops as flops_lib
+from familial.core import errors
 from familial.model import config as model_config
+from familial.model import flops as flops_lib
 
 
 @dataclasses.dataclass(frozen=True)

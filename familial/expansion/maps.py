@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.expansion import config as growth_config
 from familial.model import config as model_config
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
-from familial.laws import estimate
+from familial.core import errors
+from familial.laws import estimation
+from familial.laws import levenberg_marquardt
+from familial.laws import multistart as starts_lib
 from familial.laws import parametric
-from familial.laws import search
-from familial.laws import solver
-from familial.laws import starts as starts_lib
+from familial.laws import screening
 from familial.laws import table as tables
 
 RESAMPLES = 1000
@@ -59,7 +59,7 @@ class Bootstrap:
 
 
 def bootstrap(
-  fit: estimate.Fit,
+  fit: estimation.Fit,
   table: tables.Table,
   *,
   resamples: int = RESAMPLES,
@@ -110,7 +110,7 @@ def bootstrap(
     if starts:
       drawn = starts_lib.draw(fit.form, starts, seed)
       drawn = starts_lib.holding(drawn, fit.form, fit.fixed)
-      ends = search.search_groups(problem, drawn, points, advance=advance)
+      ends = screening.search_groups(problem, drawn, points, advance=advance)
     else:
       ends = _refit(fit, problem, advance)
     found.append(ends.theta[ends.converged & _determined(fit, table, weights)])
@@ -139,23 +139,25 @@ def bootstrap(
 
 
 def _refit(
-  fit: estimate.Fit,
-  problem: search.Problem,
+  fit: estimation.Fit,
+  problem: screening.Problem,
   advance: Callable[[int], Any],
-) -> solver.Solution:
+) -> levenberg_marquardt.Solution:
   """Each resample's best end, from the optimum and from other basins near it."""
   n = len(problem.weights)
   points = np.concatenate([fit.theta[None], fit.others])
   first_delta = _FIRST_DELTA * fit.scale
-  prediction = solver.predict(fit.form, problem.columns, points)
+  prediction = levenberg_marquardt.predict(fit.form, problem.columns, points)
   before = (
     problem.weights
-    @ solver.penalty(prediction - problem.target, fit.delta, fit.asymmetry).T
+    @ levenberg_marquardt.penalty(
+      prediction - problem.target, fit.delta, fit.asymmetry
+    ).T
   )
   near = before <= before[:, :1] * _NEAR
   near[:, 0] = True
   group, point = np.nonzero(near)
-  theta = search.warm(problem, points[point], group, first_delta)
+  theta = screening.warm(problem, points[point], group, first_delta)
   # Of another basin, only what is still ahead is followed to the end.
   reached = problem.objective(theta, group)
   best = np.full(n, np.inf)
@@ -165,9 +167,9 @@ def _refit(
   ends = problem.solve(theta[first], group[first], advance=advance, **options)
   if other.any():
     also = problem.solve(theta[other], group[other], **options)
-    ends = solver.join([ends, also])
+    ends = levenberg_marquardt.join([ends, also])
   owner = np.concatenate([group[first], group[other]])
-  return ends.take(search.winners(ends.objective, owner, n))
+  return ends.take(screening.winners(ends.objective, owner, n))
 
 
 def _weights(
@@ -182,7 +184,7 @@ def _weights(
 
 
 def _determined(
-  fit: estimate.Fit, table: tables.Table, weights: np.ndarray
+  fit: estimation.Fit, table: tables.Table, weights: np.ndarray
 ) -> np.ndarray:
   """Whether each resample could tell the parameters apart, bool [resamples].
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 
 LOSSES = ('mean', 'final', 'exit')
 ROWS = ('last', 'all')

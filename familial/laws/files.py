@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 
 
 def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:

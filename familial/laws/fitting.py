@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pathlib
 import re
 
-from familial import errors
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import record
 from familial.laws import result as results
@@ -73,10 +73,10 @@ def run(
   compared = selections.to_json(selection)
   record.write_json(out / 'selection.json', compared)
   if draw:
-    from familial.laws import figures  # Brings matplotlib.
-    from familial.laws import figures_depth
+    from familial.plots import law
+    from familial.plots import law_depth
 
-    figures.save({'selection': figures_depth.forms(compared)}, out)
+    law.save({'selection': law_depth.forms(compared)}, out)
   if progress:
     print(selections.text(selection))
   lines = [selections.summary(selection), *lines]
@@ -97,10 +97,10 @@ def _scan(
   )
   record.write_json(folder / 'scan.json', scanned)
   if draw:
-    from familial.laws import figures  # Brings matplotlib.
-    from familial.laws import figures_depth
+    from familial.plots import law
+    from familial.plots import law_depth
 
-    figures.save({'scan': figures_depth.cutoffs(scanned)}, folder)
+    law.save({'scan': law_depth.cutoffs(scanned)}, folder)
 
 
 def summary(result: results.Result) -> str:

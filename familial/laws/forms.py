@@ -18,7 +18,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from familial import errors
+from familial.core import errors
 from familial.laws import parametric
 from familial.laws import user_forms
 

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from familial.laws import estimate
+from familial.laws import estimation
+from familial.laws import multistart as starts_lib
 from familial.laws import parametric
-from familial.laws import search
-from familial.laws import starts as starts_lib
+from familial.laws import screening
 from familial.laws import table as tables
 
 STARTS = 256
@@ -18,7 +18,7 @@ def fit(
   table: tables.Table,
   weights: np.ndarray,
   *,
-  delta: float = estimate.DELTA,
+  delta: float = estimation.DELTA,
   starts: int = STARTS,
   seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def fit(
   more = 2 ** max(6, math.ceil(math.log2(table.rows))) - table.rows
   every = np.append(np.arange(table.rows), np.zeros(more, int))
   columns = {name: values[every] for name, values in table.columns.items()}
-  problem = search.Problem(
+  problem = screening.Problem(
     form,
     columns,
     np.log(columns['loss']),
@@ -49,7 +49,7 @@ def fit(
     1.0,
     np.ones(len(form.names), bool),
   )
-  ends = search.search_groups(
+  ends = screening.search_groups(
     problem, starts_lib.draw(form, starts, seed), np.zeros((0, len(form.names)))
   )
   points = np.stack([table.columns[name] for name in form.columns], axis=1)

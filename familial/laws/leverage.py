@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.laws import definitions
 from familial.laws import record
 from familial.laws import table as tables

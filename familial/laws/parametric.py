@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from familial import errors
+from familial.core import errors
 
 # Columns of a table in full, and as the literature has them.
 SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}

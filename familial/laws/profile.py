@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from familial import errors
-from familial import student
-from familial.laws import estimate
+from familial.core import errors
+from familial.core import estimate as estimate_lib
+from familial.laws import estimation
+from familial.laws import levenberg_marquardt
 from familial.laws import parametric
-from familial.laws import solver
 from familial.laws import table as tables
 
 _HALF = 12  # grid points each side
@@ -60,7 +60,7 @@ class Profile:
 def profile(
   form: parametric.Form,
   table: tables.Table,
-  fit: estimate.Fit,
+  fit: estimation.Fit,
   name: str,
   *,
   level: float = 0.95,
@@ -78,11 +78,11 @@ def profile(
     )
   j = form.names.index(name)
   parameter = form.parameters[j]
-  cutoff = student.quantile(fit.degrees, level) ** 2
+  cutoff = estimate_lib.quantile(fit.degrees, level) ** 2
   # A parameter that the data leave open is profiled over what its grid spans.
   start = 1.6 * math.sqrt(cutoff) * fit.sd[name]
   start = min(start, float(np.ptp(parameter.grid)) or 1.0) or 1e-9
-  if fit.objective <= estimate.ROUNDING * fit.rows:
+  if fit.objective <= estimation.ROUNDING * fit.rows:
     start = max(start, 1e-6)  # nearer, rounding hides the rise
   x = np.array([fit.theta[j]])
   deviance = np.zeros(1)
@@ -143,7 +143,7 @@ def profile(
 
 def _deviance(
   table: tables.Table,
-  fit: estimate.Fit,
+  fit: estimation.Fit,
   j: int,
   x: np.ndarray,
   advance: Callable[[int], Any],
@@ -151,7 +151,9 @@ def _deviance(
   """Deviance with coordinate j held at each of x, from several starts each."""
   if not len(x):
     return np.zeros(0)
-  _, jacobian = solver.evaluate(fit.form, table.columns, fit.theta[None])
+  _, jacobian = levenberg_marquardt.evaluate(
+    fit.form, table.columns, fit.theta[None]
+  )
   along = _direction(jacobian[0], j, fit.free)
   starts = np.stack(
     [
@@ -162,7 +164,7 @@ def _deviance(
   starts[:, :, j] = x
   free = fit.free.copy()
   free[j] = False
-  ends = solver.solve(
+  ends = levenberg_marquardt.solve(
     fit.form, table.columns, starts.reshape(-1, len(fit.theta)),
     np.log(table.columns['loss'])[None], table.weight[None],
     delta=fit.delta, asymmetry=fit.asymmetry, first_delta=0.3 * fit.scale,

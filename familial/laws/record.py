@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from familial import arrays
-from familial import errors
-from familial import records
+from familial.core import arrays
+from familial.core import errors
+from familial.core import storage
 from familial.laws import forms
 from familial.laws import parametric
 
@@ -52,7 +52,7 @@ def load(path: str | pathlib.Path) -> Law:
     raise errors.UserError(
       f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
     )
-  records.check_schema(path, record)
+  storage.check_schema(path, record)
   name = record['form']
   if '.py' in str(name):
     raise errors.UserError(
@@ -80,7 +80,7 @@ def _kept(path: str | pathlib.Path, record: Mapping[str, Any]) -> int:
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes JSON at once or not at all; NaN and infinity become null."""
   text = json.dumps(plain(record), indent=2, allow_nan=False) + '\n'
-  records.write_text(path, text)
+  storage.write_text(path, text)
 
 
 def plain(value: Any) -> Any:

@@ -12,18 +12,18 @@ import jax
 import numpy as np
 import tqdm
 
-from familial import arrays
-from familial import errors
-from familial import records
+from familial.core import arrays
+from familial.core import errors
+from familial.core import storage
 from familial.laws import bootstrap as bootstraps
-from familial.laws import design
-from familial.laws import estimate
+from familial.laws import collinearity
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
+from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 from familial.laws import profile as profiles
 from familial.laws import record
-from familial.laws import solver
 from familial.laws import table as tables
 
 _VERSIONED = ('familial', 'jax', 'numpy', 'scipy')
@@ -46,9 +46,9 @@ class Options:
     seed: of the starts and of the resamples.
   """
 
-  delta: float = estimate.DELTA
+  delta: float = estimation.DELTA
   asymmetry: float = 1.0
-  starts: int = estimate.STARTS
+  starts: int = estimation.STARTS
   sampling: str = 'grid'
   resamples: int = bootstraps.RESAMPLES
   bootstrap_starts: int = 0
@@ -89,7 +89,7 @@ class Result:
     compute: FLOPs at which the optimum was derived.
   """
 
-  fit: estimate.Fit
+  fit: estimation.Fit
   bootstrap: bootstraps.Bootstrap
   profiles: dict[str, profiles.Profile]
   derived: dict[str, tuple[float, bootstraps.Interval]]
@@ -115,7 +115,7 @@ class Result:
   @property
   def design(self) -> dict[str, Any]:
     """How the law's columns go together over runs: see design.of_runs."""
-    return design.of_runs(self.table, self.fit.form.columns)
+    return collinearity.of_runs(self.table, self.fit.form.columns)
 
   @property
   def _steady(self) -> list[bool]:
@@ -124,7 +124,7 @@ class Result:
     if 2 * len(theta) < self.bootstrap.resamples:
       return [False] * theta.shape[1]  # what most cannot tell, none can
     spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
-    return [bool(wide <= estimate.IDENTIFIED_SD) for wide in spread]
+    return [bool(wide <= estimation.IDENTIFIED_SD) for wide in spread]
 
   @property
   def flags(self) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ class Result:
   ) -> tuple[np.ndarray, np.ndarray]:
     """The interval of the law at these columns, without a run's own noise."""
     losses = np.exp(
-      solver.predict(
+      levenberg_marquardt.predict(
         self.fit.form, columns, self.bootstrap.theta(self.fit.form)
       )
     )
@@ -184,9 +184,9 @@ class Result:
 
   def draw(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
     """Writes the figures of `figures` as PNG; returns their paths."""
-    from familial.laws import figures  # Brings matplotlib.
+    from familial.plots import law
 
-    return figures.draw(self, pathlib.Path(folder))
+    return law.draw(self, pathlib.Path(folder))
 
 
 def fit(
@@ -217,7 +217,7 @@ def fit(
     raise errors.UserError(f'hold_out={list(hold_out)}: no row meets it')
   kept = table.take(~held, hold_out=list(hold_out)) if held.any() else table
   with _bar(form.name, 'starts', o.starts, progress) as bar:
-    found = estimate.fit(
+    found = estimation.fit(
       form, kept, delta=o.delta, asymmetry=o.asymmetry, starts=o.starts,
       sampling=o.sampling, seed=o.seed, advance=bar.update,
     )  # fmt: skip
@@ -257,7 +257,7 @@ def to_json(result: Result) -> dict[str, Any]:
   """
   fit, bootstrap, table = result.fit, result.bootstrap, result.table
   return {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'form': fit.form.name,
     'equation': fit.form.equation,
     'loss_definition': result.loss_definition,
@@ -316,7 +316,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _derived(
-  fit: estimate.Fit,
+  fit: estimation.Fit,
   bootstrap: bootstraps.Bootstrap,
   table: tables.Table,
   compute: Sequence[float],

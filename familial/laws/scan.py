@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from familial.laws import estimate
+from familial.laws import estimation
 from familial.laws import parametric
 from familial.laws import result as results
 from familial.laws import table as tables
@@ -119,7 +119,7 @@ def over(
   o = options or results.Options()
   found = []
   for value in values:
-    fit = estimate.fit(
+    fit = estimation.fit(
       form, table, delta=o.delta, asymmetry=o.asymmetry, starts=o.starts,
       sampling=o.sampling, seed=o.seed, fixed={name: value},
     )  # fmt: skip

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
-from familial import student
-from familial.laws import estimate
-from familial.laws import search
-from familial.laws import solver
-from familial.laws import starts as starts_lib
+from familial.core import errors
+from familial.core import estimate as estimate_lib
+from familial.laws import estimation
+from familial.laws import levenberg_marquardt
+from familial.laws import multistart as starts_lib
+from familial.laws import screening
 from familial.laws import table as tables
 
 _STARTS = 1024  # of a fit that leaves rows out
@@ -33,7 +33,7 @@ class HoldOut:
   rows: int
   rms: float
   bias: float
-  error: student.Estimate
+  error: estimate_lib.Estimate
   errors: tuple[float, ...]
   converged: bool
 
@@ -59,7 +59,7 @@ class Candidate:
   hold_out: HoldOut | None
   by_budget: HoldOut | None
   by_model: HoldOut | None
-  model_error_behind: student.Estimate | None = None
+  model_error_behind: estimate_lib.Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Selection:
   by_model: str | None
 
 
-def select(fitted: Sequence[estimate.Fit], table: tables.Table) -> Selection:
+def select(fitted: Sequence[estimation.Fit], table: tables.Table) -> Selection:
   """Compares fits of several forms to one table.
 
   AIC and BIC are of the likelihood in estimate.Fit and count rows as
@@ -116,14 +116,14 @@ def select(fitted: Sequence[estimate.Fit], table: tables.Table) -> Selection:
   )
 
 
-def hold_out(fit: estimate.Fit, table: tables.Table) -> HoldOut | None:
+def hold_out(fit: estimation.Fit, table: tables.Table) -> HoldOut | None:
   """Refits without the largest budget and predicts it; None if too few rows."""
   held, rule = largest_budget(table)
   return _validated(fit, table, [held], rule)
 
 
 def cross_validation(
-  fit: estimate.Fit, table: tables.Table, group: np.ndarray | None, rule: str
+  fit: estimation.Fit, table: tables.Table, group: np.ndarray | None, rule: str
 ) -> HoldOut | None:
   """Leaves out each group of rows in turn; None if too few rows would be left.
 
@@ -150,11 +150,13 @@ def _behind(candidate: Candidate, best: Candidate | None) -> Candidate:
     return candidate
   assert best.by_model is not None
   over = np.subtract(candidate.by_model.errors, best.by_model.errors)
-  return dataclasses.replace(candidate, model_error_behind=student.mean(over))
+  return dataclasses.replace(
+    candidate, model_error_behind=estimate_lib.mean(over)
+  )
 
 
 def _validated(
-  fit: estimate.Fit,
+  fit: estimation.Fit,
   table: tables.Table,
   folds: Sequence[np.ndarray],
   rule: str,
@@ -166,10 +168,10 @@ def _validated(
   weights = np.array([~held for held in folds], float)
   problem = fit.problem(table, weights)
   starts = starts_lib.draw(fit.form, min(fit.starts, _STARTS), fit.seed)
-  ends = search.search_groups(
+  ends = screening.search_groups(
     problem, starts_lib.holding(starts, fit.form, fit.fixed), points
   )
-  prediction = solver.predict(fit.form, table.columns, ends.theta)
+  prediction = levenberg_marquardt.predict(fit.form, table.columns, ends.theta)
   by_fold = [
     prediction[i][held] - problem.target[held] for i, held in enumerate(folds)
   ]
@@ -181,7 +183,7 @@ def _validated(
     rows=len(error),
     rms=float(np.sqrt(np.mean(error**2))),
     bias=float(np.mean(error)),
-    error=student.mean(np.array(relative)),
+    error=estimate_lib.mean(np.array(relative)),
     errors=tuple(relative),
     converged=bool(ends.converged.all()),
   )
@@ -294,7 +296,7 @@ def text(selection: Selection) -> str:
   )
 
 
-def _percent(found: student.Estimate) -> str:
+def _percent(found: estimate_lib.Estimate) -> str:
   span = (
     '' if found.lo is None or found.hi is None
     else f' [{100 * found.lo:.2f}, {100 * found.hi:.2f}]'

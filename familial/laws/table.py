@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
-from familial import records as rows_lib
+from familial.core import errors
+from familial.core import storage
 from familial.laws import definitions
 from familial.laws import files
 from familial.laws import parametric
@@ -186,7 +186,7 @@ def from_rows(
   """
   rows = list(rows)
   for row in rows:
-    rows_lib.check_schema(f'{source or "table"}: run {row.get("run")}', row)
+    storage.check_schema(f'{source or "table"}: run {row.get("run")}', row)
   arms = definitions.arms_of(loss) if arms is None else arms
   records, dropped = definitions.records(
     rows, loss, rows_used, arms, mix_corpora

@@ -23,7 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.laws import parametric
 
 _POINTS = 5  # of the grid of starts, a constant

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
-from familial import errors
+from familial.core import errors
 
 EXIT_KINDS = ('head', 'separate', 'branch')
 

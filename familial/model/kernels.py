@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as splash_mask,
 )
 
-from familial import errors
+from familial.core import errors
 from familial.model import axes
 
 Array = jax.Array

@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 
 # The devices of this host, as `--topology` has it.
 HERE = 'here'

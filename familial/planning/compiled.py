@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.model import axes
 from familial.planning import collectives
 from familial.training import config as train_config

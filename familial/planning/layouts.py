@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 
-from familial import errors
+from familial.core import errors
 from familial.planning import chips
 from familial.planning import roofline
 from familial.training import config as train_config

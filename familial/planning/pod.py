@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 
-from familial import errors
-from familial import flops as flops_lib
-from familial import records
+from familial.core import errors
+from familial.core import storage
+from familial.model import flops as flops_lib
 from familial.planning import chips
 from familial.planning import compiled
 from familial.planning import growth
@@ -100,7 +100,7 @@ def make(
     for cell in cells
   ]
   plan = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'title': title,
     'topology': topology,
     'devices': len(devices),
@@ -121,7 +121,7 @@ def make(
     'cells': rows,
     'versions': _versions(),
   }
-  records.write_json(folder / 'plan.json', plan)
+  storage.write_json(folder / 'plan.json', plan)
   return plan
 
 
@@ -249,13 +249,13 @@ def _program(
   name = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
   path = folder / 'programs' / f'{name}.json'
   if path.exists():
-    known = records.read_own(path)
+    known = storage.read_own(path)
     return compiled.Program(**known['program'])
   found = compiled.compile_(cell, lowered)
   if found.memory > chips.of(devices, topology).memory:  # No compiler of a GPU
     found = dataclasses.replace(found, fits=False)  # looks at that.
-  records.write_json(
-    path, {'schema': records.SCHEMA, 'program': dataclasses.asdict(found)}
+  storage.write_json(
+    path, {'schema': storage.SCHEMA, 'program': dataclasses.asdict(found)}
   )
   return found
 

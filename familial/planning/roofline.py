@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from familial import flops as flops_lib
 from familial.model import axes
 from familial.model import config as model_config
+from familial.model import flops as flops_lib
 from familial.model import transformer
 from familial.planning import chips
 from familial.training import config as train_config

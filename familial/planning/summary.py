@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
-from familial.report import words
+from familial.core import text as text_lib
 
 _GIB = 2**30
 
@@ -20,7 +20,7 @@ def headline(plan: Mapping[str, Any]) -> str:
   fitting = sum(cell['fits'] for cell in cells)
   fits = 'all fit' if fitting == len(cells) else f'only {fitting} fit'
   return (
-    f'{words.count(len(cells), "run")} on {plan["topology"]}: {fits}; '
+    f'{text_lib.count(len(cells), "run")} on {plan["topology"]}: {fits}; '
     f'{plan["flops"]:.3g} FLOPs take at least {_hours(plan["device_hours"])} '
     f'device-hours: {_hours(plan["device_hours"] / plan["devices"])} h on all '
     'devices'
@@ -95,7 +95,7 @@ def cell_row(row: Mapping[str, Any]) -> list[str]:
   compiled = row['step_flops_compiler']
   return [
     row['cell'],
-    words.amount(row['params_full'] + row['params_embedding']),
+    text_lib.amount(row['params_full'] + row['params_embedding']),
     str(row['exits']),
     str(row['batch_size']),
     str(row['steps']),

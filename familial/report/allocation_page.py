@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import pathlib
 
 from familial.allocation import surrogate
+from familial.core import text as text_lib
 from familial.laws import forms
 from familial.report import allocation_results
 from familial.report import allocation_sections
@@ -11,7 +12,6 @@ from familial.report import allocation_words
 from familial.report import html
 from familial.report import record_sections
 from familial.report import results as results_lib
-from familial.report import words
 
 Live = allocation_results.Live
 SUBTITLE = (
@@ -81,11 +81,11 @@ def _headline(live: Live) -> str:
   if not summary:
     return _under_way(live)
   text = (
-    f'{live.policy} spent {words.scientific(summary["spent"])} FLOPs, and saved'
-    f' {words.number(100 * summary["saving"])} % of what the whole grid costs.'
+    f'{live.policy} spent {text_lib.scientific(summary["spent"])} FLOPs, and saved'
+    f' {text_lib.number(100 * summary["saving"])} % of what the whole grid costs.'
   )
   apart = (summary.get('apart') or {}).get('extrapolated') or {}
-  far = f'{words.scientific(summary["extrapolated_to"])} FLOPs'
+  far = f'{text_lib.scientific(summary["extrapolated_to"])} FLOPs'
   if apart:
     worst = max(apart, key=lambda key: abs(apart[key]))
     side = 'below' if apart[worst] < 0 else 'above'
@@ -98,7 +98,7 @@ def _headline(live: Live) -> str:
     ]
     text += (
       f' Extrapolated to {far}, the best loss of its law is'
-      f' {words.number(100 * abs(apart[worst]), 2)} % {side} that of the whole'
+      f' {text_lib.number(100 * abs(apart[worst]), 2)} % {side} that of the whole'
       f" grid's law{' at worst' if len(apart) > 1 else ''}"
     )
     if None not in inside:
@@ -127,27 +127,27 @@ def _under_way(live: Live) -> str:
       else 'Planned: nothing has been trained yet.'
     )
   text = (
-    f'Not finished: {len(live.rounds)} of {words.count(live.planned, "round")}'
-    f' decided on, {words.scientific(total)} of'
-    f' {words.scientific(live.plan["budget"])} FLOPs spent.'
+    f'Not finished: {len(live.rounds)} of {text_lib.count(live.planned, "round")}'
+    f' decided on, {text_lib.scientific(total)} of'
+    f' {text_lib.scientific(live.plan["budget"])} FLOPs spent.'
   )
   if live.over:
     more = ', and the rest of the grid is trained' if live.plan['full'] else ''
     return f'{text} The law is fitted when the study ends{more}.'
-  return f'{text} {words.count(len(live.alive), "candidate")} may train on.'
+  return f'{text} {text_lib.count(len(live.alive), "candidate")} may train on.'
 
 
 def _asked(live: Live) -> str:
   plan = live.plan
   text = (
-    f'{words.count(len(live.curves), "candidate")}, a budget of'
-    f' {words.scientific(plan["budget"])} FLOPs, which is'
-    f' {words.number(100 * plan["budget"] / plan["flops"])} % of what the whole'
-    f' grid costs ({words.scientific(plan["flops"])}). '
+    f'{text_lib.count(len(live.curves), "candidate")}, a budget of'
+    f' {text_lib.scientific(plan["budget"])} FLOPs, which is'
+    f' {text_lib.number(100 * plan["budget"] / plan["flops"])} % of what the whole'
+    f' grid costs ({text_lib.scientific(plan["flops"])}). '
   )
   if plan['survivors']:
     return text + (
-      f'{live.policy} trains {words.listing(list(map(str, plan["survivors"])))}'
+      f'{live.policy} trains {text_lib.listing(list(map(str, plan["survivors"])))}'
       ' of them, round by round.'
     )
   return text + (
@@ -186,13 +186,13 @@ def _apart(live: Live) -> Iterator[str]:
 def _tiles(live: Live) -> Iterator[tuple[str, str, str]]:
   plan, summary = live.plan, live.summary
   if summary:
-    saved = f'{words.number(100 * summary["saving"])}{words.SPACE}%'
+    saved = f'{text_lib.number(100 * summary["saving"])}{text_lib.SPACE}%'
     yield saved, '', 'of the whole grid saved'
     for key, off in (
       (summary.get('apart') or {}).get('extrapolated') or {}
     ).items():
       yield (
-        words.percent(off),
+        text_lib.percent(off),
         '',
         f"{allocation_results.name_of(key)}, off the whole grid's",
       )
@@ -202,16 +202,20 @@ def _tiles(live: Live) -> Iterator[tuple[str, str, str]]:
     'rounds decided on',
   )
   yield (
-    words.scientific(sum(live.spent)),
-    f'of {words.scientific(plan["budget"])}',
+    text_lib.scientific(sum(live.spent)),
+    f'of {text_lib.scientific(plan["budget"])}',
     'FLOPs spent by the allocation',
   )
   best = min((curve.best for curve in live.known), default=float('inf'))
   if best < float('inf'):
-    yield words.number(best, 4), 'nats', 'lowest loss it has seen'
+    yield text_lib.number(best, 4), 'nats', 'lowest loss it has seen'
   cost = summary.get('cost') or {}
   if cost.get('seconds'):
-    yield words.duration(cost['seconds']), '', 'of training, the grid included'
+    yield (
+      text_lib.duration(cost['seconds']),
+      '',
+      'of training, the grid included',
+    )
 
 
 def _doubts(live: Live) -> Iterator[str]:
@@ -219,8 +223,8 @@ def _doubts(live: Live) -> Iterator[str]:
   diverged = [curve.name for curve in live.curves if curve.diverged]
   if diverged:
     yield (
-      f'{words.count(len(diverged), "candidate")} diverged, and can survive no'
-      f' round: {words.some(diverged)}.'
+      f'{text_lib.count(len(diverged), "candidate")} diverged, and can survive no'
+      f' round: {text_lib.some(diverged)}.'
     )
   for which, name in (
     (_ALLOCATED, 'the allocation'),
@@ -236,18 +240,18 @@ def _doubts(live: Live) -> Iterator[str]:
   if form and len(exits) > 1 and 'G' not in forms.get(form).columns:
     yield (
       f'The law {form} does not know of exits, and candidates have'
-      f' {words.listing(list(map(str, sorted(exits))))} of them.'
+      f' {text_lib.listing(list(map(str, sorted(exits))))} of them.'
     )
   held, count = live.covered()
   if count and held < surrogate.LEVEL * count:
     yield (
-      f'Of {words.count(count, "prediction")} that can be checked {held} held'
+      f'Of {text_lib.count(count, "prediction")} that can be checked {held} held'
       f' within their intervals of {100 * surrogate.LEVEL:g} %.'
     )
   missing = (summary.get('cost') or {}).get('missing')
   if missing:
     yield (
-      f'{words.count(missing, "candidate")} of the whole grid failed: it is not'
+      f'{text_lib.count(missing, "candidate")} of the whole grid failed: it is not'
       ' compared with.'
     )
   if summary:
@@ -266,17 +270,17 @@ def _asked_for(live: Live) -> html.Section:
   law = config.get('law') or {}
   items = {
     'Policy': live.policy,
-    'Budget': f'{words.scientific(plan["budget"])} FLOPs',
+    'Budget': f'{text_lib.scientific(plan["budget"])} FLOPs',
   }
   if config:
     items |= {
-      'Horizon': f'{words.scientific(config["horizon"])} FLOPs a candidate',
+      'Horizon': f'{text_lib.scientific(config["horizon"])} FLOPs a candidate',
       'One in so many stays (eta)': str(config['eta']),
       'Loss that counts': {
         'final': 'of the last exit', 'mean': 'the mean over exits'
       }[config['loss']],
       'Learning rate': f'{config["train"]["schedule"]}, from'
-      f' {words.number(config["train"]["base_lr"])}',
+      f' {text_lib.number(config["train"]["base_lr"])}',
       'Seed': str(config['train'].get('seed', 0)),
       'Law': (
         f'{law["form"]}'

@@ -7,12 +7,13 @@ import math
 import pathlib
 from typing import Any
 
-from familial import records
 from familial.allocation import curves as curves_lib
-from familial.allocation import figures
 from familial.allocation import halving
+from familial.core import run_folder
+from familial.core import storage
+from familial.core import text as text_lib
+from familial.plots import allocation
 from familial.report import results as results_lib
-from familial.report import words
 
 Row = Mapping[str, Any]
 ALLOCATED, FULL = 'allocated', 'full'
@@ -95,7 +96,7 @@ class Live:
   @property
   def pruned(self) -> dict[int, int]:
     """The round after which candidates left."""
-    return figures.pruned(self.rounds)
+    return allocation.pruned(self.rounds)
 
   def law(self, which: str) -> Row:
     """What the law of the allocation or of the whole grid says; {} for none."""
@@ -111,7 +112,7 @@ class Live:
   def covered(self) -> tuple[int, int]:
     """How many last predictions held within their intervals, and of how many."""
     held = []
-    for i, (end, _, lo, hi, _) in figures.predictions(self.rounds).items():
+    for i, (end, _, lo, hi, _) in allocation.predictions(self.rounds).items():
       if self.curves[i].end >= end:
         held.append(lo <= float(self.curves[i].at(end)) <= hi)
     return sum(held), len(held)
@@ -120,15 +121,15 @@ class Live:
 def read(results: results_lib.Results, workdir: pathlib.Path) -> Live:
   """Reads what a study's folder holds besides."""
   path = workdir / 'config.json'
-  config = records.read_own(path) if path.exists() else {}
-  rows: dict[str, list[records.Row]] = {}
-  for row in records.rows_of(workdir / 'cells'):
+  config = storage.read_own(path) if path.exists() else {}
+  rows: dict[str, list[storage.Row]] = {}
+  for row in run_folder.rows_of(workdir / 'cells'):
     rows.setdefault(row['cell'], []).append(row)
   rounds = workdir / 'rounds.jsonl'
   return Live(
     results,
     config,
-    halving.from_rows(records.read(rounds)) if rounds.exists() else [],
+    halving.from_rows(storage.read_rows(rounds)) if rounds.exists() else [],
     [
       curves_lib.of_run(
         cell['cell'],
@@ -147,7 +148,7 @@ def name_of(key: str) -> str:
   inside = key.removeprefix('L_opt(').removesuffix(')')
   *others, compute = inside.split(', ')
   try:
-    flops = words.scientific(float(compute.removeprefix('C=')))
+    flops = text_lib.scientific(float(compute.removeprefix('C=')))
   except ValueError:
     return key
   text = f'best loss at {flops} FLOPs'
@@ -160,10 +161,10 @@ def interval(row: Row) -> str:
   if value is None or not math.isfinite(value):
     return '–'
   if row['lo'] is None or row['hi'] is None:
-    return f'{words.number(value, 4)} (no interval)'
+    return f'{text_lib.number(value, 4)} (no interval)'
   if max(abs(row['lo']), abs(row['hi'])) > 100 * abs(value):
-    return f'{words.number(value)} {words.interval(row["lo"], row["hi"])}'
-  return words.estimate(value, row['lo'], row['hi'])
+    return f'{text_lib.number(value)} {text_lib.interval(row["lo"], row["hi"])}'
+  return text_lib.estimate(value, row['lo'], row['hi'])
 
 
 def within(value: float | None, row: Row) -> bool | None:

@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 from familial.allocation import compared
-from familial.allocation import figures
+from familial.core import text
+from familial.plots import allocation
 from familial.report import allocation_results
 from familial.report import html
 from familial.report import record_sections
-from familial.report import words
 
 Live = allocation_results.Live
 # A section, or the sentence that says what was not measured.
@@ -27,7 +27,7 @@ def laws(live: Live, gallery: html.Gallery) -> Part:
       allocation_results.name_of(key),
       allocation_results.interval(mine['extrapolated'][key]),
       *_beside(full, 'extrapolated', key),
-      words.percent((apart.get('extrapolated') or {}).get(key)),
+      text.percent((apart.get('extrapolated') or {}).get(key)),
       '',
     ]
     for key in live.losses()
@@ -36,7 +36,7 @@ def laws(live: Live, gallery: html.Gallery) -> Part:
       html.GREEK.get(key, key),
       allocation_results.interval(row),
       *_beside(full, 'params', key),
-      words.signed((apart.get('params') or {}).get(key)),
+      text.signed((apart.get('params') or {}).get(key)),
       _identified(mine, full, key),
     ]
     for key, row in mine['params'].items()
@@ -60,11 +60,11 @@ def laws(live: Live, gallery: html.Gallery) -> Part:
     whole = list(live.curves) if full else live.known
     body += gallery.show(
       'frontiers',
-      figures.frontiers(
+      allocation.frontiers(
         whole,
         trained,
         live.summary['extrapolated_to'],
-        figures.WHOLE if full else live.policy,
+        allocation.WHOLE if full else live.policy,
       ),
       'Compute frontier of the allocation and of the whole grid, with straight'
       ' lines extrapolated',
@@ -78,10 +78,10 @@ def curves(live: Live, gallery: html.Gallery) -> Part:
   """Curves of all candidates, with what was pruned when and predictions."""
   if not any(len(curve.flops) for curve in live.curves):
     return 'No candidate has been trained.'
-  course = figures.Course(live.policy, live.curves, live.known, live.rounds)
+  course = allocation.Course(live.policy, live.curves, live.known, live.rounds)
   held, count = live.covered()
   seen = (
-    f'Of {words.count(count, "prediction")} that can be checked, {held} held'
+    f'Of {text.count(count, "prediction")} that can be checked, {held} held'
     ' within their intervals.'
     if count
     else 'Losses as they were evaluated; the lowest so far is what counts.'
@@ -91,7 +91,7 @@ def curves(live: Live, gallery: html.Gallery) -> Part:
     'Curves',
     gallery.show(
       'curves',
-      figures.courses([course]),
+      allocation.courses([course]),
       'Loss of each candidate by FLOPs, coloured by the round after which it was'
       ' pruned, with predictions',
       seen,
@@ -116,9 +116,9 @@ def rounds(live: Live) -> Part:
       [
         str(number),
         str(len(made.alive)),
-        words.scientific(made.share),
-        words.scientific(total),
-        words.number(min(seen, default=None), 4),
+        text.scientific(made.share),
+        text.scientific(total),
+        text.number(min(seen, default=None), 4),
         ', '.join(left) or '–',
       ]
     )
@@ -157,12 +157,12 @@ def _round(live: Live, number: int) -> str:
     rows.append(
       [
         live.names[i],
-        words.scientific(made.spent[k]),
-        words.number(made.seen[k], 4),
-        words.scientific(end),
-        '–' if predicted is None else words.estimate(*predicted),
-        words.number(float(curve.at(end)), 4) if curve.end >= end else '–',
-        words.number(made.score[k], 4),
+        text.scientific(made.spent[k]),
+        text.number(made.seen[k], 4),
+        text.scientific(end),
+        '–' if predicted is None else text.estimate(*predicted),
+        text.number(float(curve.at(end)), 4) if curve.end >= end else '–',
+        text.number(made.score[k], 4),
         'stays'
         if i in made.kept
         else 'diverged'
@@ -205,10 +205,10 @@ def candidates(live: Live) -> Part:
     rows.append(
       [
         cell['cell'],
-        words.amount(cell['params_full']),
+        text.amount(cell['params_full']),
         str(cell['exits']),
-        words.scientific(spent[i]),
-        f'{words.number(100 * spent[i] / cell["flops"])} %',
+        text.scientific(spent[i]),
+        f'{text.number(100 * spent[i] / cell["flops"])} %',
         _loss(known[i].best),
         _fate(live, i, left),
         _loss(whole.best) if further else '–',
@@ -255,13 +255,13 @@ def replays(live: Live) -> Part:
   rows = [
     [
       name,
-      words.number(row['best'], 4),
-      words.percent(row['gain']),
-      words.scientific(row['spent']),
-      words.percent(row['regret']),
-      words.percent(row['law']),
-      words.percent(row['line']),
-      words.number(row['area']),
+      text.number(row['best'], 4),
+      text.percent(row['gain']),
+      text.scientific(row['spent']),
+      text.percent(row['regret']),
+      text.percent(row['law']),
+      text.percent(row['line']),
+      text.number(row['area']),
     ]
     for name, row in found.items()
   ]
@@ -319,4 +319,4 @@ def _identified(
 
 
 def _loss(value: float) -> str:
-  return words.number(value if math.isfinite(value) else None, 4)
+  return text.number(value if math.isfinite(value) else None, 4)

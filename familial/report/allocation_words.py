@@ -7,8 +7,8 @@ from familial.allocation import compared
 from familial.allocation import frontier
 from familial.allocation import policies
 from familial.allocation import surrogate
+from familial.core import text as text_lib
 from familial.report import html
-from familial.report import words
 
 Estimate = Mapping[str, Any]  # value, lo, hi
 POLICIES = {
@@ -126,12 +126,12 @@ def gain(row: Estimate) -> str:
   if value is None:
     return '–'
   if lo is None or hi is None:
-    return f'{words.percent(value)} (no interval)'
+    return f'{text_lib.percent(value)} (no interval)'
   if not value and not lo and not hi:
-    return f'0{words.SPACE}%'
-  text = words.estimate(*(100 * each for each in (value, lo, hi)))
+    return f'0{text_lib.SPACE}%'
+  text = text_lib.estimate(*(100 * each for each in (value, lo, hi)))
   number, _, span = text.partition(' [')
-  return f'{"+" if value > 0 else ""}{number}{words.SPACE}% [{span}'
+  return f'{"+" if value > 0 else ""}{number}{text_lib.SPACE}% [{span}'
 
 
 def error(row: Estimate) -> str:
@@ -139,13 +139,13 @@ def error(row: Estimate) -> str:
   value, lo, hi = row['value'], row['lo'], row['hi']
   if value is None:
     return '–'
-  text = f'{words.number(100 * value, 2)}{words.SPACE}%'
+  text = f'{text_lib.number(100 * value, 2)}{text_lib.SPACE}%'
   if lo is None or hi is None:
     return text
-  ends = [words.number(100 * each, 2) for each in (lo, hi)]
-  return f'{text} [{ends[0]},{words.SPACE}{ends[1]}]'
+  ends = [text_lib.number(100 * each, 2) for each in (lo, hi)]
+  return f'{text} [{ends[0]},{text_lib.SPACE}{ends[1]}]'
 
 
 def plain(row: Estimate, digits: int = 4) -> str:
   """A value without its interval."""
-  return words.number(row['value'], digits)
+  return text_lib.number(row['value'], digits)

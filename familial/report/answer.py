@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
+from familial.core import text as text_lib
 from familial.report import html
 from familial.report import results as results_lib
-from familial.report import words
 
 Gamma = results_lib.Gamma
 Results = results_lib.Results
@@ -55,7 +55,7 @@ def section(results: Results) -> html.Section:
 def headline(results: Results, found: dict[str, Gamma]) -> str:
   """Returns the law's first exponent of G, in a few sentences."""
   if not found:
-    done = words.count(len(results.arm('grid')), 'run')
+    done = text_lib.count(len(results.arm('grid')), 'run')
     return (
       f'No exponent of G was fitted: {done} of the grid finished. What there is'
       ' follows.'
@@ -73,7 +73,7 @@ def headline(results: Results, found: dict[str, Gamma]) -> str:
   if beyond:
     verb = 'was' if len(beyond) == 1 else 'were'
     parts.append(
-      f'G = {words.listing(beyond)} {verb} not trained: that is extrapolated.'
+      f'G = {text_lib.listing(beyond)} {verb} not trained: that is extrapolated.'
     )
   return ' '.join(part for part in parts if part)
 
@@ -88,7 +88,7 @@ def preferred(results: Results, loss: str) -> str:
     return ''
   (best, lowest), (second, next_), *_ = ranked
   behind = [
-    f'{name_of(form)} +{words.number(aic - lowest, 2)}'
+    f'{name_of(form)} +{text_lib.number(aic - lowest, 2)}'
     for form, aic in ranked[1:]
   ]
   verdict = f'{name_of(best)} is preferred'
@@ -157,12 +157,12 @@ def over(row: Mapping[str, Any]) -> str:
   """Returns a log ratio with its interval as a percentage above 1."""
   ends = (row[key] for key in ('value', 'lo', 'hi'))
   values = [None if x is None else 100 * math.expm1(x) for x in ends]
-  return f'{words.estimate(*values)} %'
+  return f'{text_lib.estimate(*values)} %'
 
 
 def estimate(gamma: Gamma) -> str:
   """Returns gamma with its interval."""
-  return words.estimate(gamma.gamma, gamma.lo, gamma.hi)
+  return text_lib.estimate(gamma.gamma, gamma.lo, gamma.hi)
 
 
 def name_of(form: str) -> str:
@@ -186,10 +186,10 @@ def _measured(results: Results) -> Iterator[str]:
   ]
   if ratios:
     parts = [f'{over(row)} with G = {row["exits"]}' for row in ratios]
-    blocks = words.count(max(row['blocks'] for row in ratios), 'pair')
+    blocks = text_lib.count(max(row['blocks'] for row in ratios), 'pair')
     yield (
       "At equal FLOPs the last exit's loss is above that of a dense model of the"
-      f' same shape by {words.listing(parts)} ({blocks} of shape and budget;'
+      f' same shape by {text_lib.listing(parts)} ({blocks} of shape and budget;'
       f' {percent(level(results))} intervals).'
     )
   depths = (results.summary.get('twins') or {}).get('depths') or []
@@ -198,13 +198,13 @@ def _measured(results: Results) -> Iterator[str]:
     yield (
       'Against dense twins of their exact shapes, at equal FLOPs, the first of'
       f' {top[0]["exits"]} exits is above by {over(top[0])}, the last by'
-      f' {over(top[-1])} (mean of {words.count(top[0]["shapes"], "shape")};'
+      f' {over(top[-1])} (mean of {text_lib.count(top[0]["shapes"], "shape")};'
       ' intervals of the noise between seeds alone).'
     )
 
 
 def _spread(row: Mapping[str, Any]) -> str:
-  return words.estimate(row['value'], row['lo'], row['hi'])
+  return text_lib.estimate(row['value'], row['lo'], row['hi'])
 
 
 def _includes_zero(gamma: Gamma) -> str:
@@ -218,7 +218,7 @@ def _includes_zero(gamma: Gamma) -> str:
 def _costs(results: Results, gamma: Gamma) -> str:
   """Returns what G^gamma means for the observed loss."""
   part = 'loss above E' if gamma.form == 'familial_reducible' else 'loss'
-  factors = {g: words.percent(g**gamma.gamma - 1) for g in SHOWN}
+  factors = {g: text_lib.percent(g**gamma.gamma - 1) for g in SHOWN}
   costs = {g: penalty(results, gamma, g) for g in SHOWN}
   text = f'G exits on one backbone multiply its {part} by G^γ: '
   parts = []
@@ -226,19 +226,19 @@ def _costs(results: Results, gamma: Gamma) -> str:
     if cost is None:
       parts.append(f'{factors[g]} at G = {g}')
     else:
-      nats = words.estimate(*cost)
+      nats = text_lib.estimate(*cost)
       parts.append(f'{nats} nats at G = {g} ({factors[g]})')
   dense = results.dense_loss()
   if dense is not None:
     text += (
-      f'on the observed dense loss of {words.number(dense)} nats this adds '
+      f'on the observed dense loss of {text_lib.number(dense)} nats this adds '
     )
-  return f'{text}{words.listing(parts)}.'
+  return f'{text}{text_lib.listing(parts)}.'
 
 
 def _other_losses(found: dict[str, Gamma]) -> str:
   others = list(found)[1:]
-  text = words.listing(
+  text = text_lib.listing(
     [f'for {LOSS_NAMES[loss]} γ = {estimate(found[loss])}' for loss in others]
   )
   text = f'{text[0].upper()}{text[1:]}.'
@@ -256,8 +256,8 @@ def _doubts(results: Results) -> Iterator[str]:
     cells = [run.cell for run in results.runs if run.status == status]
     if cells:
       yield (
-        f'{words.count(len(cells), "cell")} {status}, in no figure and no fit:'
-        f' {words.some(cells)}.'
+        f'{text_lib.count(len(cells), "cell")} {status}, in no figure and no fit:'
+        f' {text_lib.some(cells)}.'
       )
   for row in results.paired('trend'):
     if row['equal'] == 'tokens' and row['lo'] * row['hi'] > 0:
@@ -267,26 +267,26 @@ def _doubts(results: Results) -> Iterator[str]:
         if (g['loss'], g['equal']) == (row['loss'], 'tokens') and g['budget']
       ]
       ends = [
-        f'{_spread(g)} at C = {words.scientific(g["budget"])}'
+        f'{_spread(g)} at C = {text_lib.scientific(g["budget"])}'
         for g in (by_budget[0], by_budget[-1])
       ]
       yield (
         f'γ, {LOSS_TITLES[row["loss"]].lower()}, changes with the budget: beside'
         ' dense models of the same shape, at equal N and D, it is'
-        f' {words.listing(ends)}, {_spread(row)} more with every tenfold budget.'
+        f' {text_lib.listing(ends)}, {_spread(row)} more with every tenfold budget.'
         " The law's one γ is an average over these budgets."
       )
   repeated = [run.cell for run in results.runs if run.epochs > MAX_EPOCHS]
   if repeated:
     yield (
-      f'{words.count(len(repeated), "cell")} beyond {MAX_EPOCHS:.0f} epochs,'
+      f'{text_lib.count(len(repeated), "cell")} beyond {MAX_EPOCHS:.0f} epochs,'
       f' where a repeated token is worth less than a new one:'
-      f' {words.some(repeated)}.'
+      f' {text_lib.some(repeated)}.'
     )
   edges: dict[tuple[str, ...], list[str]] = {}
   for loss in ('final', 'mean'):
     edge = [
-      f'C = {words.scientific(budget)} with G = {g}'
+      f'C = {text_lib.scientific(budget)} with G = {g}'
       for (budget, g), low in results.minima(loss).items()
       if not low.interior
     ]
@@ -294,16 +294,16 @@ def _doubts(results: Results) -> Iterator[str]:
       edges.setdefault(tuple(edge), []).append(LOSS_TITLES[loss].lower())
   for edge_cells, losses in edges.items():
     yield (
-      f'{words.count(len(edge_cells), "IsoFLOP minimum", "IsoFLOP minima")} of'
-      f' the {words.listing(losses)} not inside the sampled sizes, and not'
-      f' fitted: {words.some(list(edge_cells), most=4)}.'
+      f'{text_lib.count(len(edge_cells), "IsoFLOP minimum", "IsoFLOP minima")} of'
+      f' the {text_lib.listing(losses)} not inside the sampled sizes, and not'
+      f' fitted: {text_lib.some(list(edge_cells), most=4)}.'
     )
   flags: dict[str, list[str]] = {}
   for (loss, form), law in results.fits.items():
     for flag in law.record['flags']:
       flags.setdefault(str(flag), []).append(f'{loss} loss, {name_of(form)}')
   for flag, fits in flags.items():
-    yield f'{flag} (fit of {words.listing(fits)}).'
+    yield f'{flag} (fit of {text_lib.listing(fits)}).'
   yield from map(str, results.plan.get('warnings') or [])
 
 
@@ -332,8 +332,8 @@ def _tiles(results: Results, found: dict[str, Gamma]) -> str:
   budgets = results.budgets
   if budgets:
     name += (
-      f', {words.count(len(budgets), "budget")} up to'
-      f' {words.scientific(budgets[-1], 2)} FLOPs'
+      f', {text_lib.count(len(budgets), "budget")} up to'
+      f' {text_lib.scientific(budgets[-1], 2)} FLOPs'
     )
   tiles.append((str(finished), f'of {len(results.runs)}', name))
   noise = results.noise('final')
@@ -343,9 +343,9 @@ def _tiles(results: Results, found: dict[str, Gamma]) -> str:
   if cost.get('seconds') is not None:
     tiles.append(
       (
-        words.duration(cost['seconds']),
+        text_lib.duration(cost['seconds']),
         '',
-        f'of training, {words.scientific(cost.get("flops"))} FLOPs',
+        f'of training, {text_lib.scientific(cost.get("flops"))} FLOPs',
       )
     )
   return html.tiles(tiles)

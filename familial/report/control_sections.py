@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from familial.core import text as text_lib
 from familial.report import answer
 from familial.report import controls
 from familial.report import html
 from familial.report import results as results_lib
-from familial.report import words
 
 Results = results_lib.Results
 Rows = Sequence[Mapping[str, Any]]
@@ -28,7 +28,7 @@ def paired(results: Results, gallery: html.Gallery) -> Part:
     )
   over_all = [row for row in ratios if row['budget'] is None]
   seen = [
-    f'{name}: {words.listing(parts)}.'
+    f'{name}: {text_lib.listing(parts)}.'
     for loss, name in (('final', 'Last exit'), ('mean', 'Mean over exits'))
     for parts in [
       [
@@ -58,7 +58,7 @@ def paired(results: Results, gallery: html.Gallery) -> Part:
     return [
       name,
       *(
-        words.estimate(*(found[key][end] for end in ends))
+        text_lib.estimate(*(found[key][end] for end in ends))
         if key in found
         else '–'
         for key in columns
@@ -75,7 +75,7 @@ def paired(results: Results, gallery: html.Gallery) -> Part:
     [
       *(
         line(
-          words.scientific(budget),
+          text_lib.scientific(budget),
           [row for row in gammas if row['budget'] == budget],
         )
         for budget in budgets
@@ -102,19 +102,19 @@ def twins(results: Results, gallery: html.Gallery) -> Part:
     )
   ratios = np.expm1([row['log_ratio'] for row in rows])
   seen = (
-    f'{words.count(len(rows), "exit")} against their twins: the exit is worse'
-    f' in {int((ratios > 0).sum())}, by {words.percent(float(ratios.mean()))}'
-    f' on average ({words.percent(float(ratios.min()))} to'
-    f' {words.percent(float(ratios.max()))}).'
+    f'{text_lib.count(len(rows), "exit")} against their twins: the exit is worse'
+    f' in {int((ratios > 0).sum())}, by {text_lib.percent(float(ratios.mean()))}'
+    f' on average ({text_lib.percent(float(ratios.min()))} to'
+    f' {text_lib.percent(float(ratios.max()))}).'
   )
   shapes = [
-    f'{words.estimate(row["value"], row["lo"], row["hi"])} at'
+    f'{text_lib.estimate(row["value"], row["lo"], row["hi"])} at'
     f' {row["width"]} × {row["depth"]}'
     for row in found['shapes']
   ]
-  spread = words.estimate(found['value'], found['lo'], found['hi'])
+  spread = text_lib.estimate(found['value'], found['lo'], found['hi'])
   seen += (
-    f' As an exponent of G that is γ = {spread}: {words.listing(shapes)}. One'
+    f' As an exponent of G that is γ = {spread}: {text_lib.listing(shapes)}. One'
     ' exponent hides that the first exits pay most. The intervals are of the'
     ' noise between seeds alone; so few shapes say little of other shapes.'
   )
@@ -140,14 +140,14 @@ def twins(results: Results, gallery: html.Gallery) -> Part:
       ],
       [
         [
-          words.scientific(row['budget']),
+          text_lib.scientific(row['budget']),
           f'{row["width"]} × {row["depth"]}',
           str(row['exits']),
           str(row['exit']),
           str(row['layer']),
-          words.number(row['loss_exit'], 4),
-          words.number(row['loss_twin'], 4),
-          words.percent(float(np.expm1(row['log_ratio']))),
+          text_lib.number(row['loss_exit'], 4),
+          text_lib.number(row['loss_twin'], 4),
+          text_lib.percent(float(np.expm1(row['log_ratio']))),
           f'{row["seeds"]} / {row["seeds_twin"]}',
         ]
         for row in rows
@@ -174,14 +174,14 @@ def branch(results: Results, gallery: html.Gallery) -> Part:
     ('gamma_down', 'exits above it (downstream)'),
   ):
     spread = results_lib.interval(law, name)
-    estimate = words.estimate(law.params[name], *spread)
+    estimate = text_lib.estimate(law.params[name], *spread)
     parts.append(f'{estimate} for the {where}')
   return html.Section(
     'branch',
     'Branch law',
     html.paragraph(
       "Each exit's loss goes with a power of 1 + the number of exits on a side:"
-      f' the exponent is {words.listing(parts)}. One summary of the paper gives'
+      f' the exponent is {text_lib.listing(parts)}. One summary of the paper gives'
       ' about 0.001 for upstream exits and about 0.04 for the others.'
     ),
   )
@@ -194,12 +194,12 @@ def leverage(results: Results, gallery: html.Gallery) -> Part:
     return 'This study did not compute Efficiency Leverage.'
   finite = [row['leverage'] for row in rows if row['leverage'] is not None]
   endless = sum(bool(row['infinite']) for row in rows)
-  seen = f'{words.count(len(rows), "cell")}'
+  seen = f'{text_lib.count(len(rows), "cell")}'
   if finite:
     seen += (
-      f': leverage from {words.number(min(finite))} to'
-      f' {words.number(max(finite))}, median'
-      f' {words.number(float(np.median(finite)))};'
+      f': leverage from {text_lib.number(min(finite))} to'
+      f' {text_lib.number(max(finite))}, median'
+      f' {text_lib.number(float(np.median(finite)))};'
       f' {sum(x > 1 for x in finite)} of {len(finite)} finite ones above 1'
     )
   seen += (
@@ -209,13 +209,15 @@ def leverage(results: Results, gallery: html.Gallery) -> Part:
     else '. None is infinite.'
   )
   spans = [
-    f'{words.interval(row["lo"], row["hi"])} for the median at G = {g}'
+    f'{text_lib.interval(row["lo"], row["hi"])} for the median at G = {g}'
     for g in sorted({row['exits'] for row in rows})
     for row in [_median([row for row in rows if row['exits'] == g])]
     if row['lo'] is not None
   ]
   if spans:
-    seen += f' Intervals by bootstrap of the dense law: {words.listing(spans)}.'
+    seen += (
+      f' Intervals by bootstrap of the dense law: {text_lib.listing(spans)}.'
+    )
   law = results.fits.get(('dense', 'chinchilla'))
   if law is not None and law.record['flags']:
     flags = '; '.join(law.record['flags'])
@@ -245,8 +247,8 @@ def weighting(results: Results, gallery: html.Gallery) -> Part:
     return "This study did not vary the weights of the exits' losses."
   parts = [
     f'{name.replace("_", " ")}: first exit'
-    f' {words.number(_mean_loss(rows, name, first=True))}, last'
-    f' {words.number(_mean_loss(rows, name, first=False))} nats'
+    f' {text_lib.number(_mean_loss(rows, name, first=True))}, last'
+    f' {text_lib.number(_mean_loss(rows, name, first=False))} nats'
     for name in sorted({row['weighting'] for row in rows})
   ]
   return html.Section(
@@ -276,13 +278,13 @@ def frozen(results: Results, gallery: html.Gallery) -> Part:
     for row in rows
     if row['budget_joint']
   )
-  seen = f'{words.count(len(rows), "exit")} on frozen trunks.'
+  seen = f'{text_lib.count(len(rows), "exit")} on frozen trunks.'
   if pairs:
     seen += (
       ' Against the same exit trained jointly their loss is'
-      f' {words.percent(float(np.mean(pairs)))} on average'
-      f' ({words.percent(min(pairs))} to {words.percent(max(pairs))}), for'
-      f' {words.listing(list(more))} more FLOPs, the trunk included.'
+      f' {text_lib.percent(float(np.mean(pairs)))} on average'
+      f' ({text_lib.percent(min(pairs))} to {text_lib.percent(max(pairs))}), for'
+      f' {text_lib.listing(list(more))} more FLOPs, the trunk included.'
       f'{_one_seed(results)}'
     )
   return html.Section(
@@ -319,9 +321,9 @@ def gradients(results: Results, gallery: html.Gallery) -> Part:
       'gradients',
       controls.gradients(rows),
       "Cosine between pairs of exits' gradients against training step",
-      f'The mean cosine goes from {words.number(first, 2)} at step {steps[0]} to'
-      f' {words.number(last, 2)} at step {steps[-1]};'
-      f' {words.number(100 * float(against), 2)} % of all are negative.',
+      f'The mean cosine goes from {text_lib.number(first, 2)} at step {steps[0]} to'
+      f' {text_lib.number(last, 2)} at step {steps[-1]};'
+      f' {text_lib.number(100 * float(against), 2)} % of all are negative.',
     ),
   )
 
@@ -340,9 +342,9 @@ def _leverage_measured(results: Results) -> str:
   for g in sorted({row['exits'] for row in last}):
     shares = [row['share'] for row in last if row['exits'] == g]
     parts.append(
-      f'{words.number(float(np.median(shares)), 2)} of C at G = {g} (median of'
-      f' {len(shares)}, {words.number(min(shares), 2)} to'
-      f' {words.number(max(shares), 2)})'
+      f'{text_lib.number(float(np.median(shares)), 2)} of C at G = {g} (median of'
+      f' {len(shares)}, {text_lib.number(min(shares), 2)} to'
+      f' {text_lib.number(max(shares), 2)})'
     )
   families: dict[str, list[Mapping[str, Any]]] = {}
   for row in rows:
@@ -355,15 +357,16 @@ def _leverage_measured(results: Results) -> str:
   if parts:
     text += (
       'Measured, by dense runs of the same shape at lower budgets: a dense model'
-      f' needs {words.listing(parts)} for the loss of the last exit.'
+      f' needs {text_lib.listing(parts)} for the loss of the last exit.'
     )
   if bounds:
     most = [
-      f'{words.number(max(sums), 2)} at G = {g}' for g, sums in bounds.items()
+      f'{text_lib.number(max(sums), 2)} at G = {g}'
+      for g, sums in bounds.items()
     ]
     text += (
       ' Where every exit has a dense run of its shape, those bound the leverage:'
-      f' at most {words.listing(most)}.'
+      f' at most {text_lib.listing(most)}.'
     )
   return text
 

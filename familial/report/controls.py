@@ -8,8 +8,8 @@ from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from familial.report import style
-from familial.report import words
+from familial.core import text
+from familial.plots import style
 
 Figure = mpl_figure.Figure
 Rows = Sequence[Mapping[str, Any]]
@@ -64,7 +64,7 @@ def paired(ratios: Rows, blocks: Rows) -> Figure:
           ax.plot([row['budget'] * shift] * 2, ends, color=style.colour(g))
     ax.axhline(0, color='black', lw=1)
     ax.set_title(title)
-    style.log_axis(ax.xaxis, budgets, words.scientific, pad=0.1)
+    style.log_axis(ax.xaxis, budgets, text.scientific, pad=0.1)
     ax.set_xlabel('compute C, FLOPs')
   style.label_y(axes, "loss over the dense model's, %")
   style.legend(figure, axes)
@@ -188,11 +188,11 @@ def leverage(rows: Rows) -> Figure:
       )
   ax.axhline(1, color='black', lw=1)
   style.log_axis(
-    ax.yaxis, [low, top] if has_infinite else [low, high], words.number
+    ax.yaxis, [low, top] if has_infinite else [low, high], text.number
   )
   budgets = [row['budget'] for row in rows]
   style.log_axis(
-    ax.xaxis, [min(budgets) / 1.4, max(budgets) * 1.4], words.scientific
+    ax.xaxis, [min(budgets) / 1.4, max(budgets) * 1.4], text.scientific
   )
   ax.set_xlabel('compute C, FLOPs')
   ax.set_ylabel('leverage')
@@ -221,7 +221,7 @@ def weighting(rows: Rows) -> Figure:
         marker='o',
         label=name.replace('_', ' '),
       )
-    _shape_axes(ax, shape, f'C = {words.scientific(shape[0])}')
+    _shape_axes(ax, shape, f'C = {text.scientific(shape[0])}')
   style.label_y(axes, 'loss, nats per token')
   style.legend(figure, axes)
   return figure
@@ -254,9 +254,9 @@ def frozen(rows: Rows) -> Figure:
       ls='--',
       label='on a frozen trunk',
     )
-    compute = f'C = {words.scientific(shape[0])}'
+    compute = f'C = {text.scientific(shape[0])}'
     if joint:
-      compute += f' (jointly {words.scientific(joint[0]["budget_joint"])})'
+      compute += f' (jointly {text.scientific(joint[0]["budget_joint"])})'
     _shape_axes(ax, shape, compute)
   style.label_y(axes, 'loss, nats per token')
   style.legend(figure, axes)

@@ -6,9 +6,9 @@ import math
 import pathlib
 from typing import Any
 
-from familial import errors
-from familial.analysis import figures_regimes
+from familial.core import errors
 from familial.laws import forms
+from familial.plots import regimes
 
 _NUMBER, _TEXT, _TRUTH = 'a number', 'a text', 'true or false'
 
@@ -124,9 +124,9 @@ _SPECS: dict[str, dict[str, Any]] = {
         'notes': _Many(_TEXT, 0),
         'regimes': _Many(_TEXT),
         'early_at': _Many({'remaining': _NUMBER, **_ESTIMATE}),
-        'statistics': _Many(dict.fromkeys(figures_regimes.STATISTICS, _REAL)),
+        'statistics': _Many(dict.fromkeys(regimes.STATISTICS, _REAL)),
         'layers': dict.fromkeys(
-          figures_regimes.LAYERS,
+          regimes.LAYERS,
           _Many({'layer': _NUMBER, 'mean': _REAL}, 0),
         ),
       }

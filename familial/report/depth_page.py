@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from familial.laws import figures_depth
+from familial.core import text
 from familial.laws import forms
 from familial.laws import record
 from familial.laws import table as tables
+from familial.plots import law_depth
 from familial.report import html
 from familial.report import record_sections
 from familial.report import results as results_lib
-from familial.report import words
 
 SUBTITLE = (
   'Loss falls with width and with depth. This study trains a full grid of both on'
@@ -98,13 +98,13 @@ def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
   body = _shapes(results, gallery)
   design = results.summary.get('design') or {}
   pairs = [
-    f'{words.listing(pair["columns"])} {words.number(pair["value"], 2)}'
+    f'{text.listing(pair["columns"])} {text.number(pair["value"], 2)}'
     for pair in design.get('correlations') or []
   ]
   if pairs:
     body += html.paragraph(
       f'Correlations of the logs over {design["runs"]} runs: {"; ".join(pairs)};'
-      f' condition number {words.number(design["condition_number"])}.'
+      f' condition number {text.number(design["condition_number"])}.'
     )
   body += html.table(
     ['form', 'constant', 'value', 'interval', 'identified'],
@@ -112,8 +112,8 @@ def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
       [
         form,
         name,
-        words.number(constant['value'], 4),
-        words.interval(constant['lo'], constant['hi']),
+        text.number(constant['value'], 4),
+        text.interval(constant['lo'], constant['hi']),
         'yes' if constant['identified'] else 'no',
       ]
       for form, law in laws.items()
@@ -135,7 +135,7 @@ def _law(results: Results, gallery: html.Gallery) -> html.Section | str:
 def _shapes(results: Results, gallery: html.Gallery) -> str:
   """Returns the figure of the law, or which of its parts is missing."""
   missing = 'The figure of the law over its points is missing here: '
-  law: figures_depth.Law | None = results.fits.get((_LOSS, _FORM))
+  law: law_depth.Law | None = results.fits.get((_LOSS, _FORM))
   if law is None:
     constants = results.summary['laws'][_FORM]['params']
     values = {name: each['value'] for name, each in constants.items()}
@@ -151,7 +151,7 @@ def _shapes(results: Results, gallery: html.Gallery) -> str:
     )
   return gallery.show(
     'shapes',
-    figures_depth.shapes(
+    law_depth.shapes(
       law,
       tables.from_rows(rows, _LOSS, mix_corpora=True),
       'Loss over width and depth',
@@ -170,7 +170,7 @@ def _forms(
     return 'No forms were compared.'
   body = gallery.show(
     'forms',
-    figures_depth.forms(selection),
+    law_depth.forms(selection),
     'AIC behind the lowest, and the relative error on shapes held out, by form',
     'Left: AIC behind the lowest. Right: relative error on each shape, predicted'
     ' from all others.',
@@ -190,7 +190,7 @@ def _candidate(row: Mapping[str, Any]) -> list[str]:
   return [
     row['form'],
     str(row['parameters']),
-    words.number(row['aic_behind']),
+    text.number(row['aic_behind']),
     _percent(held['error']) if held else '–',
     _percent(row['model_error_behind']),
   ]
@@ -200,7 +200,7 @@ def _percent(mean: Mapping[str, Any] | None) -> str:
   if mean is None:
     return '–'
   values = [mean[key] for key in ('value', 'lo', 'hi')]
-  return words.estimate(*(None if v is None else 100 * v for v in values))
+  return text.estimate(*(None if v is None else 100 * v for v in values))
 
 
 def _scan(
@@ -213,7 +213,7 @@ def _scan(
   names = list(rows[0]['params'])
   body = gallery.show(
     'cutoffs',
-    figures_depth.cutoffs(scan),
+    law_depth.cutoffs(scan),
     'Exponents over the number of points of highest loss left out',
     'A law that is right gives the same exponents wherever it is fitted.',
   )
@@ -223,7 +223,7 @@ def _scan(
       [
         str(row['dropped']),
         str(row['rows']),
-        words.number(row['below']),
+        text.number(row['below']),
         *(_constant(row, name) for name in names),
         _flags(row),
       ]
@@ -241,8 +241,8 @@ def _constant(row: Mapping[str, Any], name: str) -> str:
   if any(
     flag.startswith(f'{name} not identified') for flag in row.get('flags') or []
   ):
-    return f'not identified ({words.number(value["value"])})'
-  return words.estimate(*_ends(value))
+    return f'not identified ({text.number(value["value"])})'
+  return text.estimate(*_ends(value))
 
 
 def _flags(row: Mapping[str, Any]) -> str:
@@ -265,9 +265,9 @@ def _over_e(summary: Mapping[str, Any]) -> html.Section | str:
     ['E held at', *names, 'AIC behind', 'flags'],
     [
       [
-        words.number(row['value']),
-        *(words.number(row['params'][name]) for name in names),
-        words.number(row['aic_behind']),
+        text.number(row['value']),
+        *(text.number(row['params'][name]) for name in names),
+        text.number(row['aic_behind']),
         _flags(row),
       ]
       for row in rows
@@ -294,9 +294,9 @@ def _controls(summary: Mapping[str, Any]) -> html.Section | str:
       [
         str(row['width']),
         str(row['depth']),
-        words.trimmed(row['base_lr']),
-        words.number(row['loss'], 4),
-        words.percent(row['over']),
+        text.trimmed(row['base_lr']),
+        text.number(row['loss'], 4),
+        text.percent(row['over']),
       ]
       for row in rates
     ],

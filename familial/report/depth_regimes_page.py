@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from familial.analysis import figures_regimes
 from familial.analysis import trajectories
+from familial.core import text
+from familial.plots import regimes as regimes_lib
 from familial.report import html
 from familial.report import record_sections
 from familial.report import results as results_lib
-from familial.report import words
 from familial.studies import depth_regimes_summary as summaries
 
 SUBTITLE = (
@@ -59,14 +59,14 @@ def findings(summary: Row, gallery: html.Gallery) -> list[html.Section]:
   for depth, groups in by_depth.items():
     regimes += gallery.show(
       f'regimes_{depth}',
-      figures_regimes.statistics(groups),
+      regimes_lib.statistics(groups),
       'Statistics of the layers by number of exits, a panel each',
       f'{depth} layers. Points: seeds. Bars: the mean over seeds and its interval'
-      f" of {words.number(100 * summary['level'], 2)} % (Student's).",
+      f" of {text.number(100 * summary['level'], 2)} % (Student's).",
     )
     changes += gallery.show(
       f'layers_{depth}',
-      figures_regimes.layers(groups),
+      regimes_lib.layers(groups),
       'Turn, cosine of updates, loss and the cost of leaving a layer out, by layer',
       f'{depth} layers, means over seeds.',
     )
@@ -75,12 +75,12 @@ def findings(summary: Row, gallery: html.Gallery) -> list[html.Section]:
     [
       [
         _name(group),
-        words.number(sum(group['loss']) / len(group['loss']), 4),
+        text.number(sum(group['loss']) / len(group['loss']), 4),
         group['regime'],
-        words.number(group['strength'], 2),
+        text.number(group['strength'], 2),
         f'{group["regimes"].count(group["regime"])} of {len(group["regimes"])}',
         ', '.join(
-          f'{name} {words.number(value, 2)}'
+          f'{name} {text.number(value, 2)}'
           for name, value in group['scores'].items()
         ),
       ]
@@ -108,7 +108,7 @@ def _early_at(groups: Sequence[Row]) -> str:
       [
         _name(group),
         *(
-          words.estimate(row['value'], row['lo'], row['hi'])
+          text.estimate(row['value'], row['lo'], row['hi'])
           for row in group['early_at']
         ),
       ]
@@ -133,14 +133,14 @@ def _changes(each: Row) -> str:
       [
         row['name'].replace('_', ' '),
         '' if row['layer'] is None else str(row['layer']),
-        words.number(row['one']),
-        words.number(row['other']),
-        words.estimate(row['difference'], row['low'], row['high']),
+        text.number(row['one']),
+        text.number(row['other']),
+        text.estimate(row['difference'], row['low'], row['high']),
       ]
       for row in (*named, *layers)
     ],
     f'{each["depth"]} layers, G = {each["exits"]} against dense:'
-    f' {words.count(rows[0]["pairs"], "pair")} of seeds; towards composition:'
+    f' {text.count(rows[0]["pairs"], "pair")} of seeds; towards composition:'
     f' {summaries.towards_composition(rows)}.',
     align='lrrrr',
   )

@@ -8,15 +8,15 @@ import pathlib
 import tempfile
 from typing import Any
 
-from familial import errors
-from familial import records
-from familial.analysis import figures_toys
+from familial.core import errors
+from familial.core import storage
+from familial.core import text
+from familial.plots import toys
 from familial.report import depth_checks
 from familial.report import depth_page
 from familial.report import depth_regimes_page
 from familial.report import html
 from familial.report import results as results_lib
-from familial.report import words
 from familial.studies import depth_regimes_summary
 from familial.studies import depth_toys_summary
 
@@ -66,9 +66,9 @@ def write(studies: Mapping[str, str], out: str | pathlib.Path) -> str:
     gallery = html.Gallery(pathlib.Path(aside))
     said, sections = _sections(found, law, gallery)
     for figure in sorted(gallery.shown):
-      records.write_bytes(out / 'figures' / figure.name, figure.read_bytes())
+      storage.write_bytes(out / 'figures' / figure.name, figure.read_bytes())
   path = out / 'index.html'
-  records.write_text(
+  storage.write_text(
     path, html.page('Depth', html.paragraph(_SUBTITLE), sections)
   )
   return f'{said} -> {path}'
@@ -99,7 +99,7 @@ def _sections(
 def _summary(kind: str, folder: str) -> Row:
   path = pathlib.Path(folder) / 'summary.json'
   experiment, key = KINDS[kind]
-  found: Row = records.read_own(path) if path.exists() else {}
+  found: Row = storage.read_own(path) if path.exists() else {}
   if key not in found:
     raise errors.UserError(
       f'--{kind}: {folder} is not the folder of a finished study of'
@@ -144,13 +144,13 @@ def _law(summary: Row, law: Row | None) -> Iterator[str]:
   if open_:
     yield (
       f'The exponent of that term is conditional on {_condition(law)}:'
-      f' the points do not pin down {words.listing(open_)}, so it settles nothing.'
+      f' the points do not pin down {text.listing(open_)}, so it settles nothing.'
     )
   over = (summary.get('over_E') or {}).get('rows') or []
   if over:
     yield 'With E held: ' + '; '.join(
-      f'at {_nats(row["value"])}, a_depth {words.number(row["params"]["a_depth"])}'
-      f' (AIC {words.number(row["aic_behind"], 2)} behind)'
+      f'at {_nats(row["value"])}, a_depth {text.number(row["params"]["a_depth"])}'
+      f' (AIC {text.number(row["aic_behind"], 2)} behind)'
       for row in over
     )  # fmt: skip
 
@@ -211,15 +211,15 @@ def _toy_exponents(curves: Sequence[Row], law: Row | None) -> Iterator[str]:
   independent, tied = spans['independent'], spans['tied']
   low, high = max(independent[0], tied[0]), min(independent[1], tied[1])
   reach = (
-    f'with their intervals, exponents reach from {words.number(independent[0])} to'
-    f' {words.number(independent[1])} for independent layers and from'
-    f' {words.number(tied[0])} to {words.number(tied[1])} for tied ones'
+    f'with their intervals, exponents reach from {text.number(independent[0])} to'
+    f' {text.number(independent[1])} for independent layers and from'
+    f' {text.number(tied[0])} to {text.number(tied[1])} for tied ones'
   )
   yield (
     f'What follows from the toys: {reach}. '
     + (
       'They overlap, so an exponent from'
-      f' {words.number(low)} to {words.number(high)} tells no regime.'
+      f' {text.number(low)} to {text.number(high)} tells no regime.'
       if low <= high
       else 'They do not overlap, so there an exponent tells the regime.'
     )
@@ -239,7 +239,7 @@ def _depth_or_width(pairs: Sequence[Row]) -> Iterator[str]:
     ]
     yield (
       f'Depth or width, {pair["teacher"]} layers: students of l layers have'
-      f' {words.estimate(*ratio)} of the loss of a single layer of as many hidden'
+      f' {text.estimate(*ratio)} of the loss of a single layer of as many hidden'
       f' units, and an exponent of {_estimate(pair["exponent"])} where that has'
       f' {_estimate(pair["base_exponent"])}.'
     )
@@ -261,7 +261,7 @@ def _law_among(
   ]
   return (
     f" The law's, {_estimate(power)}, meets those of"
-    f' {words.listing(met) or "neither kind"}{" layers" if met else ""}.'
+    f' {text.listing(met) or "neither kind"}{" layers" if met else ""}.'
   )
 
 
@@ -279,7 +279,7 @@ def _agreement(law: Row | None, dense: Row | None) -> str:
   if open_:
     return (
       f'{said} is conditional on {_condition(law)}, for the points do not pin down'
-      f' {words.listing(open_)}, and settles nothing.'
+      f' {text.listing(open_)}, and settles nothing.'
     )
   if None in _ends(power):
     return f'{said} has no interval, and settles nothing.'
@@ -306,7 +306,7 @@ def _condition(law: Row) -> str:
 
 
 def _nats(value: float | None) -> str:
-  return '0' if value is not None and value < _NOTHING else words.number(value)
+  return '0' if value is not None and value < _NOTHING else text.number(value)
 
 
 def _is_test(curve: Row) -> bool:
@@ -335,7 +335,7 @@ def _listed(curves: Sequence[Row], named: bool = False) -> str:
       else ''
     )
     + f': {_estimate(curve["exponent"])}'
-    + (', no power law' if figures_toys.bent(curve) else '')
+    + (', no power law' if toys.bent(curve) else '')
     for curve in curves
   )
 
@@ -349,10 +349,10 @@ def _toys(summary: Row, gallery: html.Gallery) -> html.Section:
     ' with layers of two stages.'
   )
   for name, figure, alt in (
-    ('toys_loss', figures_toys.losses(curves), 'Test loss by depth'),
+    ('toys_loss', toys.losses(curves), 'Test loss by depth'),
     (
       'toys_steps',
-      figures_toys.evolution(curves),
+      toys.evolution(curves),
       'Exponents of depth along training',
     ),
   ):
@@ -378,7 +378,7 @@ def _named(regime: str) -> str:
 
 
 def _estimate(row: Row) -> str:
-  return words.estimate(*_ends(row))
+  return text.estimate(*_ends(row))
 
 
 def _ends(row: Row) -> list[float | None]:

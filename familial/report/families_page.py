@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+from familial.core import text as text_lib
 from familial.report import families_record
 from familial.report import families_results
 from familial.report import families_sections
 from familial.report import html
 from familial.report import record_sections
 from familial.report import results as results_lib
-from familial.report import words
 
 Families = families_results.Families
 Row = families_results.Row
@@ -83,7 +83,7 @@ def _headline(families: Families, overall: list[Row]) -> str:
     runs = families.results.runs
     done = sum(run.finished for run in runs)
     return (
-      f'Not finished: {done} of {words.count(len(runs), "run")} have a result.'
+      f'Not finished: {done} of {text_lib.count(len(runs), "run")} have a result.'
       ' Losses are compared when the study ends; what there is follows.'
     )
   if not overall:
@@ -127,7 +127,7 @@ def _named(ways: list[str], overall: list[Row], every: str = 'each') -> str:
   """Returns the names of some ways, or `every` one of them where all are."""
   if len(ways) == len(overall) > _FEW:
     return f'{every} of the {len(ways)} ways'
-  return words.listing(ways)
+  return text_lib.listing(ways)
 
 
 def _all(families: Families) -> str:
@@ -138,14 +138,14 @@ def _all(families: Families) -> str:
 def _asked(families: Families) -> str:
   """Returns sizes, budgets and seeds in one or two sentences."""
   params = [n for way in families.ways for n in families.params(way).values()]
-  sizes = words.count(families.sizes, 'size')
+  sizes = text_lib.count(families.sizes, 'size')
   if params:
-    low, high = words.amount(min(params)), words.amount(max(params))
+    low, high = text_lib.amount(min(params)), text_lib.amount(max(params))
     sizes += f' of {low} to {high} parameters'
-  budgets = words.listing([words.scientific(c) for c in families.budgets])
+  budgets = text_lib.listing([text_lib.scientific(c) for c in families.budgets])
   return (
-    f'{sizes} in {words.count(len(families.ways), "way")}, at C = {budgets}'
-    f' FLOPs, {words.count(len(families.seeds), "seed")}.{_equal(families)}'
+    f'{sizes} in {text_lib.count(len(families.ways), "way")}, at C = {budgets}'
+    f' FLOPs, {text_lib.count(len(families.seeds), "seed")}.{_equal(families)}'
   )
 
 
@@ -175,8 +175,10 @@ def _of_way(families: Families, row: Row) -> str:
   ]
   text = f'{way} over {row["against"]}: {_told(row)} over {_all(families)}'
   if parts:
-    at = f' at C = {words.scientific(budget)}' if families.budgets[1:] else ''
-    text += f'; {words.listing(parts)}{at}'
+    at = (
+      f' at C = {text_lib.scientific(budget)}' if families.budgets[1:] else ''
+    )
+    text += f'; {text_lib.listing(parts)}{at}'
   saved = families.part(
     'saving', way=way, budget=budget, against=row['against']
   )
@@ -220,10 +222,10 @@ def _ledgers(families: Families) -> Iterator[str]:
     else 'a member is missing, or a loss does not fall with compute'
   )
   for (fewer, against), ways in alike.items():
-    chains = ways[0] if len(ways) == 1 else f'each of {words.listing(ways)}'
+    chains = ways[0] if len(ways) == 1 else f'each of {text_lib.listing(ways)}'
     yield (
       f'By its ledger {chains} trains with {fewer} than'
-      f' {against} at C = {words.scientific(budget)}. What it saves at its'
+      f' {against} at C = {text_lib.scientific(budget)}. What it saves at its'
       f' losses was not measured: {why}.'
     )
 
@@ -231,7 +233,7 @@ def _ledgers(families: Families) -> Iterator[str]:
 def _fewer(share: float) -> str:
   """Returns a saving of FLOPs in words."""
   side = 'fewer' if share >= 0 else 'more'
-  return f'{words.number(100 * abs(share))} % {side} FLOPs'
+  return f'{text_lib.number(100 * abs(share))} % {side} FLOPs'
 
 
 def _tiles(
@@ -246,12 +248,12 @@ def _tiles(
     )
   runs = families.results.runs
   done = sum(run.finished for run in runs)
-  name = f'runs finished, {words.count(len(families.seeds), "seed")}'
+  name = f'runs finished, {text_lib.count(len(families.seeds), "seed")}'
   yield str(done), f'of {len(runs)}', name
   cost = families.results.summary.get('cost') or {}
   if cost.get('seconds') is not None:
-    flops = words.scientific(cost.get('flops'))
-    yield words.duration(cost['seconds']), '', f'of training, {flops} FLOPs'
+    flops = text_lib.scientific(cost.get('flops'))
+    yield text_lib.duration(cost['seconds']), '', f'of training, {flops} FLOPs'
 
 
 def _doubts(families: Families) -> Iterator[str]:
@@ -272,12 +274,12 @@ def _doubts(families: Families) -> Iterator[str]:
     cells = [run.cell for run in runs if run.status == status]
     if cells:
       found.append(
-        f'{words.count(len(cells), "run")} {status}: {words.some(cells)}.'
+        f'{text_lib.count(len(cells), "run")} {status}: {text_lib.some(cells)}.'
       )
   missing = families.missing()
   if missing and families.results.summary:
     found.append(
-      f'{words.count(len(missing), "member")} missing, in no mean:'
+      f'{text_lib.count(len(missing), "member")} missing, in no mean:'
       f' {"; ".join(missing[:3])}{"; and others" if missing[3:] else ""}.'
     )
   if len(families.seeds) == 1 and families.results.summary:
@@ -293,21 +295,21 @@ def _doubts(families: Families) -> Iterator[str]:
   if told:
     clear = len(told) - told.count('cannot be told apart')
     found.append(
-      f'Of {words.count(len(told), "interval")} of single sizes {clear} exclude'
+      f'Of {text_lib.count(len(told), "interval")} of single sizes {clear} exclude'
       ' 0; of 95 % intervals one in twenty does by chance, and ways that are'
       ' compared with the same runs share the luck of those.'
     )
   repeated = [run.cell for run in runs if run.epochs > _MAX_EPOCHS]
   if repeated:
     found.append(
-      f'{words.count(len(repeated), "run")} beyond {_MAX_EPOCHS:.0f} epochs,'
+      f'{text_lib.count(len(repeated), "run")} beyond {_MAX_EPOCHS:.0f} epochs,'
       f' where a repeated token is worth less than a new one:'
-      f' {words.some(repeated)}.'
+      f' {text_lib.some(repeated)}.'
     )
   warnings = [str(warning) for warning in plan.get('warnings') or []]
   few = len(warnings) <= _WARNINGS
   if found or (warnings and few):
     yield html.bullets([*found, *(warnings if few else [])])
   if not few:
-    number = words.count(len(warnings), 'warning')
+    number = text_lib.count(len(warnings), 'warning')
     yield html.folded(f'{number} of the plan', html.bullets(warnings))

@@ -2,11 +2,11 @@
 
 import itertools
 
+from familial.core import text
 from familial.expansion import ledger as ledger_lib
 from familial.report import families_results
 from familial.report import html
 from familial.report import record_sections
-from familial.report import words
 
 Families = families_results.Families
 Row = families_results.Row
@@ -104,10 +104,10 @@ def ledger(families: Families) -> html.Section | str:
       [
         row['way'],
         families.against(row['way']) or '–',
-        words.scientific(row['budget']),
-        words.scientific(row['flops'], 4),
+        text.scientific(row['budget']),
+        text.scientific(row['flops'], 4),
         _against(families, row),
-        '–' if row['saving'] is None else words.percent(-row['saving'], 3),
+        '–' if row['saving'] is None else text.percent(-row['saving'], 3),
       ]
       for row in rows
     ],
@@ -162,8 +162,8 @@ def serving(families: Families) -> html.Section | str:
       [
         row['way'],
         str(row['models']),
-        words.number(row['bytes'] / _MB),
-        *(words.number(size / _MB) for size in row['member_bytes']),
+        text.number(row['bytes'] / _MB),
+        *(text.number(size / _MB) for size in row['member_bytes']),
       ]
       for row in rows
     ],
@@ -173,7 +173,7 @@ def serving(families: Families) -> html.Section | str:
   )
   body += html.table(
     ['way', *sizes],
-    [[row['way'], *map(words.amount, row['forward_flops'])] for row in rows],
+    [[row['way'], *map(text.amount, row['forward_flops'])] for row in rows],
     'To serve: forward FLOPs per token of each member by itself.',
     align='l' + 'r' * families.sizes,
   )
@@ -193,13 +193,13 @@ def runs(families: Families) -> html.Section:
       run.cell,
       run.status,
       f'{run.width} × {run.depth}',
-      words.amount(run.params_full),
+      text.amount(run.params_full),
       str(run.exits),
-      words.amount(run.tokens),
-      words.amount(seen.get(run.cell) or planned.get(run.cell)),
-      words.number(run.epochs, 2),
-      words.scientific(run.flops if run.rows else None),
-      ' · '.join(words.number(loss, 4) for loss in run.losses) or '–',
+      text.amount(run.tokens),
+      text.amount(seen.get(run.cell) or planned.get(run.cell)),
+      text.number(run.epochs, 2),
+      text.scientific(run.flops if run.rows else None),
+      ' · '.join(text.number(loss, 4) for loss in run.losses) or '–',
     ]
     for run in families.results.runs
   ]
@@ -231,7 +231,7 @@ def definitions() -> html.Section:
 
 def _against(families: Families, row: Row) -> str:
   cost = families.cost(families.against(row['way']), row['budget'])
-  return '–' if not cost else words.percent(row['flops'] / cost - 1, 3)
+  return '–' if not cost else text.percent(row['flops'] / cost - 1, 3)
 
 
 def _seen(row: Row) -> list[int]:
@@ -248,13 +248,13 @@ def _stage(row: Row, place: int) -> list[str]:
   exits = len(stage['exits'])
   return [
     row['way'],
-    words.scientific(row['budget']),
+    text.scientific(row['budget']),
     str(place + 1) if exits == 1 else f'1 to {exits}',
     f'{stage["width"]} × {stage["depth"]}',
-    words.amount(stage['tokens']),
+    text.amount(stage['tokens']),
     str(stage['steps']),
-    words.scientific(stage['flops']),
-    words.scientific(stage['total']),
-    words.scientific(stage['budget']),
-    f'{ledger_lib.steps_off(stage):+.2f}'.replace('-', words.MINUS),
+    text.scientific(stage['flops']),
+    text.scientific(stage['total']),
+    text.scientific(stage['budget']),
+    f'{ledger_lib.steps_off(stage):+.2f}'.replace('-', text.MINUS),
   ]

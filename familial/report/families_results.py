@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
+from familial.core import text
 from familial.report import answer
 from familial.report import results as results_lib
-from familial.report import words
 
 Row = Mapping[str, Any]
 _KINDS = ('separate', 'chain', 'exits')  # in the order in which they are told
@@ -119,7 +119,7 @@ class Families:
       for row in self.part('members')
     }
     return [
-      f'{way}, size {size}, C = {words.scientific(budget)}, seed {seed}'
+      f'{way}, size {size}, C = {text.scientific(budget)}, seed {seed}'
       for way in self.ways
       for budget in self.budgets
       for seed in self.seeds
@@ -170,7 +170,7 @@ def read(results: results_lib.Results) -> Families:
 def over(row: Row) -> str:
   """Returns a log ratio of losses as a percentage above 1, and its interval."""
   if row['lo'] is None:
-    return words.percent(math.expm1(row['value']))
+    return text.percent(math.expm1(row['value']))
   return answer.over(row)
 
 
@@ -190,8 +190,8 @@ def share(row: Row) -> str:
   """Returns a share with its interval, in per cent."""
   ends = [None if row[k] is None else 100 * row[k] for k in _ENDS]
   if None in ends:
-    return f'{words.number(100 * row["value"], 2)} %'
-  return f'{words.estimate(*ends)} %'
+    return f'{text.number(100 * row["value"], 2)} %'
+  return f'{text.estimate(*ends)} %'
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 
-from familial.report import families_figures
+from familial.core import text
+from familial.plots import families as families_lib
 from familial.report import families_results
 from familial.report import html
-from familial.report import words
 
 Families = families_results.Families
 Row = families_results.Row
@@ -32,7 +32,7 @@ def compared(families: Families, gallery: html.Gallery) -> Part:
   )
   body = gallery.show(
     'compared',
-    families_figures.compared(rows, params, families.ways),
+    families_lib.compared(rows, params, families.ways),
     "Loss of each way over its counterpart's against the member's parameters, a"
     ' panel for each budget, a colour for each way',
     f'Below 0 the way has the lower loss. {span} Ways stand side by side'
@@ -51,7 +51,7 @@ def compared(families: Families, gallery: html.Gallery) -> Part:
           [against],
         )
       ],
-      f'Loss over that of the other way at C = {words.scientific(budget)} FLOPs,'
+      f'Loss over that of the other way at C = {text.scientific(budget)} FLOPs,'
       ' by size, with 95 % intervals; "–" where both are one run, as a chain'
       ' begins with a single model, or one is missing.',
       align='ll' + 'r' * families.sizes,
@@ -70,7 +70,7 @@ def losses(families: Families) -> Part:
   for way in families.ways:
     members = {row['size']: row for row in families.part('members', way=way)}
     cells = tuple(
-      f'{words.amount(row["params"])} ({row["width"]} × {row["layer"]})'
+      f'{text.amount(row["params"])} ({row["width"]} × {row["layer"]})'
       if (row := members.get(size))
       else '–'
       for size in range(1, families.sizes + 1)
@@ -89,7 +89,7 @@ def losses(families: Families) -> Part:
     body += html.table(
       ['way', *_sizes(families)],
       _by_size(families, families.part('losses', budget=budget), _estimate),
-      f'Loss in nats per token at C = {words.scientific(budget)} FLOPs: the'
+      f'Loss in nats per token at C = {text.scientific(budget)} FLOPs: the'
       ' geometric mean of the seeds, with 95 % intervals where there are several.',
       align='l' + 'r' * families.sizes,
     )
@@ -104,18 +104,18 @@ def agreement(families: Families, gallery: html.Gallery) -> Part:
   rows = families.agreement('adjacent', budgets[-1])
   scale = families.agreement('seeds', budgets[-1])
   means = [
-    f'{way} {words.number(sum(found) / len(found))}'
+    f'{way} {text.number(sum(found) / len(found))}'
     for way in families.ways
     if (found := [row['kl'] for row in rows if row['way'] == way])
   ]
   seen = (
-    f'At C = {words.scientific(budgets[-1])} FLOPs, mean over seeds.'
+    f'At C = {text.scientific(budgets[-1])} FLOPs, mean over seeds.'
     ' KL(smaller ‖ larger), mean of all adjacent sizes in nats:'
     f' {", ".join(means)}.'
   )
   if scale:
     low, high = (
-      words.number(end([row['kl'] for row in scale])) for end in (min, max)
+      text.number(end([row['kl'] for row in scale])) for end in (min, max)
     )
     seen += f' The scale, two seeds of one size and way: {low} to {high}.'
   body = html.paragraph(
@@ -131,12 +131,12 @@ def agreement(families: Families, gallery: html.Gallery) -> Part:
   )
   body += gallery.show(
     'agreement',
-    families_figures.agreement(rows, scale, families.ways),
+    families_lib.agreement(rows, scale, families.ways),
     'Divergence and top-1 agreement of adjacent sizes, a colour for each way',
     seen,
   )
   for budget in budgets:
-    at = f'C = {words.scientific(budget)} FLOPs'
+    at = f'C = {text.scientific(budget)} FLOPs'
     body += _agreement_table(
       families.agreement('adjacent', budget),
       f'Adjacent sizes at {at}',
@@ -184,7 +184,7 @@ def compute(families: Families) -> Part:
           [families.against(way)],
         )
       ],
-      f'Multiples at C = {words.scientific(budget)} FLOPs, by size, with 95 %'
+      f'Multiples at C = {text.scientific(budget)} FLOPs, by size, with 95 %'
       ' intervals where there are several seeds; what the slope errs by is left'
       ' out.',
       align='ll' + 'r' * families.sizes,
@@ -206,7 +206,7 @@ def _agreement_table(
   def cell(row: Row, key: str) -> str:
     unit = 100 if key == 'top1' else 1
     error = row['errors'][key]
-    return words.give_or_take(
+    return text.give_or_take(
       unit * row[key], None if error is None else unit * error
     )
 
@@ -252,5 +252,5 @@ def _by_size(
 
 def _estimate(row: Row, digits: int = 4) -> str:
   if row['lo'] is None:
-    return words.number(row['value'], digits)
-  return words.estimate(row['value'], row['lo'], row['hi'])
+    return text.number(row['value'], digits)
+  return text.estimate(row['value'], row['lo'], row['hi'])

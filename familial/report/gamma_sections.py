@@ -2,11 +2,11 @@
 
 import math
 
+from familial.core import text as text_lib
+from familial.plots import gamma as gamma_lib
 from familial.report import answer
-from familial.report import gamma_figures
 from familial.report import html
 from familial.report import results as results_lib
-from familial.report import words
 
 Results = results_lib.Results
 
@@ -28,18 +28,18 @@ def gamma(results: Results, gallery: html.Gallery) -> html.Section | None:
     for g in shown
     if g.lo is not None
     and g.hi is not None
-    and g.lo <= gamma_figures.PUBLISHED <= g.hi
+    and g.lo <= gamma_lib.PUBLISHED <= g.hi
   ]
   seen = (
     f'Intervals that exclude 0: {len(clear)} of {len(shown)}. That contain'
-    f' {gamma_figures.PUBLISHED}, which one summary of the paper gives for the'
+    f' {gamma_lib.PUBLISHED}, which one summary of the paper gives for the'
     f' mean over exits at far larger compute: {len(published)} of {len(shown)}.'
     " An interval by bootstrap is of the runs' scatter under its law; how far"
     ' the law itself is off is in none, so what was measured comes first.'
   )
   body = gallery.show(
     'gamma',
-    gamma_figures.forest(
+    gamma_lib.forest(
       shown,
       [
         f'{answer.LOSS_TITLES.get(g.loss, g.loss)} · {answer.name_of(g.form)}'
@@ -49,7 +49,7 @@ def gamma(results: Results, gallery: html.Gallery) -> html.Section | None:
     ),
     'Estimates of gamma with intervals: '
     + '; '.join(
-      f'{g.loss} {answer.name_of(g.form)} {words.estimate(g.gamma, g.lo, g.hi)}'
+      f'{g.loss} {answer.name_of(g.form)} {text_lib.estimate(g.gamma, g.lo, g.hi)}'
       for g in shown
     ),
     seen,
@@ -89,10 +89,10 @@ def profile(results: Results, gallery: html.Gallery) -> html.Section | None:
       found['values'],
       [math.nan if x is None else x for x in found['deviance']],
     )
-    text = f'{name}: {words.interval(found["lo"], found["hi"])}'
+    text = f'{name}: {text_lib.interval(found["lo"], found["hi"])}'
     if found.get('p_value') is not None:
       p = found['p_value']
-      small = 'p < 0.0001' if p < 1e-4 else f'p = {words.number(p, 2)}'
+      small = 'p < 0.0001' if p < 1e-4 else f'p = {text_lib.number(p, 2)}'
       text += f', {small} for γ = 0'
     said.append((text, found['cutoff']))
   if not curves:
@@ -103,7 +103,7 @@ def profile(results: Results, gallery: html.Gallery) -> html.Section | None:
     'Profile of γ',
     gallery.show(
       'profile',
-      gamma_figures.profiles(curves, cutoff),
+      gamma_lib.profiles(curves, cutoff),
       'Deviance of the refitted law against the value that gamma is held at',
       'The interval by profile is where the deviance stays below the dashed line. '
       + '; '.join(text for text, _ in said)
@@ -119,11 +119,11 @@ def _gamma_row(results: Results, g: results_lib.Gamma) -> list[str]:
   return [
     answer.LOSS_TITLES.get(g.loss, g.loss),
     answer.name_of(g.form),
-    '–' if gap is None else words.number(gap - min(scores.values()), 2),
+    '–' if gap is None else text_lib.number(gap - min(scores.values()), 2),
     answer.estimate(g),
     '–'
     if g.profile_lo is None and g.profile_hi is None
-    else words.interval(g.profile_lo, g.profile_hi),
-    *('–' if cost is None else words.estimate(*cost) for cost in costs),
+    else text_lib.interval(g.profile_lo, g.profile_hi),
+    *('–' if cost is None else text_lib.estimate(*cost) for cost in costs),
     '; '.join(g.flags) or 'none',
   ]

@@ -14,7 +14,7 @@ import string
 
 from matplotlib import figure as mpl_figure
 
-from familial import records
+from familial.core import storage
 
 GREEK = {'alpha': 'α', 'beta': 'β', 'gamma': 'γ'}
 _NUMERIC = ' class="n"'
@@ -91,7 +91,7 @@ class Gallery:
       pil_kwargs={'optimize': True},
     )
     path = self.folder / f'{name}.png'
-    records.write_bytes(path, buffer.getvalue())
+    storage.write_bytes(path, buffer.getvalue())
     self.shown.add(path)
     data = base64.b64encode(buffer.getvalue()).decode('ascii')
     width, height = (round(_CSS_DPI * x) for x in figure.get_size_inches())

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from familial.core import text as text_lib
 from familial.laws import definitions
 from familial.laws import frontier
 from familial.laws import record
+from familial.plots import isoflop as isoflop_lib
 from familial.report import answer
-from familial.report import figures
 from familial.report import html
 from familial.report import results as results_lib
-from familial.report import words
 
 Results = results_lib.Results
 _MOST_SHAPES = 3  # panels of the exits' figure
@@ -27,8 +27,8 @@ def isoflop(results: Results, gallery: html.Gallery) -> html.Section | None:
     minima = results.minima(loss)
     body += gallery.show(
       f'isoflop_{loss}',
-      figures.isoflop(runs, minima, loss),
-      f'IsoFLOP curves of {figures.LOSS_NAMES[loss]} against parameters, a'
+      isoflop_lib.isoflop(runs, minima, loss),
+      f'IsoFLOP curves of {isoflop_lib.LOSS_NAMES[loss]} against parameters, a'
       ' panel for each budget, a colour for each G',
       _isoflop_seen(results, loss, minima),
     )
@@ -39,10 +39,10 @@ def isoflop(results: Results, gallery: html.Gallery) -> html.Section | None:
       ['C, FLOPs', 'G', 'best N', 'loss', 'fitted'],
       [
         [
-          words.scientific(budget),
+          text_lib.scientific(budget),
           str(g),
-          words.amount(low.n_opt),
-          words.number(low.loss),
+          text_lib.amount(low.n_opt),
+          text_lib.number(low.loss),
           'yes' if low.interior else low.flag,
         ]
         for (budget, g), low in minima.items()
@@ -90,14 +90,14 @@ def exits(results: Results, gallery: html.Gallery) -> html.Section | None:
   layers, losses = curve.by_g[top]
   seen = (
     f'At the largest budget shown, G = {top}: the first exit (layer'
-    f' {layers[0]} of {curve.depth}) is at {words.number(losses[0])} nats, the'
-    f' last at {words.number(losses[-1])}'
+    f' {layers[0]} of {curve.depth}) is at {text_lib.number(losses[0])} nats, the'
+    f' last at {text_lib.number(losses[-1])}'
   )
   if 1 in curve.by_g and top > 1:
     dense = curve.by_g[1][1][-1]
     seen += (
-      f', {words.percent(losses[-1] / dense - 1)} from the dense model of the'
-      f' same shape ({words.number(dense)})'
+      f', {text_lib.percent(losses[-1] / dense - 1)} from the dense model of the'
+      f' same shape ({text_lib.number(dense)})'
     )
   seen += '.'
   if not any(c.twins for c in curves):
@@ -107,7 +107,7 @@ def exits(results: Results, gallery: html.Gallery) -> html.Section | None:
     'Loss at every exit',
     gallery.show(
       'exits',
-      figures.exits(curves),
+      isoflop_lib.exits(curves),
       'Loss of each exit against its layer, a panel for each shape, a colour'
       ' for each G',
       seen,
@@ -115,7 +115,7 @@ def exits(results: Results, gallery: html.Gallery) -> html.Section | None:
   )
 
 
-def exit_curves(results: Results) -> list[figures.ExitCurves]:
+def exit_curves(results: Results) -> list[isoflop_lib.ExitCurves]:
   """Returns the exits' losses of one shape for each of up to three budgets.
 
   Budgets with dense twins come first. Of a budget's shapes, one with dense
@@ -140,7 +140,7 @@ def exit_curves(results: Results) -> list[figures.ExitCurves]:
       ),
     )
     chosen.append(
-      figures.ExitCurves(
+      isoflop_lib.ExitCurves(
         budget,
         width,
         depth,
@@ -161,8 +161,8 @@ def exit_curves(results: Results) -> list[figures.ExitCurves]:
 
 
 def _evenly(
-  curves: list[figures.ExitCurves], most: int
-) -> list[figures.ExitCurves]:
+  curves: list[isoflop_lib.ExitCurves], most: int
+) -> list[isoflop_lib.ExitCurves]:
   """Returns at most so many, from the first to the last."""
   picks = np.linspace(0, len(curves) - 1, min(len(curves), most))
   return [curves[round(pick)] for pick in picks]
@@ -175,7 +175,7 @@ def _isoflop_seen(
 ) -> str:
   interior = {key: low for key, low in minima.items() if low.interior}
   text = (
-    f'{len(interior)} of {words.count(len(minima), "minimum", "minima")} lie'
+    f'{len(interior)} of {text_lib.count(len(minima), "minimum", "minima")} lie'
     ' inside the sampled sizes (★).'
   )
   if len(interior) < len(minima):
@@ -188,10 +188,10 @@ def _isoflop_seen(
     return text
   top = budgets[-1]
   here = {g: low for (budget, g), low in interior.items() if budget == top}
-  sizes = [f'{words.amount(low.n_opt)} at G = {g}' for g, low in here.items()]
-  text += (
-    f' At C = {words.scientific(top)} the best size is {words.listing(sizes)}'
-  )
+  sizes = [
+    f'{text_lib.amount(low.n_opt)} at G = {g}' for g, low in here.items()
+  ]
+  text += f' At C = {text_lib.scientific(top)} the best size is {text_lib.listing(sizes)}'
   ratios = [
     f'{answer.over(row)} at G = {row["exits"]}'
     for row in results.summary.get('minima') or []
@@ -200,7 +200,7 @@ def _isoflop_seen(
   if ratios:
     text += (
       f', and the loss there is above the dense minimum by'
-      f' {words.listing(ratios)} (intervals of the noise between seeds alone:'
+      f' {text_lib.listing(ratios)} (intervals of the noise between seeds alone:'
       ' a parabola through a few sizes amplifies it)'
     )
   return f'{text}.'
@@ -218,7 +218,7 @@ def _constants(results: Results, loss: str, form: str) -> str:
     ],
     [
       [
-        words.estimate(value, *results_lib.interval(law, name))
+        text_lib.estimate(value, *results_lib.interval(law, name))
         for name, value in law.params.items()
       ]
     ],
@@ -238,7 +238,7 @@ def _slices(
   left = np.log(table.columns['loss'] / law.predict(table.columns))
   return gallery.show(
     f'law_{loss}',
-    figures.slices(
+    isoflop_lib.slices(
       table,
       law.predict,
       band,
@@ -246,13 +246,13 @@ def _slices(
       f' ({answer.name_of(form)} form)',
     ),
     f'Loss against N, D and G with the {answer.name_of(form)} law through it',
-    f'{words.count(table.rows, "point")}; half of them lie within'
-    f' {words.number(100 * float(np.median(np.abs(left))), 2)} % of the law,'
-    f' the farthest {words.number(100 * float(np.abs(left).max()), 2)} % off.',
+    f'{text_lib.count(table.rows, "point")}; half of them lie within'
+    f' {text_lib.number(100 * float(np.median(np.abs(left))), 2)} % of the law,'
+    f' the farthest {text_lib.number(100 * float(np.abs(left).max()), 2)} % off.',
   )
 
 
-def _at_gamma(law: record.Law, gamma_: float) -> figures.Predict:
+def _at_gamma(law: record.Law, gamma_: float) -> isoflop_lib.Predict:
   changed = {**law.params, 'gamma': gamma_}
   return lambda columns: law.form.predict(changed, columns)
 
@@ -264,35 +264,35 @@ def _residuals(
   left = 100 * np.log(table.columns['loss'] / law.predict(table.columns))
   noise = results.noise(loss)
   by_g = [
-    f'{words.signed(float(left[table.columns["G"] == g].mean()), 2)} % at'
+    f'{text_lib.signed(float(left[table.columns["G"] == g].mean()), 2)} % at'
     f' G = {g:.0f}'
     for g in np.unique(table.columns['G'])
   ]
   seen = (
-    f'Their standard deviation is {words.number(float(left.std()), 2)} %'
+    f'Their standard deviation is {text_lib.number(float(left.std()), 2)} %'
     + (
       ''
       if noise is None
-      else f', against {words.number(100 * noise, 2)} % between seeds'
+      else f', against {text_lib.number(100 * noise, 2)} % between seeds'
     )
-    + f'; their mean is {words.listing(by_g)}.'
+    + f'; their mean is {text_lib.listing(by_g)}.'
   )
   dense = table.columns['G'] == 1
   layers = table.columns['layer']
   if len(np.unique(layers[dense])) > 1:
     by_layer = [
-      f'{words.signed(float(left[dense & (layers == layer)].mean()), 2)} % at'
-      f' {words.count(int(layer), "layer")}'
+      f'{text_lib.signed(float(left[dense & (layers == layer)].mean()), 2)} % at'
+      f' {text_lib.count(int(layer), "layer")}'
       for layer in (layers[dense].min(), layers[dense].max())
     ]
     seen += (
-      f' Of dense models alone it is {words.listing(by_layer)}: where the law'
+      f' Of dense models alone it is {text_lib.listing(by_layer)}: where the law'
       ' errs along depth, what it calls the price of exits is off by as much,'
       ' and its intervals leave that out.'
     )
   return gallery.show(
     f'residuals_{loss}',
-    figures.residuals(
+    isoflop_lib.residuals(
       table,
       law.predict,
       noise,

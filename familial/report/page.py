@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import storage
 from familial.report import allocation_page
 from familial.report import answer
 from familial.report import control_sections
@@ -57,7 +57,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     subtitle, sections = _SUBTITLE, _sections(results, gallery)
   title = str(results.plan.get('title') or 'A familial study')
   path = workdir / 'report' / 'index.html'
-  records.write_text(path, html.page(title, html.paragraph(subtitle), sections))
+  storage.write_text(path, html.page(title, html.paragraph(subtitle), sections))
   for old in gallery.folder.glob('*.png'):
     if old not in gallery.shown:
       old.unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from familial.core import text
 from familial.laws import forms
 from familial.report import answer
 from familial.report import html
 from familial.report import results as results_lib
-from familial.report import words
 
 Results = results_lib.Results
 _DEFINITIONS = {
@@ -76,12 +76,12 @@ def runs(results: Results) -> html.Section:
       run.arm,
       run.status,
       f'{run.width} × {run.depth}',
-      words.amount(run.params_full),
-      words.amount(run.tokens),
+      text.amount(run.params_full),
+      text.amount(run.tokens),
       str(run.exits),
-      words.scientific(run.flops),
-      words.number(run.epochs, 2),
-      ' · '.join(words.number(loss, 4) for loss in run.losses) or '–',
+      text.scientific(run.flops),
+      text.number(run.epochs, 2),
+      ' · '.join(text.number(loss, 4) for loss in run.losses) or '–',
     ]
     for run in results.runs
   ]
@@ -110,10 +110,10 @@ def runs(results: Results) -> html.Section:
 def tally(runs: Sequence[results_lib.Run]) -> str:
   """Returns how many cells there are, by status."""
   states = [run.status for run in runs]
-  parts = words.listing(
+  parts = text.listing(
     [f'{states.count(status)} {status}' for status in dict.fromkeys(states)]
   )
-  return f'{words.count(len(states), "cell")}: {parts}.'
+  return f'{text.count(len(states), "cell")}: {parts}.'
 
 
 def provenance(results: Results) -> html.Section:
@@ -125,8 +125,8 @@ def provenance(results: Results) -> html.Section:
   corpus = plan.get('corpus') or {}
   if corpus:
     items['Corpus'] = (
-      f'{corpus.get("name", "–")}: {words.amount(corpus.get("train_tokens"))}'
-      f' training tokens, {words.amount(corpus.get("heldout_tokens"))} held out,'
+      f'{corpus.get("name", "–")}: {text.amount(corpus.get("train_tokens"))}'
+      f' training tokens, {text.amount(corpus.get("heldout_tokens"))} held out,'
       f' vocabulary {corpus.get("vocab_size", "–")}'
     )
   prints = {str(row['corpus']) for run in results.runs for row in run.rows}
@@ -136,16 +136,16 @@ def provenance(results: Results) -> html.Section:
   cost = summary.get('cost') or {}
   if cost:
     items['Cost'] = (
-      f'{words.scientific(cost.get("flops"))} FLOPs of training in'
-      f' {words.duration(cost.get("seconds"))}'
+      f'{text.scientific(cost.get("flops"))} FLOPs of training in'
+      f' {text.duration(cost.get("seconds"))}'
     )
   noise = summary.get('noise')
   if noise:
     sd = {name: 100 * value for name, value in noise['sd_log_loss'].items()}
     items['Noise between seeds'] = (
-      f"{words.number(sd['final'], 2)} % of the last exit's loss (sd of log"
-      f' loss), {words.number(sd["mean"], 2)} % of the mean,'
-      f" {words.number(sd['exit'], 2)} % of an exit's, from {noise['cells']}"
+      f"{text.number(sd['final'], 2)} % of the last exit's loss (sd of log"
+      f' loss), {text.number(sd["mean"], 2)} % of the mean,'
+      f" {text.number(sd['exit'], 2)} % of an exit's, from {noise['cells']}"
       f' cells with up to {noise["seeds"]} seeds'
     )
   if plan.get('power'):
@@ -175,7 +175,7 @@ def _power(power: Mapping[str, Any]) -> str:
   parts = []
   if power.get('gamma_half_width') is not None:
     parts.append(
-      f'interval of γ ± {words.number(power["gamma_half_width"], 2)} expected'
+      f'interval of γ ± {text.number(power["gamma_half_width"], 2)} expected'
     )
   if power.get('noise') is not None:
     parts.append(f'at a noise of {answer.percent(power["noise"])}')
@@ -187,7 +187,7 @@ def _power(power: Mapping[str, Any]) -> str:
   law = power.get('law')
   if isinstance(law, Mapping):
     law = ', '.join(
-      f'{html.GREEK.get(name, name)} = {words.trimmed(value)}'
+      f'{html.GREEK.get(name, name)} = {text.trimmed(value)}'
       if isinstance(value, float)
       else f'{html.GREEK.get(name, name)} = {value}'
       for name, value in law.items()

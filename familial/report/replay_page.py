@@ -7,15 +7,15 @@ import html as html_lib
 import pathlib
 from typing import Any
 
-from familial import records
 from familial.allocation import compared
 from familial.allocation import curves as curves_lib
 from familial.allocation import halving
 from familial.allocation import surrogate
+from familial.core import storage
+from familial.core import text as text_lib
 from familial.report import allocation_words
 from familial.report import html
 from familial.report import replay_sections
-from familial.report import words
 
 Cell = Mapping[str, Any]
 # Of each cell the first draw: its curves, and what every policy made of them.
@@ -61,7 +61,7 @@ def write(
   ]
   path = out / 'index.html'
   title = result['title'] or 'Replayed allocation'
-  records.write_text(
+  storage.write_text(
     path, html.page(title, html.paragraph(_SUBTITLE), sections)
   )
   for old in gallery.folder.glob('*.png'):
@@ -106,12 +106,12 @@ def _headline(cells: Sequence[Cell]) -> str:
     if (value := c['policies'][compared.BOUND]['gain']['value']) is not None
   ]
   text = (
-    f'Against Successive Halving, in {words.count(len(cells), "comparison")}:'
+    f'Against Successive Halving, in {text_lib.count(len(cells), "comparison")}:'
     f' {"; ".join(said for _, said in parts)}; otherwise the interval includes 0.'
   )
   if bounds:
     span = ' to '.join(
-      dict.fromkeys(words.percent(b) for b in (min(bounds), max(bounds)))
+      dict.fromkeys(text_lib.percent(b) for b in (min(bounds), max(bounds)))
     )
     text += (
       f' An oracle that knows the future gains {span}, and no'
@@ -134,8 +134,8 @@ def _of_cell(cells: Sequence[Cell], cell: Cell) -> str:
   share, bound = rows[best]['share_of_bound'], cell['policies'][compared.BOUND]
   if (bound['gain']['lo'] or 0) > 0 and share['value'] is not None:
     text += (
-      f", {words.number(100 * share['value'], 2)} % of the oracle's"
-      f' {words.percent(bound["gain"]["value"])}'
+      f", {text_lib.number(100 * share['value'], 2)} % of the oracle's"
+      f' {text_lib.percent(bound["gain"]["value"])}'
     )
   else:
     text += (
@@ -161,7 +161,7 @@ def _saved(saving: float | None) -> str:
     return 'saving unknown'
   if saving < 0:
     return 'a budget above what all would cost'
-  return f'{words.number(100 * saving)} % saved'
+  return f'{text_lib.number(100 * saving)} % saved'
 
 
 def _tiles(cells: Sequence[Cell]) -> Iterator[tuple[str, str, str]]:
@@ -195,7 +195,7 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
   if beaten:
     yield (
       'Equal shares for all (uniform) did better than Successive Halving at'
-      f' {words.listing(beaten)}: where candidates reach their ends within the'
+      f' {text_lib.listing(beaten)}: where candidates reach their ends within the'
       ' budget, pruning saves nothing.'
     )
   rich = [
@@ -206,7 +206,7 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
   if rich:
     yield (
       'The budget is above what training all candidates to their ends costs at'
-      f' {words.listing(rich)}: nothing can be saved there.'
+      f' {text_lib.listing(rich)}: nothing can be saved there.'
     )
   nominal = surrogate.LEVEL
   for name in dict.fromkeys(n for c in cells for n in c['calibration']):
@@ -220,8 +220,8 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
     if covered < nominal - _COVERED_LESS:
       yield (
         f'{name}: its intervals of {100 * nominal:g} % held'
-        f' {words.number(100 * covered, 2)} % of'
-        f' {words.count(count, "prediction")}; it is surer than it may be.'
+        f' {text_lib.number(100 * covered, 2)} % of'
+        f' {text_lib.count(count, "prediction")}; it is surer than it may be.'
       )
   without = {
     name: draws - fits
@@ -233,12 +233,12 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
   if without:
     yield (
       'No law, or none with a minimum, could be fitted in some draws of'
-      f' {words.listing(list(without))}; in its median those are infinitely wrong.'
+      f' {text_lib.listing(list(without))}; in its median those are infinitely wrong.'
     )
   draws = min(cell['draws'] for cell in cells)
   if draws < _FEW_DRAWS:
     yield (
-      f'{words.count(draws, "draw")}: the intervals themselves are uncertain.'
+      f'{text_lib.count(draws, "draw")}: the intervals themselves are uncertain.'
     )
   yield (
     'Draws share curves, so that an interval says how sure the mean over draws'
@@ -268,8 +268,11 @@ def _record(result: Mapping[str, Any]) -> html.Section:
   for cell in result['cells']:
     for name, taken in cell['seconds'].items():
       seconds[name] = seconds.get(name, 0.0) + taken
-  items['Time'] = f'{words.duration(result["seconds"])} in all; ' + ', '.join(
-    f'{name} {words.duration(taken)}' for name, taken in seconds.items()
+  items['Time'] = (
+    f'{text_lib.duration(result["seconds"])} in all; '
+    + ', '.join(
+      f'{name} {text_lib.duration(taken)}' for name, taken in seconds.items()
+    )
   )
   for name, version in result['versions'].items():
     if version:

@@ -6,12 +6,12 @@ from typing import Any
 
 from familial.allocation import compared
 from familial.allocation import curves as curves_lib
-from familial.allocation import figures
-from familial.allocation import figures_replay
 from familial.allocation import halving
+from familial.core import text as text_lib
+from familial.plots import allocation
+from familial.plots import replay
 from familial.report import allocation_words
 from familial.report import html
-from familial.report import words
 
 Cell = Mapping[str, Any]
 Cells = Sequence[Cell]
@@ -27,7 +27,7 @@ def name_of(cells: Cells, cell: Cell) -> str:
   """How a cell is named among all."""
   text = (
     f'{cell["candidates"]} of {cell["curves"]} curves,'
-    f' {words.scientific(cell["budget"])} FLOPs'
+    f' {text_lib.scientific(cell["budget"])} FLOPs'
   )
   several = len({each['table'] for each in cells}) > 1
   return f'{cell["table"]}, {text}' if several else text
@@ -40,7 +40,7 @@ def gains(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section:
   for number, mine in enumerate(_tables(cells)):
     body += gallery.show(
       f'gains_{number}',
-      figures_replay.gains(mine),
+      replay.gains(mine),
       'Gain of every policy over Successive Halving, a panel a budget and number'
       ' of candidates, with intervals and the gain of the oracle',
       f'{mine[0]["table"]}: right of 0 a policy found a better model than'
@@ -63,11 +63,11 @@ def gains(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section:
           allocation_words.gain(row['gain']),
           _share(row['share_of_bound']),
           allocation_words.error(row['regret']),
-          words.scientific(row['spent']['value']),
+          text_lib.scientific(row['spent']['value']),
         ]
         for name, row in cell['policies'].items()
       ],
-      f'{name_of(cells, cell)}: means over {words.count(cell["draws"], "draw")};'
+      f'{name_of(cells, cell)}: means over {text_lib.count(cell["draws"], "draw")};'
       f' {_rounds(cell)}.',
       align='lrrrrr',
     )
@@ -84,10 +84,10 @@ def law(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section | str:
     ' they are held against is the law of the whole grid, or, of synthetic'
     ' curves, the law that they obey.'
   )
-  for number, mine in enumerate(figures_replay.families(cells)):
+  for number, mine in enumerate(replay.families(cells)):
     body += gallery.show(
       f'law_{number}',
-      figures_replay.law_errors(mine, asked['beyond']),
+      replay.law_errors(mine, asked['beyond']),
       'Error of the extrapolated loss against what was spent, by policy',
       f'{mine[0]["table"]}: a policy is worth its budget where its error is low at'
       ' the left.',
@@ -111,8 +111,8 @@ def law(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section | str:
           _share(row['law_within_1_percent'], signed=False),
           f'{row["law_fits"]} of {cell["draws"]}',
           allocation_words.error(row['line_error']),
-          words.number(row['area']['value']),
-          words.number(row['slope']['value']),
+          text_lib.number(row['area']['value']),
+          text_lib.number(row['slope']['value']),
         ]
         for name, row in cell['policies'].items()
       ],
@@ -135,8 +135,8 @@ def law(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section | str:
         for row in shapes
       ],
       f'{name}: the frontier of all curves from'
-      f' {words.scientific(shapes[0]["low"])} to'
-      f' {words.scientific(shapes[0]["high"])} FLOPs, as a straight line and with'
+      f' {text_lib.scientific(shapes[0]["low"])} to'
+      f' {text_lib.scientific(shapes[0]["high"])} FLOPs, as a straight line and with'
       ' an irreducible term; what either leaves is the root mean square of its'
       ' relative errors.',
       align='lrrrr',
@@ -160,13 +160,13 @@ def calibration(
     table = mine[0]['table']
     body += gallery.show(
       f'coverage_{number}',
-      figures_replay.coverage(mine),
+      replay.coverage(mine),
       'Coverage of predictive intervals by round and policy, with the nominal one',
       f'{table}: below the dashed line a surrogate is surer than it may be.',
     )
     body += gallery.show(
       f'predictions_{number}',
-      figures_replay.prediction_errors(mine),
+      replay.prediction_errors(mine),
       'Median error of predictions by round and policy, beside that of the last'
       ' loss held',
       f'{table}: solid below dotted, the surrogate knows more than the last loss.',
@@ -191,10 +191,10 @@ def calibration(
             str(row['round']),
             str(row['predictions']),
             _covered(row['coverage']),
-            f'{words.number(100 * row["error"])} %',
-            f'{words.number(100 * row["held_error"])} %',
-            words.percent(row['bias'], 3),
-            f'{words.number(100 * row["width"], 2)} %',
+            f'{text_lib.number(100 * row["error"])} %',
+            f'{text_lib.number(100 * row["held_error"])} %',
+            text_lib.percent(row['bias'], 3),
+            f'{text_lib.number(100 * row["width"], 2)} %',
           ]
           for name, rows in cell['calibration'].items()
           for row in rows
@@ -227,17 +227,17 @@ def draws(
     made = {name: allocations[name] for name in names}
     part = gallery.show(
       f'draw_{number}',
-      figures.courses(
+      allocation.courses(
         [
-          figures.Course(name, grid, mine.curves, mine.rounds)
+          allocation.Course(name, grid, mine.curves, mine.rounds)
           for name, mine in made.items()
         ]
       ),
       'Curves of the candidates of one draw, coloured by the round after which'
       ' they were pruned',
       '. '.join(
-        f'{name}: lowest loss {words.number(mine.best, 4)} for'
-        f' {words.scientific(mine.total)} FLOPs'
+        f'{name}: lowest loss {text_lib.number(mine.best, 4)} for'
+        f' {text_lib.scientific(mine.total)} FLOPs'
         for name, mine in made.items()
       )
       + '.',
@@ -245,7 +245,7 @@ def draws(
     far = beyond * max(curve.end for curve in grid)
     part += gallery.show(
       f'frontiers_{number}',
-      figures.frontiers(
+      allocation.frontiers(
         grid, {name: mine.curves for name, mine in allocations.items()}, far
       ),
       'Compute frontiers of the whole grid and of every policy, with straight'
@@ -297,5 +297,5 @@ def _share(row: Mapping[str, Any] | None, signed: bool = True) -> str:
   value = (row or {}).get('value')
   if value is None:
     return '–'
-  text = f'{100 * value:.0f}'.replace('-', words.MINUS)
-  return f'{"+" if signed and value > 0 else ""}{text}{words.SPACE}%'
+  text = f'{100 * value:.0f}'.replace('-', text_lib.MINUS)
+  return f'{"+" if signed and value > 0 else ""}{text}{text_lib.SPACE}%'

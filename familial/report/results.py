@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import frontier
 from familial.laws import record
 from familial.laws import table as tables
@@ -44,7 +45,7 @@ class Run:
   flops: float
   epochs: float
   losses: tuple[float | None, ...]
-  rows: tuple[records.Row, ...] = ()
+  rows: tuple[storage.Row, ...] = ()
 
   @property
   def finished(self) -> bool:
@@ -224,9 +225,9 @@ def read(workdir: pathlib.Path) -> Results:
   that are kept without their runs.
   """
   plan = _json(workdir / 'plan.json')
-  rows = list(records.rows_of(workdir / 'cells'))
+  rows = list(run_folder.rows_of(workdir / 'cells'))
   if not rows:
-    rows = records.read(workdir / 'rows.jsonl')
+    rows = storage.read_rows(workdir / 'rows.jsonl')
     for number, row in enumerate(rows, start=1):
       missing = [name for name in _FIELDS if name not in row]
       if missing:
@@ -242,7 +243,7 @@ def read(workdir: pathlib.Path) -> Results:
       for path in sorted(workdir.glob('fits/*/*/fit.json'))
     },
     selections={
-      path.parent.name: records.read_json(path)
+      path.parent.name: storage.read_json(path)
       for path in sorted(workdir.glob('fits/*/selection.json'))
     },
   )
@@ -255,12 +256,12 @@ def interval(law: record.Law, name: str) -> tuple[float | None, float | None]:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-  return records.read_own(path) if path.exists() else {}
+  return storage.read_own(path) if path.exists() else {}
 
 
-def _runs(plan: Mapping[str, Any], rows: Iterable[records.Row]) -> list[Run]:
+def _runs(plan: Mapping[str, Any], rows: Iterable[storage.Row]) -> list[Run]:
   """Returns the runs that have rows and the planned ones that have none."""
-  last: dict[tuple[str, str], dict[int, records.Row]] = {}
+  last: dict[tuple[str, str], dict[int, storage.Row]] = {}
   for row in rows:
     kept = last.setdefault((row['cell'], row['run']), {})
     if any(other['step'] != row['step'] for other in kept.values()):
@@ -278,7 +279,7 @@ def _runs(plan: Mapping[str, Any], rows: Iterable[records.Row]) -> list[Run]:
   )
 
 
-def _started(rows: list[records.Row]) -> Run:
+def _started(rows: list[storage.Row]) -> Run:
   first = rows[0]
   return Run(
     cell=first['cell'],

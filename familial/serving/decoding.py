@@ -20,9 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
-from familial import errors
+from familial.core import errors
+from familial.serving import engine as tier_lib
 from familial.serving import sampling as sampling_lib
-from familial.serving import tier as tier_lib
 
 _PAUSE = 0.1  # seconds until a stage that was busy is asked again
 

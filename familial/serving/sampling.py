@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 
 Array = jax.Array
 CONFIDENCES = ('max_prob', 'gap', 'entropy')

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.serving import decoding
+from familial.serving import engine as tier_lib
 from familial.serving import sampling as sampling_lib
-from familial.serving import tier as tier_lib
 
 Array = jax.Array
 

@@ -17,7 +17,7 @@ import statistics
 
 import numpy as np
 
-from familial import evaluation
+from familial.training import evaluation
 
 LEVEL = 0.95
 _BINS = 15

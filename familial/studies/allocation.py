@@ -14,14 +14,15 @@ import os
 import pathlib
 from typing import Any
 
-from familial import errors
-from familial import flops as flops_lib
-from familial import records
 from familial.allocation import curves as curves_lib
-from familial.allocation import design
 from familial.allocation import halving
+from familial.allocation import optimal_design
 from familial.allocation import policies
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.model import config as model_config
+from familial.model import flops as flops_lib
 from familial.studies import allocation_config
 from familial.studies import allocation_summary
 from familial.studies import cells as cells_lib
@@ -130,7 +131,7 @@ def plan(
     **made,
     'budget': study.budget,
     'policy': study.policy,
-    'rounds': len(survivors) or design.ROUNDS,
+    'rounds': len(survivors) or optimal_design.ROUNDS,
     'survivors': list(survivors),
     'shares': [study.budget / (n * len(survivors)) for n in survivors],
     'full': study.full,
@@ -183,7 +184,7 @@ def allocate(
 ) -> halving.Allocation:
   """Allocates the budget, as far as it is not yet; returns how."""
   # Whoever shares the folder waits, and finds the rounds decided.
-  with records.held(workdir, wait=True):
+  with storage.lock(workdir, wait=True):
     return _allocate(study, cells, workdir, **how)
 
 
@@ -193,10 +194,10 @@ def _allocate(
   path = workdir / allocation_summary.ROUNDS
 
   def note(rounds: list[halving.Round]) -> None:
-    rows = [*records.read(path), dataclasses.asdict(rounds[0])]
-    lines = [json.dumps({'schema': records.SCHEMA, **row}) for row in rows]
+    rows = [*storage.read_rows(path), dataclasses.asdict(rounds[0])]
+    lines = [json.dumps({'schema': storage.SCHEMA, **row}) for row in rows]
     # The whole file at once: a half-written round was never decided.
-    records.write_text(path, '\n'.join([*lines, '']))
+    storage.write_text(path, '\n'.join([*lines, '']))
     print(_said(cells, rounds[0]), flush=True)
 
   [found] = policies.allocate(
@@ -287,7 +288,9 @@ class Live:
     cell = self._cells[candidate]
     folder = sweep.folder(self._workdir, cell.cell)
     rows = [
-      row for row in records.read(folder / records.ROWS) if row['step'] <= step
+      row
+      for row in storage.read_rows(folder / run_folder.ROWS)
+      if row['step'] <= step
     ]
     return curves_lib.of_run(
       cell.cell,

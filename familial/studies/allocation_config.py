@@ -4,11 +4,11 @@ import dataclasses
 import math
 from typing import Any
 
-from familial import errors
 from familial.allocation import config as allocation_config
-from familial.allocation import design
 from familial.allocation import halving
+from familial.allocation import optimal_design
 from familial.allocation import policies
+from familial.core import errors
 from familial.data import config as data_config
 from familial.laws import forms
 from familial.training import config as train_config
@@ -77,7 +77,7 @@ class AllocationConfig:
     if self.law.form:
       forms.get(self.law.form)
     if self.policy == policies.LAW:
-      design.check(self.law)
+      optimal_design.check(self.law)
     schedule = self.train.get('schedule')
     if schedule not in SCHEDULES:
       raise errors.UserError(

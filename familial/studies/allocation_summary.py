@@ -6,14 +6,15 @@ import math
 import pathlib
 from typing import Any
 
-from familial import errors
-from familial import records
 from familial.allocation import compared
 from familial.allocation import curves as curves_lib
-from familial.allocation import design
 from familial.allocation import halving
+from familial.allocation import optimal_design
 from familial.allocation import policies
 from familial.allocation import replay
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import record
 from familial.laws import result as results
 from familial.studies import allocation_config
@@ -41,7 +42,7 @@ def write(
   rounds = decided(workdir)
   spent = _spent(rounds, len(whole))
   grid = math.fsum(
-    row['flops'] for row in records.read_own(workdir / 'plan.json')['cells']
+    row['flops'] for row in storage.read_own(workdir / 'plan.json')['cells']
   )
   allocated = [
     curve.cut(flops) for curve, flops in zip(whole, spent, strict=True)
@@ -56,7 +57,7 @@ def write(
     if study.law.form
   }
   found: dict[str, Any] = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'machine': summaries.machine(),
     'cost': {
       'flops': math.fsum(curve.end for curve in whole),
@@ -81,16 +82,16 @@ def write(
 
 def decided(workdir: pathlib.Path) -> list[halving.Round]:
   """Returns the rounds that were decided on in a study's folder."""
-  return halving.from_rows(records.read(workdir / ROUNDS))
+  return halving.from_rows(storage.read_rows(workdir / ROUNDS))
 
 
 def _curves(
   study: allocation_config.AllocationConfig, workdir: pathlib.Path
 ) -> Iterator[curves_lib.Curve]:
   """Yields what is known of each candidate, however it came to be trained."""
-  for row in records.read_own(workdir / 'plan.json')['cells']:
+  for row in storage.read_own(workdir / 'plan.json')['cells']:
     folder = sweep.folder(workdir, row['cell'])
-    rows = records.read(folder / records.ROWS)
+    rows = storage.read_rows(folder / run_folder.ROWS)
     features = {
       'params': float(row['params_full']),
       **{key: float(row[key]) for key in ('width', 'depth', 'exits')},
@@ -208,7 +209,7 @@ def _replays(
   names = [
     name
     for name in (compared.BASE, *policies.NAMES)
-    if name != policies.LAW or design.knows(study.law)
+    if name != policies.LAW or optimal_design.knows(study.law)
   ]
   seed = study.train.get('seed', train_config.TrainConfig.seed)
   allocations = {

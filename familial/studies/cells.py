@@ -10,9 +10,9 @@ import dataclasses
 import math
 from typing import Any
 
-from familial import errors
-from familial import flops as flops_lib
+from familial.core import errors
 from familial.model import config as model_config
+from familial.model import flops as flops_lib
 from familial.studies import config as study_config
 from familial.training import config as train_config
 

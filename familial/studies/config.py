@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 from familial.data import config as data_config
 from familial.training import config as train_config
 

@@ -6,7 +6,7 @@ import functools
 import os
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 from familial.model import config as model_config
 from familial.studies import cells as cells_lib
 from familial.studies import depth_config

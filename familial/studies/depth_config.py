@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 from familial.data import config as data_config
 from familial.studies import allocation_config
 from familial.studies import config as study_config

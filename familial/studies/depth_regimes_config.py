@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from familial import errors
 from familial.analysis import middle
+from familial.core import errors
 from familial.data import config as data_config
 from familial.training import config as train_config
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from familial import errors
-from familial import records
-from familial import student
 from familial.analysis import differences
 from familial.analysis import middle
 from familial.analysis import probe
 from familial.analysis import regimes
+from familial.core import errors
+from familial.core import estimate
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import record
 from familial.studies import depth_regimes_config
 from familial.studies import summary as summaries
@@ -40,11 +41,11 @@ def write(
     workdir: of the study.
     failed: cells that have no result.
   """
-  last = summaries.last_of(list(records.rows_of(workdir / 'cells')))
+  last = summaries.last_of(list(run_folder.rows_of(workdir / 'cells')))
   there = {exits[-1]['cell'] for exits in last.values()}
   finished = [
     row['cell']
-    for row in records.read_own(workdir / 'plan.json')['cells']
+    for row in storage.read_own(workdir / 'plan.json')['cells']
     if row['cell'] in there
   ]
   if not finished:
@@ -52,7 +53,7 @@ def write(
   probes = [_probe(study, workdir, cell) for cell in finished]
   groups = list(_groups(study, probes))
   found: dict[str, Any] = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'machine': summaries.machine(),
     'cost': {
       'flops': sum(exits[-1]['flops'] for exits in last.values()),
@@ -60,7 +61,7 @@ def write(
       'finished': len(finished),
       'missing': len(failed),
     },
-    'level': student.LEVEL,
+    'level': estimate.LEVEL,
     'definitions': middle.DEFINITIONS,
     'groups': groups,
     'differences': list(_differences(study, probes)),
@@ -72,20 +73,20 @@ def write(
 
 def _probe(
   study: depth_regimes_config.RegimesConfig, workdir: pathlib.Path, cell: str
-) -> records.Row:
+) -> storage.Row:
   path = workdir / PROBES / f'{cell}.json'
   if path.exists():
-    return records.read_own(path)
+    return storage.read_own(path)
   made = probe.of_checkpoint(
     sweep.folder(workdir, cell), tokens=study.probe_tokens
   )
-  records.write_json(path, made)
+  storage.write_json(path, made)
   return made
 
 
 def _of(
-  probes: Sequence[records.Row], depth: int, exits: int
-) -> list[records.Row]:
+  probes: Sequence[storage.Row], depth: int, exits: int
+) -> list[storage.Row]:
   return [
     each
     for each in probes
@@ -94,7 +95,7 @@ def _of(
 
 
 def _groups(
-  study: depth_regimes_config.RegimesConfig, probes: Sequence[records.Row]
+  study: depth_regimes_config.RegimesConfig, probes: Sequence[storage.Row]
 ) -> Iterator[dict[str, Any]]:
   """Yields the regime of each depth and G: of all seeds, and of each."""
   for depth in study.depths:
@@ -123,17 +124,17 @@ def _groups(
       }
 
 
-def _early_at(probes: Sequence[records.Row]) -> Iterator[dict[str, Any]]:
+def _early_at(probes: Sequence[storage.Row]) -> Iterator[dict[str, Any]]:
   """Yields the tokens that stop early, mean over seeds, by where that is cut."""
   for same in zip(*(each['early_at'] for each in probes), strict=True):
     shares = np.array([row['share'] for row in same])
     yield {
       'remaining': same[0]['remaining'],
-      **dataclasses.asdict(student.mean(shares)),
+      **dataclasses.asdict(estimate.mean(shares)),
     }
 
 
-def _by_layer(probes: Sequence[records.Row], name: str) -> list[dict[str, Any]]:
+def _by_layer(probes: Sequence[storage.Row], name: str) -> list[dict[str, Any]]:
   """Means over seeds of a quantity by layer."""
   rows = zip(*(each['quantities'][name] for each in probes), strict=True)
   return [
@@ -147,7 +148,7 @@ def _by_layer(probes: Sequence[records.Row], name: str) -> list[dict[str, Any]]:
 
 
 def _differences(
-  study: depth_regimes_config.RegimesConfig, probes: Sequence[records.Row]
+  study: depth_regimes_config.RegimesConfig, probes: Sequence[storage.Row]
 ) -> Iterator[dict[str, Any]]:
   """Yields what exits change, by pairs of one depth and seed."""
   for depth in study.depths:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import bootstrap as bootstraps
 from familial.laws import fitting
 from familial.laws import forms
@@ -15,7 +16,7 @@ from familial.laws import result as results
 from familial.laws import scan as scans
 from familial.laws import table as tables
 from familial.studies import depth_config
-from familial.studies import pairs
+from familial.studies import paired_comparison
 from familial.studies import summary as summaries
 
 LOSS = 'final'
@@ -42,13 +43,13 @@ def write(
     workdir: of the study.
     failed: cells that have no result.
   """
-  rows = list(records.rows_of(workdir / 'cells'))
+  rows = list(run_folder.rows_of(workdir / 'cells'))
   last = summaries.last_of(rows)
   if not last:
     raise errors.UserError(f'{workdir}: no run has finished; nothing to fit')
   folder = workdir / 'fits' / LOSS
   found: dict[str, Any] = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'machine': summaries.machine(),
     'cost': {
       'flops': sum(exits[-1]['flops'] for exits in last.values()),
@@ -61,7 +62,7 @@ def write(
     'selection': None,
     'scan': None,
     'over_E': None,
-    'noise': pairs.noise(last),
+    'noise': paired_comparison.noise(last),
     'rates': list(_rates(last)),
     'notes': [],
   }
@@ -75,11 +76,11 @@ def write(
     )
     fitting.run(table, FORMS, folder, options, loss_definition=LOSS)
     fits = {
-      form: records.read_json(folder / form / 'fit.json') for form in FORMS
+      form: storage.read_json(folder / form / 'fit.json') for form in FORMS
     }
     found['design'] = fits[FORMS[0]]['design']
     found['laws'] = {form: _law(fit) for form, fit in fits.items()}
-    found['selection'] = records.read_json(folder / 'selection.json')
+    found['selection'] = storage.read_json(folder / 'selection.json')
     found['scan'] = _scan(study, table, options)
     found['over_E'] = over_e(table, options, found['laws'][FORMS[0]]['aic'])
   except errors.UserError as error:
@@ -90,7 +91,7 @@ def write(
 
 
 def _table(
-  study: depth_config.DepthConfig, rows: Sequence[records.Row]
+  study: depth_config.DepthConfig, rows: Sequence[storage.Row]
 ) -> tables.Table:
   """Every evaluation of the grid from its first tokens on."""
   table = tables.from_rows(rows, LOSS, 'all', source='cells')
@@ -162,7 +163,7 @@ def over_e(
   })  # fmt: skip
 
 
-def _rates(last: pairs.Runs) -> Iterator[dict[str, Any]]:
+def _rates(last: paired_comparison.Runs) -> Iterator[dict[str, Any]]:
   """Yields the corners' losses by base rate; `over` that of the grid."""
   grid = {
     (row['width'], row['depth']): row

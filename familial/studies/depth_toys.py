@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from familial import arrays as arrays_lib
-from familial import errors
-from familial import records
-from familial.analysis import figures_toys
 from familial.analysis import toys
+from familial.core import arrays as arrays_lib
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
+from familial.plots import toys as toys_lib
 from familial.studies import depth_toys_cohort as cohort
 from familial.studies import depth_toys_config as config_lib
 from familial.studies import depth_toys_regimes as regimes
@@ -63,21 +64,21 @@ def run(
     raise errors.UserError(
       f'--workers={workers}: toys train in one process, many at once'
     )
-  workdir = records.open_run(workdir, asked)
-  plan: list[records.Row] = [
+  workdir = run_folder.open_folder(workdir, asked)
+  plan: list[storage.Row] = [
     {'study': name, 'students': len(study.depths) * len(cohort.members(asked, name)),
      'flops': cohort.flops(asked, name)}
     for name, study in asked.studies.items()
   ]  # fmt: skip
-  records.write_json(
-    workdir / 'plan.json', {'schema': records.SCHEMA, 'studies': plan}
+  storage.write_json(
+    workdir / 'plan.json', {'schema': storage.SCHEMA, 'studies': plan}
   )
   print('\n'.join(_lines(asked, plan)), flush=True)
   if plan_only:
     return f'planned only; wrote {workdir / "plan.json"}'
   compilation.prepare()
   with (
-    records.held(workdir) as ours,
+    storage.lock(workdir) as ours,
     meter.stop_signals() as stopping,
     tqdm.tqdm(
       total=sum(row['flops'] for row in plan) / 1e9,
@@ -118,12 +119,12 @@ def run(
         path.with_suffix('.npz'),
         {k: np.asarray(v)[kept] for k, v in named.items()},
       )
-      records.write_json(path, result)
+      storage.write_json(path, result)
       part.unlink(missing_ok=True)
   line = summary.write(
     asked,
     workdir,
-    {name: records.read_own(file(workdir, name)) for name in asked.studies},
+    {name: storage.read_own(file(workdir, name)) for name in asked.studies},
     [
       {'study': name, **member._asdict(), **row}
       for name, study in asked.studies.items()
@@ -132,7 +133,7 @@ def run(
       for row in regimes.rows(by_depth, study.stages, asked.seed)
     ],
   )
-  figures_toys.draw(records.read_own(workdir / 'summary.json'), workdir)
+  toys_lib.draw(storage.read_own(workdir / 'summary.json'), workdir)
   return f'{line}\n{workdir / "summary.json"}'
 
 
@@ -153,7 +154,7 @@ def train(
   part: pathlib.Path,
   on_share: Callable[[float], None] = lambda share: None,
   stopping: Callable[[], bool] = lambda: False,
-) -> tuple[records.Row, tuple[toys.Params, ...]] | None:
+) -> tuple[storage.Row, tuple[toys.Params, ...]] | None:
   """Trains a study's students; returns their result and parameters by depth.
 
   Args:
@@ -213,7 +214,7 @@ def train(
   tests_CxNxDxM = tests.astype(np.float64)
   error = tests_CxNxDxM.std(axis=1, ddof=1) / math.sqrt(asked.test_batches)
   result = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'study': name,
     'depths': list(study.depths),
     'rates': rates.tolist(),
@@ -287,7 +288,7 @@ def _resumed(part: pathlib.Path, like: Any) -> Any:
 
 
 def _lines(
-  asked: config_lib.ToysConfig, plan: list[records.Row]
+  asked: config_lib.ToysConfig, plan: list[storage.Row]
 ) -> Iterator[str]:
   """Yields the plan as a person reads it."""
   yield f'{"study":<20}{"depths":>24}{"students":>10}{"steps":>8}{"FLOPs":>10}'

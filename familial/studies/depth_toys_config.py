@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 
 KINDS = ('independent', 'tied')
 HEADS = ('none', 'shared', 'learned')

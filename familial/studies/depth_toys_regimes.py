@@ -10,18 +10,18 @@ import dataclasses
 
 import jax
 
-from familial import records
 from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import toys
 from familial.analysis import trajectories
+from familial.core import storage
 
 _INPUTS = 2048
 
 
 def rows(
   by_depth: Mapping[int, toys.Params], stages: int, seed: int
-) -> Iterator[records.Row]:
+) -> Iterator[storage.Row]:
   """Yields what the states say: of all depths together, then of the deepest.
 
   Nothing for depths that are all below `middle.LEAST_DEPTH`.

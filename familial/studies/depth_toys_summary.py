@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from familial import records
-from familial import student
-from familial.report import words
+from familial.core import estimate as estimate_lib
+from familial.core import storage
+from familial.core import text
 from familial.studies import depth_toys_config as config_lib
 from familial.studies import summary
 
@@ -35,8 +35,8 @@ _SHARES = np.concatenate([[0.0], np.linspace(0.01, 0.99, 99)])
 def write(
   asked: config_lib.ToysConfig,
   workdir: str | os.PathLike[str],
-  results: Mapping[str, records.Row],
-  regimes: Sequence[records.Row],
+  results: Mapping[str, storage.Row],
+  regimes: Sequence[storage.Row],
 ) -> str:
   """Writes `summary.json`; returns its table as lines.
 
@@ -52,10 +52,10 @@ def write(
     for curve in _curves(name, study, results[name])
   ]
   found = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'title': asked.title,
     'machine': summary.machine(),
-    'level': student.LEVEL,
+    'level': estimate_lib.LEVEL,
     'teachers': asked.replicates,
     'seconds': {
       key: sum(row['seconds'][key] for row in results.values())
@@ -65,7 +65,7 @@ def write(
     'pairs': list(_pairs(curves)),
     'regimes': list(regimes),
   }
-  records.write_json(pathlib.Path(workdir) / 'summary.json', found)
+  storage.write_json(pathlib.Path(workdir) / 'summary.json', found)
   rows = table(found)
   wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
@@ -73,7 +73,7 @@ def write(
   )
 
 
-def table(found: records.Row) -> list[list[str]]:
+def table(found: storage.Row) -> list[list[str]]:
   """Returns a summary as a table of words, its first row the heads."""
   rows = [
     ['study', 'teachers', 'T', 'depths', 'exponent', 'of averaging', 'regime']
@@ -90,8 +90,8 @@ def table(found: records.Row) -> list[list[str]]:
         _temperature(curve),
         ', '.join(map(str, curve['depths'])),
         _words(curve['exponent']),
-        words.number(curve['averaging']),
-        said[0] if said else words.number(None),
+        text.number(curve['averaging']),
+        said[0] if said else text.number(None),
       ]
     )
   for row in found['pairs']:
@@ -109,7 +109,7 @@ def table(found: records.Row) -> list[list[str]]:
   return rows
 
 
-def exponents(depths: Sequence[int], loss_TxL: np.ndarray) -> records.Row:
+def exponents(depths: Sequence[int], loss_TxL: np.ndarray) -> storage.Row:
   """Returns what one study says of depth, for one teacher kind and temperature.
 
   Args:
@@ -139,7 +139,7 @@ def exponents(depths: Sequence[int], loss_TxL: np.ndarray) -> records.Row:
     ],
     'floor': list(floors[:, 0]),
   }
-  found: records.Row = {key: estimate(values) for key, values in of.items()}
+  found: storage.Row = {key: estimate(values) for key, values in of.items()}
   found['floor']['share'] = _number(np.mean(floors[:, 1]))
   return found
 
@@ -157,11 +157,11 @@ def averaging(depths: Sequence[int], teacher_depth: int) -> float | None:
   return float(-np.polyfit(np.log(depths), np.log(left), 1)[0])
 
 
-def estimate(values: Sequence[float] | np.ndarray) -> records.Row:
+def estimate(values: Sequence[float] | np.ndarray) -> storage.Row:
   """Returns the mean over teachers, its interval, and each one's value."""
   values = np.asarray(values, np.float64)
   known = values[np.isfinite(values)]
-  found = student.mean(known) if len(known) else None
+  found = estimate_lib.mean(known) if len(known) else None
   return {
     'value': found.value if found else None,
     'lo': found.lo if found else None,
@@ -171,8 +171,8 @@ def estimate(values: Sequence[float] | np.ndarray) -> records.Row:
 
 
 def _curves(
-  name: str, study: config_lib.Study, result: records.Row
-) -> Iterator[records.Row]:
+  name: str, study: config_lib.Study, result: storage.Row
+) -> Iterator[storage.Row]:
   """Yields a study's findings, a record for each kind and temperature."""
   order = np.argsort(study.depths)
   depths = [study.depths[i] for i in order]
@@ -230,7 +230,7 @@ def _with_floor(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   return best[1:]
 
 
-def _pairs(curves: Sequence[records.Row]) -> Iterator[records.Row]:
+def _pairs(curves: Sequence[storage.Row]) -> Iterator[storage.Row]:
   """Yields studies beside others of the same teachers, heads and steps: layers of
   two stages beside those of one, and layers beside a single one as wide."""
   same = 'teacher', 'temperature', 'head', 'teacher_depth', 'steps'
@@ -246,8 +246,8 @@ def _pairs(curves: Sequence[records.Row]) -> Iterator[records.Row]:
 
 
 def _beside(
-  this: records.Row, base: records.Row, equal: str, cost: int
-) -> records.Row:
+  this: storage.Row, base: storage.Row, equal: str, cost: int
+) -> storage.Row:
   """Returns the exponents of two curves over the depths that both have, their
   difference, and the mean logarithm of the ratio of their losses.
 
@@ -290,13 +290,13 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
   return float(-np.polyfit(x[some], y[some], 1)[0])
 
 
-def _temperature(row: records.Row) -> str:
+def _temperature(row: storage.Row) -> str:
   cold = row['temperature']
   return '' if cold is None else f'{cold:g}'
 
 
-def _words(row: records.Row) -> str:
-  return words.estimate(row['value'], row['lo'], row['hi'])
+def _words(row: storage.Row) -> str:
+  return text.estimate(row['value'], row['lo'], row['hi'])
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -11,7 +11,7 @@ import itertools
 from typing import Any
 from typing import NamedTuple
 
-from familial import errors
+from familial.core import errors
 from familial.expansion import config as growth_config
 from familial.expansion import ledger
 from familial.expansion import maps

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from familial import records
-from familial import student
+from familial.core import estimate
+from familial.core import storage
 from familial.studies import families_cells
 from familial.studies import families_config
 
-Row = records.Row
+Row = storage.Row
 # The members with a result of each family, the smallest first.
 Found = dict[families_cells.Place, list[Row]]
 # Values by what they are of, and then by the runs that they are from.
@@ -228,7 +228,7 @@ def _half_widths(
   if own < 1:
     return lambda count: None
   square = sum(float(np.sum((v - v.mean()) ** 2)) for v in distinct)
-  quantile = student.quantile(min(own, degrees or own))
+  quantile = estimate.quantile(min(own, degrees or own))
   return lambda count: quantile * math.sqrt(square / own / count)
 
 

@@ -10,20 +10,21 @@ from typing import Any
 
 import jax
 
-from familial import evaluation
-from familial import flops as flops_lib
-from familial import records
+from familial.convert import load
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import batches
 from familial.data import packing
+from familial.model import flops as flops_lib
 from familial.model import transformer
-from familial.serving import models
 from familial.studies import families_cells
 from familial.studies import families_compared
 from familial.studies import families_config
 from familial.studies import summary
 from familial.studies import sweep
+from familial.training import evaluation
 
-Row = records.Row
+Row = storage.Row
 Found = families_compared.Found
 
 
@@ -47,7 +48,7 @@ def write(
   }
   compared = list(families_compared.compared(study, found))
   result: dict[str, Any] = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'machine': summary.machine(),
     'cost': {
       'flops': sum(
@@ -68,14 +69,14 @@ def write(
     'storage': list(_storage(study)),
   }
   result['summary_line'] = _line(result)
-  records.write_json(workdir / 'summary.json', result)
+  storage.write_json(workdir / 'summary.json', result)
   return str(result['summary_line'])
 
 
 def _ends(workdir: pathlib.Path, runs: Sequence[Any]) -> Iterator[Row]:
   """Yields the last row of each finished run."""
   for run in runs:
-    rows = records.read(sweep.folder(workdir, run.cell) / records.ROWS)
+    rows = storage.read_rows(sweep.folder(workdir, run.cell) / run_folder.ROWS)
     if rows and rows[-1]['status'] == 'finished':
       yield rows[-1]
 
@@ -90,13 +91,13 @@ def _members(
     folder = sweep.folder(workdir, run.cell)
     rows = [
       row
-      for row in records.read(folder / records.ROWS)
+      for row in storage.read_rows(folder / run_folder.ROWS)
       if row['status'] == 'finished' and row['exit'] == exit_
     ]
     if not rows:
       continue
     row = rows[-1]
-    before = records.read_json(folder / 'lineage.json')['inherited_windows']
+    before = storage.read_json(folder / 'lineage.json')['inherited_windows']
     yield {
       **place._asdict(),
       'size': size,
@@ -124,12 +125,12 @@ def _agreement(
   heldout = batches.heldout(
     corpus, study.data, train.eval_tokens, train.eval_batch_size
   )
-  loaded: dict[str, models.Model] = {}
+  loaded: dict[str, load.Model] = {}
 
   def member(row: Row) -> evaluation.Member:
     run = row['run']
     if run not in loaded:
-      loaded[run] = models.load(sweep.folder(workdir, run))
+      loaded[run] = load.load(sweep.folder(workdir, run))
     model = loaded[run]
     return evaluation.Member(model.params, model.config.model, row['exit'])
 

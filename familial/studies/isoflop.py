@@ -6,9 +6,9 @@ import math
 import os
 from typing import Any
 
-from familial import flops as flops_lib
 from familial.laws import forms
-from familial.laws import power
+from familial.laws import power_analysis
+from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import config as study_config
 from familial.studies import plan as plan_lib
@@ -81,7 +81,7 @@ def _power(
     return None
   law = dataclasses.asdict(study.assumed)
   noise = law.pop('noise')
-  found = power.simulate(
+  found = power_analysis.simulate(
     forms.get('familial_total'),
     {
       'N': [flops_lib.params_full(cell.model) for cell in planned],

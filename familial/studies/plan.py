@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from familial import cores as cores_lib
-from familial import errors
-from familial import flops as flops_lib
-from familial import records
+from familial.core import cores as cores_lib
+from familial.core import errors
+from familial.core import storage
 from familial.model import config as model_config
+from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
-from familial.studies import groups as groups_lib
+from familial.studies import populations as groups_lib
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
@@ -74,7 +74,7 @@ def make(
   rows = [_row(cell, corpus, speed) for cell in cells]
   programs = _programs(cells, speed.backend, workers)
   return {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'study': kind,
     'title': study.title,
     'corpus': {

@@ -8,8 +8,9 @@ import time
 from typing import Any
 from typing import NamedTuple
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import packing
 from familial.report import page
 from familial.studies import plan as plan_lib
@@ -78,7 +79,7 @@ def run(
   workdir = pathlib.Path(workdir)
   cells = kind.build(study)
   # What its runs gave stays as it is.
-  records.open_run(workdir, study, free=kind.free)
+  run_folder.open_folder(workdir, study, free=kind.free)
   plan, cells = _plan(kind, study, cells, workdir, workers, not plan_only)
   print(kind.text(plan), flush=True)
   if plan_only:
@@ -99,7 +100,7 @@ def run(
       else 'not finished: its parent run failed, or its worker was killed'
     )
     print(f'{cell}: {why}', file=sys.stderr)
-  with records.held(workdir, wait=True):  # Hosts that share it end together.
+  with storage.lock(workdir, wait=True):  # Hosts that share it end together.
     line = kind.summarise(study, workdir, failed)
     path = page.write(workdir)
   minutes = (time.monotonic() - start) / 60
@@ -128,8 +129,8 @@ def _plan(
   """
   corpus = packing.load(study.data)
   path = workdir / 'plan.json'
-  with records.held(workdir, wait=True):
-    planned = records.read_own(path) if path.exists() else None
+  with storage.lock(workdir, wait=True):
+    planned = storage.read_own(path) if path.exists() else None
     if planned and not planned.get('begun', True):
       planned = None  # It was only looked at, perhaps on another machine.
     if planned:
@@ -151,5 +152,5 @@ def _plan(
       cells = kind.affordable(study, cells, speed, workers)
     plan = kind.plan(study, cells, corpus, speed, workers)
     plan['begun'] = begin
-    records.write_json(path, plan)
+    storage.write_json(path, plan)
   return plan, cells

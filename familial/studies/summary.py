@@ -9,8 +9,9 @@ import pathlib
 import platform
 from typing import Any
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import definitions
 from familial.laws import fitting
 from familial.laws import leverage
@@ -18,9 +19,9 @@ from familial.laws import record
 from familial.laws import result
 from familial.laws import table as tables
 from familial.studies import config as study_config
-from familial.studies import pairs
+from familial.studies import paired_comparison
 
-Row = records.Row
+Row = storage.Row
 LOSSES = ('final', 'mean', 'exit')
 FORMS = ('familial_total', 'familial_reducible', 'dense_null')
 _EXIT = ('width', 'depth', 'exits', 'exit')
@@ -39,33 +40,33 @@ def write(
     failed: cells that have no result.
   """
   workdir = pathlib.Path(workdir)
-  rows = list(records.rows_of(workdir / 'cells'))
+  rows = list(run_folder.rows_of(workdir / 'cells'))
   last = last_of(rows)
   if not last:
     raise errors.UserError(f'{workdir}: no run has finished; nothing to fit')
   notes = _fit(study, workdir, rows)
   laws_ = {
-    loss: records.read_json(path)['params']
-    for loss in pairs.LOSSES
+    loss: storage.read_json(path)['params']
+    for loss in paired_comparison.LOSSES
     if (path := _path(workdir, loss, FORMS[0])).exists()
   }
-  spread = pairs.noise(last)
+  spread = paired_comparison.noise(last)
   found: dict[str, Any] = {
-    'schema': records.SCHEMA,
+    'schema': storage.SCHEMA,
     'machine': machine(),
     'cost': {
       'flops': sum(spent(workdir, exits[-1]) for exits in last.values()),
       'seconds': seconds(workdir),
       'finished': len(last),
       'diverged': sum(
-        records.status(run) == 'diverged' for run in _folders(workdir)
+        run_folder.status(run) == 'diverged' for run in _folders(workdir)
       ),
       'missing': len(failed),
     },
     'noise': spread,
-    'paired': pairs.paired(last, laws_),
-    'twins': pairs.twins(last, spread),
-    'minima': pairs.minima(last, spread),
+    'paired': paired_comparison.paired(last, laws_),
+    'twins': paired_comparison.twins(last, spread),
+    'minima': paired_comparison.minima(last, spread),
     'gamma': list(_gammas(workdir)),
     'weighting': _weighting(last),
     'frozen': _frozen(last),
@@ -75,7 +76,7 @@ def write(
     'notes': notes,
   }
   found['summary_line'] = _line(found)
-  records.write_json(workdir / 'summary.json', found)
+  storage.write_json(workdir / 'summary.json', found)
   return str(found['summary_line'])
 
 
@@ -120,7 +121,7 @@ def _gammas(workdir: pathlib.Path) -> Iterable[dict[str, Any]]:
       path = _path(workdir, loss, form)
       if not path.exists():
         continue
-      fit = records.read_json(path)
+      fit = storage.read_json(path)
       spread = fit['bootstrap'].get('gamma') or {}
       profile = fit['profile'].get('gamma') or {}
       yield {
@@ -138,7 +139,7 @@ def _gammas(workdir: pathlib.Path) -> Iterable[dict[str, Any]]:
 def _weighting(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
   """Exits' losses by weighting, the uniform ones of the grid beside them."""
   compared = {
-    pairs.place(row)
+    paired_comparison.place(row)
     for exits in last.values()
     for row in exits
     if row['arm'] == 'weighting'
@@ -148,7 +149,8 @@ def _weighting(last: dict[str, list[Row]]) -> list[dict[str, Any]]:
     {'budget': row['budget'], **{key: row[key] for key in keys}}
     for exits in last.values()
     for row in exits
-    if row['arm'] in ('grid', 'weighting') and pairs.place(row) in compared
+    if row['arm'] in ('grid', 'weighting')
+    and paired_comparison.place(row) in compared
   ]
 
 
@@ -195,7 +197,7 @@ def _gradients(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return [
     row
     for run in _folders(workdir)
-    for row in records.read(run / records.GRADIENTS)
+    for row in storage.read_rows(run / run_folder.GRADIENTS)
   ]
 
 
@@ -218,7 +220,7 @@ def _path(workdir: pathlib.Path, loss: str, form: str) -> pathlib.Path:
 def spent(workdir: pathlib.Path, row: Row) -> float:
   """Returns a run's own FLOPs: those of its parent are the parent's."""
   path = workdir / 'cells' / row['run'] / 'lineage.json'
-  lineage = records.read_json(path) if path.exists() else {}
+  lineage = storage.read_json(path) if path.exists() else {}
   return float(row['flops'] - lineage.get('inherited_flops', 0.0))
 
 
@@ -231,8 +233,8 @@ def seconds(workdir: pathlib.Path) -> float | None:
   one has not measured its own part of the time that it shared."""
   total = 0.0
   for run in _folders(workdir):
-    progress = records.read(run / records.PROGRESS)
-    rows = records.read(run / records.ROWS)
+    progress = storage.read_rows(run / run_folder.PROGRESS)
+    rows = storage.read_rows(run / run_folder.ROWS)
     if rows and progress:
       if 'seconds_per_step' not in progress[-1]:
         return None

@@ -20,12 +20,13 @@ import traceback
 
 import tqdm
 
-from familial import cores as cores_lib
-from familial import errors
-from familial import records
+from familial.core import cores as cores_lib
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.model import config as model_config
 from familial.studies import cells as cells_lib
-from familial.studies import groups as groups_lib
+from familial.studies import populations as groups_lib
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
@@ -89,11 +90,11 @@ def _done(
   if until is not None and cell.cell not in until:
     return True
   run = folder(workdir, cell.cell)
-  if records.status(run) in records.DONE:
+  if run_folder.status(run) in run_folder.DONE:
     return True
   if until is None:
     return False
-  rows = records.read(run / records.ROWS)
+  rows = storage.read_rows(run / run_folder.ROWS)
   whole = [row['step'] for row in rows if row['exit'] == row['exits']]
   return bool(whole) and whole[-1] >= until[cell.cell]
 
@@ -171,7 +172,7 @@ def work(
       raise
     except Exception as error:  # Whatever it was, the sweep goes on.
       for cell, run in zip(mine, folders, strict=True):
-        records.write_text(run / 'error.log', traceback.format_exc())
+        storage.write_text(run / 'error.log', traceback.format_exc())
         print(
           f'{cell.cell}: {type(error).__name__}: {error} '
           f'(attempt {attempts[cell.cell]} of {_ATTEMPTS})',
@@ -187,11 +188,11 @@ def work(
         continue
       # By name: the run's own folder may not be there yet for '..' to leave.
       parent = pathlib.Path(os.path.normpath(run / cell.train.init_from))
-      if not cell.train.init_from or records.status(parent) == 'finished':
+      if not cell.train.init_from or run_folder.status(parent) == 'finished':
         ready.append(cell)
       # One that diverged, or failed too often, is not waited for.
       elif (
-        records.status(parent) not in records.DONE
+        run_folder.status(parent) not in run_folder.DONE
         and attempts.get(parent.name, _ATTEMPTS) < _ATTEMPTS
       ):
         waiting = True
@@ -206,7 +207,7 @@ def work(
         mine = [
           cell
           for cell in due
-          if stack.enter_context(records.held(folder(workdir, cell.cell)))
+          if stack.enter_context(storage.lock(folder(workdir, cell.cell)))
           and not _done(cell, workdir, until)
         ]
         waiting = waiting or len(mine) < len(due)
@@ -355,9 +356,9 @@ def _spent(
 ) -> float:
   """Returns a cell's FLOPs so far, as its progress file says."""
   run = folder(workdir, cell.cell)
-  if records.status(run) in records.DONE:
+  if run_folder.status(run) in run_folder.DONE:
     return cells_lib.cost(cell)
-  rows = records.read(run / records.PROGRESS)
+  rows = storage.read_rows(run / run_folder.PROGRESS)
   return (
     rows[-1]['step'] / cell.train.steps * cells_lib.cost(cell) if rows else 0.0
   )

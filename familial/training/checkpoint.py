@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import storage
 from familial.training import checkpoint_arrays
 from familial.training import step as step_lib
 
@@ -109,7 +109,7 @@ class Checkpoints:
           state=ocp.args.StandardSave(tree, save_args=chunks)
         ),
         metrics=None if loss is None else {'loss': loss},
-        custom_metadata={'schema': records.SCHEMA},
+        custom_metadata={'schema': storage.SCHEMA},
       )
 
   def latest(self) -> int | None:
@@ -169,11 +169,11 @@ class Checkpoints:
     except Exception as error:  # Of any kind; TensorStore's name the number.
       number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
       if number:
-        raise records.unwritten(
+        raise storage.unwritten(
           self._folder, os.strerror(int(number[1]))
         ) from None
       if isinstance(error, OSError):
-        raise records.unwritten(
+        raise storage.unwritten(
           self._folder, error.strerror or str(error)
         ) from None
       raise
@@ -184,7 +184,7 @@ def check_metrics(folder: pathlib.Path) -> None:
   for path in sorted(folder.glob('*/metrics/metrics')):
     if path.parents[1].name.isdecimal():
       try:
-        records.read_json(path)
+        storage.read_json(path)
       except errors.UserError:
         raise checkpoint_arrays.DamagedError(
           path.parents[1], 'its metrics'
@@ -214,7 +214,7 @@ def set_aside(
       'begins anew'
     )
   aside = damage.path.with_name(f'{damage.path.name}.damaged')
-  with records.writing(aside):
+  with storage.writing(aside):
     if aside.exists():
       shutil.rmtree(aside)
     damage.path.rename(aside)

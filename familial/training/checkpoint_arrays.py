@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import tensorstore
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import storage
 from familial.model import transformer
 
 
@@ -124,7 +124,7 @@ def _open(
     raise errors.UserError(f'{folder}: no such checkpoint')
   if not path.is_dir():
     raise DamagedError(folder, 'its state')
-  records.check_schema(folder, _metadata(folder))
+  storage.check_schema(folder, _metadata(folder))
   base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
   needed = dict(_names(like)[0])
   what = 'its list of arrays'
@@ -169,7 +169,7 @@ def _metadata(folder: pathlib.Path) -> dict[str, Any]:
   """Returns what a checkpoint was saved with; {} by those that had nothing, or
   where that is all that is lost."""
   try:
-    found = records.read_json(folder / '_CHECKPOINT_METADATA')
+    found = storage.read_json(folder / '_CHECKPOINT_METADATA')
     return dict(found['custom_metadata'])
   except (OSError, errors.UserError, LookupError, TypeError, ValueError):
     return {}

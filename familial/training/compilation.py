@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import storage
 from familial.data import config as data_config
 from familial.training import heap
 from familial.training import processes
@@ -65,4 +65,4 @@ def _put_whole(cache: Any, key: str, value: bytes) -> None:
     return
   path = pathlib.Path(str(cache.path)) / f'{key}{_SUFFIX}'
   if not path.exists():
-    records.write_bytes(path, value)
+    storage.write_bytes(path, value)

@@ -1,12 +1,15 @@
 """How a run trains."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import ml_collections
 import numpy as np
 
-from familial import errors
+from familial.core import errors
+from familial.core import schema
 from familial.data import config as data_config
 from familial.expansion import config as growth_config
 from familial.model import config as model_config
@@ -275,3 +278,29 @@ class RunConfig:
         f'model.loss_chunk: {chunk} does not divide '
         f'data.seq_len {self.data.seq_len}'
       )
+
+
+def template() -> ml_collections.ConfigDict:
+  """Returns a single run's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      'data': schema.defaults(data_config.DataConfig),
+      'model': schema.defaults(model_config.ModelConfig),
+      'train': schema.defaults(TrainConfig),
+      'layout': schema.defaults(LayoutConfig),
+      'growth': schema.defaults(growth_config.GrowthConfig),
+    }
+  )
+
+
+def read(config: Mapping[str, Any]) -> RunConfig:
+  """Returns the config of a single run."""
+  return schema.build(
+    RunConfig,
+    {'cell': 'run', 'arm': 'single', 'budget': 0.0, **schema.plain(config)},
+    data=data_config.DataConfig,
+    model=model_config.ModelConfig,
+    train=TrainConfig,
+    layout=LayoutConfig,
+    growth=growth_config.GrowthConfig,
+  )

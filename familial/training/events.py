@@ -8,7 +8,7 @@ import pathlib
 import time
 from typing import Any
 
-from familial import errors
+from familial.core import errors
 
 
 class Writer:

@@ -10,14 +10,14 @@ import os
 import jax
 import numpy as np
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
 from familial.data import packing
 from familial.training import config as train_config
-from familial.training import job as job_lib
 from familial.training import meter as meter_lib
 from familial.training import processes
 from familial.training import profiling
+from familial.training import run as job_lib
 from familial.training import step as step_lib
 
 
@@ -53,7 +53,7 @@ def run(
       cannot train it.
   """
   status = job_lib.begin(config, folder, several=True)
-  if status in records.DONE:
+  if status in run_folder.DONE:
     return status
   corpus = corpus or packing.load(config.data)
   # Packing may take hours; an exchange of programs waits for minutes at most.
@@ -115,4 +115,4 @@ def run(
       f'{folder}: stopped after step {step} and saved; '
       'the same command goes on from there'
     )
-  return processes.by_first(lambda: records.status(folder))
+  return processes.by_first(lambda: run_folder.status(folder))

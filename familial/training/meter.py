@@ -12,9 +12,9 @@ import time
 import numpy as np
 import tqdm
 
-from familial import flops as flops_lib
-from familial.training import job as job_lib
+from familial.model import flops as flops_lib
 from familial.training import processes
+from familial.training import run as job_lib
 
 _PROGRESS_SECONDS = 5.0
 

@@ -24,17 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
 from familial.data import batches as batches_lib
 from familial.data import packing
 from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import config as train_config
-from familial.training import job as job_lib
 from familial.training import meter as meter_lib
 from familial.training import optimizer
 from familial.training import profiling
+from familial.training import run as job_lib
 from familial.training import sharding
 from familial.training import step as step_lib
 
@@ -155,7 +155,7 @@ def run(
     job_lib.begin(config, folder)
     for config, folder in zip(configs, folders, strict=True)
   ]
-  left = [k for k, status in enumerate(ended) if status not in records.DONE]
+  left = [k for k, status in enumerate(ended) if status not in run_folder.DONE]
   if not left:
     return ended
   corpus = corpus or packing.load(configs[0].data)
@@ -183,7 +183,7 @@ def run(
     raise errors.Interrupted(
       f'{names}: stopped and saved; the same command goes on from there'
     )
-  return [records.status(folder) for folder in folders]
+  return [run_folder.status(folder) for folder in folders]
 
 
 def _train(

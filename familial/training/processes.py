@@ -30,7 +30,7 @@ from jax._src import distributed  # Its store of keys has no public name.
 from jax.experimental import multihost_utils
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 
 ADDRESS = 'FAMILIAL_COORDINATOR'
 COUNT = 'FAMILIAL_PROCESSES'

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from familial import errors
+from familial.core import errors
 from familial.model import axes
 from familial.training import config as train_config
 

@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from familial import flops as flops_lib
+from familial.model import flops as flops_lib
 from familial.training import compilation
 from familial.training import config as train_config
 from familial.training import optimizer

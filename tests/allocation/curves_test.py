@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from familial import errors
 from familial.allocation import curves
+from familial.core import errors
 
 HEADER = 'width,N,tokens,C,loss'
 

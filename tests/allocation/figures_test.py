@@ -6,15 +6,15 @@ import pytest
 
 from familial.allocation import config
 from familial.allocation import curves
-from familial.allocation import figures
-from familial.allocation import figures_replay
 from familial.allocation import frontier
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.allocation import surrogate
 from familial.allocation import synthetic
-from familial.report import style
+from familial.plots import allocation
+from familial.plots import replay as replay_lib
+from familial.plots import style
 
 BUDGET = 1e18
 
@@ -44,9 +44,9 @@ def lines(ax, label):
 
 def test_a_curve_is_solid_as_far_as_it_was_trained(grid, allocate):
   found = allocate('sh')
-  course = figures.Course('sh', grid, found.curves, found.rounds)
-  [ax] = figures.courses([course]).axes
-  left = figures.pruned(found.rounds)
+  course = allocation.Course('sh', grid, found.curves, found.rounds)
+  [ax] = allocation.courses([course]).axes
+  left = allocation.pruned(found.rounds)
   # 5, 2 and 1 train: one stays to the end.
   assert sorted(left.values()) == [1, 1, 1, 2]
   for label, some in {
@@ -73,9 +73,9 @@ def test_a_curve_is_solid_as_far_as_it_was_trained(grid, allocate):
 
 def test_predictions_stand_beside_what_came_true(grid, allocate):
   found = allocate('sh_lmc')
-  shown = figures.predictions(found.rounds)
-  course = figures.Course('sh_lmc', grid, found.curves, found.rounds)
-  ax = figures.courses([course]).axes[1]
+  shown = allocation.predictions(found.rounds)
+  course = allocation.Course('sh_lmc', grid, found.curves, found.rounds)
+  ax = allocation.courses([course]).axes[1]
   bars = [line for line in ax.lines if len(line.get_xdata()) == 2]
   order = sorted(shown, key=lambda i: shown[i][1])
   assert order and [tuple(bar.get_ydata()) for bar in bars] == [
@@ -99,7 +99,9 @@ def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
     (0,), 1e17, (1e17,), (known[0].best,), (None,), (1e17,), None, (0,)
   )
   none = halving.Round((), 1e17, (), (), (), (), None, ())
-  [ax] = figures.courses([figures.Course('law', grid, known, [one, none])]).axes
+  [ax] = allocation.courses(
+    [allocation.Course('law', grid, known, [one, none])]
+  ).axes
   assert len(lines(ax, 'trained')) == 1
   assert len(lines(ax, 'not trained by it')) == 5
 
@@ -107,8 +109,8 @@ def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
 def test_lines_go_as_far_as_laws_are_asked(grid, allocate):
   found = allocate('sh')
   _, high = frontier.span(grid)
-  shown = figures.frontiers(grid, {'sh': found.curves}, 10 * high)
-  [whole] = lines(shown.axes[0], figures.WHOLE)
+  shown = allocation.frontiers(grid, {'sh': found.curves}, 10 * high)
+  [whole] = lines(shown.axes[0], allocation.WHOLE)
   flops = whole.get_xdata()
   assert flops[-1] == pytest.approx(high)
   assert whole.get_ydata() == pytest.approx(frontier.frontier(grid, flops))
@@ -146,13 +148,13 @@ def cell(budget, gains, errors):
 
 def test_a_gain_far_below_the_others_is_told_not_drawn_to_scale():
   gains = {'sh': 0.0, 'oracle': 0.01, 'uniform': -0.3, 'law': -0.012}
-  [ax] = figures_replay.gains([cell(1e19, gains, {})]).axes
+  [ax] = replay_lib.gains([cell(1e19, gains, {})]).axes
   assert [text.get_text() for text in ax.texts] == ['−30.0 %']
   assert ax.get_xlim()[0] > -10
   names = [text.get_text() for text in ax.get_yticklabels()]
   assert names == ['oracle', 'law', 'uniform']
   [law] = [
-    line for line in ax.lines if line.get_marker() == figures.look('law')[1]
+    line for line in ax.lines if line.get_marker() == allocation.look('law')[1]
   ]
   assert (law.get_xdata()[0], law.get_ydata()[0]) == (pytest.approx(-1.2), 1)
 
@@ -164,9 +166,9 @@ def test_errors_are_drawn_against_what_was_spent():
     cell(1e19, gains, {'sh': 0.05, 'oracle': 0.03}),
     {**cell(1e19, gains, {}), 'candidates': 8},
   ]
-  [family] = figures_replay.families(cells)
+  [family] = replay_lib.families(cells)
   assert [each['budget'] for each in family] == [1e19, 2e19]
-  law = figures_replay.law_errors(family, 10).axes[0]
+  law = replay_lib.law_errors(family, 10).axes[0]
   [sh] = lines(law, 'sh')
   assert sh.get_ydata() == pytest.approx([5, 2])
   assert sh.get_xdata() == pytest.approx([5, 10], rel=0.05)  # side by side
@@ -174,6 +176,6 @@ def test_errors_are_drawn_against_what_was_spent():
 
 
 def test_every_policy_has_a_look_of_its_own():
-  looks = {figures.look(name) for name in policies.NAMES}
+  looks = {allocation.look(name) for name in policies.NAMES}
   assert len(looks) == len(policies.NAMES)
   assert style.OTHER not in looks

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from familial import errors
 from familial.allocation import curves
 from familial.allocation import frontier
+from familial.core import errors
 
 
 def power(name, level, slope, low=1.0, high=1e4, points=200):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from familial import errors
 from familial.allocation import compared
 from familial.allocation import config
 from familial.allocation import curves
@@ -16,6 +15,7 @@ from familial.allocation import ledger
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.allocation import surrogate
+from familial.core import errors
 
 
 def curve(name, losses, step=1.0, diverged_at=None):

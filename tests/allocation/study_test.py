@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from experiments import allocation
-from familial import config as config_lib
-from familial import errors
-from familial import main
+from familial.allocation import config as allocation_config
 from familial.allocation import study
 from familial.allocation import synthetic
+from familial.cli import main
+from familial.core import errors
 
 ROOM = pathlib.Path(study.__file__).parent
 EXPERIMENTS = pathlib.Path(allocation.__file__).parent
@@ -114,7 +114,7 @@ def test_a_table_or_a_config_is_needed(tmp_path, capsys):
   'arg', ['test', 'synthetic', 'other_law', 'nanogpt', 'savings']
 )
 def test_the_experiments_are_replays(arg):
-  found = config_lib.replay(allocation.get_config(arg))
+  found = allocation_config.read(allocation.get_config(arg))
   for candidates, budget in found.cells:
     for _, pool in study.tables(found) if not found.columns else ():
       study.check(pool, candidates, budget, found.eta)
@@ -126,7 +126,7 @@ def test_an_unknown_noise_is_one_line():
   config = allocation.get_config('test')
   config.noises = ('pink',)
   with pytest.raises(errors.UserError, match="noises: 'pink' is not one of"):
-    config_lib.replay(config)
+    allocation_config.read(config)
 
 
 def test_noise_is_as_large_as_it_says():

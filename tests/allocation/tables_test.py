@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import allocation
-from familial import config as config_lib
 from familial.allocation import config
+from familial.allocation import config as allocation_config
 from familial.allocation import curves
 from familial.allocation import frontier
 from familial.allocation import policies
@@ -19,7 +19,7 @@ LAW = config.Law()
 
 @pytest.fixture(scope='module')
 def pool():
-  asked = config_lib.replay(allocation.get_config('nanogpt'))
+  asked = allocation_config.read(allocation.get_config('nanogpt'))
   folder = pathlib.Path(os.environ['FAMILIAL_TABLES']) / 'nanogpt_curves'
   return curves.read(folder / 'curves.csv', asked.columns, asked.curve)
 

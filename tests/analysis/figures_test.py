@@ -2,8 +2,8 @@
 
 import pytest
 
-from familial.analysis import figures_regimes
-from familial.analysis import figures_toys
+from familial.plots import regimes
+from familial.plots import toys
 
 LOSS = [[[8.0, 4.0, 2.0, 1.0], [9.0, 4.5, 2.2, 1.1]]]
 
@@ -35,8 +35,8 @@ def curve(temperature=None, teacher='tied', study='only', **changes):
   ],
 )
 def test_a_line_of_what_is_no_power_law_has_no_number(changes, bent):
-  assert figures_toys.bent(curve(**changes)) == bent
-  [ax] = figures_toys.losses([curve(**changes)]).axes
+  assert toys.bent(curve(**changes)) == bent
+  [ax] = toys.losses([curve(**changes)]).axes
   [line] = [each for each in ax.lines if each.get_linestyle() in ('-', '--')]
   assert line.get_linestyle() == ('--' if bent else '-')
   assert any('1.25' in text.get_text() for text in ax.texts) == (not bent)
@@ -53,12 +53,12 @@ def test_two_temperatures_are_no_line_and_panels_are_of_one_height():
     *(curve(t, exponent=estimate(t)) for t in (0.5, 1.0)),
     *(curve(t, study='other', exponent=estimate(2 + t)) for t in (1, 2, 3)),
   ]
-  figure = figures_toys.temperatures(curves)
+  figure = toys.temperatures(curves)
   assert [styles(ax) for ax in figure.axes] == [['None'], ['-']]
   first, second = (ax.get_ylim() for ax in figure.axes)
   assert first == second and first[0] < 0.5 and first[1] > 5
   first, second = (
-    ax.get_ylim() for ax in figures_toys.evolution(
+    ax.get_ylim() for ax in toys.evolution(
       [curve(1.0), curve(1.0, study='other', evolution=[
         {'steps': s, **estimate(s / 10)} for s in (10, 50, 100)
       ])]
@@ -71,7 +71,7 @@ def group(costs):
   rows = [{'layer': n, 'mean': cost} for n, cost in enumerate(costs, 1)]
   return {
     'depth': len(rows), 'exits': 1,
-    'layers': dict.fromkeys(figures_regimes.LAYERS, rows),
+    'layers': dict.fromkeys(regimes.LAYERS, rows),
   }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def group(costs):
   ],
 )
 def test_the_cost_of_a_layer_is_seen_from_zero(costs, shown):
-  ax = figures_regimes.layers([group(costs)]).axes[-1]
+  ax = regimes.layers([group(costs)]).axes[-1]
   low, high = ax.get_ylim()
   ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
   assert ticks == pytest.approx(shown)

@@ -5,18 +5,18 @@ import jax
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import evaluation
-from familial import main
-from familial import records
 from familial.analysis import layers
 from familial.analysis import middle
 from familial.analysis import probe
 from familial.analysis import regimes
 from familial.analysis import trajectories
+from familial.cli import main
+from familial.convert import export
+from familial.core import errors
+from familial.core import storage
 from familial.data import batches as batches_lib
 from familial.model import transformer
-from familial.serving import export
+from familial.training import evaluation
 
 DEPTH = 4
 
@@ -223,7 +223,7 @@ def test_the_command(model, found, corpus, familial, tmp_path):
   )
   assert (status, err) == (0, '')
   assert out.count('\n') == 1 and 'over 500 tokens' in out
-  read = records.read_own(tmp_path / 'probe.json')
+  read = storage.read_own(tmp_path / 'probe.json')
   assert read['model']['exits'] == [2, DEPTH]
   assert read['model']['fingerprint'] == corpus.fingerprint
   for name, rows in read['quantities'].items():
@@ -285,7 +285,7 @@ def test_several_depths(model, found, familial, tmp_path, monkeypatch):
   )
   assert (status, err) == (0, '')
   assert '3 models' in out and 'depth^-' in out
-  read = records.read_own(tmp_path / 'depth.json')
+  read = storage.read_own(tmp_path / 'depth.json')
   assert read['depths'] == [4, 8, 16]
   assert -1.5 < read['angle_exponent']['value'] < -0.7
   assert (tmp_path / 'depth.png').exists()

@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import student
 from familial.analysis import differences
 from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import trajectories
+from familial.core import errors
+from familial.core import estimate
 from tests.analysis import paths
 
 KINDS = {
@@ -115,9 +115,9 @@ def test_steps_that_do_not_fall_so_count_against_it():
 
 def test_the_losses_exponent_counts(twelve):
   found = [twelve['ensemble']]
-  one = regimes.classify(found, student.Estimate(1.0, 0.8, 1.2))
+  one = regimes.classify(found, estimate.Estimate(1.0, 0.8, 1.2))
   assert one.regime == 'ensemble' and one.strength > 0.9
-  three = regimes.classify(found, student.Estimate(3.0, 2.8, 3.2))
+  three = regimes.classify(found, estimate.Estimate(3.0, 2.8, 3.2))
   assert three.regime == 'undecided'
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from familial import flops
+from familial.model import flops
 from familial.training import config as train_config
 from tests.benchmarks import clock
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from familial.laws import bootstrap as bootstraps
-from familial.laws import estimate
+from familial.laws import estimation
 from familial.laws import forms
-from familial.laws import kernel
-from familial.laws import search
-from familial.laws import starts as starts_lib
+from familial.laws import multistart as starts_lib
+from familial.laws import row_kernel
+from familial.laws import screening
 from familial.laws import table as tables
 from tests.benchmarks import scipy_peer
 
@@ -48,12 +48,12 @@ def table():
 
 @pytest.fixture(scope='module')
 def optimum(table):
-  return estimate.fit(_FORM, table, starts=_STARTS)
+  return estimation.fit(_FORM, table, starts=_STARTS)
 
 
 def _cold():
-  kernel.program.cache_clear()
-  kernel.rough.cache_clear()
+  row_kernel.program.cache_clear()
+  row_kernel.rough.cache_clear()
   jax.clear_caches()
 
 
@@ -63,7 +63,7 @@ def test_point_fit(table):
   seconds = {}
   for run in ('with compiling', 'compiled', 'again'):
     tick = time.perf_counter()
-    found = estimate.fit(_FORM, table, starts=_STARTS)
+    found = estimation.fit(_FORM, table, starts=_STARTS)
     seconds[run] = time.perf_counter() - tick
   tick = time.perf_counter()
   peer, _ = scipy_peer.minimise(
@@ -114,9 +114,9 @@ def test_full_bootstrap(table, optimum):
   problem = optimum.problem(table, weights)
   starts = starts_lib.draw(_FORM, _STARTS, 0)
   points = np.concatenate([optimum.theta[None], optimum.others])
-  few = search.search_groups(problem, starts, points)
+  few = screening.search_groups(problem, starts, points)
   tick = time.perf_counter()
-  full = search.search_groups(problem, starts, points, thin=False)
+  full = screening.search_groups(problem, starts, points, thin=False)
   unthinned = time.perf_counter() - tick
   agree = np.mean(few.objective <= full.objective * (1 + 1e-6))
   print(
@@ -138,7 +138,7 @@ def test_millions_of_starts():
   form = forms.get('width_depth_params')
   total = 6**4 * 5**5
   tick = time.perf_counter()
-  fit = estimate.fit(form, table, delta=1e-4, starts=total)
+  fit = estimation.fit(form, table, delta=1e-4, starts=total)
   print(
     f'\n{total:,} starts, {table.rows} rows, 9 parameters: '
     f'{(time.perf_counter() - tick) / 60:.1f} min (60 or less), objective '
@@ -158,7 +158,7 @@ def test_many_rows():
     {'N': n, 'D': d, 'loss': loss}, np.arange(len(n)).astype(str)
   )
   tick = time.perf_counter()
-  fit = estimate.fit(_FORM, table, starts=16)
+  fit = estimation.fit(_FORM, table, starts=16)
   point = time.perf_counter() - tick
   tick = time.perf_counter()
   bootstraps.bootstrap(fit, table, resamples=20)

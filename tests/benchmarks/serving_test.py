@@ -12,16 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from familial import config as config_lib
+from familial.convert import export
+from familial.convert import load
 from familial.data import tokenizers
 from familial.model import transformer
-from familial.serving import client
+from familial.relay import client
+from familial.serving import benchmark
 from familial.serving import decoding
-from familial.serving import export
-from familial.serving import generating
-from familial.serving import measuring
-from familial.serving import models
+from familial.serving import generate
 from familial.serving import sampling
+from familial.training import config as train_config
 from familial.training import loop
 from tests.benchmarks import clock
 
@@ -33,7 +33,7 @@ _NEW, _PROMPT, _CONTEXT = 64, 32, 128
 
 def fresh(width, depth):
   """A model of random parameters: what it says does not matter for its speed."""
-  config = config_lib.run(
+  config = train_config.read(
     {
       'data': {'corpus': 'python_source', 'seq_len': _CONTEXT},
       'model': dataclasses.asdict(clock.model(width, depth, 3)),
@@ -43,7 +43,7 @@ def fresh(width, depth):
   params = jax.jit(transformer.init, static_argnums=0)(
     config.model, jax.random.key(0)
   )
-  return models.Model(
+  return load.Model(
     pathlib.Path('fresh'), 0, config, params, tokenizers.load(''), ''
   )
 
@@ -57,8 +57,8 @@ def trained(tmp_path_factory):
   config.model.update(width=128, heads=4, kv_heads=2, mlp_width=352)
   config.train.update(steps=600, warmup_steps=60, evaluations=1)
   folder = tmp_path_factory.mktemp('trained') / 'run'
-  loop.run(config_lib.run(config), folder, quiet=True)
-  return models.load(folder)
+  loop.run(train_config.read(config), folder, quiet=True)
+  return load.load(folder)
 
 
 def prompts(rows):
@@ -69,7 +69,7 @@ def prompts(rows):
 def plain(model, texts, new=_NEW):
   """Greedy decoding by the last exit."""
   last = model.config.model.granularity
-  stages = generating.tiers(model, len(texts), (last,), True)
+  stages = generate.tiers(model, len(texts), (last,), True)
   return functools.partial(
     decoding.generate, stages, texts, context=_CONTEXT, max_tokens=new, stop=-1,
     policy=sampling.Policy(),
@@ -108,8 +108,8 @@ def test_cached_decoding_beside_transformers(tmp_path, rows):
 
 
 def test_drafts_and_early_exits_of_a_trained_model(trained):
-  found = measuring.measure(trained)
-  print('\n' + measuring.text(found))
+  found = benchmark.measure(trained)
+  print('\n' + benchmark.text(found))
   for rows in (1, 16):
     speeds = [speed for speed in found.speeds if speed.rows == rows]
     plainest = next(s for s in speeds if s.detail == 'exit 3')

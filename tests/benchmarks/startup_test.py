@@ -15,7 +15,11 @@ pytestmark = pytest.mark.bench
   [
     ('python alone', ['-c', 'pass'], 0.1),
     ('familial --help', ['-m', 'familial', '--help'], 1.0),
-    ('import familial.laws.estimate', ['-c', 'import familial.laws.fit'], 2.0),
+    (
+      'import familial.laws.estimation',
+      ['-c', 'import familial.laws.estimation'],
+      2.0,
+    ),
   ],
 )
 def test_seconds(what, arguments, aim):

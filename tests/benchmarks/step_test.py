@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from familial import flops
+from familial.model import flops
 from familial.training import config as train_config
 from tests.benchmarks import clock
 

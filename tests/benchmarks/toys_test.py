@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from familial import config as config_lib
 from familial.analysis import toys
 from familial.studies import depth_toys_cohort as cohort
+from familial.studies import templates
 from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
@@ -104,7 +104,7 @@ def _asked():
   spec = importlib.util.spec_from_file_location('depth_toys', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return config_lib.depth_toys(module.get_config('cpu'))
+  return templates.depth_toys(module.get_config('cpu'))
 
 
 def _ours(asked, name) -> Callable[[int], tuple[toys.Params, ...]]:

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.data import batches
 from familial.data import config
 from familial.data import packing

@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.data import config
 
 

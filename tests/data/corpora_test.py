@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from familial import errors
+from familial.core import errors
 from familial.data import config
 from familial.data import corpora
 from familial.data import files

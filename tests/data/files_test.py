@@ -3,7 +3,7 @@ import sysconfig
 
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.data import files
 
 

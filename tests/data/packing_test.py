@@ -11,7 +11,7 @@ from absl import logging
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.data import batches
 from familial.data import config
 from familial.data import files

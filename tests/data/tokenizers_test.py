@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from familial import errors
+from familial.core import errors
 from familial.data import tokenizers
 
 _TEXTS = ['def f(x):\n  return x + 1\n' * 9, 'the quick brown fox ' * 9]

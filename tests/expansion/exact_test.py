@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.expansion import config as growth_config
 from familial.expansion import grown
 from familial.expansion import maps

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from familial import errors
-from familial import flops
+from familial.core import errors
 from familial.expansion import ledger
 from familial.model import config as model_config
+from familial.model import flops
 
 SEQ, BATCH = 64, 4
 

@@ -12,19 +12,20 @@ import jax
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import evaluation
-from familial import flops as flops_lib
-from familial import main as main_lib
-from familial import records
+from familial.cli import main as main_lib
+from familial.convert import export
+from familial.convert import load
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import batches
 from familial.expansion import config as growth_config
 from familial.expansion import maps
-from familial.serving import export
-from familial.serving import models
-from familial.training import job as job_lib
+from familial.model import flops as flops_lib
+from familial.training import evaluation
 from familial.training import loop
-from familial.training import parents
+from familial.training import run as job_lib
+from familial.training import warm_start
 
 BOTH = growth_config.GrowthConfig(
   width='replicate', split='uneven', depth='identity', state='carry', exact=True
@@ -67,7 +68,7 @@ def larger(parent):
 
 
 def _rows(folder):
-  return records.read(folder / records.ROWS)
+  return storage.read_rows(folder / run_folder.ROWS)
 
 
 def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
@@ -75,7 +76,7 @@ def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
 ):
   (config, small), bigger = parent, larger()
   job_lib.begin(bigger, tmp_path)
-  lineage = records.read_json(tmp_path / 'lineage.json')
+  lineage = storage.read_json(tmp_path / 'lineage.json')
   assert lineage['parent'] == 'small'
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
   assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
@@ -96,7 +97,7 @@ def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
     )
   ends = [row['loss'] for row in _rows(small)]
   np.testing.assert_allclose(found, [*ends, ends[-1]], rtol=1e-5)
-  was = models.load(small)
+  was = load.load(small)
   same = evaluation.agreement(
     evaluation.Member(was.params, was.config.model, 2),
     evaluation.Member(state.params, bigger.model, 3),
@@ -122,7 +123,7 @@ def test_a_stage_stopped_ends_as_one_that_was_not(
   with pytest.raises(errors.Interrupted):
     loop.run(config, tmp_path / 'cut', corpus, quiet=True, on_step=stop)
   # Its checkpoint is all that it needs from here on.
-  monkeypatch.setattr(parents, 'graft', None)
+  monkeypatch.setattr(warm_start, 'graft', None)
   assert loop.run(config, tmp_path / 'cut', corpus, quiet=True) == 'finished'
   whole, cut = (_rows(tmp_path / name) for name in ('whole', 'cut'))
   assert [row | {'run': ''} for row in whole] == [
@@ -130,7 +131,7 @@ def test_a_stage_stopped_ends_as_one_that_was_not(
   ]
   tokens = 6 * config.train.batch_size * config.data.seq_len
   own = tokens * flops_lib.train(config.model, config.data.seq_len)
-  lineage = records.read_json(tmp_path / 'cut' / 'lineage.json')
+  lineage = storage.read_json(tmp_path / 'cut' / 'lineage.json')
   assert cut[-1]['flops'] == lineage['inherited_flops'] + own
   per_epoch = batches.Batches(
     corpus, config.data, config.train.batch_size, 0
@@ -159,17 +160,17 @@ def test_another_seed_is_another_order_of_the_data(larger, tmp_path):
   config = larger()
   train = dataclasses.replace(config.train, seed=5)
   job_lib.begin(dataclasses.replace(config, train=train), tmp_path)
-  lineage = records.read_json(tmp_path / 'lineage.json')
+  lineage = storage.read_json(tmp_path / 'lineage.json')
   assert lineage['inherited_windows'] == 0 < lineage['inherited_flops']
 
 
 def test_an_export_s_place_in_the_data_goes_with_it(parent, tmp_path):
   config, small = parent
-  export.to_familial(models.load(small), 2, tmp_path / 'alone')
-  lineage = records.read_json(tmp_path / 'alone' / 'lineage.json')
+  export.to_familial(load.load(small), 2, tmp_path / 'alone')
+  lineage = storage.read_json(tmp_path / 'alone' / 'lineage.json')
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
   grows = dataclasses.replace(
-    models.load(tmp_path / 'alone').config,
+    load.load(tmp_path / 'alone').config,
     model=dataclasses.replace(config.model, depth=3, exits=(1, 2, 3)),
     train=dataclasses.replace(config.train, init_from='../alone'),
     growth=growth_config.GrowthConfig(depth='identity', state='carry'),
@@ -180,7 +181,7 @@ def test_an_export_s_place_in_the_data_goes_with_it(parent, tmp_path):
     job_lib.begin(grows, tmp_path / 'on')
   growth = dataclasses.replace(grows.growth, state='reset')
   job_lib.begin(dataclasses.replace(grows, growth=growth), tmp_path / 'on')
-  lineage = records.read_json(tmp_path / 'on' / 'lineage.json')
+  lineage = storage.read_json(tmp_path / 'on' / 'lineage.json')
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
 
 
@@ -225,7 +226,7 @@ def test_expand_writes_a_model_to_train_on(
   ]
   assert main_lib._main(['familial', 'expand', *flags]) == 0
   assert 'the same function as step 8' in capsys.readouterr().out
-  grown = models.load(out)
+  grown = load.load(out)
   assert grown.config.model == dataclasses.replace(
     larger().model, exits=(1, 2, 4)
   )
@@ -236,7 +237,7 @@ def test_expand_writes_a_model_to_train_on(
   )
   ends = [row['loss'] for row in _rows(small)]
   np.testing.assert_allclose(losses, [*ends, ends[-1]], rtol=1e-5)
-  lineage = records.read_json(out / 'lineage.json')
+  lineage = storage.read_json(out / 'lineage.json')
   assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
   carry = growth_config.GrowthConfig(state=state)
   on = larger(
@@ -263,7 +264,7 @@ import jax, numpy as np
 from familial.expansion import maps
 from familial.model import axes
 from familial.training import config as train_config
-from familial.training import optimizer, parents, sharding, step
+from familial.training import optimizer, sharding, step, warm_start
 with open(sys.argv[1], 'rb') as file:
   config, parent = pickle.load(file)
 assert len(jax.devices()) == 8
@@ -272,14 +273,14 @@ import dataclasses
 config = dataclasses.replace(config, layout=layout)
 mesh = sharding.mesh(config)
 h = optimizer.hyper(config.train, config.model.exits)
-growth = maps.plan(config.growth, parents.shape(parent), config.model)
+growth = maps.plan(config.growth, warm_start.shape(parent), config.model)
 shapes = jax.eval_shape(
   lambda: step.init(config.model, 'all', jax.random.key(0), h)
 )
 put = lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)
 like = jax.tree.map(put, shapes, sharding.shardings(shapes, mesh))
-many = parents.grow(like, parent, 8, growth, config.train)
-one = parents.grow(shapes, parent, 8, growth, config.train)
+many = warm_start.grow(like, parent, 8, growth, config.train)
+one = warm_start.grow(shapes, parent, 8, growth, config.train)
 jax.tree.map(np.testing.assert_array_equal, many.params, one.params)
 jax.tree.map(
   np.testing.assert_array_equal, many.opt_state[1], one.opt_state[1]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.training import checkpoint
 from familial.training import checkpoint_arrays
 from familial.training import compilation
@@ -31,42 +32,44 @@ def _state(step):
 
 def test_rows_and_files_outlive_a_full_disk(disk):
   path, value = disk.folder / 'rows.jsonl', disk.folder / 'value.json'
-  records.append(path, [{'step': 1}, {'step': 2}])
-  records.write_json(value, 'old')
+  storage.append(path, [{'step': 1}, {'step': 2}])
+  storage.write_json(value, 'old')
   disk.fill()
   many = [{'step': 3, 'text': 'x' * 9000}]
   for write in (
-    lambda: records.append(path, many),
-    lambda: records.write_json(value, 'new' * 9000),
-    lambda: records.open_run(disk.folder / 'run', None, {'x': 'y' * 9000}),
+    lambda: storage.append(path, many),
+    lambda: storage.write_json(value, 'new' * 9000),
+    lambda: run_folder.open_folder(
+      disk.folder / 'run', None, {'x': 'y' * 9000}
+    ),
   ):
     with pytest.raises(errors.UserError, match=FULL) as raised:
       write()
     assert '\n' not in str(raised.value)
   disk.empty()
-  assert records.read(path) == [{'step': 1}, {'step': 2}]
-  assert records.read_json(value) == 'old'
-  records.truncate(path, 2)
-  records.append(path, many)
-  assert records.read(path)[2:] == many
+  assert storage.read_rows(path) == [{'step': 1}, {'step': 2}]
+  assert storage.read_json(value) == 'old'
+  run_folder.truncate(path, 2)
+  storage.append(path, many)
+  assert storage.read_rows(path)[2:] == many
   left = {entry.name for entry in disk.folder.iterdir()}
   assert left == {'rows.jsonl', 'value.json', 'run'}
 
 
 def test_a_read_only_disk_is_one_line(disk):
   path = disk.folder / 'rows.jsonl'
-  records.append(path, [{'step': 1}])
+  storage.append(path, [{'step': 1}])
   disk.remount('ro')
   for write in (
-    lambda: records.append(path, [{'step': 2}]),
-    lambda: records.write_json(disk.folder / 'value.json', 1),
-    lambda: records.open_run(disk.folder / 'run', None),
-    lambda: records.held(disk.folder / 'run').__enter__(),
+    lambda: storage.append(path, [{'step': 2}]),
+    lambda: storage.write_json(disk.folder / 'value.json', 1),
+    lambda: run_folder.open_folder(disk.folder / 'run', None),
+    lambda: storage.lock(disk.folder / 'run').__enter__(),
     lambda: checkpoint.Checkpoints(disk.folder / 'checkpoints'),
   ):
     with pytest.raises(errors.UserError, match=READ_ONLY):
       write()
-  assert records.read(path) == [{'step': 1}]
+  assert storage.read_rows(path) == [{'step': 1}]
 
 
 def test_checkpoints_outlive_a_full_disk(disk, capfd):
@@ -163,14 +166,14 @@ def test_what_trains_goes_on_when_there_is_room(
     assert status == 2 and FULL in line
   before = {
     path: path.read_bytes()
-    for path in workdir.rglob(records.ROWS)
-    if records.read(path)
+    for path in workdir.rglob(run_folder.ROWS)
+    if storage.read_rows(path)
   }
   assert before or name == 'run'
   disk.remount('size=64m')
   assert familial(name, f'--workdir={workdir}', *config)[0] == 0
   assert familial(name, f'--workdir={tmp_path}/w', *config)[0] == 0
-  rows = list((tmp_path / 'w').rglob(records.ROWS))
+  rows = list((tmp_path / 'w').rglob(run_folder.ROWS))
   assert rows
   for path in rows:
     again = workdir / path.relative_to(tmp_path / 'w')

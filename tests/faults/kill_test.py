@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from familial import records
+from familial.core import run_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What shows, and changes, while a study does something.
@@ -163,4 +163,4 @@ def test_killed_at_twenty_moments_it_finds_the_same(tmp_path, study):
       for name in one.files:
         np.testing.assert_array_equal(one[name], two[name])
   for run in (killed.workdir / 'cells').iterdir():
-    assert records.status(run) == 'finished'
+    assert run_folder.status(run) == 'finished'

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from familial.convert import export
+from familial.convert import hugging_face
+from familial.convert import load
 from familial.data import config as data_config
 from familial.data import tokenizers
 from familial.model import transformer
-from familial.serving import export
-from familial.serving import importing
-from familial.serving import models
 
 pytestmark = pytest.mark.interop
 _CONTEXT = 48
@@ -188,8 +188,8 @@ def test_a_model_of_theirs_is_imported(
     tokenizer_file=bpe_path, eos_token='<|separator|>'
   ).save_pretrained(folder)
 
-  importing.from_hugging_face(folder, (1, 2), 'separate', tmp_path / 'ours')
-  read = models.load(tmp_path / 'ours')
+  hugging_face.from_hugging_face(folder, (1, 2), 'separate', tmp_path / 'ours')
+  read = load.load(tmp_path / 'ours')
   assert read.config.model.vocab_size == 280
   tokens = _tokens(280)
   llama = hub.AutoModelForCausalLM.from_pretrained(folder, dtype='float32')
@@ -204,10 +204,10 @@ def test_saved_again_by_them_an_export_comes_back(hub, family, tmp_path):
   export.to_hugging_face(model, 1, tmp_path / 'out')
   for kind in (hub.AutoModelForCausalLM, hub.AutoTokenizer):
     kind.from_pretrained(tmp_path / 'out').save_pretrained(tmp_path / 'again')
-  importing.from_hugging_face(
+  hugging_face.from_hugging_face(
     tmp_path / 'again', (1,), 'head', tmp_path / 'ours'
   )
-  read = models.load(tmp_path / 'ours')
+  read = load.load(tmp_path / 'ours')
   tokens = _tokens(256)
   alone, shape = export.submodel(model.params, model.config.model, 1)
   shape = dataclasses.replace(shape, exits=(2,))

@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from familial import records
+from familial.core import run_folder
+from familial.core import storage
 
 ROOT = pathlib.Path(__file__).parents[2]
 NEEDED = ('slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol')
@@ -204,13 +205,16 @@ def test_an_array_finishes_a_sweep_though_a_task_is_requeued(
     assert field(task, 'Restarts') == str(int(task == victim))
     assert text(log).count(': start ') == 1 + (task == victim)
   assert 'saved' in text(logs[victim])
-  cells = records.read_json(workdir / 'plan.json')['cells']
+  cells = storage.read_json(workdir / 'plan.json')['cells']
   assert len(cells) == 4
   for cell in cells:
     run = workdir / 'cells' / cell['cell']
-    assert records.status(run) == 'finished' and not list(run.glob('error.log'))
+    assert run_folder.status(run) == 'finished' and not list(
+      run.glob('error.log')
+    )
     rows = [
-      (row['step'], row['exit']) for row in records.read(run / records.ROWS)
+      (row['step'], row['exit'])
+      for row in storage.read_rows(run / run_folder.ROWS)
     ]
     assert rows == sorted(set(rows)) and len(rows) == 20 * cell['exits']
   assert (workdir / 'report' / 'index.html').exists()
@@ -317,9 +321,10 @@ def test_a_run_over_nodes_is_that_of_as_many_processes_on_one_host(
     ],
     check=True,
   )  # fmt: skip
-  rows = [(folder / records.ROWS).read_bytes() for folder in (over, here)]
+  rows = [(folder / run_folder.ROWS).read_bytes() for folder in (over, here)]
   assert rows[0] == rows[1]
   steps = {
-    (row['step'], row['exit']) for row in records.read(over / records.ROWS)
+    (row['step'], row['exit'])
+    for row in storage.read_rows(over / run_folder.ROWS)
   }
   assert steps == {(10, 1), (10, 2), (20, 1), (20, 2)}

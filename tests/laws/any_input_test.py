@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from familial import errors
-from familial.commands import command
-from familial.commands import laws as commands
+from familial.cli import command
+from familial.cli import laws as commands
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import parametric
 from familial.laws import table as tables

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import bootstrap as bootstraps
-from familial.laws import estimate
+from familial.laws import estimation
 from familial.laws import fitting
 from familial.laws import forms
 from familial.laws import result as results
@@ -239,7 +239,7 @@ def test_copies_of_rows_are_flagged_unless_of_one_run():
     {'N': columns['params'], 'D': columns['tokens'], 'loss': columns['loss']},
     i.astype(str),
   )
-  assert estimate.fit(forms.get('chinchilla'), table, starts=16).flags == ()
+  assert estimation.fit(forms.get('chinchilla'), table, starts=16).flags == ()
 
 
 @pytest.mark.parametrize(
@@ -335,4 +335,4 @@ def test_a_constant_that_nothing_pins_down_may_be_infinite():
 def test_a_form_of_the_library_without_columns():
   form = dataclasses.replace(forms.get('chinchilla'), columns=())
   with pytest.raises(errors.UserError, match='must have constants, and col'):
-    estimate.fit(form, tables.Table({'loss': np.ones(9)}, np.arange(9)))
+    estimation.fit(form, tables.Table({'loss': np.ones(9)}, np.arange(9)))

@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import bootstrap as bootstraps
-from familial.laws import estimate
+from familial.laws import estimation
 from familial.laws import forms
-from familial.laws import solver
-from familial.laws import starts as starts_lib
+from familial.laws import levenberg_marquardt
+from familial.laws import multistart as starts_lib
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def total():
 
 def test_intervals_agree_with_the_asymptotic_deviation(make, total, truth):
   table = make(noise=0.01)
-  fit = estimate.fit(total, table, starts=32)
+  fit = estimation.fit(total, table, starts=32)
   found = bootstraps.bootstrap(fit, table, resamples=300)
   spread = found.intervals['gamma']
   assert 0.5 < spread.sd / fit.sd['gamma'] < 2
@@ -49,14 +49,14 @@ def test_whole_runs_are_drawn(make):
 
 def test_each_resample_is_as_good_as_many_starts_make_it(make, total):
   table = make(noise=0.02)
-  fit = estimate.fit(total, table, starts=32)
+  fit = estimation.fit(total, table, starts=32)
   weights = bootstraps._weights(table, 6, 0)
   problem = fit.problem(table, weights)
   ends = bootstraps._refit(fit, problem, lambda done: None)
   assert ends.converged.all()
   starts = starts_lib.draw(total, 48, 1).block(0, 48)
   target = np.log(table.columns['loss'])
-  full = solver.solve(
+  full = levenberg_marquardt.solve(
     total,
     table.columns,
     np.tile(starts, (6, 1)),
@@ -66,8 +66,10 @@ def test_each_resample_is_as_good_as_many_starts_make_it(make, total):
     delta=fit.delta,
   )
   best = full.objective.reshape(6, 48).min(1)
-  value, _ = solver.evaluate(total, table.columns, ends.theta)
-  found = (weights * solver.penalty(value - target, fit.delta)).sum(1)
+  value, _ = levenberg_marquardt.evaluate(total, table.columns, ends.theta)
+  found = (
+    weights * levenberg_marquardt.penalty(value - target, fit.delta)
+  ).sum(1)
   np.testing.assert_allclose(found, best, rtol=1e-6)
 
 
@@ -75,7 +77,7 @@ def test_resamples_that_cannot_tell_are_failures(make, total):
   """One run of G > 1: most of a third of the resamples miss it."""
   columns = make().columns
   table = make(noise=0.01, G=np.where(np.arange(36) == 7, 2.0, 1.0))
-  fit = estimate.fit(total, table, starts=32)
+  fit = estimation.fit(total, table, starts=32)
   found = bootstraps.bootstrap(fit, table, resamples=200)
   assert 40 < found.failed < 110  # (1 - 1/36)^36 = 0.363
   assert found.flags == (f'{found.failed} of 200 resamples failed',)
@@ -85,6 +87,6 @@ def test_resamples_that_cannot_tell_are_failures(make, total):
 
 def test_bad_options(make, total):
   table = make(noise=0.01)
-  fit = estimate.fit(total, table, starts=4)
+  fit = estimation.fit(total, table, starts=4)
   with pytest.raises(errors.UserError, match='resamples=1'):
     bootstraps.bootstrap(fit, table, resamples=1)

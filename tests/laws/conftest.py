@@ -112,7 +112,7 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture
 def fit(tmp_path, capsys, monkeypatch):
   """Runs the command on a file's content; returns status, line and fit.json."""
-  from familial import main
+  from familial.cli import main
   from tests.laws import points
 
   monkeypatch.setattr('familial.training.compilation.prepare', lambda: None)

@@ -5,9 +5,9 @@ import pytest
 
 from familial.laws import bootstrap as bootstraps
 from familial.laws import forms
-from familial.laws import solver
+from familial.laws import levenberg_marquardt
 from familial.laws import table as tables
-from tests.laws.estimate_test import random_law
+from tests.laws.estimation_test import random_law
 
 LAWS, ROWS, RESAMPLES, NOISE, DELTA = 1000, 200, 200, 0.01, 1e-3
 
@@ -37,21 +37,21 @@ def test_intervals_cover(name):
   columns = design(rng)
   laws = [random_law(form, rng, columns) for _ in range(LAWS)]
   truth = np.stack([form.theta(law) for law in laws])
-  target = solver.predict(form, columns, truth)
+  target = levenberg_marquardt.predict(form, columns, truth)
   target = target + NOISE * rng.standard_normal(target.shape)
   table = tables.Table(
     {**columns, 'loss': np.ones(ROWS)}, np.arange(ROWS).astype(str)
   )
   options = {'delta': DELTA, 'first_delta': 0.3 * NOISE, 'damping': 1e-3}
   # From the truth: that many starts find the optimum is another test's.
-  points = solver.solve(
+  points = levenberg_marquardt.solve(
     form, columns, truth, target, np.ones((1, ROWS)),
     target_of=np.arange(LAWS), **options,
   )  # fmt: skip
   covered, failed = [], 0
   for law in range(LAWS):
     weights = bootstraps._weights(table, RESAMPLES, rng)
-    ends = solver.solve(
+    ends = levenberg_marquardt.solve(
       form, columns, np.tile(points.theta[law], (RESAMPLES, 1)),
       target[law : law + 1], weights, weight_of=np.arange(RESAMPLES), **options,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import definitions
 from familial.laws import table as tables
 

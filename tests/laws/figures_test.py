@@ -4,13 +4,13 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from familial.laws import figures
-from familial.laws import figures_compute
-from familial.laws import figures_families
-from familial.laws import figures_parts
 from familial.laws import frontier
 from familial.laws import result as results
 from familial.laws import table as tables
+from familial.plots import law as law_lib
+from familial.plots import law_compute
+from familial.plots import law_families
+from familial.plots import law_parts
 
 pytestmark = pytest.mark.filterwarnings('error')
 FEW = results.Options(starts=32, resamples=100)
@@ -34,7 +34,7 @@ def fitted(make):
 def of_g(found):
   """The granularities of a fit, once a fit: each compiles its optimum."""
   if id(found) not in _OF_G:
-    _OF_G[id(found)] = figures_families.families(found)
+    _OF_G[id(found)] = law_families.families(found)
   return _OF_G[id(found)]
 
 
@@ -67,7 +67,7 @@ def test_isoflop_curves_hold_the_rows_of_their_granularity(fitted):
   found = fitted('familial_total')
   columns = found.table.columns
   families = of_g(found)
-  figure = figures_compute.isoflop(found, families)
+  figure = law_compute.isoflop(found, families)
   assert [ax.get_title(loc='left') for ax in figure.axes] == [
     'G = 1',
     'G = 2',
@@ -94,12 +94,10 @@ def test_isoflop_marks_are_the_optimum_and_interior_minima(fitted):
   bent = dataclasses.replace(found, table=table)
   family = of_g(found)[0]
   budgets = tuple(
-    figures_families._budgets(
-      table, figures_families._groups(table), family.rows
-    )
+    law_families._budgets(table, law_families._groups(table), family.rows)
   )
   family = dataclasses.replace(family, budgets=budgets)
-  (ax,) = figures_compute.isoflop(bent, [family]).axes
+  (ax,) = law_compute.isoflop(bent, [family]).axes
   assert marks(ax, 'D') == [pytest.approx((8e4, 3.0))] * 2
   stars = marks(ax, '*')
   for budget in (1e11, 4e11, 1.6e12):
@@ -114,7 +112,7 @@ def test_frontier_reaches_a_decade_past_the_runs(fitted):
   found = fitted('familial_total')
   columns = found.table.columns
   family = of_g(found)[0]
-  ax = figures_compute.loss_frontier(found, [family]).axes[0]
+  ax = law_compute.loss_frontier(found, [family]).axes[0]
   here = columns['G'] == 1
   assert points_of(ax) == pairs_of(columns['C'][here], columns['loss'][here])
   inside, beyond = ax.lines[:2]
@@ -136,8 +134,8 @@ def test_optima_agree_with_what_the_fit_derived(fitted):
   columns = {k: v for k, v in found.table.columns.items() if k != 'C'}
   table = dataclasses.replace(found.table, columns=columns)  # so C = 6 N D
   found = dataclasses.replace(found, table=table)
-  (family,) = figures_families.families(found)
-  figure = figures_compute.optimum(found, [family])
+  (family,) = law_families.families(found)
+  figure = law_compute.optimum(found, [family])
   cost = found.table.cost.max()
   best = frontier.optimum(found.fit.form, found.fit.theta[None], [cost])
   for ax, value in zip(
@@ -156,7 +154,7 @@ def test_budgets_without_a_column_are_windows_of_compute(fitted):
   del columns['budget']
   columns['C'] = columns['C'] * (1 + 0.1 * (np.arange(36) % 2))
   columns['C'][0] = 1e9  # of no budget
-  groups = figures_families._groups(
+  groups = law_families._groups(
     dataclasses.replace(found.table, columns=columns)
   )
   assert sorted(group.sum() for group in groups) == [1, 11, 12, 12]
@@ -169,7 +167,7 @@ def test_residuals_are_those_of_the_law(fitted):
   found = fitted('familial_total')
   columns = found.table.columns
   left = 100 * np.log(columns['loss'] / found.predict(columns))
-  figure = figures.residuals(found)
+  figure = law_lib.residuals(found)
   assert [ax.get_xlabel() for ax in figure.axes] == [
     'parameters N',
     'tokens D',
@@ -200,19 +198,19 @@ def test_flat_profile_and_unidentified_floor(fitted, tmp_path):
     ),
   )
   assert len(found.draw(tmp_path)) == 6
-  figure = figures.profile_curves(found)
+  figure = law_lib.profile_curves(found)
   arrows = {
     ax.get_title(loc='left').split(' = ')[0]: marks(ax, '<')
     for ax in figure.axes
   }
   assert arrows['A'] and not arrows['α']
-  note = figures.pairs(found).legends[0].get_title().get_text()
+  note = law_lib.pairs(found).legends[0].get_title().get_text()
   assert f'{(zeros == 0).sum()} with a parameter of 0' in note
 
 
 def test_profile_holds_curve_cutoff_and_both_intervals(fitted):
   found = fitted('familial_total')
-  ax = figures.profile_curves(found).axes[3]
+  ax = law_lib.profile_curves(found).axes[3]
   profile, spread = found.profiles['alpha'], found.bootstrap.intervals['alpha']
   lines = {line.get_label(): line for line in ax.lines}
   np.testing.assert_array_equal(lines['deviance'].get_xdata(), profile.values)
@@ -249,8 +247,8 @@ def test_large_tables_are_thinned_and_say_so(fitted):
     np.array([str(i) for i in range(36 * repeats)]),
   )
   found = dataclasses.replace(found, table=many)
-  first, again = (figures.residuals(found) for _ in range(2))
-  assert len(points_of(first.axes[0], unique=False)) == figures_parts.POINTS
+  first, again = (law_lib.residuals(found) for _ in range(2))
+  assert len(points_of(first.axes[0], unique=False)) == law_parts.POINTS
   assert points_of(first.axes[0]) == points_of(again.axes[0])
   note = first.legends[0].get_title().get_text()
   assert '2,000 of 10,800 rows are drawn' in note

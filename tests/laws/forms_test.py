@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import parametric
 

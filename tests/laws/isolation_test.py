@@ -16,7 +16,7 @@ def test_laws_and_records_import_without_flax():
       'import sys',
       'for name in ("flax", "optax", "orbax", "matplotlib"):',
       '  sys.modules[name] = None',
-      *(f'import {name}' for name in [*modules, 'familial.records']),
+      *(f'import {name}' for name in [*modules, 'familial.core.storage']),
     ]
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=LAWS.parents[1])

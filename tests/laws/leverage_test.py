@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import leverage
 from familial.laws import record

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from familial.laws import estimate
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import parametric
 from familial.laws import table as tables
@@ -38,4 +38,4 @@ def law(columns, form='chinchilla', **options):
   arrays = {names[n]: np.asarray(v, float) for n, v in columns.items()}
   runs = np.arange(len(arrays['loss'])).astype(str)
   table = tables.Table(arrays, runs)
-  return estimate.fit(forms.get(form), table, starts=16, **options)
+  return estimation.fit(forms.get(form), table, starts=16, **options)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from familial import errors
-from familial.laws import estimate
+from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import profile as profiles
 
@@ -11,7 +11,7 @@ TOTAL = forms.get('familial_total')
 
 
 def profiled(table, name='gamma', **options):
-  fit = estimate.fit(TOTAL, table, starts=32, **options)
+  fit = estimation.fit(TOTAL, table, starts=32, **options)
   return fit, profiles.profile(TOTAL, table, fit, name)
 
 
@@ -34,7 +34,7 @@ def test_near_the_normal_interval_and_holds_the_null(make, truth):
 
 
 def test_with_least_squares_the_inflation_is_the_residual_variance(make):
-  fit = estimate.fit(TOTAL, make(noise=0.01), starts=32, delta=10.0)
+  fit = estimation.fit(TOTAL, make(noise=0.01), starts=32, delta=10.0)
   variance = 2 * fit.objective / fit.degrees
   ratio = fit.inflation[TOTAL.names.index('gamma')] / variance
   assert 0.5 < ratio < 2

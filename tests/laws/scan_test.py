@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import forms
 from familial.laws import result as results
 from familial.laws import scan as scans

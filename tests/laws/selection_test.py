@@ -3,15 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial import student
-from familial.laws import estimate
+from familial.core import estimate as estimate_lib
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import selection as selections
 from familial.laws import table as tables
 
 
 def fitted(table, *names):
-  return [estimate.fit(forms.get(name), table, starts=32) for name in names]
+  return [estimation.fit(forms.get(name), table, starts=32) for name in names]
 
 
 def test_prefers_the_form_that_made_the_data(make):
@@ -68,7 +68,7 @@ def one_by_one(table, form, group):
   """Log errors of each group's rows under a fit to all the others."""
   left = []
   for g in np.unique(group):
-    fit = estimate.fit(forms.get(form), table.take(group != g), starts=64)
+    fit = estimation.fit(forms.get(form), table.take(group != g), starts=64)
     held = table.take(group == g).columns
     left.append(np.log(fit.predict(held) / held['loss']))
   return np.concatenate(left)
@@ -104,7 +104,7 @@ def test_extrapolation_is_that_of_a_refit(make):
   [fit] = fitted(table, 'chinchilla')
   found = selections.hold_out(fit, table)
   group = table.columns['budget'] == 1.6e12
-  refit = estimate.fit(forms.get('chinchilla'), table.take(~group))
+  refit = estimation.fit(forms.get('chinchilla'), table.take(~group))
   held = table.take(group).columns
   left = np.log(refit.predict(held) / held['loss'])
   assert (found.folds, found.rows) == (1, 12)
@@ -118,7 +118,7 @@ def test_what_was_held_stays_held_in_every_fold(make):
   taken_out = dataclasses.replace(
     table, columns={**table.columns, 'loss': without}
   )
-  fit = estimate.fit(
+  fit = estimation.fit(
     forms.get('familial_total'), table, starts=64, fixed={'gamma': held}
   )
   [dense] = fitted(taken_out, 'dense_null')
@@ -218,11 +218,13 @@ def test_a_model_is_left_out_with_all_of_its_rows():
 
 
 def test_the_interval_is_students_over_models():
-  found = student.mean(np.array([0.01, 0.02, 0.06]))
+  found = estimate_lib.mean(np.array([0.01, 0.02, 0.06]))
   # Mean 0.03, standard error sqrt(0.0007 / 3); t of two degrees is 4.30265.
   assert found.value == pytest.approx(0.03)
   assert found.hi - 0.03 == pytest.approx(4.302653 * (0.0007 / 3) ** 0.5)
-  assert student.mean(np.array([0.5])) == student.Estimate(0.5, None, None)
+  assert estimate_lib.mean(np.array([0.5])) == estimate_lib.Estimate(
+    0.5, None, None
+  )
 
 
 @pytest.mark.slow
@@ -235,7 +237,7 @@ def test_forms_are_compared_model_by_model():
   first, second = found.candidates
   assert first.model_error_behind is None
   over = np.subtract(second.by_model.errors, first.by_model.errors)
-  assert second.model_error_behind == student.mean(over)
+  assert second.model_error_behind == estimate_lib.mean(over)
   assert second.model_error_behind.lo > 0
   assert 'held-out models best predicted by' in selections.summary(found)
 

@@ -5,7 +5,7 @@ import pyarrow
 from pyarrow import parquet
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.laws import table as tables
 
 

@@ -5,8 +5,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from familial import errors
-from familial.laws import estimate
+from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
 from familial.laws import parametric
@@ -48,7 +48,7 @@ def test_a_function_in_a_file_is_the_law_it_says(write, make):
     known.predict(values, table.columns),
     rtol=1e-12,
   )
-  first, second = (estimate.fit(f, table, starts=300) for f in (own, known))
+  first, second = (estimation.fit(f, table, starts=300) for f in (own, known))
   assert first.objective == pytest.approx(second.objective, rel=1e-9)
   np.testing.assert_allclose(first.theta, second.theta, rtol=1e-6)
   for name, sd in second.sd.items():
@@ -76,10 +76,10 @@ def test_one_of_several_functions_is_named(write):
 def test_constants_stay_within_their_bounds(write, make):
   body = CHINCHILLA.replace('real(0, 2)', 'within(0.34, 0.36)')
   form, table = forms.get(write(body)), make(noise=0.003)
-  fit = estimate.fit(form, table, starts=200)  # alpha is .33, beta .37
+  fit = estimation.fit(form, table, starts=200)  # alpha is .33, beta .37
   for name in ('alpha', 'beta'):
     assert 0.34 <= fit.params[name] <= 0.36
-  free = estimate.fit(forms.get('chinchilla'), table)
+  free = estimation.fit(forms.get('chinchilla'), table)
   assert free.objective < fit.objective
   assert fit.flags  # what lies on a bound is not identified
   starts = [p.transform.to_value(np.array(p.grid)) for p in form.parameters]
@@ -149,7 +149,7 @@ def test_functions_that_give_no_loss_are_one_line(
 ):
   body = f'def law(N, *, E=positive(1, 2)): return {returned}'
   with pytest.raises(errors.UserError, match=message) as error:
-    estimate.fit(forms.get(write(body)), make())
+    estimation.fit(forms.get(write(body)), make())
   assert '\n' not in str(error.value)
 
 
@@ -159,12 +159,12 @@ def test_precision_is_the_fitters_not_the_functions(write, make):
   body = CHINCHILLA.replace('E + A', 'np.float64(1) * E + np.zeros(1)[0] + A')
   table = make(noise=0.01)
   fits = [
-    estimate.fit(f, table, starts=200)
+    estimation.fit(f, table, starts=200)
     for f in (forms.get(write(body)), forms.get('chinchilla'))
   ]
   assert fits[0].objective == pytest.approx(fits[1].objective, rel=1e-9)
   ones = 'def law(N, *, E=positive(1, 2)): return jnp.ones(N.shape, int)'
-  fit = estimate.fit(forms.get(write(ones)), table)
+  fit = estimation.fit(forms.get(write(ones)), table)
   assert 'E not identified' in fit.flags
 
 
@@ -173,7 +173,7 @@ def test_a_constant_without_effect_is_flagged(write, make):
     def law(N, *, idle=real(0, 1), A=positive(1, 1e9), alpha=real(0, 2)):
       return A / N**alpha
   """
-  fit = estimate.fit(forms.get(write(body)), make(noise=0.01), starts=100)
+  fit = estimation.fit(forms.get(write(body)), make(noise=0.01), starts=100)
   assert 'idle not identified' in fit.flags
   assert not fit.identified['idle']
 
@@ -198,7 +198,7 @@ def test_a_sum_of_power_laws_is_named_by_its_columns(make):
   )
   dense = forms.get('params+tokens')
   first, second = (
-    estimate.fit(f, make(noise=0.01), starts=100)
+    estimation.fit(f, make(noise=0.01), starts=100)
     for f in (dense, forms.get('chinchilla'))
   )
   assert first.objective == pytest.approx(second.objective, rel=1e-9)
@@ -223,7 +223,7 @@ def test_sums_that_are_none(name, message):
 def test_the_loss_is_no_column_of_its_law(make):
   for name in ('tokens+loss', 'loss*params+tokens'):
     with pytest.raises(errors.UserError, match='other than the loss'):
-      estimate.fit(forms.get(name), make())
+      estimation.fit(forms.get(name), make())
 
 
 def test_range_helpers():

@@ -2,7 +2,7 @@ import functools
 
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.model import config
 
 

@@ -3,7 +3,7 @@ import importlib.util
 import jax
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.planning import chips
 
 

@@ -5,17 +5,17 @@ import types
 import jax
 import pytest
 
-from familial import errors
-from familial import flops
-from familial import main
+from familial.cli import main
+from familial.core import errors
 from familial.expansion import config as growth_config
+from familial.model import flops
 from familial.planning import chips
 from familial.planning import compiled
 from familial.planning import growth
 from familial.planning import layouts
-from familial.planning import page
 from familial.planning import pod
 from familial.planning import summary
+from familial.report import plan_page
 from familial.training import timing
 
 
@@ -149,17 +149,19 @@ def test_a_plan_is_text_and_a_page(planned, tmp_path):
   plan['layouts'][1]['cell'] = 'another'
   first, second = summary.text(plan).splitlines()[5:7]
   assert first.endswith('  wide') and second.endswith('  another')
-  html = page.write(tmp_path, plan).read_text()
+  html = plan_page.write(tmp_path, plan).read_text()
   assert 'Measured: a step of wide takes' in html
   plan['measured'] = None
-  assert 'Nothing here is measured' in page.write(tmp_path, plan).read_text()
+  assert (
+    'Nothing here is measured' in plan_page.write(tmp_path, plan).read_text()
+  )
 
 
 def test_a_single_device_sends_nothing_and_is_drawn(toys, planned, tmp_path):
   plan, _ = planned(lambda cell: 1e6)
   for row in plan['cells']:
     row['times']['links'] = 0.0
-  page.write(tmp_path, plan)
+  plan_page.write(tmp_path, plan)
 
 
 def test_the_command_refuses_in_one_line(capsys):

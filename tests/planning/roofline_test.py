@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from familial import flops
+from familial.model import flops
 from familial.planning import chips
 from familial.planning import compiled
 from familial.planning import roofline

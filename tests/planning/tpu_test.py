@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from familial import main
-from familial import records
+from familial.cli import main
+from familial.core import storage
 from familial.planning import chips
 from familial.planning import collectives
 from familial.planning import compiled
@@ -88,7 +88,7 @@ def test_the_command_plans_for_a_pod(capsys, tmp_path):
     f'--topology={TOPOLOGY}', '--workers=2',
   ]  # fmt: skip
   assert main._main(argv) == 0
-  plan = records.read_json(tmp_path / 'plan.json')
+  plan = storage.read_json(tmp_path / 'plan.json')
   assert plan['fits'] and plan['devices'] == 4
   assert plan['versions']['libtpu']
   assert 'all fit' in capsys.readouterr().out

@@ -7,14 +7,16 @@ import types
 import numpy as np
 import pytest
 
-from familial import flops as flops_lib
-from familial import records
 from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import replay
 from familial.allocation import surrogate
+from familial.core import run_folder
+from familial.core import storage
+from familial.model import flops as flops_lib
 from familial.report import page
 from familial.training import config as training_config
+from familial.training import rows as rows_lib
 from tests.report import conftest
 from tests.report import page_test
 
@@ -60,7 +62,7 @@ class Study:
     for at in np.geomspace(max(steps // 100, 1), steps, POINTS).astype(int):
       tokens = int(at) * BATCH * SEQ_LEN
       loss = 1.5 + 40 / flops_lib.params_full(shape) ** 0.4 + 30 / tokens**0.4
-      rows += records.evaluation_rows(
+      rows += rows_lib.of_evaluation(
         config, name, 'f00dfeed', step=int(at), inherited=0.0, epochs=0.1,
         losses=[loss * exits**0.03] * exits, bytes_per_token=1.0,
         status='finished' if at == steps else 'running',
@@ -88,25 +90,25 @@ class Study:
     """
     pruning = self.policy != 'law'
     self._json('plan.json', {
-      'schema': records.SCHEMA, 'study': 'allocation', 'title': 'Live',
+      'schema': storage.SCHEMA, 'study': 'allocation', 'title': 'Live',
       'cells': self.cells, 'flops': self.grid, 'budget': BUDGET,
       'policy': self.policy, 'rounds': 2, 'full': False, 'warnings': [],
       'survivors': [4, 2] if pruning else [], 'shares': [], **plan,
     })  # fmt: skip
     self._json('config.json', {
-      'schema': records.SCHEMA, 'horizon': HORIZON, 'eta': 2, 'loss': 'final',
+      'schema': storage.SCHEMA, 'horizon': HORIZON, 'eta': 2, 'loss': 'final',
       'train': {'schedule': 'constant', 'base_lr': 0.01},
       'law': {'form': 'chinchilla', 'where': [], 'beyond': 10.0},
     })  # fmt: skip
     for rows, flops in zip(self.rows, trained, strict=True):
       kept = [row for row in rows if row['flops'] <= flops]
       if kept:
-        path = self.workdir / 'cells' / kept[0]['cell'] / records.ROWS
+        path = self.workdir / 'cells' / kept[0]['cell'] / run_folder.ROWS
         path.parent.mkdir(parents=True)
-        records.append(path, kept)
+        storage.append(path, kept)
     for made in self.found.rounds[:rounds]:
-      row = {'schema': records.SCHEMA, **dataclasses.asdict(made)}
-      records.append(self.workdir / 'rounds.jsonl', [row])
+      row = {'schema': storage.SCHEMA, **dataclasses.asdict(made)}
+      storage.append(self.workdir / 'rounds.jsonl', [row])
     if summary is not None:
       self._json('summary.json', {**self.summary(), **summary})
     return page_test.Checker(page.write(self.workdir).read_text('utf-8'))
@@ -114,7 +116,7 @@ class Study:
   def summary(self):
     spent = self.found.total
     return {
-      'schema': records.SCHEMA, 'machine': {'devices': '1 x test'},
+      'schema': storage.SCHEMA, 'machine': {'devices': '1 x test'},
       'cost': {'flops': self.grid, 'seconds': 60.0, 'missing': 0},
       'policy': self.policy, 'budget': BUDGET, 'spent': spent,
       'grid': self.grid, 'saving': 1 - spent / self.grid, 'candidates': [],

@@ -10,14 +10,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from familial import flops as flops_lib
-from familial import records
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import definitions
 from familial.laws import forms
 from familial.model import config as model_config
+from familial.model import flops as flops_lib
 from familial.report import html
-from familial.studies import pairs
+from familial.studies import paired_comparison
 from familial.training import config as training_config
+from familial.training import rows as rows_lib
 
 SEQ_LEN = 64
 BATCH = 8
@@ -57,7 +59,7 @@ class Study:
     default_factory=lambda: np.random.default_rng(0)
   )
   cells: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  last: dict[str, list[records.Row]] = dataclasses.field(default_factory=dict)
+  last: dict[str, list[storage.Row]] = dataclasses.field(default_factory=dict)
 
   def law(self, params: float, tokens: float, exits: int) -> float:
     columns = {'N': np.array([params]), 'D': np.array([tokens])}
@@ -97,17 +99,17 @@ class Study:
     folder = self.workdir / 'cells' / f'{len(self.cells):03d}'
     folder.mkdir(parents=True)
     common = (config, folder.name, 'f00dfeed')
-    rows = records.evaluation_rows(
+    rows = rows_lib.of_evaluation(
       *common, step=steps // 2, inherited=0.0, epochs=tokens / 4e7,
       losses=[1.2 * loss for loss in losses], bytes_per_token=1.0,
       status='running',
     )  # fmt: skip
-    last = records.evaluation_rows(
+    last = rows_lib.of_evaluation(
       *common, step=steps, inherited=0.0, epochs=tokens / 2e7,
       losses=None if status == 'diverged' else losses, bytes_per_token=1.0,
       status=status,
     )  # fmt: skip
-    records.append(folder / records.ROWS, rows + last)
+    storage.append(folder / run_folder.ROWS, rows + last)
     if status == 'finished':
       self.last[folder.name] = last
     self.cells.append({
@@ -226,9 +228,9 @@ class Study:
       'cost': {'flops': 8e13, 'seconds': 5400.0, 'finished': 60, 'diverged': 1,
                'missing': 0},
       'noise': noise,
-      'paired': pairs.paired(self.last, {'final': self.LAW}),
-      'twins': pairs.twins(self.last, noise),
-      'minima': pairs.minima(self.last, noise),
+      'paired': paired_comparison.paired(self.last, {'final': self.LAW}),
+      'twins': paired_comparison.twins(self.last, noise),
+      'minima': paired_comparison.minima(self.last, noise),
       'gamma': [
         {'loss': loss, 'form': form, 'gamma': g * s, 'lo': g * s - 0.006,
          'hi': g * s + 0.006, 'profile_lo': g * s - 0.009,

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from familial import errors
-from familial.analysis import figures_regimes
+from familial.core import errors
+from familial.plots import regimes
 from familial.report import depth_page
 from familial.report import depth_story
 from familial.report import html
@@ -52,9 +52,9 @@ def group(regime, exits=1, depth=8):
     'exits': exits, 'depth': depth, 'regime': regime, 'regimes': [regime] * 4,
     'loss': [1.7] * 4, 'strength': 1.0, 'scores': {regime: 1.0}, 'notes': [],
     'early_at': [{'remaining': 0.1, **estimate(0.5)}],
-    'statistics': [dict.fromkeys(figures_regimes.STATISTICS, 0.1)] * 4,
+    'statistics': [dict.fromkeys(regimes.STATISTICS, 0.1)] * 4,
     'layers': {
-      name: [{'layer': 1, 'mean': 0.2}] for name in figures_regimes.LAYERS
+      name: [{'layer': 1, 'mean': 0.2}] for name in regimes.LAYERS
     },
   }  # fmt: skip
 

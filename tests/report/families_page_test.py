@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from familial import errors
-from familial import records
-from familial.report import families_figures
+from familial.core import errors
+from familial.core import storage
+from familial.plots import families
 from familial.report import page
 from tests.report import page_test
 
@@ -65,7 +65,7 @@ class Study:
           for size in self.cells(way)
         ]  # fmt: skip
     self.write('plan.json', {
-      'schema': records.SCHEMA, 'study': 'families', 'title': 'Ways',
+      'schema': storage.SCHEMA, 'study': 'families', 'title': 'Ways',
       'corpus': {'name': 'synthetic', 'fingerprint': 'f00dfeed'},
       'cells': cells, 'ledger': ledger, 'warnings': [], **more,
     })  # fmt: skip
@@ -91,7 +91,7 @@ class Study:
     ]  # fmt: skip
     agree = {'kl': 0.25, 'kl_back': 0.2, 'js': 0.05, 'top1': 0.8}
     found = {
-      'schema': records.SCHEMA,
+      'schema': storage.SCHEMA,
       'machine': {'devices': '1 x test'},
       'cost': {'flops': 1e10, 'seconds': 60.0, 'missing': 0},
       'ways': [
@@ -272,7 +272,7 @@ def test_missing_members_are_named(tmp_path, undrawn):
   study = Study(tmp_path, WAYS, RELATIVE)
   study.plan()
   study.summary()
-  found = records.read_json(tmp_path / 'summary.json')
+  found = storage.read_json(tmp_path / 'summary.json')
   gone = ('chain', 4e8, 1, 3)
   members = [
     row
@@ -301,7 +301,7 @@ def test_text_is_escaped(tmp_path, undrawn):
 
 def test_labels_at_the_end_of_lines_do_not_overlap():
   wanted, heights = [0.5, 0.51, 0.51, 0.9, 0.99], [0.1] * 5
-  places = families_figures.spread(wanted, heights)
+  places = families.spread(wanted, heights)
   gaps = [b - a for a, b in itertools.pairwise(places)]
   assert min(gaps) >= 0.1 - 1e-9
   assert 0.05 - 1e-9 <= places[0] and places[-1] <= 0.95 + 1e-9
@@ -315,7 +315,7 @@ def test_the_figure_draws_each_interval():
     for size, value in ((1, 0.0), (2, 0.02), (3, -0.03))
   ]  # fmt: skip
   params = {('chain', size): count for size, count in enumerate(PARAMS, 1)}
-  figure = families_figures.compared(rows, params, ['alone', 'chain'])
+  figure = families.compared(rows, params, ['alone', 'chain'])
   lines = [line.get_xydata() for line in figure.axes[0].lines]
   curve = next(line for line in lines if len(line) == 3)
   assert list(curve[:, 0]) == list(PARAMS)
@@ -326,7 +326,7 @@ def test_the_figure_draws_each_interval():
 
 
 def test_each_way_has_a_look_of_its_own():
-  looks = families_figures.looks([f'way {n}' for n in range(20)]).values()
+  looks = families.looks([f'way {n}' for n in range(20)]).values()
   assert len({tuple(look.values()) for look in looks}) == 20
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from familial.plots import isoflop
+from familial.plots import style
 from familial.report import controls
-from familial.report import figures
 from familial.report import law_sections
 from familial.report import results
-from familial.report import style
 
 
 def test_nothing_is_drawn_through_a_minimum_at_the_edge(study):
@@ -17,7 +17,7 @@ def test_nothing_is_drawn_through_a_minimum_at_the_edge(study):
   small, large = minima[2e11, 1], minima[3e13, 1]
   assert not small.interior and large.interior
   assert small.n_opt == min(run.params_full for run in found.runs)
-  figure = figures.isoflop(found.arm('grid'), minima, 'final')
+  figure = isoflop.isoflop(found.arm('grid'), minima, 'final')
   edge, fitted = figure.axes
   smooth = [len(line.get_xdata()) == 100 for line in edge.lines]
   assert not any(smooth)
@@ -33,7 +33,7 @@ def test_slices_leave_each_point_its_residual(study):
     found.table('final', 'familial_total'),
   )
   left = table.columns['loss'] / law.predict(table.columns)
-  figure = figures.slices(table, law.predict, None, 'a title')
+  figure = isoflop.slices(table, law.predict, None, 'a title')
   for name, ax in zip('ND', figure.axes[:2], strict=True):
     (line,) = [li for li in ax.lines if li.get_label() == 'fitted law']
     points = np.concatenate([c.get_offsets() for c in ax.collections])
@@ -51,7 +51,7 @@ def test_a_granularity_keeps_its_colour(study):
     study.run(1e12, 80, 8, exits)
   found = results.read(study.workdir)
   curves = law_sections.exit_curves(found)
-  (ax,) = figures.exits(curves).axes
+  (ax,) = isoflop.exits(curves).axes
   shown = {line.get_label(): line.get_color() for line in ax.lines}
   for g in (1, 2, 4):
     assert shown[style.name_of(g)] == style.colour(g)
@@ -99,7 +99,7 @@ def test_residuals_show_layers_where_there_are_several(study):
   found = results.read(study.workdir)
   law = found.fits['exit', 'familial_total']
   table = found.table('exit', 'familial_total')
-  figure = figures.residuals(table, law.predict, 0.01, 'a title')
+  figure = isoflop.residuals(table, law.predict, 0.01, 'a title')
   assert [ax.get_xlabel().split()[0] for ax in figure.axes] == [
     'parameters', 'tokens', 'exits', 'layer',
   ]  # fmt: skip
@@ -108,7 +108,7 @@ def test_residuals_show_layers_where_there_are_several(study):
     (hollow,) = [c for c in ax.collections if c.get_label() == 'hollow: dense']
     assert len(hollow.get_offsets()) == dense.sum()
   flat = table.take(table.columns['layer'] == 8)
-  assert len(figures.residuals(flat, law.predict, None, 'a title').axes) == 3
+  assert len(isoflop.residuals(flat, law.predict, None, 'a title').axes) == 3
 
 
 LEVERAGE = {'run': 'a', 'budget': 1e12, 'exits': 2, 'leverage': None,

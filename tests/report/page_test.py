@@ -8,7 +8,7 @@ from matplotlib import figure
 import matplotlib.image
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.report import answer
 from familial.report import page
 from familial.report import results

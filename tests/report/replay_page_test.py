@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import allocation
-from familial import config as config_lib
+from familial.allocation import config as allocation_config
 from familial.allocation import policies
 from familial.allocation import study
 from familial.allocation import surrogate
@@ -37,7 +37,7 @@ def replayed(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(policies.SURROGATES, 'sh_lmc', bold)
     patch.setattr(replay_page, 'write', keep)
-    line = study.run(config_lib.replay(config), out)
+    line = study.run(allocation_config.read(config), out)
   assert line.endswith(str(out / 'index.html'))
   text = (out / 'index.html').read_text('utf-8')
   return out, *kept, page_test.Checker(text)

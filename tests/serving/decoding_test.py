@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.serving import decoding
 from familial.serving import sampling
 from tests.serving.families import CONTEXT

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from familial.convert import segments
 from familial.model import config as model_config
 from familial.model import transformer
-from familial.serving import segments
-from familial.serving import tier as tier_lib
+from familial.serving import engine as tier_lib
 
 VOCAB, CONTEXT = 23, 48
 

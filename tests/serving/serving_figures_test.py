@@ -5,9 +5,9 @@ from matplotlib.backends import backend_agg
 import numpy as np
 import pytest
 
-from familial.serving import evaluating
-from familial.serving import figures
-from familial.serving import measuring
+from familial.plots import evaluation as evaluation_lib
+from familial.serving import benchmark
+from familial.serving import evaluate
 from familial.serving import sampling
 from familial.serving import thresholds
 
@@ -32,11 +32,11 @@ def make(exits, windows=6):
   curves = {}
   if exits > 1:
     curves = {k: thresholds.curve(readings, k) for k in sampling.CONFIDENCES}
-  return evaluating.Evaluation(
+  return evaluate.Evaluation(
     run='run', step=10, corpus='', tokens=20 * windows, windows=windows,
     context=20, bytes_per_token=1.0, depth=2 * exits,
     exits=tuple(
-      evaluating.Score(i, 2 * i, 1000 * i, 1.0, 0.1, 1.0, 0.5, 0.1, bins)
+      evaluate.Score(i, 2 * i, 1000 * i, 1.0, 0.1, 1.0, 0.5, 0.1, bins)
       for i in range(1, exits + 1)
     ),
     curves=curves,
@@ -55,7 +55,7 @@ def line(ax, name):
 
 
 def test_files_are_pictures_with_something_on_them(evaluation, tmp_path):
-  figures.draw(evaluation, tmp_path / 'out')
+  evaluation_lib.draw(evaluation, tmp_path / 'out')
   names = sorted(path.name for path in (tmp_path / 'out').iterdir())
   assert names == ['reliability.png', 'thresholds.png']
   for name in names:
@@ -63,12 +63,12 @@ def test_files_are_pictures_with_something_on_them(evaluation, tmp_path):
 
 
 def test_a_single_exit_has_no_thresholds_to_draw(tmp_path):
-  figures.draw(make(1), tmp_path)
+  evaluation_lib.draw(make(1), tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == ['reliability.png']
 
 
 def test_curves_are_the_outcomes(evaluation):
-  axes = figures.curves(evaluation).axes
+  axes = evaluation_lib.curves(evaluation).axes
   assert len(axes) == 9
   for column, (kind, outcomes) in enumerate(evaluation.curves.items()):
     loss_ax, share_ax, layers_ax = axes[column::3]
@@ -102,7 +102,7 @@ def test_curves_are_the_outcomes(evaluation):
 
 
 def test_reliability_is_that_of_the_bins(evaluation):
-  axes = figures.reliability(evaluation).axes
+  axes = evaluation_lib.reliability(evaluation).axes
   assert len(axes) == 3
   for ax, score in zip(axes, evaluation.exits, strict=True):
     assert ax.get_title(loc='left').startswith(f'exit {score.exit}, ')
@@ -119,7 +119,10 @@ def test_reliability_is_that_of_the_bins(evaluation):
 
 @pytest.mark.parametrize('exits', [3, 16])
 def test_nothing_lies_outside_of_a_figure(exits):
-  for figure in (figures.curves(make(exits)), figures.reliability(make(exits))):
+  for figure in (
+    evaluation_lib.curves(make(exits)),
+    evaluation_lib.reliability(make(exits)),
+  ):
     canvas = backend_agg.FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -131,22 +134,22 @@ def test_nothing_lies_outside_of_a_figure(exits):
 
 
 def test_a_single_window_is_drawn_without_a_band():
-  axes = figures.curves(make(2, windows=1)).axes
+  axes = evaluation_lib.curves(make(2, windows=1)).axes
   assert not axes[0].collections
 
 
 @pytest.mark.parametrize('exits', [1, 2])
 def test_hops_are_drawn_where_there_are_any(exits):
   speeds = [
-    measuring.Speed('exit', f'exit {i + 1}', rows, 10, 2.0 + i)
+    benchmark.Speed('exit', f'exit {i + 1}', rows, 10, 2.0 + i)
     for rows in (1, 16) for i in range(exits)
   ]  # fmt: skip
   hops = [
-    measuring.Hop(dtype, to, size * to, 1.0, 0.0, 0.0)
+    benchmark.Hop(dtype, to, size * to, 1.0, 0.0, 0.0)
     for dtype, size in (('float32', 400), ('int8', 100)) for to in (1, 2)
   ] * (exits > 1)  # fmt: skip
-  made = measuring.Decoding('run', 1, 8, tuple(speeds), tuple(hops))
-  axes = figures.decoding(made).axes
+  made = benchmark.Decoding('run', 1, 8, tuple(speeds), tuple(hops))
+  axes = evaluation_lib.decoding(made).axes
   rates = [[bar.get_width() for bar in ax.patches] for ax in axes[:2]]
   assert rates == [[10 / (2.0 + i) for i in range(exits)][::-1]] * 2
   heights = [[bar.get_height() for bar in ax.patches] for ax in axes[2:]]
@@ -154,11 +157,11 @@ def test_hops_are_drawn_where_there_are_any(exits):
 
 
 def test_every_axis_says_what_it_is(evaluation):
-  axes = figures.curves(evaluation).axes
+  axes = evaluation_lib.curves(evaluation).axes
   assert [ax.get_ylabel() for ax in axes[::3]] == [
     'loss increase, %', 'tokens, %', 'layers per token',
   ]  # fmt: skip
   assert {ax.get_xlabel() for ax in axes[6:]} == {'threshold'}
   one = dataclasses.replace(evaluation, exits=evaluation.exits[:1])
-  (ax,) = figures.reliability(one).axes
+  (ax,) = evaluation_lib.reliability(one).axes
   assert (ax.get_xlabel(), ax.get_ylabel()) == ('largest probability', 'share')

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.serving import sampling
 from familial.serving import speculation
 from tests.serving.families import CONTEXT

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from familial import config as config_lib
-from familial import errors
-from familial import flops
-from familial import records
+from familial.convert import export
+from familial.convert import hugging_face
+from familial.convert import load
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import packing
-from familial.serving import export
-from familial.serving import importing
-from familial.serving import models
+from familial.model import flops
+from familial.training import config as train_config
 from familial.training import loop
-from familial.training import parents
 from familial.training import step
+from familial.training import warm_start
 
 
 @pytest.fixture(scope='module')
@@ -40,8 +41,8 @@ def exported(family):
     _, folder = family
     out = folder.with_name(f'exit{exit_}')
     if not out.exists():
-      export.to_familial(models.load(folder), exit_, out)
-    return models.load(out).config, out
+      export.to_familial(load.load(folder), exit_, out)
+    return load.load(out).config, out
 
   return write
 
@@ -56,11 +57,11 @@ def _child(config, parent, model=None, **changes):
 def _start(config, folder):
   """Returns the parameters that a run starts from."""
   fresh = jax.eval_shape(
-    lambda: models.transformer.init(config.model, jax.random.key(0))
+    lambda: load.transformer.init(config.model, jax.random.key(0))
   )
   fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), fresh)
   state = step.State(fresh, (), np.int32(0))
-  return parents.graft(state, folder, config).params
+  return warm_start.graft(state, folder, config).params
 
 
 def _same(found, expected):
@@ -69,7 +70,7 @@ def _same(found, expected):
 
 
 def _rows(folder):
-  return records.read(folder / records.ROWS)
+  return storage.read_rows(folder / run_folder.ROWS)
 
 
 def test_an_export_is_trained_on(family, exported, corpus):
@@ -79,11 +80,11 @@ def test_an_export_is_trained_on(family, exported, corpus):
   folder = alone.with_name('child')
   assert loop.run(child, folder, corpus, quiet=True) == 'finished'
   spent = _rows(parent)[-1]['flops']
-  lineage = records.read_json(folder / 'lineage.json')
+  lineage = storage.read_json(folder / 'lineage.json')
   assert (lineage['parent'], lineage['inherited_flops']) == ('exit1', spent)
   [row] = _rows(folder)
   assert row['flops'] == spent + 2 * 8 * 32 * flops.train(config.model, 32)
-  _same(_start(child, folder), models.load(alone).params)
+  _same(_start(child, folder), load.load(alone).params)
   # From there and not from a fresh model: at a rate of nearly 0 its loss is
   # the exit's.
   still = _child(config, alone, steps=1, base_lr=1e-30, warmup_steps=0)
@@ -100,7 +101,7 @@ def test_an_export_gives_a_family_its_trunk(family, exported, corpus):
   child = _child(config, alone, steps=2)
   folder = alone.with_name('again')
   assert loop.run(child, folder, corpus, quiet=True) == 'finished'
-  found, whole = _start(child, folder), models.load(parent).params
+  found, whole = _start(child, folder), load.load(parent).params
   for name in ('segment_0', 'segment_1', 'exit_2', 'embedding'):
     _same(found[name], whole[name])
   assert not np.asarray(found['exit_1']['norm']['gain']).any()
@@ -111,8 +112,8 @@ def test_a_family_of_the_same_exits_gives_all(family, corpus):
   child = _child(config, parent, steps=2, trained='exits')
   folder = parent.with_name('same')
   assert loop.run(child, folder, corpus, quiet=True) == 'finished'
-  _same(_start(child, folder), models.load(parent).params)
-  lineage = records.read_json(folder / 'lineage.json')
+  _same(_start(child, folder), load.load(parent).params)
+  lineage = storage.read_json(folder / 'lineage.json')
   assert lineage['inherited_flops'] == _rows(parent)[-1]['flops']
 
 
@@ -149,8 +150,8 @@ def test_trained_on_in_its_place_it_is_a_run(family, exported, corpus):
   _, parent = family
   exported(1)
   folder = parent.with_name('in_place')
-  export.to_familial(models.load(parent), 1, folder)
-  config = models.load(folder).config
+  export.to_familial(load.load(parent), 1, folder)
+  config = load.load(folder).config
 
   def stop(step):
     if step == 1:
@@ -172,7 +173,7 @@ def test_trained_on_in_its_place_it_is_a_run(family, exported, corpus):
 def _train_on(folder):
   """The run that experiments/train_on.py makes of a folder."""
   module = runpy.run_path('experiments/train_on.py')
-  return config_lib.run(module['get_config'](str(folder)))
+  return train_config.read(module['get_config'](str(folder)))
 
 
 @pytest.mark.slow
@@ -180,17 +181,17 @@ def test_one_config_trains_any_model_on(family, exported, text_data, corpus):
   config, parent = family
   dense, alone = exported(1)
   llama, folder = parent.with_name('llama_1'), parent.with_name('import_1')
-  export.to_hugging_face(models.load(parent), 2, llama)
-  importing.from_hugging_face(llama, (1,), 'separate', folder)
+  export.to_hugging_face(load.load(parent), 2, llama)
+  hugging_face.from_hugging_face(llama, (1,), 'separate', folder)
   moved = folder.rename(folder.with_name('moved'))
   for source, known in ((parent, config), (alone, dense)):
     found = _train_on(source)
     assert (found.model, found.data) == (known.model, known.data)
     assert found.train.base_lr == pytest.approx(known.train.base_lr / 10)
     assert found.train.batch_size == known.train.batch_size
-    parents.lineage(parent.with_name('refused'), found)
+    warm_start.lineage(parent.with_name('refused'), found)
   found = _train_on(moved)
-  imported = models.load(moved)
+  imported = load.load(moved)
   assert found.model == imported.config.model
   assert found.data.tokenizer == imported.tokenizer_path
   assert found.data.seq_len == imported.context
@@ -204,16 +205,16 @@ def test_one_config_trains_any_model_on(family, exported, text_data, corpus):
   )  # fmt: skip
   own = parent.with_name('on')
   assert loop.run(short, own, packing.load(short.data), quiet=True)
-  assert records.status(own) == 'finished'
+  assert run_folder.status(own) == 'finished'
   _same(_start(short, own), imported.params)
 
 
 def test_an_import_is_trained_on_with_its_tokenizer(family, text_data):
   config, parent = family
   llama, folder = parent.with_name('llama'), parent.with_name('imported')
-  export.to_hugging_face(models.load(parent), 2, llama)
-  importing.from_hugging_face(llama, (1,), 'separate', folder)
-  imported = models.load(folder)
+  export.to_hugging_face(load.load(parent), 2, llama)
+  hugging_face.from_hugging_face(llama, (1,), 'separate', folder)
+  imported = load.load(folder)
   data = dataclasses.replace(text_data, tokenizer=imported.tokenizer_path)
   child = dataclasses.replace(
     _child(config, folder, imported.config.model, steps=2), data=data
@@ -221,18 +222,18 @@ def test_an_import_is_trained_on_with_its_tokenizer(family, text_data):
   own = parent.with_name('of_import')
   assert loop.run(child, own, packing.load(data), quiet=True) == 'finished'
   _same(_start(child, own), imported.params)
-  assert models.load(own).tokenizer.separator == 255
+  assert load.load(own).tokenizer.separator == 255
   [first, _] = _rows(own)
   assert first['flops'] == 2 * 8 * 32 * flops.train(child.model, 32)
 
   # An exit of an import is one too: its data are as unknown.
   export.to_familial(imported, 1, parent.with_name('import_exit'))
-  config = models.load(parent.with_name('import_exit')).config
+  config = load.load(parent.with_name('import_exit')).config
   again = dataclasses.replace(
     _child(config, parent.with_name('import_exit'), steps=1),
     data=dataclasses.replace(text_data, tokenizer=config.data.tokenizer),
   )
-  parents.lineage(parent.with_name('refused'), again)
+  warm_start.lineage(parent.with_name('refused'), again)
 
   refused = dataclasses.replace(child, data=text_data)
   with pytest.raises(errors.UserError, match=r'data\.tokenizer = .*imported'):

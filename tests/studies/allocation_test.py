@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 
 from experiments import allocation_live
-from familial import config as config_lib
-from familial import errors
-from familial import main
-from familial import records
 from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
+from familial.cli import main
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.studies import allocation
 from familial.studies import allocation_summary
 from familial.studies import cells as cells_lib
 from familial.studies import sweep
+from familial.studies import templates
 
 
 @pytest.fixture(scope='session')
@@ -32,7 +33,7 @@ def make(text_data):
   """Makes live allocations of one shape, with and without exits."""
 
   def make(**changes):
-    config = config_lib.allocation_template()
+    config = templates.allocation_template()
     config.title = 'tiny'
     config.data.update(dataclasses.asdict(text_data))
     config.data.seq_len = 16
@@ -47,7 +48,7 @@ def make(text_data):
     config.law.form = ''
     with config.unlocked():
       config.update(changes)
-    return config_lib.allocation(config)
+    return templates.allocation(config)
 
   return make
 
@@ -133,7 +134,7 @@ def test_killed_in_any_round_it_goes_on_exactly(
   ).read_bytes()
   for cell in allocation.build(study):
     mine, theirs = (
-      records.read(sweep.folder(folder, cell.cell) / records.ROWS)
+      storage.read_rows(sweep.folder(folder, cell.cell) / run_folder.ROWS)
       for folder in (tmp_path, expected)
     )
     assert mine == theirs[: len(mine)]
@@ -151,7 +152,7 @@ def test_killed_at_any_moment_it_goes_on_exactly(tmp_path):
   run([*command, f'--out={whole}'])
 
   def written():
-    rows = killed.glob(f'cells/*/{records.ROWS}')
+    rows = killed.glob(f'cells/*/{run_folder.ROWS}')
     return sum(path.stat().st_size for path in rows)
 
   kills = 0
@@ -176,7 +177,7 @@ def test_killed_at_any_moment_it_goes_on_exactly(tmp_path):
   assert len(cells) == 6
   for cell in cells:
     one, other = (
-      (sweep.folder(folder, cell) / records.ROWS).read_bytes()
+      (sweep.folder(folder, cell) / run_folder.ROWS).read_bytes()
       for folder in (whole, killed)
     )
     assert one == other
@@ -217,7 +218,7 @@ def test_pausing_changes_nothing_of_a_run(make, whole, tmp_path):
   sweep.execute(cells, tmp_path)
   for cell in cells:
     straight, paused = (
-      records.read(sweep.folder(folder, cell.cell) / records.ROWS)
+      storage.read_rows(sweep.folder(folder, cell.cell) / run_folder.ROWS)
       for folder in (tmp_path, workdir)
     )
     kept = [row for row in paused if row['step'] in cell.train.evaluated]
@@ -274,14 +275,14 @@ def test_a_rate_that_falls_to_its_own_end_is_refused(make):
   config = allocation_live.get_config('test')
   config.train.schedule = 'cosine'
   with pytest.raises(errors.UserError, match=r"train\.schedule: 'cosine'"):
-    config_lib.allocation(config)
+    templates.allocation(config)
 
 
 @pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
 def test_experiments_make_candidates_that_their_budgets_pay(arg):
   config = allocation_live.get_config(arg)
   assert isinstance(config, ml_collections.ConfigDict)
-  study = config_lib.allocation(config)
+  study = templates.allocation(config)
   cells = allocation.build(study)
   counts = halving.survivors(len(cells), study.eta)
   last = sum(study.budget / (n * len(counts)) for n in counts)

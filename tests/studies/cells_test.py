@@ -1,7 +1,7 @@
 import pytest
 
-from familial import errors
-from familial import flops as flops_lib
+from familial.core import errors
+from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
 
 # One token through width 8, depth 2: four 8 x 8 projections, three 8 x 22 of

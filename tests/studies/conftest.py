@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from familial import config as config_lib
-from familial import records
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import config as data_config
 from familial.studies import config as study_config
 from familial.studies import sweep
+from familial.studies import templates
 from familial.training import config as train_config
+from familial.training import rows as rows_lib
 
 
 @pytest.fixture(scope='session')
@@ -44,7 +46,7 @@ def make_study(
     }
     for name, changes in sections.items():
       values[name] = {**values.get(name, {}), **changes}
-    return config_lib.study(values)
+    return templates.study(values)
 
   return make
 
@@ -61,7 +63,7 @@ def write_rows() -> Callable[..., pathlib.Path]:
   ) -> pathlib.Path:
     run = sweep.folder(workdir, cell.cell)
     run.mkdir(parents=True, exist_ok=True)
-    rows = records.evaluation_rows(
+    rows = rows_lib.of_evaluation(
       cell,
       run.name,
       'f00d',
@@ -72,7 +74,7 @@ def write_rows() -> Callable[..., pathlib.Path]:
       1.0,
       'diverged' if losses is None else 'finished',
     )
-    records.append(run / records.ROWS, rows)
+    storage.append(run / run_folder.ROWS, rows)
     return run
 
   return write

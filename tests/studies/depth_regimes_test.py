@@ -5,11 +5,11 @@ import json
 import pytest
 
 from experiments import depth_regimes as experiment
-from familial import config as config_lib
-from familial import errors
-from familial import main
+from familial.cli import main
+from familial.core import errors
 from familial.studies import depth_regimes
 from familial.studies import depth_regimes_summary as summaries
+from familial.studies import templates
 
 
 def row(name, low, layer=None):
@@ -49,7 +49,7 @@ def test_early_stops_are_told_by_the_cut():
 
 @pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu'])
 def test_pairs_differ_in_their_exits_alone(arg):
-  study = config_lib.regimes(experiment.get_config(arg))
+  study = templates.regimes(experiment.get_config(arg))
   cells = depth_regimes.build(study)
   assert len({cell.cell for cell in cells}) == len(cells)
   of = {(c.model.depth, c.model.granularity, c.train.seed): c for c in cells}
@@ -73,7 +73,7 @@ def test_what_cannot_be_is_one_line(changes, said):
   config = experiment.get_config('test')
   config.update(changes)
   with pytest.raises(errors.UserError, match=said):
-    config_lib.regimes(config)
+    templates.regimes(config)
 
 
 @pytest.mark.slow

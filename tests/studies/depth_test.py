@@ -7,15 +7,17 @@ import sys
 import numpy as np
 import pytest
 
-from familial import config as config_lib
-from familial import errors
-from familial import main
-from familial import records
+from familial.cli import main
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import table as tables
 from familial.report import page
 from familial.studies import depth
 from familial.studies import depth_summary
 from familial.studies import sweep
+from familial.studies import templates
+from familial.training import rows as rows_lib
 from tests import experiments_test
 
 LAW = {'c_width': 9.0, 'a_width': 0.8, 'c_depth': 1.2, 'a_depth': 0.5}
@@ -27,7 +29,7 @@ def make(text_data):
   """Makes studies of three widths and three depths."""
 
   def make(**changes):
-    config = config_lib.depth_template()
+    config = templates.depth_template()
     config.title = 'tiny'
     config.data.update(dataclasses.asdict(text_data))
     config.data.seq_len = 16
@@ -42,7 +44,7 @@ def make(text_data):
     config.fit.update(starts=32, resamples=50)
     with config.unlocked():
       config.update(changes)
-    return config_lib.depth(config)
+    return templates.depth(config)
 
   return make
 
@@ -64,11 +66,11 @@ def write_cells(study, workdir):
     for step in sorted(cell.train.evaluated):
       status = 'finished' if step == cell.train.steps else 'running'
       tokens = step * 64
-      rows += records.evaluation_rows(
+      rows += rows_lib.of_evaluation(
         cell, run.name, 'f00d', step, 0.0, 0.1, [loss_of(cell, tokens)], 1.0,
         status,
       )  # fmt: skip
-    records.append(run / records.ROWS, rows)
+    storage.append(run / run_folder.ROWS, rows)
   return workdir
 
 
@@ -111,7 +113,7 @@ def test_what_cannot_be_is_refused_by_its_key(make):
 
 @pytest.mark.parametrize('arg', ARGS)
 def test_experiments_decorrelate_what_they_compare(arg):
-  study = config_lib.depth(experiments_test.load('depth_law').get_config(arg))
+  study = templates.depth(experiments_test.load('depth_law').get_config(arg))
   cells = [c for c in depth.build(study) if c.arm == 'grid']
   logs = np.log([[c.model.width, c.model.depth] for c in cells])
   assert abs(np.corrcoef(logs.T)[0, 1]) < 1e-12
@@ -123,7 +125,7 @@ def test_experiments_decorrelate_what_they_compare(arg):
 
 def test_points_are_the_grids_from_the_first_tokens_on(make, tmp_path):
   study = make(first_tokens=2000)
-  rows = list(records.rows_of(write_cells(study, tmp_path) / 'cells'))
+  rows = list(run_folder.rows_of(write_cells(study, tmp_path) / 'cells'))
   table = depth_summary._table(study, rows)
   steps = [s for s in depth.build(study)[0].train.evaluated if s * 64 >= 2000]
   assert table.rows == (9 + 4) * len(steps) and len(steps) == 3
@@ -138,10 +140,10 @@ def test_points_are_the_grids_from_the_first_tokens_on(make, tmp_path):
 def test_the_planted_law_is_found_and_drawn(make, tmp_path):
   study = make()
   write_cells(study, tmp_path)
-  records.write_json(
+  storage.write_json(
     tmp_path / 'plan.json',
     {
-      'schema': records.SCHEMA,
+      'schema': storage.SCHEMA,
       'study': 'depth',
       'title': 'A study',
       'cells': [],
@@ -176,10 +178,10 @@ def test_the_planted_law_is_found_and_drawn(make, tmp_path):
 def test_a_page_without_a_law_says_so(make, tmp_path):
   study = make(rates=(), seeds=(0,))
   write_cells(study, tmp_path)
-  records.write_json(
+  storage.write_json(
     tmp_path / 'plan.json',
     {
-      'schema': records.SCHEMA,
+      'schema': storage.SCHEMA,
       'study': 'depth',
       'title': 'A study',
       'cells': [],

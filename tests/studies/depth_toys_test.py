@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from familial import config as config_lib
-from familial import errors
-from familial import main
-from familial import records
 from familial.analysis import toys
+from familial.cli import main
+from familial.core import errors
+from familial.core import storage
 from familial.studies import depth_toys
 from familial.studies import depth_toys_cohort
 from familial.studies import depth_toys_config
 from familial.studies import depth_toys_regimes as regimes
+from familial.studies import templates
 from tests.analysis.toys_small import SHAPE
 from tests.analysis.toys_small import asked
 
@@ -189,7 +189,7 @@ def load(arg):
   spec = importlib.util.spec_from_file_location('depth_toys', FILE)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return config_lib.depth_toys(module.get_config(arg))
+  return templates.depth_toys(module.get_config(arg))
 
 
 def test_variants_are_what_they_say():
@@ -258,7 +258,7 @@ def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
     members = depth_toys_cohort.members(asked, name)
     loss = [[[1 / depth] * len(members) for depth in study.depths]] * 2
     return {
-      'schema': records.SCHEMA,
+      'schema': storage.SCHEMA,
       'members': [member._asdict() for member in members],
       'steps': [1, 6],
       'loss': loss,
@@ -315,7 +315,7 @@ def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
   assert re.search(r'^state +tied ', said, flags=re.M)
   assert re.search(r'^two_stage - state ', said, flags=re.M)
   assert re.search(r'^state - one_layer ', said, flags=re.M)
-  found = records.read_own(tmp_path / 'summary.json')
+  found = storage.read_own(tmp_path / 'summary.json')
   assert {curve['study'] for curve in found['curves']} == set(
     load('test').studies
   )

@@ -9,9 +9,9 @@ import pytest
 
 from experiments import expansion
 from experiments import three_families
-from familial import config as config_lib
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.expansion import config as growth_config
 from familial.report import page
 from familial.studies import cells as cells_lib
@@ -20,6 +20,8 @@ from familial.studies import families_cells
 from familial.studies import families_compared
 from familial.studies import families_summary
 from familial.studies import sweep
+from familial.studies import templates
+from familial.training import rows as rows_lib
 
 GROWTH = growth_config.GrowthConfig(width='replicate', depth='identity')
 STUDIES = [
@@ -31,7 +33,7 @@ STUDIES = [
 
 @pytest.mark.parametrize(('module', 'arg'), STUDIES)
 def test_every_size_gets_its_own_budget_within_half_a_step(module, arg):
-  study = config_lib.families(module.get_config(arg))
+  study = templates.families(module.get_config(arg))
   found = families_cells.families(study)
   cells = {cell.cell: cell for cell in families_cells.build(study)}
   runs = {run.cell: run for family in found.values() for run in family.runs}
@@ -63,7 +65,7 @@ def test_every_size_gets_its_own_budget_within_half_a_step(module, arg):
 
 def test_exact_chains_are_exact():
   for module in (expansion, three_families):
-    study = config_lib.families(module.get_config('cpu'))
+    study = templates.families(module.get_config('cpu'))
     for place, family in families_cells.families(study).items():
       for before, run in zip(family.runs, family.runs[1:], strict=False):
         if place.way != 'chain_inexact' and run.train.init_from:
@@ -72,7 +74,7 @@ def test_exact_chains_are_exact():
 
 
 def test_large_doublings_save_what_arithmetic_says():
-  study = config_lib.families(expansion.get_config('paper'))
+  study = templates.families(expansion.get_config('paper'))
   [row] = [row for row in families.ledger_rows(study) if row['way'] == 'chain']
   assert row['saving'] == pytest.approx(0.247, abs=0.015)
 
@@ -120,7 +122,7 @@ def test_what_cannot_be_is_one_line(text_data, changes, says):
   train = {**values['train'], **changes.pop('train', {})}
   with pytest.raises(errors.UserError, match=says) as raised:
     families_cells.build(
-      config_lib.families({**values, **changes, 'train': train})
+      templates.families({**values, **changes, 'train': train})
     )
   assert '\n' not in str(raised.value)
 
@@ -154,7 +156,7 @@ def _values(data, **changes):
 @pytest.fixture
 def finished(text_data, tmp_path, monkeypatch):
   """A study whose rows follow a law, with no run trained: (study, folder)."""
-  study = config_lib.families(
+  study = templates.families(
     _values(text_data, budgets=(1e9, 4e9), seeds=(0, 1))
   )
   rng = np.random.default_rng(0)
@@ -165,7 +167,7 @@ def finished(text_data, tmp_path, monkeypatch):
       folder = sweep.folder(tmp_path, run.cell)
       if folder.exists():
         continue  # Of another way too.
-      records.open_run(
+      run_folder.open_folder(
         folder, run, {'inherited_flops': 0, 'inherited_windows': 0}
       )
       exits = range(run.model.granularity)
@@ -176,9 +178,9 @@ def finished(text_data, tmp_path, monkeypatch):
         + noise
         for k in exits
       ]
-      records.append(
-        folder / records.ROWS,
-        records.evaluation_rows(
+      storage.append(
+        folder / run_folder.ROWS,
+        rows_lib.of_evaluation(
           run, run.cell, 'f00d', run.train.steps,
           stage.total - stage.flops, 0.1,
           [math.exp(log + worse[place.way]) for log in logs], 1.0, 'finished',
@@ -216,16 +218,16 @@ def test_a_summary_finds_what_the_rows_hold(finished):
     due = 1 - spent[-1].total / (first + last * math.exp(0.2))
     assert row['value'] == pytest.approx(due, abs=0.02)
     assert row['lo'] < row['value'] < row['hi']
-  storage = {row['way']: row for row in found['storage']}
-  assert storage['exits']['models'] == 1
-  assert storage['exits']['bytes'] < storage['separate']['bytes']
+  stored = {row['way']: row for row in found['storage']}
+  assert stored['exits']['models'] == 1
+  assert stored['exits']['bytes'] < stored['separate']['bytes']
 
 
 def test_members_that_are_missing_are_left_out(finished):
   study, folder = finished
   place = families_cells.Place('chain', 1e9, 0)
   run = families_cells.families(study)[place].runs[-1]
-  (sweep.folder(folder, run.cell) / records.ROWS).unlink()
+  (sweep.folder(folder, run.cell) / run_folder.ROWS).unlink()
   families_summary.write(study, folder, [run.cell])
   found = json.loads((folder / 'summary.json').read_text())
   assert found['cost']['missing'] == 1
@@ -239,7 +241,7 @@ def test_members_that_are_missing_are_left_out(finished):
 
 @pytest.mark.slow
 def test_a_study_from_its_plan_to_its_page(text_data, tmp_path, capsys):
-  study = config_lib.families(_values(text_data, seeds=(0, 1), budgets=(3e7,)))
+  study = templates.families(_values(text_data, seeds=(0, 1), budgets=(3e7,)))
   families.run(study, tmp_path)
   found = json.loads((tmp_path / 'summary.json').read_text())
   kinds = {(row['kind'], row['way']) for row in found['agreement']}
@@ -247,17 +249,17 @@ def test_a_study_from_its_plan_to_its_page(text_data, tmp_path, capsys):
     (kind, way) for kind in ('adjacent', 'seeds') for way in study.ways
   }
   assert all(row['kl'] > 0 and row['top1'] < 1 for row in found['agreement'])
-  rows = list(records.rows_of(tmp_path))
+  rows = list(run_folder.rows_of(tmp_path))
   assert page.write(tmp_path).exists()
   families.run(study, tmp_path)
-  assert list(records.rows_of(tmp_path)) == rows
+  assert list(run_folder.rows_of(tmp_path)) == rows
   again = json.loads((tmp_path / 'summary.json').read_text())
   assert again['compared'] == found['compared']
   assert 'less than its sizes alone' in capsys.readouterr().out
 
 
 def test_what_two_ways_do_alike_is_trained_once(text_data):
-  study = config_lib.families(_values(text_data))
+  study = templates.families(_values(text_data))
   found = families_cells.families(study)
   chain, separate = (
     found[families_cells.Place(way, 1e9, 0)] for way in ('chain', 'separate')

@@ -11,17 +11,19 @@ import time
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import flops as flops_lib
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import packing
 from familial.laws import fitting
+from familial.model import flops as flops_lib
 from familial.report import html
 from familial.report import page
 from familial.studies import isoflop
 from familial.studies import plan as plan_lib
 from familial.studies import summary
 from familial.studies import sweep
+from familial.training import rows as rows_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 REPORT = page.write  # Which a fixture replaces.
@@ -155,7 +157,7 @@ def test_a_plan_of_another_version_is_refused(
   isoflop.run(dense, tmp_path)
   path = tmp_path / 'plan.json'
   plan = json.loads(path.read_text())
-  assert plan['schema'] == records.SCHEMA
+  assert plan['schema'] == storage.SCHEMA
   path.write_text(json.dumps({**plan, 'schema': 99}))
   for use in (lambda: isoflop.run(dense, tmp_path), lambda: REPORT(tmp_path)):
     with pytest.raises(
@@ -187,7 +189,7 @@ def test_a_study_from_its_plan_to_its_page(
   make_study, tmp_path, calibrated, monkeypatch
 ):
   calibrated(1e9)  # The slow one below times steps.
-  write = records.evaluation_rows
+  write = rows_lib.of_evaluation
 
   def lawful(config, run, fingerprint, step, inherited, epochs, losses, *rest):
     """Rows of what was trained, but for losses of which gamma is known."""
@@ -209,7 +211,7 @@ def test_a_study_from_its_plan_to_its_page(
     named['loss_definition'] = loss_definition
     return fit(table, forms[:1], out / forms[0], *options, **named)
 
-  monkeypatch.setattr(records, 'evaluation_rows', lawful)
+  monkeypatch.setattr(rows_lib, 'of_evaluation', lawful)
   monkeypatch.setattr(fitting, 'run', first)
   monkeypatch.setattr(html, '_DPI', 60)
   study = make_study(
@@ -221,7 +223,7 @@ def test_a_study_from_its_plan_to_its_page(
   cells, _ = planned(tmp_path)
   assert len(cells) == 8
   for cell in cells:
-    assert records.status(tmp_path / 'cells' / cell) == 'finished'
+    assert run_folder.status(tmp_path / 'cells' / cell) == 'finished'
   assert 'gamma' in pathlib.Path(written.split(' (')[0]).read_text()
 
 
@@ -247,7 +249,7 @@ def test_a_study_from_the_command_line(tmp_path, text_data):
   assert [row['cell'] for row in plan['cells']] and plan['power']
   for row in plan['cells']:
     folder = tmp_path / 'cells' / row['cell']
-    assert records.status(folder) == 'finished'
+    assert run_folder.status(folder) == 'finished'
     assert row['cell'] in out
   pattern = r'final loss -?\d+\.\d{4} \[-?\d+\.\d{4}, -?\d+\.\d{4}\]'
   assert re.search(pattern, out.rstrip().split('\n')[-2])

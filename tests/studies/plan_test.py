@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from familial import errors
-from familial import flops as flops_lib
+from familial.core import errors
+from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import isoflop
 from familial.studies import plan as plan_lib

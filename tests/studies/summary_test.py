@@ -4,11 +4,12 @@ import re
 
 import pytest
 
-from familial import errors
-from familial import flops as flops_lib
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.laws import definitions
 from familial.laws import fitting
+from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import summary
 
@@ -55,7 +56,7 @@ def workdir(study, tmp_path, write_rows):
   for cell in cells_lib.build(study):
     inherited = 4e8 if cell.train.init_from else 0.0
     run = write_rows(tmp_path, cell, losses_of(cell), inherited)
-    records.write_json(run / 'lineage.json', {'inherited_flops': inherited})
+    storage.write_json(run / 'lineage.json', {'inherited_flops': inherited})
   return tmp_path
 
 
@@ -125,13 +126,13 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   fake_fits()
   cells = cells_lib.build(study)
   runs = sorted((workdir / 'cells').iterdir())
-  (runs[0] / records.ROWS).unlink()
+  (runs[0] / run_folder.ROWS).unlink()
   [wild] = [cell for cell in cells if cell.cell == runs[1].name]
-  (runs[1] / records.ROWS).unlink()
+  (runs[1] / run_folder.ROWS).unlink()
   write_rows(workdir, wild, None)
   for run, own in ((runs[2], 0.25), (runs[3], 0.5)):
     progress = [{'step': 1, 'seconds_per_step': own}]
-    records.append(run / records.PROGRESS, progress)
+    storage.append(run / run_folder.PROGRESS, progress)
   cost = written(study, workdir, ['a'])['cost']
   assert cost['finished'] == len(cells) - 2
   assert (cost['diverged'], cost['missing']) == (1, 1)
@@ -140,11 +141,13 @@ def test_cost_counts_what_ran(study, workdir, fake_fits, write_rows):
   assert any(cell.train.init_from for cell in counted)
   own = sum(cells_lib.cost(cell) for cell in counted)
   assert cost['flops'] == pytest.approx(own, rel=1e-12)
-  steps = [records.read(runs[k] / records.ROWS)[-1]['step'] for k in (2, 3)]
+  steps = [
+    storage.read_rows(runs[k] / run_folder.ROWS)[-1]['step'] for k in (2, 3)
+  ]
   due = 0.25 * steps[0] + 0.5 * steps[1]
   assert cost['seconds'] == pytest.approx(due)
   # Of one the time was not its own alone.
-  records.append(runs[4] / records.PROGRESS, [{'step': 1, 'loss': 1.0}])
+  storage.append(runs[4] / run_folder.PROGRESS, [{'step': 1, 'loss': 1.0}])
   assert written(study, workdir, ['a'])['cost']['seconds'] is None
 
 

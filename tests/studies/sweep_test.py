@@ -11,8 +11,9 @@ import types
 
 import pytest
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.studies import cells as cells_lib
 from familial.studies import sweep
 
@@ -100,7 +101,7 @@ def files_of(workdir):
 
 def assert_whole(workdir, cells):
   for cell in cells:
-    rows = records.read(sweep.folder(workdir, cell.cell) / records.ROWS)
+    rows = storage.read_rows(sweep.folder(workdir, cell.cell) / run_folder.ROWS)
     steps, count = cell.train.steps, cell.train.evaluations
     expected = [
       (round(steps * i / count), exit_)
@@ -157,7 +158,7 @@ def test_a_cell_that_always_raises_leaves_its_traceback(
   assert 'Traceback' in log and 'RuntimeError: out of luck' in log
   assert 'Traceback' not in capsys.readouterr().err
   for cell in cells:
-    status = records.status(sweep.folder(tmp_path, cell.cell))
+    status = run_folder.status(sweep.folder(tmp_path, cell.cell))
     assert (status == 'finished') == (cell is not cells[1])
   # The next call tries again, that one alone.
   fake_loop.calls.clear()
@@ -171,7 +172,7 @@ def test_a_diverged_cell_is_recorded_and_skipped(tiny, tmp_path, fake_loop):
   cells = tiny()
   fake_loop.does[cells[2].cell] = lambda attempt: 'diverged'
   assert sweep.execute(cells, tmp_path) == []
-  assert records.status(sweep.folder(tmp_path, cells[2].cell)) == 'diverged'
+  assert run_folder.status(sweep.folder(tmp_path, cells[2].cell)) == 'diverged'
   fake_loop.calls.clear()
   assert sweep.execute(cells, tmp_path) == []
   sweep.work(cells, tmp_path)
@@ -244,7 +245,7 @@ def test_what_one_worker_refuses_stops_all(tiny, tmp_path):
   with pytest.raises(errors.UserError, match='nowhere'):
     sweep.execute([long, refused], tmp_path, workers=2)
   for cell in (long, refused):
-    status = records.status(sweep.folder(tmp_path, cell.cell))
+    status = run_folder.status(sweep.folder(tmp_path, cell.cell))
     assert status in ('new', 'running')
   assert not list(tmp_path.rglob('error.log'))
 
@@ -291,7 +292,7 @@ def test_sigterm_stops_all_workers_and_all_can_go_on(tiny, tmp_path):
   runs = [sweep.folder(tmp_path, cell.cell) for cell in cells]
 
   def stop_when_both_train():
-    while not all(records.status(run) == 'running' for run in runs):
+    while not all(run_folder.status(run) == 'running' for run in runs):
       time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -304,11 +305,11 @@ def test_sigterm_stops_all_workers_and_all_can_go_on(tiny, tmp_path):
   finally:
     signal.signal(signal.SIGTERM, before)
   assert not list(tmp_path.rglob('error.log'))
-  left = {run: files_of(run)[run / records.ROWS][0] for run in runs}
+  left = {run: files_of(run)[run / run_folder.ROWS][0] for run in runs}
   for run in runs:
-    assert records.status(run) == 'running'
+    assert run_folder.status(run) == 'running'
     assert list((run / 'checkpoints').iterdir())
   assert sweep.execute(cells, tmp_path) == []
   assert_whole(tmp_path, cells)
   for run, rows in left.items():  # What was there went on, not anew.
-    assert (run / records.ROWS).read_bytes().startswith(rows)
+    assert (run / run_folder.ROWS).read_bytes().startswith(rows)

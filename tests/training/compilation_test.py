@@ -8,7 +8,7 @@ import jax
 from jax._src import lru_cache
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.training import compilation
 from familial.training import loop
 from familial.training import population

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from familial import errors
+from familial.core import errors
 from familial.training import config
 
 

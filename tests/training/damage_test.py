@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.training import loop
 from tests.training import runs
 
@@ -22,8 +23,10 @@ def test_killed_while_the_last_rows_are_written(
   shutil.copytree(expected, folder)
   lines = runs.rows(expected).splitlines(keepends=True)
   half = lines[5][: 60 * (left > 1)]
-  (folder / records.ROWS).write_bytes(b''.join(lines[: 4 + int(left)]) + half)
-  assert records.status(folder) == 'running'
+  (folder / run_folder.ROWS).write_bytes(
+    b''.join(lines[: 4 + int(left)]) + half
+  )
+  assert run_folder.status(folder) == 'running'
   steps = []
   status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert (status, steps) == ('finished', [])
@@ -40,7 +43,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
   folder = tmp_path / 'run'
   shutil.copytree(expected, folder)
   lines = runs.rows(expected).splitlines(keepends=True)
-  (folder / records.ROWS).write_bytes(b''.join(lines[:4]))
+  (folder / run_folder.ROWS).write_bytes(b''.join(lines[:4]))
   checkpoints = folder / 'checkpoints'
   assert {path.name for path in checkpoints.iterdir()} == {'23', '24'}
   for path in checkpoints.glob(f'24/{part}'):
@@ -68,7 +71,7 @@ def test_a_damaged_checkpoint_without_another_is_refused(
   config, expected = undisturbed
   folder = tmp_path / 'run'
   shutil.copytree(expected, folder)
-  (folder / records.ROWS).unlink()
+  (folder / run_folder.ROWS).unlink()
   shutil.rmtree(folder / 'checkpoints' / '23')
   for path in folder.glob('checkpoints/24/state/manifest.ocdbt'):
     os.truncate(path, path.stat().st_size // 2)
@@ -89,10 +92,10 @@ def test_a_checkpoint_of_another_version_is_refused(
   folder = tmp_path / 'run'
   shutil.copytree(expected, folder)
   lines = runs.rows(expected).splitlines(keepends=True)
-  (folder / records.ROWS).write_bytes(b''.join(lines[:4]))
+  (folder / run_folder.ROWS).write_bytes(b''.join(lines[:4]))
   path = folder / 'checkpoints' / '24' / '_CHECKPOINT_METADATA'
   meta = json.loads(path.read_text())
-  assert meta['custom_metadata'] == {'schema': records.SCHEMA}
+  assert meta['custom_metadata'] == {'schema': storage.SCHEMA}
   path.write_text(json.dumps({**meta, 'custom_metadata': {'schema': 99}}))
   with pytest.raises(
     errors.UserError, match='/24: schema 99 is not 1, the one'

@@ -4,7 +4,7 @@ import time
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from familial import errors
+from familial.core import errors
 from familial.training import events
 
 

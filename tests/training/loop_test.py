@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import flops
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
+from familial.model import flops
 from familial.training import loop
 from familial.training import meter
 from familial.training import step as step_lib
@@ -57,7 +58,7 @@ def _start(config, folder, **environment):
 
 def test_rows_of_a_run(undisturbed, corpus):
   config, folder = undisturbed
-  rows = records.read(folder / records.ROWS)
+  rows = storage.read_rows(folder / run_folder.ROWS)
   assert [(row['step'], row['exit'], row['status']) for row in rows] == [
     (8, 1, 'running'),
     (8, 2, 'running'),
@@ -100,8 +101,10 @@ def test_killed_and_resumed_it_is_the_same_to_the_bit(
         child.send_signal(signal.SIGKILL)
         break
   assert child.returncode == -signal.SIGKILL
-  assert records.status(folder) == 'running'
-  assert {row['step'] for row in records.read(folder / records.ROWS)} == {8}
+  assert run_folder.status(folder) == 'running'
+  assert {
+    row['step'] for row in storage.read_rows(folder / run_folder.ROWS)
+  } == {8}
   steps = []
   loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert 8 < steps[0] < 16
@@ -127,7 +130,7 @@ def test_a_signal_saves_stops_and_resumes_to_the_bit(
   assert runs.state(config, folder).step == 11
   # Rows whose checkpoint did not come to be are written again, not twice.
   later = runs.rows(expected).splitlines(keepends=True)[2:4]
-  (folder / records.ROWS).write_bytes(runs.rows(folder) + b''.join(later))
+  (folder / run_folder.ROWS).write_bytes(runs.rows(folder) + b''.join(later))
   steps = []
   loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert steps[0] == 12
@@ -152,7 +155,7 @@ def test_a_run_goes_on_with_its_own_corpus_only(run_config, corpus, tmp_path):
   config = run_config(evaluations=1)
   with pytest.raises(errors.Interrupted):
     loop.run(config, tmp_path / 'run', corpus, quiet=True, on_step=stop)
-  assert not (tmp_path / 'run' / records.ROWS).exists()
+  assert not (tmp_path / 'run' / run_folder.ROWS).exists()
   other = dataclasses.replace(corpus, fingerprint='another')
   with pytest.raises(errors.UserError) as raised:
     loop.run(config, tmp_path / 'run', other, quiet=True)
@@ -189,7 +192,7 @@ def test_a_loss_that_is_not_finite_ends_a_run(
   # Killed just before it was said, it says the same: no state that gave such a
   # loss was saved.
   assert runs.state(config, folder).step == step - 1
-  (folder / records.ROWS).unlink()
+  (folder / run_folder.ROWS).unlink()
   assert loop.run(config, folder, corpus, quiet=True) == 'diverged'
   assert runs.rows(folder) == before
 
@@ -244,7 +247,7 @@ def test_gradients_are_compared_where_asked(corpus, run_config, tmp_path):
   config = run_config(steps=4, evaluations=2, gradients=True)
   folder = tmp_path / 'run'
   assert loop.run(config, folder, corpus, quiet=True) == 'finished'
-  rows = records.read(folder / records.GRADIENTS)
+  rows = storage.read_rows(folder / run_folder.GRADIENTS)
   assert [(r['step'], r['exit_a'], r['exit_b']) for r in rows] == [
     (2, 1, 2),
     (4, 1, 2),
@@ -260,7 +263,9 @@ def test_documents_stay_apart_where_asked(run_config, text_data, tmp_path):
     config = dataclasses.replace(run_config(steps=4, evaluations=1), data=data)
     folder = tmp_path / str(mask)
     assert loop.run(config, folder, quiet=True) == 'finished'
-    last[mask] = [row['loss'] for row in records.read(folder / records.ROWS)]
+    last[mask] = [
+      row['loss'] for row in storage.read_rows(folder / run_folder.ROWS)
+    ]
   assert np.isfinite(last[True]).all() and last[True] != last[False]
 
 
@@ -274,7 +279,7 @@ def test_a_stop_during_the_last_step_is_heard(corpus, run_config, tmp_path):
 
   with pytest.raises(errors.Interrupted):
     loop.run(config, folder, corpus, quiet=True, on_step=stop)
-  assert records.status(folder) == 'finished'
+  assert run_folder.status(folder) == 'finished'
   assert loop.run(config, folder, corpus, quiet=True) == 'finished'
 
 
@@ -284,7 +289,7 @@ def test_progress_tells_the_speed(
   monkeypatch.setattr(meter, '_PROGRESS_SECONDS', -1.0)
   config = run_config(steps=6, evaluations=2)
   loop.run(config, tmp_path / 'run', corpus, quiet=True)
-  rows = records.read(tmp_path / 'run' / records.PROGRESS)
+  rows = storage.read_rows(tmp_path / 'run' / run_folder.PROGRESS)
   assert [row['step'] for row in rows] == [2, 3, 4, 5, 6]
   for row in rows:
     assert set(row) == {
@@ -326,15 +331,15 @@ def test_exits_on_a_frozen_trunk(
   np.testing.assert_array_equal(child['embedding'], parent['embedding'])
   assert (np.asarray(child['exit_1']['norm']['gain']) != 1).all()
 
-  before = records.read(tmp_path / 'dense' / records.ROWS)[-1]
-  rows = records.read(folder / records.ROWS)
+  before = storage.read_rows(tmp_path / 'dense' / run_folder.ROWS)[-1]
+  rows = storage.read_rows(folder / run_folder.ROWS)
   for row in rows[1::2]:
     assert row['loss'] == pytest.approx(before['loss'], abs=1e-5)
   assert rows[2]['loss'] < rows[0]['loss']
   assert rows[-1]['flops'] == before['flops'] + 6 * 8 * 32 * flops.train(
     model, 32, 'exits'
   )
-  lineage = records.read_json(folder / 'lineage.json')
+  lineage = storage.read_json(folder / 'lineage.json')
   assert lineage['parent'] == 'dense'
   assert lineage['inherited_flops'] == before['flops']
 
@@ -383,7 +388,10 @@ def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
   assert child.returncode == 0
   assert printed == ['8', *map(str, range(1, 25))]
   losses, one = (
-    [row['loss'] for row in records.read(pathlib.Path(f) / records.ROWS)]
+    [
+      row['loss']
+      for row in storage.read_rows(pathlib.Path(f) / run_folder.ROWS)
+    ]
     for f in (folder, expected)
   )
   np.testing.assert_allclose(losses, one, rtol=0, atol=1e-5)
@@ -396,12 +404,12 @@ def test_it_pauses_where_it_is_told_and_goes_on_to_the_bit(
   step = 5
   assert step not in config.train.evaluated
   assert loop.run(config, tmp_path, corpus, until=step, quiet=True) == 'running'
-  assert records.read(tmp_path / records.ROWS)[-1]['step'] == step
+  assert storage.read_rows(tmp_path / run_folder.ROWS)[-1]['step'] == step
   # Once there, it takes no step.
   assert loop.run(config, tmp_path, corpus, until=step, quiet=True) == 'running'
   assert loop.run(config, tmp_path, corpus, quiet=True) == 'finished'
-  rows = records.read(tmp_path / records.ROWS)
+  rows = storage.read_rows(tmp_path / run_folder.ROWS)
   kept = [row for row in rows if row['step'] != step]
   for row in kept:
-    row['run'] = records.read(expected / records.ROWS)[0]['run']
-  assert kept == records.read(expected / records.ROWS)
+    row['run'] = storage.read_rows(expected / run_folder.ROWS)[0]['run']
+  assert kept == storage.read_rows(expected / run_folder.ROWS)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.data import batches as batches_lib
 from familial.model import config as model_config
 from familial.training import loop
@@ -86,11 +87,11 @@ def _each(configs, workdir, corpus):
 
 
 def _rows(folder):
-  return records.read(folder / records.ROWS)
+  return storage.read_rows(folder / run_folder.ROWS)
 
 
 def _bytes(folders):
-  return [(folder / records.ROWS).read_bytes() for folder in folders]
+  return [(folder / run_folder.ROWS).read_bytes() for folder in folders]
 
 
 def _same(folder, expected, tolerance):
@@ -266,7 +267,7 @@ def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
         child.send_signal(number)
         break
   assert child.returncode
-  assert any(records.status(folder) == 'running' for folder in folders)
+  assert any(run_folder.status(folder) == 'running' for folder in folders)
   ended = population.run(configs, folders, corpus, quiet=True)
   assert ended == ['finished'] * len(configs)
   assert _bytes(folders) == _bytes(together)
@@ -328,7 +329,7 @@ def test_members_pause_where_they_are_told_and_go_on_to_the_bit(
   paused = population.run(configs, folders, corpus, until=until, quiet=True)
   assert paused == ['running'] * len(configs)
   for folder, step in zip(folders, until, strict=True):
-    assert records.read(folder / records.ROWS)[-1]['step'] == step
+    assert storage.read_rows(folder / run_folder.ROWS)[-1]['step'] == step
     assert (folder / 'checkpoints' / str(step)).is_dir()
   ended = population.run(configs, folders, corpus, quiet=True)
   assert ended == ['finished'] * len(configs)
@@ -338,7 +339,7 @@ def test_members_pause_where_they_are_told_and_go_on_to_the_bit(
     extra = {step} - config.train.evaluated
     kept = [
       row
-      for row in records.read(folder / records.ROWS)
+      for row in storage.read_rows(folder / run_folder.ROWS)
       if row['step'] not in extra
     ]
-    assert kept == records.read(expected / records.ROWS)
+    assert kept == storage.read_rows(expected / run_folder.ROWS)

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.training import config as train_config
 from familial.training import loop
 from familial.training import processes
@@ -23,7 +24,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 # A run; process WHO sends itself the signal HOW in step WHEN.
 _CHILD = """
 import os, pathlib, pickle, sys, time
-from familial import errors, evaluation
+from familial.core import errors
+from familial.training import evaluation
 from familial.training import loop, processes
 path, folder, who, when, how = sys.argv[1:]
 losses = evaluation.losses
@@ -101,13 +103,13 @@ def config(run_config):
 
 
 def _losses(folder):
-  return [row['loss'] for row in records.read(folder / records.ROWS)]
+  return [row['loss'] for row in storage.read_rows(folder / run_folder.ROWS)]
 
 
 def _files(folder):
   return {
     name: (folder / name).read_bytes()
-    for name in (records.ROWS, 'config.json', 'lineage.json')
+    for name in (run_folder.ROWS, 'config.json', 'lineage.json')
   }
 
 
@@ -120,14 +122,14 @@ def test_two_processes_train_as_one_and_stop_as_one(
   told = launch(config, two, 2, who=1, when=17, how=15)
   assert told.status == 130
   assert 'stopped after step 18 and saved' in told.last
-  rows = records.read(two / records.ROWS)
+  rows = storage.read_rows(two / run_folder.ROWS)
   assert {row['step'] for row in rows} == {5, 10, 15}
   # What they have saved, one process goes on from, which is another layout.
   layout = train_config.LayoutConfig(data=1)
   alone, steps = dataclasses.replace(config, layout=layout), []
   loop.run(alone, two, corpus, quiet=True, on_step=steps.append)
   assert steps == [19, 20]
-  assert records.read_json(two / 'config.json')['layout']['data'] == 1
+  assert storage.read_json(two / 'config.json')['layout']['data'] == 1
   assert _losses(two)[0] != _losses(two)[-1]
   np.testing.assert_allclose(_losses(two), _losses(one), rtol=0, atol=1e-5)
 
@@ -148,7 +150,10 @@ def test_two_processes_outlive_what_happens(launch, config, corpus, tmp_path):
     'local.py: process 0 of 2 was killed by SIGKILL; the others were stopped'
   )
   assert killed.seconds < 10
-  assert {row['step'] for row in records.read(hurt / records.ROWS)} == {5, 10}
+  assert {row['step'] for row in storage.read_rows(hurt / run_folder.ROWS)} == {
+    5,
+    10,
+  }
   # One that is told to stop has all stop after the same step, saved.
   told = launch(config, hurt, 2, who=1, when=17, how=15)
   assert told.status == 130

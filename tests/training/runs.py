@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from familial import records
+from familial.core import run_folder
 from familial.training import checkpoint
 from familial.training import optimizer
 from familial.training import step as step_lib
@@ -11,7 +11,7 @@ from familial.training import step as step_lib
 
 def rows(folder):
   """Returns the rows of a run as bytes."""
-  return (folder / records.ROWS).read_bytes()
+  return (folder / run_folder.ROWS).read_bytes()
 
 
 def state(config, folder):

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial import errors
-from familial import records
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
 from familial.training import config as train_config
 from familial.training import loop
 from familial.training import sharding
@@ -176,9 +177,9 @@ def test_a_run_goes_on_in_another_layout(
     loop.run(part, folder, corpus, quiet=True, on_step=stop)
   many = dataclasses.replace(part, layout=Layout(data=2, fsdp=2, tensor=2))
   on_eight(_RUN, [many], folder)
-  assert records.read_json(folder / 'config.json')['layout']['fsdp'] == 2
+  assert storage.read_json(folder / 'config.json')['layout']['fsdp'] == 2
   found, wanted = (
-    [row['loss'] for row in records.read(f / records.ROWS)]
+    [row['loss'] for row in storage.read_rows(f / run_folder.ROWS)]
     for f in (folder, expected)
   )
   np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)

@@ -1,0 +1,210 @@
+"""`familial run`, `train`, `plan` and `report`."""
+
+import contextlib
+import importlib
+from typing import Any
+from typing import NamedTuple
+
+from absl import flags
+
+from familial.cli import command
+from familial.core import errors
+
+_SINGLE = 'experiments/single.py'
+
+
+def _define_run(values: flags.FlagValues) -> None:
+  command.define_config(values, 'experiments/quickstart.py')
+  command.define_workdir(values)
+  _define_workers(
+    'Processes that train cells side by side on this host, '
+    'each on its share of the cores.',
+    values,
+  )
+  flags.DEFINE_bool(
+    'plan_only', False, 'Stop after the plan.', flag_values=values
+  )
+  _define_beside(values)
+
+
+def _define_train(values: flags.FlagValues) -> None:
+  command.define_config(values, _SINGLE)
+  command.define_workdir(values)
+  _define_beside(values)
+
+
+def _define_plan(values: flags.FlagValues) -> None:
+  command.define_config(values, 'experiments/familial_law.py:paper')
+  flags.DEFINE_string(
+    'topology',
+    None,
+    'What to plan for: TPUs such as v5p:4x4x8, which need not be here (extra '
+    "'tpu'), or `here`, the devices of this host. The plan looks for a layout "
+    'and for remat itself, whatever the config has.',
+    required=True,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'out',
+    None,
+    'Folder of the plan; by default runs/plan_CONFIG_TOPOLOGY. Programs '
+    'compiled for it before are not compiled again.',
+    flag_values=values,
+  )
+  _define_workers('Processes that compile side by side.', values)
+
+
+def _define_workers(text: str, values: flags.FlagValues) -> None:
+  flags.DEFINE_integer('workers', 1, text, lower_bound=1, flag_values=values)
+
+
+def _define_beside(values: flags.FlagValues) -> None:
+  flags.DEFINE_bool(
+    'tensorboard',
+    False,
+    "Write TensorBoard events too; needs the extra 'tensorboard'.",
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'profile',
+    False,
+    "Write a profiler's trace of a few steps, once a start, to the run's folder "
+    'profile.',
+    flag_values=values,
+  )
+
+
+class _Study(NamedTuple):
+  """Where a kind of study is.
+
+  Attributes:
+    config: its reader in familial.config.
+    room: its module in familial.studies, with `run`.
+    cells: that with `build`; '' of one without runs of their own.
+  """
+
+  config: str
+  room: str
+  cells: str
+
+
+# By a key that only its config has.
+_STUDIES = {
+  'grid': _Study('study', 'isoflop', 'cells'),
+  'ways': _Study('families', 'families', 'families_cells'),
+  'horizon': _Study('allocation', 'allocation', 'allocation'),
+  'widths': _Study('depth', 'depth', 'depth'),
+  'probe_tokens': _Study('regimes', 'depth_regimes', 'depth_regimes'),
+  'studies': _Study('depth_toys', 'depth_toys', ''),
+}
+
+
+def _study(values: flags.FlagValues) -> _Study | None:
+  """Returns the kind of study that --config is of; None for a run's."""
+  return next((_STUDIES[key] for key in _STUDIES if key in values.config), None)
+
+
+def _room(name: str) -> Any:
+  return importlib.import_module(f'familial.studies.{name}')
+
+
+def _run(values: flags.FlagValues) -> str:
+  from familial.studies import templates
+
+  kind = _study(values)
+  if kind is None:
+    raise errors.UserError(
+      '--config: this is no study; a run is for familial train, and a replay for'
+      ' familial allocate'
+    )
+  line = _room(kind.room).run(
+    getattr(templates, kind.config)(values.config),
+    values.workdir,
+    **{
+      name: values[name].value
+      for name in ('workers', 'plan_only', 'tensorboard', 'profile')
+    },
+  )
+  return str(line)
+
+
+def _train(values: flags.FlagValues) -> str:
+  from familial.core import run_folder
+  from familial.core import storage
+  from familial.training import config as train_config
+  from familial.training import loop
+  from familial.training import processes
+
+  if _study(values) is not None:
+    raise errors.UserError(
+      "--config: this is a study's, for familial run; familial train takes one "
+      f"run's, such as {_SINGLE}"
+    )
+  run = train_config.read(values.config)
+  with processes.joined(), contextlib.ExitStack() as stack:
+    # Process 0 holds the folder for all of a run.
+    lock = storage.lock(values.workdir)
+    if not processes.by_first(lambda: stack.enter_context(lock)):
+      raise errors.UserError(
+        f'--workdir={values.workdir}: another process is training there'
+      )
+    loop.run(
+      run,
+      values.workdir,
+      tensorboard=values.tensorboard,
+      profile=values.profile,
+    )
+    outcome = run_folder.outcome(values.workdir)
+  return f'{values.workdir}: {outcome}'
+
+
+def _plan(values: flags.FlagValues) -> str:
+  import pathlib
+
+  from ml_collections import config_flags
+
+  from familial.planning import pod
+  from familial.planning import summary
+  from familial.report import plan_page
+  from familial.studies import templates
+  from familial.training import config as train_config
+
+  kind = _study(values)
+  if kind is None:
+    title, cells = 'One run', [train_config.read(values.config)]
+  elif not kind.cells:
+    raise errors.UserError(
+      '--config: toys are not planned for a pod; familial run --plan_only says '
+      'what they cost'
+    )
+  else:
+    study = getattr(templates, kind.config)(values.config)
+    title, cells = study.title, _room(kind.cells).build(study)
+  config_file = pathlib.Path(config_flags.get_config_filename(values['config']))
+  name = f'{config_file.name.replace(".py", "")}_{values.topology}'
+  folder = pathlib.Path(values.out or f'runs/plan_{name.replace(":", "_")}')
+  plan = pod.make(title, cells, values.topology, folder, values.workers)
+  print(summary.text(plan), flush=True)
+  return f'{summary.headline(plan)}; wrote {plan_page.write(folder, plan)}'
+
+
+def _report(values: flags.FlagValues) -> str:
+  from familial.report import page
+
+  return f'wrote {page.write(values.workdir)}'
+
+
+COMMANDS = {
+  'run': command.Command(
+    'a whole study: plan, train, fit, report; resumable', _define_run, _run
+  ),
+  'train': command.Command('one run', _define_train, _train),
+  'plan': command.Command(
+    'compile for a pod ahead of time: fits? how fast at best? how long?',
+    _define_plan,
+    _plan,
+  ),
+  'report': command.Command(
+    'figures and one HTML page of a study', command.define_workdir, _report
+  ),
+}

@@ -1,0 +1,357 @@
+"""An exit as a model of its own, for this project or as a Llama's files.
+
+Nothing else of the family is in it: the layers up to the exit, its branch, its
+norm, what it reads its logits with, and the embedding.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+import uuid
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from familial.convert import load
+from familial.convert import segments
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
+from familial.data import tokenizers as tokenizers_lib
+from familial.model import config as model_config
+from familial.model import flops
+from familial.model import transformer
+from familial.training import checkpoint
+from familial.training import config as train_config
+from familial.training import optimizer
+from familial.training import step as step_lib
+
+# Where a layer's parameters are, by their names in a Llama's files; there a
+# matrix is (out, in).
+LAYER = {
+  'input_layernorm': ('attention_norm', 'gain'),
+  'self_attn.q_proj': ('attention', 'q', 'kernel'),
+  'self_attn.k_proj': ('attention', 'k', 'kernel'),
+  'self_attn.v_proj': ('attention', 'v', 'kernel'),
+  'self_attn.o_proj': ('attention', 'o', 'kernel'),
+  'post_attention_layernorm': ('mlp_norm', 'gain'),
+  'mlp.gate_proj': ('mlp', 'gate', 'kernel'),
+  'mlp.up_proj': ('mlp', 'up', 'kernel'),
+  'mlp.down_proj': ('mlp', 'down', 'kernel'),
+}
+
+
+def submodel(
+  params: transformer.Params, model: model_config.ModelConfig, exit_: int
+) -> tuple[transformer.Params, model_config.ModelConfig]:
+  """Returns exit 1..G as a family of one exit: its parameters and its shape.
+
+  Its logits are the exit's in the family: to the bit where both are computed by
+  programs of equal shapes, so operation by operation, else to rounding.
+
+  Args:
+    params: of the family.
+    model: its shape.
+    exit_: which.
+  """
+  shape = model.submodel(exit_)
+  head = params[f'exit_{exit_}']
+  layers = transformer.trunk(params, exit_)
+  if 'branch' in head:
+    layers = jax.tree.map(
+      lambda below, leaf: jnp.concatenate([below, leaf[None]]),
+      layers,
+      head['branch'],
+    )
+  alone = {
+    'embedding': params['embedding'],
+    'segment_0': layers,
+    'exit_1': {'norm': head['norm']},
+  }
+  if not shape.tied:
+    alone['unembedding'] = transformer.unembedding(params, model, exit_)
+  return alone, shape
+
+
+def to_familial(
+  model: load.Model, exit_: int, out: str | os.PathLike[str]
+) -> None:
+  """Writes an exit as a model that every command reads.
+
+  A run trains it on with the folder as its `train.init_from`: from its
+  parameters, with a fresh optimizer, and its FLOPs count what the family cost.
+
+  Args:
+    model: the family.
+    exit_: which, 1..G.
+    out: the folder to make.
+
+  Raises:
+    UserError: if there is no such exit, or `out` is not empty.
+  """
+  params, shape = submodel(model.params, model.config.model, exit_)
+  known = storage.read_json(model.folder / 'lineage.json')
+  parent = model.folder.absolute().name
+  config = dataclasses.replace(
+    model.config,
+    cell=f'{parent}_exit{exit_}',
+    arm='export',
+    budget=0.0,
+    model=shape,
+    train=dataclasses.replace(model.config.train, trained='all', init_from=''),
+  )
+  lineage = {
+    'parent': parent,
+    'parent_step': model.step,
+    'expansion': None,
+    'inherited_flops': known['inherited_flops']
+    + spent(model.config, model.step),
+    'inherited_windows': known.get('inherited_windows', 0)
+    + model.step * model.config.train.batch_size,
+    'export': {'exit': exit_, 'layer': model.config.model.exits[exit_ - 1]},
+    # An export of an import: its data are not known either.
+    **{key: known[key] for key in ('corpus', 'import') if key in known},
+  }
+  write(out, config, lineage, params, _tokenizer_text(model))
+
+
+def to_hugging_face(
+  model: load.Model, exit_: int, out: str | os.PathLike[str]
+) -> None:
+  """Writes an exit as a LlamaForCausalLM of `transformers`, in float32.
+
+  The scale of the logits is folded into the last norm. The tokenizer puts the
+  separator before a text, as a model is prompted here.
+
+  Args:
+    model: the family.
+    exit_: which, 1..G.
+    out: the folder to make.
+
+  Raises:
+    UserError: if there is no such exit, or `out` is not empty.
+  """
+  params, shape = submodel(model.params, model.config.model, exit_)
+  separator = model.tokenizer.separator
+  ends = {'bos_token_id': separator, 'eos_token_id': separator}
+  with _whole(out) as folder:
+    path = folder / 'model.safetensors'
+    try:
+      safetensors.save_file(
+        _tensors(params, shape), path, metadata={'format': 'pt'}
+      )
+    except SafetensorError as error:
+      raise storage.unwritten(path, str(error)) from None
+    storage.write_text(folder / load.TOKENIZER, _llama_tokenizer(model))
+    storage.write_json(
+      folder / 'tokenizer_config.json',
+      {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'bos_token': tokenizers_lib.SEPARATOR,
+        'eos_token': tokenizers_lib.SEPARATOR,
+        'clean_up_tokenization_spaces': False,
+        'model_max_length': model.context,
+        # A text that spells the separator out is still only text.
+        'split_special_tokens': True,
+      },
+    )
+    storage.write_json(folder / 'generation_config.json', ends)
+    storage.write_json(
+      folder / 'config.json',
+      {
+        'architectures': ['LlamaForCausalLM'],
+        'model_type': 'llama',
+        'vocab_size': shape.vocab_size,
+        'hidden_size': shape.width,
+        'intermediate_size': shape.mlp_width,
+        'num_hidden_layers': shape.depth,
+        'num_attention_heads': shape.heads,
+        'num_key_value_heads': shape.kv_heads,
+        'head_dim': shape.head_dim,
+        'hidden_act': 'silu',
+        'attention_bias': False,
+        'mlp_bias': False,
+        'rms_norm_eps': shape.norm_eps,
+        # Releases before 5 read the first, those since the second.
+        'rope_theta': shape.rope_theta,
+        'rope_parameters': {
+          'rope_type': 'default',
+          'rope_theta': shape.rope_theta,
+        },
+        'max_position_embeddings': model.context,
+        'tie_word_embeddings': shape.tied,
+        'torch_dtype': 'float32',
+        **ends,
+      },
+    )
+
+
+def to_segments(
+  model: load.Model, exit_: int, out: str | os.PathLike[str]
+) -> None:
+  """Writes the segments up to an exit, in folders segment_0, segment_1, ...
+
+  Args:
+    model: the family.
+    exit_: the last one's, 1..G.
+    out: the folder to make.
+
+  Raises:
+    UserError: if there is no such exit, or `out` is not empty.
+  """
+  shape = model.config.model
+  shape.submodel(exit_)  # Refuses what is no exit.
+  cuts = range(1, exit_ + 1)
+  with _whole(out) as folder:
+    for segment in segments.split(
+      model.params, shape, model.context, cuts, model.tokenizer.mark
+    ):
+      segments.save(
+        segment, folder / f'segment_{segment.index}', model.tokenizer_path
+      )
+
+
+def write(
+  out: str | os.PathLike[str],
+  config: train_config.RunConfig,
+  lineage: storage.Row,
+  params: transformer.Params,
+  tokenizer: str,
+  opt_state: Any = None,
+) -> None:
+  """Writes a model's folder: all of it, or nothing.
+
+  It is laid out as a run's, with a checkpoint of step 0 and no rows.
+
+  Args:
+    out: the folder to make.
+    config: of the model.
+    lineage: where it comes from.
+    params: its parameters.
+    tokenizer: the text of its tokenizer's file; '' for bytes.
+    opt_state: of its optimizer; by default a fresh one.
+
+  Raises:
+    UserError: if `out` is not empty.
+  """
+  if config.data.tokenizer_file:
+    own = str(pathlib.Path(out).absolute() / load.TOKENIZER)
+    data = dataclasses.replace(config.data, tokenizer=own)
+    config = dataclasses.replace(config, data=data)
+  if opt_state is None:
+    hyper = optimizer.hyper(config.train, config.model.exits)
+    opt_state = optimizer.adamw(hyper, config.model).init(params)
+  with _whole(out) as folder:
+    run_folder.open_folder(folder, config, lineage)
+    if tokenizer:
+      storage.write_text(folder / load.TOKENIZER, tokenizer)
+    # Array after array: a large model is not in memory twice.
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    checkpoints = checkpoint.Checkpoints(
+      folder / 'checkpoints', 1, at_once=largest // 10**9 + 1
+    )
+    try:
+      checkpoints.save(step_lib.State(params, opt_state, jnp.int32(0)))
+    finally:
+      checkpoints.close()
+
+
+def spent(config: train_config.RunConfig, step: int) -> int:
+  """Returns the FLOPs of a run's own steps, up to one of them."""
+  train, seq_len = config.train, config.data.seq_len
+  tokens = step * train.batch_size * seq_len
+  return tokens * flops.train(config.model, seq_len, train.trained)
+
+
+def check_out(out: str | os.PathLike[str]) -> None:
+  """Refuses what is neither new nor an empty folder."""
+  out = pathlib.Path(out)
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    raise errors.UserError(
+      f'out: {str(out)!r} is there already; it must be a new or an empty folder'
+    )
+
+
+@contextlib.contextmanager
+def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a folder to fill, which is `out` once nothing went wrong."""
+  check_out(out)
+  out = pathlib.Path(out).absolute()
+  temporary = out.with_name(f'.{out.name}.{uuid.uuid4().hex[:12]}.tmp')
+  with storage.writing(out):
+    temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    temporary.rename(out)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tokenizer_text(model: load.Model) -> str:
+  """Returns what the file of a model's tokenizer holds; '' for bytes."""
+  path = model.tokenizer_path
+  return pathlib.Path(path).read_text('utf-8') if path else ''
+
+
+def _tensors(
+  params: transformer.Params, shape: model_config.ModelConfig
+) -> dict[str, np.ndarray]:
+  """Returns a model of one exit by a Llama's names."""
+  gain_D = params['exit_1']['norm']['gain'] * (shape.base_width / shape.width)
+  tensors: dict[str, Any] = {
+    'model.embed_tokens.weight': params['embedding'],
+    'model.norm.weight': gain_D,
+  }
+  for name, path in LAYER.items():
+    stacked = params['segment_0']
+    for key in path:
+      stacked = stacked[key]
+    for layer in range(shape.depth):
+      tensors[f'model.layers.{layer}.{name}.weight'] = stacked[layer].T
+  if not shape.tied:
+    tensors['lm_head.weight'] = params['unembedding'].T
+  return {
+    name: np.ascontiguousarray(tensor, np.float32)
+    for name, tensor in tensors.items()
+  }
+
+
+def _llama_tokenizer(model: load.Model) -> str:
+  """Returns a tokenizer's file that puts the separator before a text."""
+  import tokenizers
+
+  text, name = _tokenizer_text(model), tokenizers_lib.SEPARATOR
+  made = tokenizers.Tokenizer.from_str(text) if text else _bytes()
+  made.post_processor = tokenizers.processors.TemplateProcessing(
+    single=f'{name} $A', special_tokens=[(name, model.tokenizer.separator)]
+  )
+  return made.to_str(pretty=True)
+
+
+def _bytes() -> Any:
+  """Returns our byte tokenizer as a BPE without merges."""
+  import tokenizers
+
+  # Byte-level files write these bytes as themselves, and the others in order
+  # as the characters from 256 on.
+  printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(0x100) if byte not in printed]
+  numbers = {chr(byte): byte for byte in printed}
+  numbers |= {chr(0x100 + i): byte for i, byte in enumerate(others)}
+  separator = tokenizers_lib.Bytes.separator
+  del numbers[chr(separator)]
+  numbers[tokenizers_lib.SEPARATOR] = separator
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=numbers, merges=[]))
+  made.add_special_tokens([tokenizers_lib.SEPARATOR])
+  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=False
+  )
+  made.decoder = tokenizers.decoders.ByteLevel()
+  return made

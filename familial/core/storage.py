@@ -1,0 +1,182 @@
+"""Files that are written whole or not at all: JSON, JSON lines, and locks."""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any
+import uuid
+
+from familial.core import errors
+
+# Version of every JSON file, row and checkpoint that this project writes.
+SCHEMA = 1
+Row = dict[str, Any]
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes JSON atomically: a reader sees the old file or the new one."""
+  write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes a UTF-8 text file atomically."""
+  write_bytes(path, text.encode('utf-8'))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+  """Writes a file atomically; its folder is made if missing.
+
+  Raises:
+    UserError: if the disk is full or the folder cannot be written.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(temporary, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Converts an OSError raised while writing `path` into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    raise unwritten(path, error.strerror or str(error)) from None
+
+
+def unwritten(path: str | os.PathLike[str], why: str) -> errors.UserError:
+  """Returns the error for a file or folder that could not be written."""
+  return errors.UserError(
+    f'{path}: cannot be written: {why}; what was there stays, and the same '
+    'command goes on once it can be'
+  )
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Returns the value of a JSON file.
+
+  Raises:
+    UserError: if the file is not valid JSON.
+  """
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except ValueError as error:
+    raise errors.UserError(f'{path}: not valid JSON ({error})') from None
+
+
+def read_own(path: str | os.PathLike[str]) -> Row:
+  """Returns the object in a JSON file that this project wrote.
+
+  Raises:
+    UserError: if the file is damaged, not an object, or of another schema.
+  """
+  value = read_json(path)
+  if not isinstance(value, dict):
+    raise errors.UserError(f'{path}: not a JSON object')
+  check_schema(path, value)
+  return value
+
+
+def check_schema(
+  where: str | os.PathLike[str], value: Mapping[str, Any]
+) -> None:
+  """Raises a UserError for a value of another schema.
+
+  A missing `schema` counts as 1: some files of schema 1 leave it out.
+  """
+  was = value.get('schema', 1)
+  if was != SCHEMA:
+    raise errors.UserError(
+      f'{where}: schema {was!r} is not {SCHEMA}, the one that this version '
+      'reads and writes'
+    )
+
+
+def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
+  """Appends rows to a JSON-lines file in one write.
+
+  Raises:
+    UserError: if the disk is full or the file cannot be written.
+  """
+  with writing(path), open(path, 'a', encoding='utf-8') as file:
+    file.write(json_lines(rows))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def json_lines(rows: Iterable[Row]) -> str:
+  """Returns rows as the text of a JSON-lines file."""
+  return ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+  """Returns the whole rows of a JSON-lines file; [] if it does not exist.
+
+  A last line that was cut off is left out.
+
+  Raises:
+    UserError: if another line is not JSON, or a row is of another schema.
+  """
+  return read_whole_rows(path)[0]
+
+
+def read_whole_rows(path: str | os.PathLike[str]) -> tuple[list[Row], bool]:
+  """Returns the rows as `read_rows` does, and whether a cut-off line follows."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return [], False
+  lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
+  rows: list[Row] = []
+  for number, line in enumerate(lines, start=1):
+    if not line:
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError:
+      if number == len(lines):  # The last line has no newline behind it.
+        return rows, True
+      raise errors.UserError(f'{path}:{number}: not valid JSON') from None
+    if not isinstance(row, dict):
+      raise errors.UserError(f'{path}:{number}: not a JSON object')
+    check_schema(f'{path}:{number}', row)
+    rows.append(row)
+  return rows, False
+
+
+@contextlib.contextmanager
+def lock(
+  folder: str | os.PathLike[str], *, wait: bool = False
+) -> Iterator[bool]:
+  """Locks a folder for this process; yields whether the lock was obtained.
+
+  The operating system releases the lock when the process ends.
+
+  Args:
+    folder: made if missing; the lock is its file `lock`.
+    wait: whether to wait for another process to release it.
+  """
+  path = pathlib.Path(folder) / 'lock'
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, 'w', encoding='utf-8')
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      yield False
+      return
+    yield True

@@ -1,0 +1,367 @@
+"""Fits a law to a table: many starts, one optimum, and how far to trust it.
+
+The objective is the *sum* over rows of Huber(log prediction - log loss; delta)
+in float64. Everything a caller needs to doubt the result is in it: the share of
+starts that found it, the gradient, the conditioning, and which constants the
+data do not pin down.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from familial.core import errors
+from familial.laws import asymptotics
+from familial.laws import diagnostics
+from familial.laws import levenberg_marquardt
+from familial.laws import multistart as starts_lib
+from familial.laws import parametric
+from familial.laws import screening
+from familial.laws import table as tables
+
+STARTS = 256
+DELTA = 1e-3
+SAME_BASIN = 1e-4  # relative difference of objectives
+_LOW_HIT_RATE = 0.05
+_ILL_CONDITIONED = 1e10
+IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
+_OTHER_BASINS = 2
+ROUNDING = 1e-20  # objective a row below which the fit is exact
+_DISTINCT = 1.05  # ratio of two basins' objectives
+_DELTAS = (1e-12, 1e6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A fitted law.
+
+  Attributes:
+    form: the law.
+    params: its constants by name.
+    theta: the same as coordinates, [parameters].
+    free: which of them were fitted, bool [parameters].
+    objective: sum of Huber's function of the log residuals.
+    delta: Huber's threshold; inf for least squares.
+    asymmetry: weight of a row that the law overpredicts.
+    starts: how many there were.
+    basin_hit_rate: share of all starts that end within 1e-4 relative of the
+      best objective (or where the residuals are rounding); of those that were
+      not followed to their end, as many as in a random sample that was. An
+      end is where the iterations allowed lead, converged or not.
+    followed: starts that were followed to their end.
+    converged: the polished gradient, as a cosine (solver.Solution.gradient), is
+      below 1e-6.
+    condition_number: of the Gauss-Newton matrix J'J at the optimum, scaled to
+      a unit diagonal, over the coordinates (log A, log B, log E, exponents).
+    identified: False where the asymptotic standard deviation of a coordinate
+      exceeds 1 (a factor e), or no change of the prediction answers to it.
+    flags: what to know before the numbers are believed.
+    rows: how many were fitted.
+    scale: robust standard deviation of the log residuals (scaled MAD).
+    covariance: asymptotic, of the coordinates, clustered by run; 0 for those
+      that were not fitted. See asymptotics.covariance.
+    inflation: factor of each coordinate's variance over the inverse curvature
+      of the objective: what turns a rise of the objective into a deviance.
+    degrees: runs less fitted parameters, at least 1.
+    aic: 2 k - 2 l, l the likelihood of the density exp(-Huber/tau)/Z(tau) at
+      its best tau, which k counts. Rows count as independent.
+    bic: k log(rows) - 2 l.
+    others: coordinates of the next best basins, [.., parameters].
+    seed: of the choice of starts.
+    seconds: compile, starts.
+  """
+
+  form: parametric.Form
+  params: dict[str, float]
+  theta: np.ndarray
+  free: np.ndarray
+  objective: float
+  delta: float
+  asymmetry: float
+  starts: int
+  basin_hit_rate: float
+  followed: int
+  converged: bool
+  condition_number: float
+  identified: dict[str, bool]
+  flags: tuple[str, ...]
+  rows: int
+  scale: float
+  covariance: np.ndarray
+  inflation: np.ndarray
+  degrees: int
+  aic: float
+  bic: float
+  others: np.ndarray
+  seed: int
+  seconds: dict[str, float]
+
+  def problem(
+    self, table: tables.Table, weights: np.ndarray
+  ) -> screening.Problem:
+    """The same fit to each row of weights [groups, rows], times the table's."""
+    return screening.Problem(
+      self.form, table.columns, np.log(table.columns['loss']),
+      weights * table.weight, self.delta, self.asymmetry, self.free,
+    )  # fmt: skip
+
+  @property
+  def fixed(self) -> dict[str, float]:
+    """The parameters that were not fitted."""
+    return {
+      name: self.params[name]
+      for name, free in zip(self.form.names, self.free, strict=True)
+      if not free
+    }
+
+  @property
+  def sd(self) -> dict[str, float]:
+    """Asymptotic standard deviation of each coordinate."""
+    sd = np.sqrt(np.diag(self.covariance))
+    return dict(zip(self.form.names, sd.tolist(), strict=True))
+
+  def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    """The loss at these columns, one a row."""
+    return self.form.predict(self.params, columns)
+
+
+def fit(
+  form: parametric.Form,
+  table: tables.Table,
+  *,
+  delta: float = DELTA,
+  asymmetry: float = 1.0,
+  starts: int | np.ndarray = STARTS,
+  sampling: str = 'grid',
+  thin: bool = True,
+  seed: int = 0,
+  fixed: Mapping[str, float] | None = None,
+  advance: Callable[[int], Any] = lambda done: None,
+) -> Fit:
+  """The best of many starts, polished.
+
+  Args:
+    form: the law.
+    table: what to fit it to.
+    delta: Huber's threshold on the log residual; inf for least squares.
+    asymmetry: weight of a row that the law overpredicts, over that of one that
+      it underpredicts.
+    starts: how many, as starts_lib.draw makes them, or their coordinates
+      [n, parameters].
+    sampling: of the starts, grid or latin.
+    thin: drop starts on the way that are behind; see search.
+    seed: of the choice of starts.
+    fixed: parameters that keep a given value.
+    advance: called with the number of starts that have just ended.
+
+  Raises:
+    UserError: on a missing column, too few rows, or a form without any finite
+      prediction.
+  """
+  fixed = dict(fixed or {})
+  free = _free(form, fixed)
+  _check(form, table, int(free.sum()), delta, asymmetry)
+  points = starts_lib.holding(
+    starts_of(form, starts, seed, sampling), form, fixed
+  )
+  problem = screening.Problem(
+    form, table.columns, np.log(table.columns['loss']), table.weight[None],
+    delta, asymmetry, free,
+  )  # fmt: skip
+  tick = time.monotonic()
+  compiling = problem.prepare()
+  ends, audited = screening.search(
+    problem, points, seed, thin=thin, advance=advance
+  )
+  best = int(np.argmin(ends.objective))
+  if not np.isfinite(ends.objective[best]):
+    raise errors.UserError(
+      f'form {form.name!r} gave no finite prediction from any of'
+      f' {points.count} starts'
+    )
+  polished = problem.solve(
+    ends.theta[best : best + 1], np.zeros(1, int),
+    damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
+  )  # fmt: skip
+  rounding = ROUNDING * table.rows
+  hit = ends.objective <= polished.objective[0] * (1 + SAME_BASIN) + rounding
+  seconds = {
+    'compile': compiling,
+    'starts': time.monotonic() - tick - compiling,
+  }
+  found = _Found(
+    polished, points.count, float(hit[audited].mean()), len(hit),
+    _others(ends, hit),
+  )  # fmt: skip
+  return _describe(problem, table, found, seed, seconds)
+
+
+def starts_of(
+  form: parametric.Form,
+  starts: int | np.ndarray,
+  seed: int,
+  sampling: str = 'grid',
+) -> starts_lib.Starts:
+  """The starts of a fit, from their number or from their coordinates."""
+  if isinstance(starts, np.ndarray):
+    return starts_lib.of_array(starts)
+  return starts_lib.draw(form, starts, seed, sampling)
+
+
+def _free(form: parametric.Form, fixed: Mapping[str, float]) -> np.ndarray:
+  for name in fixed:
+    if name not in form.names:
+      raise errors.UserError(
+        f'form {form.name!r} has no parameter {name!r}'
+        f'{errors.nearest(name, form.names)}; it has {", ".join(form.names)}'
+      )
+  return np.array([name not in fixed for name in form.names])
+
+
+def _check(
+  form: parametric.Form,
+  table: tables.Table,
+  parameters: int,
+  delta: float,
+  asymmetry: float,
+) -> None:
+  if not form.columns or not form.parameters or 'loss' in form.columns:
+    raise errors.UserError(
+      f'form {form.name!r} must have constants, and columns other than the loss'
+    )
+  for name in form.columns:
+    if name not in table.columns:
+      near = errors.nearest(name, table.columns)
+      raise errors.UserError(
+        f'form {form.name!r} needs column {name!r}{near}; the table has'
+        f' {", ".join(table.columns)}'
+      )
+  if table.rows <= parameters:
+    raise errors.UserError(
+      f'form {form.name!r} has {parameters} parameters and needs more rows than'
+      f' that; the table has {table.rows}'
+    )
+  points = np.stack([table.columns[name] for name in form.columns], axis=1)
+  distinct = len(np.unique(points, axis=0))
+  if distinct < parameters:
+    raise errors.UserError(
+      f'form {form.name!r} has {parameters} parameters and needs as many'
+      f' different points; the {table.rows} rows are at {distinct}'
+    )
+  if not (_DELTAS[0] <= delta <= _DELTAS[1] or delta == math.inf):
+    raise errors.UserError(
+      f'delta={delta}: a number above 0, from {_DELTAS[0]:g} to'
+      f' {_DELTAS[1]:g}, or inf is needed'
+    )
+  if not 1e-6 <= asymmetry <= 1e6:
+    raise errors.UserError(
+      f'asymmetry={asymmetry}: a number above 0, from 1e-6 to 1e6, is needed'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What a search for the optimum found."""
+
+  polished: levenberg_marquardt.Solution
+  starts: int
+  hit_rate: float
+  followed: int
+  others: np.ndarray
+
+
+def _others(ends: levenberg_marquardt.Solution, hit: np.ndarray) -> np.ndarray:
+  """The best points of other basins: where a resample might rather go."""
+  order = np.argsort(ends.objective, kind='stable')
+  order = order[~hit[order] & np.isfinite(ends.objective[order])]
+  chosen: list[int] = []
+  for i in order:
+    last = ends.objective[chosen[-1]] if chosen else ends.objective.min()
+    if ends.objective[i] > last * _DISTINCT:
+      chosen.append(int(i))
+    if len(chosen) == _OTHER_BASINS:
+      break
+  return ends.theta[chosen]
+
+
+def _describe(
+  problem: screening.Problem,
+  table: tables.Table,
+  found: _Found,
+  seed: int,
+  seconds: dict[str, float],
+) -> Fit:
+  """Everything about the optimum that does not need another fit."""
+  form, free, delta = problem.form, problem.free, problem.delta
+  polished = found.polished
+  theta = polished.theta[0]
+  objective = float(polished.objective[0])
+  exact = objective <= ROUNDING * table.rows
+  converged = bool(polished.converged[0]) or exact
+  value, jacobian = levenberg_marquardt.evaluate(
+    form, table.columns, polished.theta
+  )
+  residual = value[0] - problem.target
+  jacobian = jacobian[0][:, free]
+  weight = table.weight * np.where(residual > 0, problem.asymmetry, 1.0)
+  among_free, ratio = asymptotics.covariance(
+    jacobian, residual, table.clusters, delta, weight
+  )
+  covariance = np.zeros((len(theta), len(theta)))
+  covariance[np.ix_(free, free)] = among_free
+  inflation = np.zeros(len(theta))
+  inflation[free] = ratio
+  names = np.array(form.names)
+  condition, _ = asymptotics.conditioning(jacobian)
+  known = np.sqrt(np.diag(covariance)) <= IDENTIFIED_SD
+  identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
+  params = {n: float(v) for n, v in form.values(theta).items()}
+  parameters = int(free.sum())
+  aic, bic = asymptotics.criteria(
+    objective, table.weight, parameters, delta, problem.asymmetry
+  )
+  return Fit(
+    form=form,
+    params=params,
+    theta=theta,
+    free=free,
+    objective=objective,
+    delta=delta,
+    asymmetry=problem.asymmetry,
+    starts=found.starts,
+    basin_hit_rate=found.hit_rate,
+    followed=found.followed,
+    converged=converged,
+    condition_number=condition,
+    identified=identified,
+    flags=(
+      *diagnostics.of_law(form, params, identified, table),
+      *diagnostics.of_rows(form, table, residual),
+      *(() if converged else ('not converged',)),
+      *(
+        [f'basin hit rate {found.hit_rate:.1%}']
+        if found.hit_rate < _LOW_HIT_RATE
+        else []
+      ),
+      *(
+        [f'condition number {condition:.1e}']
+        if not condition < _ILL_CONDITIONED
+        else []
+      ),
+    ),
+    rows=table.rows,
+    scale=asymptotics.robust_scale(residual, parameters),
+    covariance=covariance,
+    inflation=inflation,
+    degrees=max(len(np.unique(table.run)) - parameters, 1),
+    aic=float(aic),
+    bic=float(bic),
+    others=found.others,
+    seed=seed,
+    seconds=seconds,
+  )

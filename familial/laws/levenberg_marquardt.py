@@ -1,0 +1,245 @@
+"""Many small robust fits at once: damped Gauss-Newton under vmap, in float64.
+
+Every fit (a start, a bootstrap resample, a point of a profile, a simulation) is
+one *lane* of one compiled program, which serves them all: it takes per-lane
+weights and targets, and a mask of the parameters that may move. A lane that has
+converged leaves and the next one takes its place, so no lane waits for the
+slowest, and memory does not grow with the number of fits.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import concurrent.futures
+import dataclasses
+import itertools
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+from familial.core import cores as cores_lib
+from familial.laws import parametric
+from familial.laws import row_kernel
+
+GRADIENT_TOLERANCE = 1e-6  # of a lane that counts as converged
+_LANE_BYTES = 2**25  # for one round's arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+  """Where each of n lanes ended.
+
+  `gradient` is the largest cosine between a free coordinate's column of the
+  Jacobian and the clipped residuals: 0 at an optimum, and free of units.
+  """
+
+  theta: np.ndarray  # [n, parameters]
+  objective: np.ndarray  # [n], inf where the form gave no number
+  gradient: np.ndarray  # [n]
+  converged: np.ndarray  # [n] bool
+
+  def take(self, keep: np.ndarray) -> 'Solution':
+    """Some of the lanes."""
+    return dataclasses.replace(
+      self,
+      theta=self.theta[keep],
+      objective=self.objective[keep],
+      gradient=self.gradient[keep],
+      converged=self.converged[keep],
+    )
+
+
+def join(parts: Sequence[Solution]) -> Solution:
+  """Solutions one after another."""
+  return Solution(
+    *(
+      np.concatenate([getattr(part, name) for part in parts])
+      for name in ('theta', 'objective', 'gradient', 'converged')
+    )
+  )
+
+
+def solve(
+  form: parametric.Form,
+  columns: Mapping[str, np.ndarray],
+  theta: np.ndarray,
+  targets: np.ndarray,
+  weights: np.ndarray,
+  *,
+  delta: float,
+  asymmetry: float = 1.0,
+  first_delta: float = 0.0,
+  target_of: np.ndarray | None = None,
+  weight_of: np.ndarray | None = None,
+  free: np.ndarray | None = None,
+  damping: float = 1.0,
+  least: float = 1e-9,
+  tolerance: float = 1e-8,
+  floor: float = 1e-24,
+  stall: float = 0.0,
+  iterations: int = 400,
+  advance: Callable[[int], Any] = lambda done: None,
+) -> Solution:
+  """Minimises sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), each lane.
+
+  Args:
+    form: the law.
+    columns: its columns, each [rows].
+    theta: coordinates to start from, [n, parameters].
+    targets: log losses, [m, rows].
+    weights: row weights, [k, rows].
+    delta: Huber's threshold on the log residual; inf for least squares.
+    asymmetry: s_i where the law lies above the data; 1 where below.
+    first_delta: a larger threshold to begin with, which shrinks to delta as each
+      is solved: near an absolute-value loss, Newton alone crawls from kink to
+      kink.
+    target_of: which of the targets each lane fits, [n]; all the first if None.
+    weight_of: likewise for the weights.
+    free: bool [parameters]; a coordinate that is not free keeps its start.
+    damping: Levenberg-Marquardt's first damping: 1 from afar, less when near.
+    least: the damping is never below; from afar a vanishing one makes a lane
+      reject many steps before it is large enough again.
+    tolerance: a lane is done when `Solution.gradient` is below it,
+    floor: or its objective below floor x the sum of its weights.
+    stall: a lane also leaves after two rounds that lower its objective by less
+      than this share: where a term has died, starts crawl for ever.
+    iterations: at most, a lane, rounded up to whole rounds.
+    advance: called with the number of lanes that have just finished.
+  """
+  n, p = theta.shape
+  rows = targets.shape[1]
+  padded = row_kernel.padded(rows)
+  width = lanes(padded, p)
+  pad = padded - rows
+  targets = np.pad(targets, ((0, 0), (0, pad)), mode='edge')
+  weights = np.pad(weights, ((0, 0), (0, pad)))
+  target_of = np.zeros(n, int) if target_of is None else target_of
+  weight_of = np.zeros(n, int) if weight_of is None else weight_of
+  mask = np.ones(p) if free is None else np.asarray(free, np.float64)
+  inputs = row_kernel.inputs(form.columns, columns)
+
+  out_theta = np.array(theta, np.float64)
+  objective = np.full(n, np.inf)
+  gradient = np.full(n, np.inf)
+  settings = np.array([delta, tolerance, least, asymmetry])
+  queue, lock = iter(range(n)), threading.Lock()
+
+  def work() -> None:
+    """Fills lanes from the queue until it is empty and all have ended."""
+    lane = np.full(width, -1)  # which fit each lane works on
+    current = np.tile(theta[:1], (width, 1)).astype(np.float64)
+    damp = np.full(width, damping)
+    threshold = np.full(width, delta)
+    age = np.zeros(width, int)
+    last = np.full(width, np.inf)
+    slow = np.zeros(width, int)  # rounds in a row without progress
+    while True:
+      with lock:
+        empty = np.flatnonzero(lane < 0)
+        new = np.array(list(itertools.islice(queue, len(empty))), int)
+      empty = empty[: len(new)]
+      lane[empty], current[empty] = new, theta[new]
+      damp[empty], threshold[empty] = damping, max(first_delta, delta)
+      age[empty], last[empty], slow[empty] = 0, np.inf, 0
+      if not (lane >= 0).any():
+        return
+      which = np.maximum(lane, 0)
+      w = weights[weight_of[which]]
+      with jax.enable_x64(True):  # of this thread
+        result = program(
+          inputs, targets[target_of[which]], w, current, damp, mask, settings,
+          floor * w.sum(1), threshold,
+        )  # fmt: skip
+        current, damp, threshold, value, slope, done = map(np.array, result)
+      age += row_kernel.ROUND
+      crawls = (value >= last * (1 - stall)) & (threshold <= delta)
+      slow = np.where(crawls, slow + 1, 0)
+      last = value
+      leave = done | (age >= iterations) | ((slow >= 2) & (stall > 0))
+      left = np.flatnonzero((lane >= 0) & leave)
+      fits = lane[left]
+      out_theta[fits] = current[left]
+      objective[fits] = np.where(np.isfinite(value[left]), value[left], np.inf)
+      gradient[fits] = slope[left]
+      lane[left] = -1
+      if len(left):
+        with lock:
+          advance(len(left))
+
+  with jax.enable_x64(True):
+    program = row_kernel.program(
+      form.log_loss, form.coordinates, form.columns, padded, width
+    )
+  side_by_side([work] * min(threads(), -(-n // width)))
+  bottom = floor * weights.sum(1)[weight_of]
+  converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
+  return Solution(
+    out_theta,
+    objective,
+    gradient,
+    converged & np.isfinite(objective),
+  )
+
+
+def threads() -> int:
+  """Host threads that feed the device: each core of a CPU, one of a GPU."""
+  if jax.default_backend() != 'cpu':
+    return 1
+  return len(cores_lib.mine())
+
+
+def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+  """Results of the tasks, each run in a thread of its own."""
+  with concurrent.futures.ThreadPoolExecutor(len(tasks)) as pool:
+    return [future.result() for future in [pool.submit(t) for t in tasks]]
+
+
+def predict(
+  form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
+) -> np.ndarray:
+  """Log loss [n, rows] at theta [n, parameters]."""
+  rows = len(np.asarray(columns[form.columns[0]]))
+  with jax.enable_x64(True):
+    value = row_kernel.predict(
+      form.log_loss,
+      form.coordinates,
+      row_kernel.inputs(form.columns, columns),
+      np.asarray(theta, np.float64),
+    )
+    return np.asarray(value)[:, :rows]
+
+
+def evaluate(
+  form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Log loss [n, rows] and its Jacobian [n, rows, parameters] at theta [n, p]."""
+  rows = len(np.asarray(columns[form.columns[0]]))
+  with jax.enable_x64(True):
+    value, jacobian = row_kernel.evaluate(
+      form.log_loss,
+      form.coordinates,
+      row_kernel.inputs(form.columns, columns),
+      np.asarray(theta, np.float64),
+    )
+    return np.asarray(value)[:, :rows], np.asarray(jacobian)[:, :rows]
+
+
+def penalty(
+  residual: np.ndarray, delta: float, asymmetry: float = 1.0
+) -> np.ndarray:
+  """Huber's function of each residual, times asymmetry where it is above 0."""
+  size = np.abs(residual)
+  with np.errstate(invalid='ignore'):  # delta = inf has no tail
+    huber = np.where(
+      size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta)
+    )
+  return np.where(residual > 0, asymmetry, 1.0) * huber
+
+
+def lanes(rows: int, parameters: int) -> int:
+  """How many fits a compiled round takes at once."""
+  fit = _LANE_BYTES // (8 * rows * (parameters + 4))
+  most = 32 if jax.default_backend() == 'cpu' else 4096
+  return int(min(most, max(1, fit)))

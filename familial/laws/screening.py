@@ -1,0 +1,360 @@
+"""Many starts, thinned as they go: who is followed to the end, and who is not.
+
+Early rounds are a few Gauss-Newton iterations in float32 (`kernel.rough`), a
+tenth of the price of `solver.solve`'s: they only decide who goes on. The best
+go on; beside them a random sample is followed to the end whatever it does, so
+that the share of starts that reach an optimum stays an unbiased estimate.
+
+Several fits to one table, such as the resamples of a bootstrap, are searched
+side by side: a *group* is the starts of one of them.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from familial.laws import levenberg_marquardt
+from familial.laws import multistart as starts_lib
+from familial.laws import parametric
+from familial.laws import row_kernel
+
+FOLLOWED = 64  # the best starts, which go on to the end
+AUDITED = 64  # starts chosen at random, which go on to the end as well
+_SHARE = 8  # of the starts of a round one in so many goes on
+_MOST = 2**17  # starts that a round hands on
+_NUMBERS = 2**24  # predictions, or a rough round's, in memory at once
+_SCREENED = 256  # starts a group after the screening of their objectives
+_LONG = 24  # rough rounds of those that go on to the end: they are cheap
+_LAST = 4  # starts a group that go on to the end
+
+Advance = Callable[[int], Any]
+
+
+def _silent(done: int) -> None:
+  del done
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What is minimised, over theta, in each group.
+
+  sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), where s_i is
+  `asymmetry` where the law is above the data, else 1.
+
+  Attributes:
+    form: the law.
+    columns: its columns, each [rows].
+    target: log losses [rows].
+    weights: of rows, [groups, rows].
+    delta: Huber's threshold.
+    asymmetry: as above.
+    free: bool [parameters]: which may move.
+  """
+
+  form: parametric.Form
+  columns: Mapping[str, np.ndarray]
+  target: np.ndarray
+  weights: np.ndarray
+  delta: float
+  asymmetry: float
+  free: np.ndarray
+
+  def prepare(self) -> float:
+    """Compiles what a search will run; returns the seconds that took."""
+    tick = time.monotonic()
+    rows = row_kernel.padded(len(self.target))
+    with jax.enable_x64(True):
+      for program, lanes in (
+        (row_kernel.rough, _width(rows, len(self.free))),
+        (row_kernel.program, levenberg_marquardt.lanes(rows, len(self.free))),
+      ):
+        program(
+          self.form.log_loss, self.form.coordinates, self.form.columns, rows,
+          lanes,
+        )  # fmt: skip
+    return time.monotonic() - tick
+
+  def objective(self, theta: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """At points [n, parameters] of groups [n]; inf where there is no number."""
+    found = np.empty(len(theta))
+    block = max(1, _NUMBERS // len(self.target))
+    for first in range(0, len(theta), block):
+      part = slice(first, first + block)
+      losses = self.losses(theta[part])
+      found[part] = (self.weights[group[part]] * losses).sum(1)
+    return np.where(np.isfinite(found), found, np.inf)
+
+  def losses(self, theta: np.ndarray) -> np.ndarray:
+    """Of each row at points [n, parameters], without weights: [n, rows]."""
+    prediction = levenberg_marquardt.predict(self.form, self.columns, theta)
+    return levenberg_marquardt.penalty(
+      prediction - self.target, self.delta, self.asymmetry
+    )
+
+  def solve(
+    self, theta: np.ndarray, group: np.ndarray, **options: Any
+  ) -> levenberg_marquardt.Solution:
+    """Follows starts [n, parameters] of groups [n] to their end."""
+    return levenberg_marquardt.solve(
+      self.form, self.columns, theta, self.target[None], self.weights,
+      delta=self.delta, asymmetry=self.asymmetry, weight_of=group,
+      free=self.free, **options,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lanes:
+  """Points under way, lane by lane."""
+
+  theta: np.ndarray  # [n, parameters]
+  damping: np.ndarray  # [n]
+  objective: np.ndarray  # [n]
+  group: np.ndarray  # [n]
+
+  def take(self, keep: np.ndarray) -> '_Lanes':
+    return _Lanes(
+      *(getattr(self, f.name)[keep] for f in dataclasses.fields(self))
+    )
+
+
+def search(
+  problem: Problem,
+  starts: starts_lib.Starts,
+  seed: int,
+  *,
+  thin: bool = True,
+  advance: Advance = _silent,
+) -> tuple[levenberg_marquardt.Solution, np.ndarray]:
+  """Where the starts of one group end that were followed to the end.
+
+  Args:
+    problem: with one group.
+    starts: from where.
+    seed: of the audited sample.
+    thin: follow the best and the sample; otherwise all.
+    advance: called with the number of starts that have just been dealt with.
+
+  Returns:
+    Their ends, and which of them are a random sample of all starts, bool.
+  """
+  n = starts.count
+  few = not thin or n <= FOLLOWED + AUDITED
+  rng = np.random.default_rng(seed)
+  sample = np.sort(rng.choice(n, n if few else AUDITED, replace=False))
+  theta = starts.at(sample)
+  if not few:
+    theta = np.concatenate([theta, _thinned(problem, starts, advance).theta])
+  theta = _rough(problem, _lanes(theta), _LONG * row_kernel.ROUGH_ROUND).theta
+  ends = problem.solve(
+    theta, np.zeros(len(theta), int), damping=1e-2, least=1e-9, stall=1e-10,
+    iterations=160, advance=advance if few else _silent,
+  )  # fmt: skip
+  return ends, np.arange(len(theta)) < len(sample)
+
+
+def search_groups(
+  problem: Problem,
+  starts: starts_lib.Starts,
+  extra: np.ndarray,
+  *,
+  thin: bool = True,
+  advance: Advance = _silent,
+) -> levenberg_marquardt.Solution:
+  """The best end of a multi-start in each group, [groups, ...].
+
+  Args:
+    problem: with its groups.
+    starts: the same for every group; screened by their objective, then thinned.
+    extra: points [m, parameters] that every group starts from as well, and
+      follows to the end.
+    thin: otherwise all starts are followed to the end.
+    advance: called with the number of groups that have just ended.
+  """
+  width = _SCREENED if thin else starts.count
+  at_once = max(1, starts_lib.BLOCK * 4 // width)
+  best = []
+  for first in range(0, len(problem.weights), at_once):
+    weights = problem.weights[first : first + at_once]
+    part = dataclasses.replace(problem, weights=weights)
+    lanes = _screened(part, starts, width)
+    if thin:
+      for keep in (_SCREENED // _SHARE, _LAST):
+        lanes = _rough(part, lanes, row_kernel.ROUGH_ROUND)
+        lanes = lanes.take(_best(lanes, keep))
+    lanes = _rough(part, lanes, 2 * row_kernel.ROUGH_ROUND)
+    group = np.concatenate(
+      [lanes.group, np.repeat(np.arange(len(weights)), len(extra))]
+    )
+    ends = part.solve(
+      np.concatenate([lanes.theta, np.tile(extra, (len(weights), 1))]),
+      group,
+      damping=1e-3, least=1e-7, stall=1e-10, iterations=120,
+    )  # fmt: skip
+    best.append(ends.take(winners(ends.objective, group, len(weights))))
+    advance(len(weights))
+  return levenberg_marquardt.join(best)
+
+
+def warm(
+  problem: Problem, theta: np.ndarray, group: np.ndarray, first_delta: float
+) -> np.ndarray:
+  """Brings points near their group's optimum, by way of a wider threshold."""
+  lanes = _lanes(theta, group, damping=1e-3)
+  for delta in (first_delta, math.sqrt(first_delta * problem.delta)):
+    wide = dataclasses.replace(problem, delta=max(delta, problem.delta))
+    lanes = _rough(wide, lanes, row_kernel.ROUGH_ROUND)
+  return _rough(problem, lanes, row_kernel.ROUGH_ROUND).theta
+
+
+def winners(
+  objective: np.ndarray, group: np.ndarray, groups: int
+) -> np.ndarray:
+  """Index of the lowest objective of each group, [groups]."""
+  order = np.lexsort((objective, group))
+  return order[np.searchsorted(group[order], np.arange(groups))]
+
+
+def _lanes(
+  theta: np.ndarray, group: np.ndarray | None = None, damping: float = 1.0
+) -> _Lanes:
+  n = len(theta)
+  return _Lanes(
+    theta=theta,
+    damping=np.full(n, damping),
+    objective=np.full(n, np.inf),
+    group=np.zeros(n, int) if group is None else group,
+  )
+
+
+def _screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> _Lanes:
+  """The starts of each group with the lowest objectives, at most `keep`."""
+  groups = np.arange(len(problem.weights))
+  block = max(1, min(starts_lib.BLOCK, _NUMBERS // len(problem.target)))
+  pool: _Lanes | None = None
+  for first in range(0, starts.count, block):
+    theta = starts.block(first, min(first + block, starts.count))
+    losses = problem.losses(theta)
+    losses = np.where(np.isfinite(losses), losses, 1e30)
+    objective = problem.weights @ losses.T
+    order = np.argsort(objective, axis=1, kind='stable')[:, :keep]
+    lanes = dataclasses.replace(
+      _lanes(theta[order.ravel()], np.repeat(groups, order.shape[1])),
+      objective=np.take_along_axis(objective, order, axis=1).ravel(),
+    )
+    pool = lanes if pool is None else _joined(pool, lanes)
+    pool = pool.take(_best(pool, keep))
+  assert pool is not None
+  return pool
+
+
+def _thinned(
+  problem: Problem, starts: starts_lib.Starts, advance: Advance
+) -> _Lanes:
+  """The best starts of one group after rounds of more and more iterations."""
+  keep = min(max(starts.count // _SHARE, FOLLOWED), _MOST)
+  pool: _Lanes | None = None
+  for first in range(0, starts.count, starts_lib.BLOCK):
+    last = min(first + starts_lib.BLOCK, starts.count)
+    lanes = _lanes(starts.block(first, last))
+    lanes = _rough(problem, lanes, row_kernel.ROUGH_ROUND)
+    pool = lanes if pool is None else _joined(pool, lanes)
+    pool = pool.take(_best(pool, keep))
+    advance(last - first)
+  assert pool is not None
+  rounds = 2
+  while len(pool.theta) > FOLLOWED:
+    keep = max(keep // _SHARE, FOLLOWED)
+    pool = _rough(problem, pool, rounds * row_kernel.ROUGH_ROUND)
+    pool = pool.take(_best(pool, keep))
+    rounds += 1
+  return pool
+
+
+def _joined(first: _Lanes, second: _Lanes) -> _Lanes:
+  return _Lanes(
+    *(
+      np.concatenate([getattr(first, f.name), getattr(second, f.name)])
+      for f in dataclasses.fields(_Lanes)
+    )
+  )
+
+
+def _best(lanes: _Lanes, keep: int) -> np.ndarray:
+  """Indices of the lowest objectives of each group, at most `keep` of each.
+
+  Ties go to the lowest coordinates: neither order nor blocks decide.
+  """
+  order = np.lexsort((*lanes.theta.T, lanes.objective, lanes.group))
+  group = lanes.group[order]
+  rank = np.arange(len(group)) - np.searchsorted(group, group)
+  return order[rank < keep]
+
+
+def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
+  """Takes iterations of `kernel.rough`; objectives that are not finite are inf."""
+  padded = row_kernel.padded(len(problem.target))
+  width = _width(padded, len(problem.free))
+  pad = padded - len(problem.target)
+  columns = row_kernel.inputs(problem.form.columns, problem.columns, np.float32)
+  target = np.pad(problem.target, (0, pad), mode='edge').astype(np.float32)
+  weights = np.pad(problem.weights, ((0, 0), (0, pad))).astype(np.float32)
+  settings = np.array([problem.delta, problem.asymmetry], np.float32)
+  free = problem.free.astype(np.float32)
+  n = len(lanes.theta)
+  with jax.enable_x64(True):
+    program = row_kernel.rough(
+      problem.form.log_loss, problem.form.coordinates, problem.form.columns,
+      padded, width,
+    )  # fmt: skip
+
+  def work(batches: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    ends = []
+    for first in batches:
+      index = np.minimum(np.arange(first, first + width), n - 1)
+      state = (
+        lanes.theta[index].astype(np.float32),
+        lanes.damping[index].astype(np.float32),
+      )
+      picked = weights[lanes.group[index]]
+      with jax.enable_x64(True):  # of this thread
+        for _ in range(iterations // row_kernel.ROUGH_ROUND):
+          *state, objective = program(
+            columns, target, picked, *state, free, settings
+          )
+        ends.append(tuple(np.asarray(part) for part in (*state, objective)))
+    return ends
+
+  batches = np.arange(0, n, width)
+  shares = np.array_split(
+    batches, min(levenberg_marquardt.threads(), len(batches))
+  )
+  done = levenberg_marquardt.side_by_side(
+    [functools.partial(work, s) for s in shares]
+  )
+  ends = [
+    np.concatenate(parts)[:n].astype(float)
+    for parts in zip(*itertools.chain(*done), strict=True)
+  ]
+  theta, damping, objective = ends
+  # Coordinates that are held keep all their digits.
+  theta = np.where(problem.free, theta, lanes.theta)
+  return _Lanes(
+    theta=np.where(np.isfinite(theta), theta, lanes.theta),
+    damping=damping,
+    objective=np.where(np.isfinite(objective), objective, np.inf),
+    group=lanes.group,
+  )
+
+
+def _width(rows: int, parameters: int) -> int:
+  """Lanes of a rough round."""
+  most = 128 if jax.default_backend() == 'cpu' else 8192
+  return max(1, min(most, _NUMBERS // (rows * (parameters + 4))))

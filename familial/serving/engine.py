@@ -1,0 +1,324 @@
+"""A segment at work: compiled passes over the rows that it holds caches for.
+
+Rows live in slots. A pass takes the next positions of some rows through the
+segment's layers, attends to what those rows' caches hold, and reads the exit
+out. A row's positions need not be those of its neighbours, and what a row gives
+does not depend on which other rows are in the pass: every pass has the same
+number of rows and one of a few lengths, padded with what nobody reads.
+
+The trunk and a branch exit have caches of their own: the branch is a layer that
+the trunk does not know of.
+
+Shapes: S slots, T rows of a pass, P positions of a pass, L positions of a
+cache, Q positions read out (P or 1); the rest as in `transformer`.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from familial.convert import segments
+from familial.model import config as model_config
+from familial.model import transformer
+from familial.serving import forward
+from familial.serving import sampling as sampling_lib
+
+Array = jax.Array
+_LENGTHS = (1, 4, 16, 64)  # positions of a pass: a program each
+
+
+class Work(NamedTuple):
+  """Positions of one row that a tier is to take in.
+
+  Attributes:
+    slot: of the row, the same in all tiers.
+    start: first position; the tier holds those before it, and forgets those
+      from it on.
+    length: how many positions.
+    row: number of the row, for its draws.
+  """
+
+  slot: int
+  start: int
+  length: int
+  row: int
+
+
+class Tier:
+  """A segment with slots for rows.
+
+  Attributes:
+    segment: what it runs.
+    slots: rows it can hold.
+    context: positions a row may have.
+    seen: [S], positions that each slot's caches hold.
+    states: [S, L, D], the trunk's states at its end, for the next tier; None of
+      a last segment.
+  """
+
+  def __init__(
+    self,
+    segment: segments.Segment,
+    slots: int,
+    context: int,
+    *,
+    rows: int = 0,
+  ):
+    """Allocates the caches.
+
+    Args:
+      segment: to run.
+      slots: rows to hold.
+      context: positions a row may have.
+      rows: of a pass; 0 for all slots, which spares picking their caches out.
+    """
+    self.segment, self.slots, self.context = segment, slots, context
+    self._whole = not 0 < rows < slots
+    self._rows = slots if self._whole else rows
+    self._lengths = [
+      p for p in _LENGTHS if p <= forward.BEHIND or 4 * p <= context
+    ]
+    self._layers, self._rest = _laid_out(segment)
+    self.reset()
+
+  def reset(self) -> None:
+    """Empties all slots, into caches of their own: the old ones are let go."""
+    model = self.segment.model
+    self.seen = np.zeros(self.slots, np.int32)
+    self._cache: list[forward.Cache] = []
+    self.states: Array | None = None
+    # A slot more takes the rows that fill up a pass. Past the context there is
+    # room for the padding of a row's last pass.
+    held = self.slots + (not self._whole)
+    positions = self.context + self.slack
+    cache = (held, model.kv_heads, positions, model.head_dim)
+    depth = len(self._layers) + ('branch' in self._rest)
+    self._cache = [
+      (_zeros(cache, model), _zeros(cache, model)) for _ in range(depth)
+    ]
+    if not self.segment.last:
+      self.states = _zeros((held, positions, model.width), model)
+
+  @property
+  def slack(self) -> int:
+    """Positions that a pass may have, past the context too."""
+    return self._lengths[-1]
+
+  @property
+  def nbytes(self) -> int:
+    """Of the caches and states."""
+    kept = jax.tree.leaves((self._cache, self.states))
+    return sum(leaf.nbytes for leaf in kept)
+
+  def run(
+    self,
+    work: Sequence[Work],
+    inputs: Sequence[Any] | Array,
+    policy: sampling_lib.Policy,
+    wanted: Sequence[int] = (),
+    stays: Sequence[int] = (),
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Takes positions of some rows in, and reads out the last one of each.
+
+    Args:
+      work: rows, each once.
+      inputs: tokens [length], or states [length, D], of each row; or the
+        `states` of the tier below, all of them.
+      policy: how tokens are drawn, and the kind of confidence.
+      wanted: of no use here, where all states stay; see decoding.Stage.
+      stays: how many of each row's first positions stay as they left the tiers
+        below, as `fill` has them; () for none at all.
+
+    Returns:
+      The token drawn and the confidence of each row, [rows].
+    """
+    del wanted
+    tokens = np.zeros(len(work), np.int32)
+    confidence = np.zeros(len(work), np.float32)
+    behind = np.minimum(stays, forward.BEHIND).astype(np.int32)
+    if stays:
+      assert isinstance(inputs, jax.Array)
+      early = [
+        w._replace(length=stay - forward.BEHIND)
+        for w, stay in zip(work, stays, strict=True)
+        if stay > forward.BEHIND
+      ]
+      if early:
+        self.fill(early, inputs)
+      work = [
+        w._replace(start=w.start + stay, length=w.length - stay)
+        for w, stay in zip(work, stays, strict=True)
+      ]
+    for indices, places, length, numbers, x in self._filled(work, inputs):
+      slot, start, at, row = numbers
+      behind_T = None
+      if stays:
+        behind_T = start.copy()
+        behind_T[places] -= behind[indices]
+      reading = self.step(slot, start, at, row, x, length, policy, behind_T)
+      tokens[indices] = np.asarray(reading.tokens)[places, 0]
+      confidence[indices] = np.asarray(reading.confidence)[places, 0]
+    return tokens, confidence
+
+  def fill(self, work: Sequence[Work], inputs: Array) -> None:
+    """Takes positions in that left before this tier: they stay as they are.
+
+    Each layer's keys and values are read off the states that they left with,
+    which the next tier gets as well.
+
+    Args:
+      work: rows, each once.
+      inputs: the `states` of the tier below.
+    """
+    for _, _, length, numbers, x in self._filled(work, inputs):
+      slot_T, start_T, _, _ = numbers
+      self._cache, self.states = forward.propagate(
+        self.segment.model, length, self._layers, self._rest, self._cache,
+        self.states, x, None if self._whole else slot_T, start_T,
+      )  # fmt: skip
+
+  def step(
+    self,
+    slot_T: np.ndarray,
+    start_T: np.ndarray,
+    at_T: np.ndarray | None,
+    row_T: np.ndarray,
+    x: Any,
+    length: int,
+    policy: sampling_lib.Policy,
+    behind_T: np.ndarray | None = None,
+  ) -> forward.Reading:
+    """One pass, as it is compiled; `seen` is the caller's business.
+
+    Args:
+      slot_T: of each row; with all slots in a pass, they are in order.
+      start_T: each row's first position.
+      at_T: which of its positions is read out; None for all.
+      row_T: numbers of the rows, for their draws.
+      x: tokens [T, P], states [T, P, D], or the `states` of the tier below.
+      length: P.
+      policy: how tokens are drawn, and the kind of confidence.
+      behind_T: first of some positions that stay; see passes.advance.
+    """
+    reading, self._cache, self.states = forward.advance(
+      self.segment.model, policy.confidence, length, self._layers, self._rest,
+      self._cache, self.states, x, None if self._whole else slot_T, start_T,
+      at_T, row_T, sampling_lib.numbers(policy.sampling), behind_T,
+    )  # fmt: skip
+    return reading
+
+  def take(self, work: Sequence[Work]) -> list[np.ndarray]:
+    """Returns the states [length, D] of some rows' positions, on the host."""
+    found: list[list[np.ndarray]] = [[] for _ in work]
+    for length, parts in self._passes(work):
+      slot, start = np.zeros((2, self._rows), np.int32)
+      for place, (_, part) in enumerate(parts):
+        slot[place], start[place] = part.slot, part.start
+      states = np.asarray(forward.cut(self.states, slot, start, length))
+      for place, (index, part) in enumerate(parts):
+        found[index].append(states[place, : part.length])
+    return [np.concatenate(pieces) for pieces in found]
+
+  def warm(self) -> None:
+    """Compiles what greedy decoding runs: nobody then waits for it."""
+    width = self.segment.model.width
+    for length in self._lengths:
+      work = [Work(0, 0, min(length, self.context), 0)]
+      x: Any = np.zeros((work[0].length, width), np.float32)
+      if self.segment.first:
+        x = np.zeros(work[0].length, np.int32)
+      self.run(work, [x], sampling_lib.Policy())
+      if not self.segment.last:
+        self.take(work)
+    self.forget(0)
+
+  def forget(self, slot: int) -> None:
+    """Empties a slot: what the next row finds in it is zeros again."""
+    self.seen[slot] = 0
+    self._cache, self.states = forward.clear(self._cache, self.states, slot)
+
+  def _filled(
+    self, work: Sequence[Work], inputs: Sequence[Any] | Array
+  ) -> Iterator[tuple[list[int], list[int], int, np.ndarray, Any]]:
+    """Yields passes as they are compiled: whose they are and at which of their
+    rows, their length, slots, starts, places read out and numbers of rows
+    [4, T], and inputs; notes that their positions are held."""
+    of_all = isinstance(inputs, jax.Array)
+    for length, parts in self._passes(work):
+      numbers = np.zeros((4, self._rows), np.int32)
+      slot, start = numbers[:2]
+      if self._whole:
+        start[:] = self.seen  # Who is not of the pass: nobody reads that.
+      else:
+        slot[:] = self.slots
+      x: Any = inputs
+      if not of_all:
+        like = np.asarray(inputs[0])
+        x = np.zeros((self._rows, length, *like.shape[1:]), like.dtype)
+      places: list[int] = []
+      for index, part in parts:
+        place = part.slot if self._whole else len(places)
+        places.append(place)
+        numbers[:, place] = part.slot, part.start, part.length - 1, part.row
+        if not of_all:
+          done = part.start - work[index].start
+          x[place, : part.length] = inputs[index][done : done + part.length]
+        self.seen[part.slot] = part.start + part.length
+      yield [index for index, _ in parts], places, length, numbers, x
+
+  def _passes(
+    self, work: Sequence[Work]
+  ) -> Iterator[tuple[int, list[tuple[int, Work]]]]:
+    """Yields passes: their length, and whose and which positions are in it.
+
+    A row's passes follow from its own count alone.
+    """
+    left = list(enumerate(work))
+    while left:
+      by_length: dict[int, list[tuple[int, Work]]] = {}
+      rest = []
+      for index, w in left:
+        length = next((p for p in self._lengths if p >= w.length), None)
+        length = length or self._lengths[-1]
+        now = min(length, w.length)
+        by_length.setdefault(length, []).append((index, w._replace(length=now)))
+        if w.length > now:
+          more = w._replace(start=w.start + now, length=w.length - now)
+          rest.append((index, more))
+      for length, parts in by_length.items():
+        for first in range(0, len(parts), self._rows):
+          yield length, parts[first : first + self._rows]
+      left = rest
+
+
+def _laid_out(
+  segment: segments.Segment,
+) -> tuple[list[transformer.Params], transformer.Params]:
+  """Returns the trunk's layers one by one, and all the rest."""
+  params, exit_ = segment.params, segment.exit
+  stacks = [params[n] for n in sorted(params, key=_number) if 'segment_' in n]
+  layers = [
+    jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+    for stack in stacks
+    for i in range(jax.tree.leaves(stack)[0].shape[0])
+  ]
+  unembedding = transformer.unembedding(params, segment.model, exit_)
+  # A copy: read row by row, a transposed view would be laid out each time.
+  rest = {**params[f'exit_{exit_}'], 'unembedding': jnp.array(unembedding)}
+  if segment.first:
+    rest['embedding'] = params['embedding']
+  return jax.device_put((layers, rest), jax.devices()[0])
+
+
+def _zeros(shape: tuple[int, ...], model: model_config.ModelConfig) -> Array:
+  # Placed, as what a pass returns is: otherwise its program is made twice.
+  return jax.device_put(jnp.zeros(shape, model.dtype), jax.devices()[0])
+
+
+def _number(name: str) -> int:
+  return int(name.rpartition('_')[2]) if 'segment_' in name else -1

@@ -1,0 +1,228 @@
+"""From a config file's ConfigDict to the rooms' frozen dataclasses.
+
+Done once, at the edge: behind it no code sees a ConfigDict. An unknown key, a
+missing one and a value of the wrong type are refused in one line.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from familial.allocation import config as allocation_config
+from familial.core import schema
+from familial.data import config as data_config
+from familial.expansion import config as growth_config
+from familial.model import config as model_config
+from familial.studies import allocation_config as live_config
+from familial.studies import cells
+from familial.studies import config as study_config
+from familial.studies import depth_config
+from familial.studies import depth_regimes_config
+from familial.studies import depth_toys_config
+from familial.studies import families_cells
+from familial.studies import families_config
+from familial.training import config as train_config
+
+
+def study_template() -> ml_collections.ConfigDict:
+  """Returns an IsoFLOP study's config with every default filled in.
+
+  An experiment sets what it wants on it; what has no default and is not set is
+  refused as missing. What the cells decide for themselves is not in it.
+  """
+
+  return ml_collections.ConfigDict(
+    {
+      **_of_runs(cells.BUDGET_KEYS),
+      'rules': schema.defaults(study_config.Rules),
+      'grid': schema.defaults(study_config.Grid),
+      'arms': {},
+      'fit': schema.defaults(study_config.Fit),
+      'assumed': schema.defaults(study_config.AssumedLaw),
+    }
+  )
+
+
+def families_template() -> ml_collections.ConfigDict:
+  """Returns a study of families' config with every default filled in.
+
+  A way is a dict of `kind` and whatever of `Way` it sets, its `growth` too.
+  """
+  return ml_collections.ConfigDict(
+    {
+      **_of_runs(families_cells.RUN_KEYS),
+      **schema.defaults(families_config.FamiliesConfig),
+      'ways': {},
+    }
+  )
+
+
+def allocation_template() -> ml_collections.ConfigDict:
+  """Returns a live allocation's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      **_of_runs(live_config.RUN_KEYS, schedule='constant'),
+      **schema.defaults(live_config.AllocationConfig),
+      'law': dataclasses.asdict(live_config.AllocationConfig.law),
+    }
+  )
+
+
+def depth_template() -> ml_collections.ConfigDict:
+  """Returns a study of width and depth's config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      **_of_runs(depth_config.RUN_KEYS, schedule='constant'),
+      **schema.defaults(depth_config.DepthConfig),
+      'fit': schema.defaults(study_config.Fit),
+    }
+  )
+
+
+def regimes_template() -> ml_collections.ConfigDict:
+  """Returns a study of layers and exits' config with every default filled in."""
+  return ml_collections.ConfigDict(
+    {
+      **_of_runs(depth_config.RUN_KEYS),
+      **schema.defaults(depth_regimes_config.RegimesConfig),
+    }
+  )
+
+
+def depth_toys_template() -> ml_collections.ConfigDict:
+  """Returns the toys' config with every default filled in.
+
+  A study is a dict of whatever it sets of `depth_toys_config.Study`.
+  """
+  return ml_collections.ConfigDict(
+    {
+      'title': '',
+      **schema.defaults(depth_toys_config.ToysConfig),
+      'studies': {},
+    }
+  )
+
+
+def at_scale(config: ml_collections.ConfigDict) -> None:
+  """Sets the data and the model of the experiments' largest variants.
+
+  C4 by an own tokenizer, and a model of billions of parameters in bfloat16 whose
+  layers are compiled once and computed again in the backward pass.
+  """
+  config.data.update(
+    corpus='c4/en', tokenizer='bpe', vocab_size=32_768, seq_len=2048
+  )
+  config.model.update(
+    dtype='bfloat16',
+    attention='fused',
+    unroll=False,
+    remat=True,
+    loss_chunk=256,
+    tied=False,
+    base_width=1024,
+  )
+
+
+def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
+  """Returns an IsoFLOP study's config."""
+  values = schema.plain(config)
+  arms = {
+    name: schema.section(study_config.Arm, arm, f'arms.{name}')
+    for name, arm in values.pop('arms', {}).items()
+  }
+  return schema.build(
+    study_config.StudyConfig,
+    {**values, 'arms': arms},
+    data=data_config.DataConfig,
+    rules=study_config.Rules,
+    grid=study_config.Grid,
+    fit=study_config.Fit,
+    assumed=study_config.AssumedLaw,
+    layout=train_config.LayoutConfig,
+  )
+
+
+def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:
+  """Returns the config of a study of families."""
+  values = schema.plain(config)
+  ways = {}
+  for name, way in values.pop('ways', {}).items():
+    growth = schema.section(
+      growth_config.GrowthConfig, way.get('growth', {}), f'ways.{name}.growth'
+    )
+    ways[name] = schema.section(
+      families_config.Way, {**way, 'growth': growth}, f'ways.{name}'
+    )
+  return schema.build(
+    families_config.FamiliesConfig,
+    {**values, 'ways': ways},
+    data=data_config.DataConfig,
+    layout=train_config.LayoutConfig,
+  )
+
+
+def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
+  """Returns the config of a live allocation."""
+  return schema.build(
+    live_config.AllocationConfig,
+    config,
+    data=data_config.DataConfig,
+    layout=train_config.LayoutConfig,
+    law=allocation_config.Law,
+  )
+
+
+def depth(config: Mapping[str, Any]) -> depth_config.DepthConfig:
+  """Returns the config of a study of width and depth."""
+  return schema.build(
+    depth_config.DepthConfig,
+    config,
+    data=data_config.DataConfig,
+    fit=study_config.Fit,
+    layout=train_config.LayoutConfig,
+  )
+
+
+def regimes(
+  config: Mapping[str, Any],
+) -> depth_regimes_config.RegimesConfig:
+  """Returns the config of a study of layers and exits."""
+  return schema.build(
+    depth_regimes_config.RegimesConfig,
+    config,
+    data=data_config.DataConfig,
+    layout=train_config.LayoutConfig,
+  )
+
+
+def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
+  """Returns the config of the depth law's toys."""
+  values = schema.plain(config)
+  studies = {
+    name: schema.section(depth_toys_config.Study, study, f'studies.{name}')
+    for name, study in values.pop('studies', {}).items()
+  }
+  return schema.section(
+    depth_toys_config.ToysConfig, {**values, 'studies': studies}, ''
+  )
+
+
+def _of_runs(keys: Any, **train: Any) -> dict[str, Any]:
+  """Returns what the templates of all studies that train have in common.
+
+  Args:
+    keys: of TrainConfig that runs decide for themselves.
+    **train: defaults of others.
+  """
+  return {
+    'title': '',
+    'data': schema.defaults(data_config.DataConfig),
+    'model': {
+      **schema.defaults(model_config.ModelConfig, cells.SHAPE_KEYS),
+      **cells.RATIOS,
+    },
+    'train': {**schema.defaults(train_config.TrainConfig, keys), **train},
+    'layout': schema.defaults(train_config.LayoutConfig),
+  }

@@ -1,0 +1,327 @@
+"""A run under way: its folder, its data, and what it writes.
+
+What a run needs to go on is its config and its last checkpoint: a batch is a
+function of (seed, step), the evaluation of the state alone, and rows after the
+checkpoint are written again.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import storage
+from familial.data import batches as batches_lib
+from familial.data import packing
+from familial.training import checkpoint
+from familial.training import checkpoint_arrays
+from familial.training import compilation
+from familial.training import config as train_config
+from familial.training import evaluation
+from familial.training import events
+from familial.training import gradients
+from familial.training import optimizer
+from familial.training import processes
+from familial.training import rows as rows_lib
+from familial.training import sharding
+from familial.training import step as step_lib
+from familial.training import warm_start
+
+# A run's files are written by one of its processes.
+_append = processes.only_first(storage.append)
+_truncate = processes.only_first(run_folder.truncate)
+_copy = processes.only_first(storage.write_bytes)
+_print = processes.only_first(print)
+
+
+def begin(
+  config: train_config.RunConfig,
+  folder: str | os.PathLike[str],
+  *,
+  several: bool = False,
+) -> str:
+  """Opens a run's folder and readies the process; returns the run's status.
+
+  Args:
+    config: of the run.
+    folder: of the run.
+    several: whether the run may be that of several processes.
+
+  Raises:
+    UserError: if the folder or `init_from` is another model's.
+  """
+  compilation.prepare(config.data, several=several)
+  folder = pathlib.Path(folder)
+  path = folder / 'lineage.json'
+  if path.exists() and 'expand' in storage.read_json(path):
+    raise errors.UserError(
+      f'{folder} holds a grown model; it is trained on in another workdir, with '
+      'train.init_from'
+    )
+  # With a checkpoint of its own a run needs its parent no more.
+  saved = path.exists() and any((folder / 'checkpoints').glob('[0-9]*'))
+  lineage = None if saved else warm_start.lineage(folder, config)
+
+  def opened() -> str:
+    run_folder.open_folder(folder, config, lineage, free=('layout',))
+    return run_folder.status(folder)
+
+  return processes.by_first(opened)
+
+
+class Job:
+  """A run that is not done yet; a context, which keeps its files open.
+
+  Attributes:
+    config: of the run.
+    folder: of the run.
+    mesh: of the devices.
+    hyper: the numbers that its compiled step takes.
+    source: its training batches, by step.
+    until: the step that it is to reach.
+    evaluations: the steps after which it is evaluated, `until` among them.
+    start: the step that it goes on from.
+  """
+
+  def __init__(
+    self,
+    config: train_config.RunConfig,
+    folder: str | os.PathLike[str],
+    corpus: packing.Corpus,
+    tensorboard: bool,
+    until: int | None = None,
+  ):
+    """Opens the run's files and readies its data.
+
+    Args:
+      config: of the run.
+      folder: as `begin` left it.
+      corpus: of the run.
+      tensorboard: write event files too.
+      until: the step to pause at, evaluated and saved; None for its end.
+    """
+    folder = pathlib.Path(folder)
+    train = config.train
+    lineage = _check_corpus(folder, corpus.fingerprint)
+    if corpus.tokenizer_path:
+      content = pathlib.Path(corpus.tokenizer_path).read_bytes()
+      _copy(folder / 'tokenizer.json', content)
+    self.config, self.folder = config, folder
+    self.mesh = sharding.mesh(config)
+    self.hyper = optimizer.hyper(train, config.model.exits)
+    self.source = batches_lib.Batches(
+      corpus,
+      config.data,
+      train.batch_size,
+      train.seed,
+      *sharding.part(train.batch_size, self.mesh),
+      first=lineage.get('inherited_windows', 0),
+    )
+    self.until = train.steps if until is None else min(until, train.steps)
+    self.evaluations = train.evaluated | {self.until}
+    self._inherited = lineage['inherited_flops']
+    self._fingerprint = corpus.fingerprint
+    heldout = batches_lib.heldout(
+      corpus, config.data, train.eval_tokens, train.eval_batch_size
+    )
+    self._heldout = [sharding.whole(batch, self.mesh) for batch in heldout]
+    self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
+    with contextlib.ExitStack() as stack:
+      processes.by_first(lambda: _set_metrics_aside(folder / 'checkpoints'))
+      self._checkpoints = checkpoint.Checkpoints(
+        folder / 'checkpoints', train.keep
+      )
+      stack.callback(self._checkpoints.close)
+      self._latest = processes.by_first(self._checkpoints.latest)
+      self.start = self._latest or 0
+      first = processes.index() == 0
+      self._writer = stack.enter_context(
+        events.writer(folder, tensorboard and first, self.start)
+      )
+      self._open = stack.pop_all()
+
+  def __enter__(self) -> 'Job':
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, *exception: object
+  ) -> None:
+    # Closing waits for the other processes; after an error they may not come.
+    if kind is None or processes.count() == 1:
+      self._open.close()
+
+  def state(self) -> step_lib.State:
+    """Returns the state that the run begins with, or goes on from.
+
+    What was written after that state is dropped.
+    """
+    train, model = self.config.train, self.config.model
+    with jax.set_mesh(self.mesh):
+      state = step_lib.init(
+        model, train.trained, jax.random.key(train.seed), self.hyper
+      )
+    if train.init_from and self._latest is None:
+      state = warm_start.graft(state, self.folder, self.config)
+    state = self.place(state)
+    state = self._restored(state)
+    # Killed between the last two writes, it lacks its last rows.
+    done = self.start == self.until
+    _truncate(self.folder / run_folder.ROWS, self.start - done)
+    for extra in (run_folder.PROGRESS, run_folder.GRADIENTS):
+      _truncate(self.folder / extra, self.start)
+    if done:
+      self._write(self.start, self._evaluate(state))
+    return state
+
+  def _restored(self, state: step_lib.State) -> step_lib.State:
+    """Returns the last checkpoint that can be read, or the state as it is."""
+    while self._latest is not None:
+      damage = None
+      try:
+        restored = self._checkpoints.restore(state, self._latest)
+      except checkpoint_arrays.DamagedError as error:
+        damage = error
+      # Each process reads a part.
+      if not processes.any_of(damage is not None):
+        return restored
+      folder = self.folder.absolute() / 'checkpoints'
+      found = damage or checkpoint_arrays.DamagedError(
+        folder / str(self._latest), 'what another process needs'
+      )
+      processes.by_first(lambda: checkpoint.set_aside(folder, found))  # noqa: B023
+      self._checkpoints.reload()
+      self._latest = processes.by_first(self._checkpoints.latest)
+      self.start = self._latest or 0
+    return state
+
+  def place(self, state: step_lib.State) -> step_lib.State:
+    """Returns a state where the run's programs expect it."""
+    return sharding.place(state, self.mesh)
+
+  def batches(self) -> Iterator[dict[str, jax.Array]]:
+    """Yields the batches of the steps that are left, as global arrays."""
+    steps = range(self.start, self.until)
+    for _, batch in zip(
+      steps, batches_lib.iterate(self.source, self.start), strict=False
+    ):
+      yield sharding.batch(batch, self.mesh)
+
+  def keep(self, state: step_lib.State, step: int) -> bool:
+    """Saves the state after a step, evaluated first where it is time.
+
+    Args:
+      state: of which nothing is saved before its loss is seen to be finite.
+      step: that was done.
+
+    Returns:
+      Whether the held-out losses are finite; otherwise nothing is written.
+    """
+    if step not in self.evaluations:
+      self._checkpoints.save(state)
+      return True
+    losses = self._evaluate(state)
+    if not np.isfinite(losses).all():
+      return False
+    if self.config.train.gradients:
+      with jax.set_mesh(self.mesh):
+        found = gradients.cosines(
+          state.params, self.config.model, self._heldout[0]
+        )
+      path = self.folder / run_folder.GRADIENTS
+      _append(path, [{'step': step, **row} for row in found])
+    # Rows before their checkpoint: resuming from it keeps them. Those at its end
+    # or a pause say that it got there, so they come when it is safely on disk.
+    if step < self.until:
+      self._write(step, losses)
+      self._checkpoints.save(state, float(losses[-1]))
+    else:
+      self._checkpoints.save(state, float(losses[-1]))
+      self._checkpoints.wait()
+      self._write(step, losses)
+    self._writer.scalars(
+      step, {f'heldout/exit_{i}': loss for i, loss in enumerate(losses, 1)}
+    )
+    return True
+
+  def progress(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes what is known of a step: finite numbers by name."""
+    _append(self.folder / run_folder.PROGRESS, [{'step': step, **values}])
+    self._writer.scalars(step, {f'train/{k}': v for k, v in values.items()})
+
+  def diverge(self, step: int) -> str:
+    """Records that a loss was not finite; returns `diverged`."""
+    self._write(step, None)
+    _print(
+      f'{self.config.cell}: the loss is not finite at step {step}; '
+      'recorded as diverged',
+      file=sys.stderr,
+    )
+    return 'diverged'
+
+  def _evaluate(self, state: step_lib.State) -> np.ndarray:
+    """Returns each exit's held-out loss [G]."""
+    with jax.set_mesh(self.mesh):
+      return evaluation.losses(state.params, self.config.model, self._heldout)
+
+  def _write(self, step: int, losses: np.ndarray | None) -> None:
+    """Writes the rows of an evaluation; None for a run that diverged."""
+    if losses is None:
+      status = 'diverged'
+    else:
+      last = step == self.config.train.steps
+      status = 'finished' if last else 'running'
+    before = self.source.first * self.config.data.seq_len
+    seen = before + step * self.source.tokens_per_step
+    epochs = seen / self.source.epoch_tokens
+    _append(
+      self.folder / run_folder.ROWS,
+      rows_lib.of_evaluation(
+        self.config,
+        self.folder.name,
+        self._fingerprint,
+        step,
+        self._inherited,
+        epochs,
+        losses,
+        self._bytes_per_token,
+        status,
+      ),
+    )
+
+
+def _set_metrics_aside(folder: pathlib.Path) -> None:
+  """Renames the checkpoints whose metrics are damaged: none opens with them."""
+  while True:
+    try:
+      return checkpoint.check_metrics(folder.absolute())
+    except checkpoint_arrays.DamagedError as damage:
+      checkpoint.set_aside(folder.absolute(), damage)
+
+
+def _check_corpus(folder: pathlib.Path, fingerprint: str) -> storage.Row:
+  """Returns a run's lineage with its corpus noted; refuses another corpus."""
+  path = folder / 'lineage.json'
+
+  def noted() -> storage.Row:
+    lineage: storage.Row = storage.read_json(path)
+    if 'corpus' not in lineage:
+      lineage['corpus'] = fingerprint
+      storage.write_json(path, lineage)
+    return lineage
+
+  # Each process compares: hosts may hold different texts.
+  lineage = processes.by_first(noted)
+  if lineage['corpus'] != fingerprint:
+    raise errors.UserError(
+      f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '
+      'which is what data.corpus gives here now; use another workdir, or that '
+      'text'
+    )
+  return lineage

@@ -1,0 +1,365 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+import tokenizers as library
+
+from familial.convert import export
+from familial.convert import hugging_face
+from familial.convert import load
+from familial.core import errors
+from familial.core import storage
+from familial.data import config as data_config
+from familial.model import transformer
+
+_TOKENS = jnp.asarray(
+  np.random.default_rng(1).integers(0, 255, (2, 8)), jnp.int32
+)
+
+_YARN = {'rope_type': 'yarn', 'rope_theta': 1e4}
+
+
+@pytest.fixture
+def llama(shape, tmp_path, untrained):
+  """Writes a Llama of 3 layers; returns (model, folder)."""
+
+  def make(**changes):
+    model = shape(vocab_size=256, exits=(3,), **changes)
+    data = data_config.DataConfig(seq_len=32)
+    family = untrained(tmp_path, model, data)
+    export.to_hugging_face(family, 1, tmp_path / 'llama')
+    return family, tmp_path / 'llama'
+
+  return make
+
+
+def _change(path, **changes):
+  storage.write_json(path, {**storage.read_json(path), **changes})
+
+
+def _tensors(folder):
+  return safetensors.load_file(folder / 'model.safetensors')
+
+
+def _save(folder, tensors):
+  safetensors.save_file(tensors, folder / 'model.safetensors')
+
+
+def _import(folder, exits=(1, 2), kind='head'):
+  out = folder.parent / 'imported'
+  hugging_face.from_hugging_face(folder, exits, kind, out)
+  return load.load(out)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'tied'),
+  [
+    ('head', True),
+    ('separate', False),
+    ('branch', True),
+    pytest.param('head', False, marks=pytest.mark.slow),
+    pytest.param('separate', True, marks=pytest.mark.slow),
+    pytest.param('branch', False, marks=pytest.mark.slow),
+  ],
+)
+def test_what_was_exported_comes_back_with_exits(llama, tied, kind):
+  family, folder = llama(tied=tied)
+  expected = family.params
+  read = _import(folder, (1, 2), kind)
+  model = read.config.model
+  assert model == dataclasses.replace(
+    family.config.model, exits=(1, 2, 3), exit_kind=kind, base_width=16
+  )
+  assert read.context == 32
+  last = transformer.logits(read.params, model, _TOKENS)[-1]
+  [before] = transformer.logits(expected, family.config.model, _TOKENS)
+  np.testing.assert_array_equal(last, before)
+
+  # The exits that were added begin as the last one.
+  gain = 2 * expected['exit_1']['norm']['gain']  # Base 32 over width 16.
+  matrix = transformer.unembedding(expected, family.config.model, 1)
+  for exit_ in (1, 2):
+    head = read.params[f'exit_{exit_}']
+    np.testing.assert_array_equal(head['norm']['gain'], gain)
+    found = transformer.unembedding(read.params, model, exit_)
+    np.testing.assert_array_equal(found, matrix)
+    assert ('unembedding' in head) == (kind == 'separate')
+    assert ('branch' in head) == (kind == 'branch')
+    if kind == 'branch':
+      jax.tree.map(
+        lambda leaf, trunk, at=exit_: np.testing.assert_array_equal(
+          leaf, trunk[at]
+        ),
+        head['branch'],
+        expected['segment_0'],
+      )
+
+
+def test_its_folder_says_where_it_is_from(llama):
+  _, folder = llama()
+  read = _import(folder, (2, 3))  # The last layer may be named.
+  assert read.config.model.exits == (2, 3)
+  assert read.step == 0
+  assert (read.config.cell, read.config.arm) == ('llama', 'import')
+  assert storage.read_json(read.folder / 'lineage.json') == {
+    'parent': None,
+    'expansion': None,
+    'inherited_flops': 0,
+    'import': {
+      'source': 'llama',
+      'architecture': 'LlamaForCausalLM',
+      'exits': [2, 3],
+      'separator': '<|separator|>',
+    },
+  }
+  assert read.config.data.tokenizer == str(read.folder / 'tokenizer.json')
+  assert read.tokenizer.separator == 255
+
+
+def test_a_mistral_without_a_window(llama):
+  _, folder = llama()
+  path = folder / 'config.json'
+  _change(path, architectures=['MistralForCausalLM'], sliding_window=None)
+  _, out = _import(folder), folder.parent / 'imported'
+  lineage = storage.read_json(out / 'lineage.json')
+  assert lineage['import']['architecture'] == 'MistralForCausalLM'
+
+
+@pytest.mark.parametrize('kind', [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_becomes_float32(llama, kind, monkeypatch):
+  _, folder = llama()
+  halves = {name: t.astype(kind) for name, t in _tensors(folder).items()}
+  _save(folder, halves)
+  read = _import(folder)
+  np.testing.assert_array_equal(
+    read.params['segment_1']['mlp']['up']['kernel'][0],
+    halves['model.layers.1.mlp.up_proj.weight'].astype(np.float32).T,
+  )
+  written = []
+  monkeypatch.setattr(export, 'write', lambda *given: written.append(given[3]))
+  hugging_face.from_hugging_face(folder, (1,), 'head', folder.parent / 'again')
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(written)}
+  assert dtypes == {jnp.dtype('float32')}
+
+
+def test_shards_and_tensors_that_say_nothing_new(llama):
+  family, folder = llama()
+  tensors = _tensors(folder)
+  frequencies = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+  tensors[frequencies] = np.ones(2, np.float32)
+  tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  (folder / 'model.safetensors').unlink()
+  names = sorted(tensors)
+  where = {}
+  for number, part in enumerate((names[::2], names[1::2])):
+    file = f'model-{number}.safetensors'
+    safetensors.save_file({n: tensors[n] for n in part}, folder / file)
+    where |= dict.fromkeys(part, file)
+  storage.write_json(
+    folder / 'model.safetensors.index.json', {'weight_map': where}
+  )
+  read = _import(folder)
+  np.testing.assert_array_equal(
+    read.params['embedding'], family.params['embedding']
+  )
+
+
+def test_rows_without_a_token_are_left_out(llama):
+  family, folder = llama(tied=False)
+  tensors = _tensors(folder)
+  for name in ('model.embed_tokens.weight', 'lm_head.weight'):
+    tensors[name] = np.concatenate([tensors[name], tensors[name][:44]])
+  _save(folder, tensors)
+  _change(folder / 'config.json', vocab_size=300)
+  read = _import(folder)
+  assert read.config.model.vocab_size == 256
+  last = transformer.logits(read.params, read.config.model, _TOKENS)[-1]
+  [before] = transformer.logits(family.params, family.config.model, _TOKENS)
+  np.testing.assert_array_equal(last, before)
+
+
+def test_the_end_of_text_becomes_the_separator(llama):
+  _, folder = llama()
+  path = folder / 'tokenizer.json'
+  text = path.read_text('utf-8').replace('<|separator|>', '<|endoftext|>')
+  made = library.Tokenizer.from_str(text)
+  made.enable_truncation(4)
+  made.save(str(path))
+  _change(folder / 'config.json', eos_token_id=[255, 3])
+  read = _import(folder)
+  assert read.tokenizer.separator == 255
+  lineage = storage.read_json(read.folder / 'lineage.json')
+  assert lineage['import']['separator'] == '<|endoftext|>'
+  for text in ('<|endoftext|> <|separator|>', 'longer than it was cut'):
+    [tokens] = read.tokenizer.encode([text])
+    assert 255 not in tokens.tolist()
+    assert read.tokenizer.decode(tokens.tolist()) == text
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('architectures', ['GPT2LMHeadModel']),
+    ('architectures', None),
+    ('hidden_act', 'gelu'),
+    ('attention_bias', True),
+    ('mlp_bias', True),
+    ('sliding_window', 4096),
+    ('rope_scaling', {'rope_type': 'llama3'}),
+    ('rope_parameters', _YARN),
+    ('rope_parameters', 'default'),
+    ('partial_rotary_factor', 0.5),
+    ('quantization_config', {'bits': 4}),
+    ('head_dim', 8),
+    ('hidden_size', '16'),
+    ('num_hidden_layers', 0),
+    ('num_attention_heads', None),
+    ('rms_norm_eps', 'small'),
+    ('rope_theta', True),
+    ('max_position_embeddings', -1),
+    ('vocab_size', 255),
+    ('eos_token_id', None),
+    ('eos_token_id', 7),
+  ],
+)
+def test_what_is_computed_otherwise_is_refused(llama, key, value):
+  _, folder = llama()
+  path = folder / 'config.json'
+  config = storage.read_json(path)
+  if key == 'rope_theta':
+    del config['rope_parameters']
+  storage.write_json(path, {**config, key: value})
+  said = 'rope_type' if value == _YARN else key
+  _refused(folder, rf'config\.json.* {said} ')
+
+
+def test_a_mistral_that_does_not_say_has_a_window(llama):
+  _, folder = llama()
+  _change(folder / 'config.json', architectures=['MistralForCausalLM'])
+  _refused(folder, r'sliding_window is 4096')
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'said'),
+  [
+    ('model.norm.weight', None, 'has no tensor model.norm.weight'),
+    ('model.norm.weight', np.ones(9, np.float32), r'F32 \(9,\).*\(16,\)'),
+    ('model.norm.weight', np.ones(16, np.int64), 'model.norm.weight is I64'),
+    (
+      'model.layers.0.self_attn.q_proj.bias',
+      np.ones(16, np.float32),
+      'q_proj.bias is no part',
+    ),
+    (
+      'model.layers.2.mlp.up_proj.weight',
+      np.ones((16, 24), np.float32),
+      r'\(16, 24\).*\(24, 16\)',
+    ),
+  ],
+)
+def test_tensors_that_do_not_fit_are_refused(llama, name, change, said):
+  _, folder = llama()
+  tensors = _tensors(folder)
+  tensors[name] = change
+  _save(folder, {n: t for n, t in tensors.items() if t is not None})
+  _refused(folder, said)
+
+
+def test_files_that_are_not_safe_or_not_whole_are_refused(llama):
+  _, folder = llama()
+  weights = folder / 'model.safetensors'
+  content = weights.read_bytes()
+  weights.write_bytes(content[: len(content) // 2])
+  _refused(folder, 'model.safetensors: ')
+  weights.rename(folder / 'pytorch_model.bin')
+  _refused(folder, 'pickled')
+  index = folder / 'model.safetensors.index.json'
+  for shards in (None, {'model.norm.weight': '../model.safetensors'}):
+    storage.write_json(index, {'weight_map': shards})
+    _refused(folder, 'weight_map')
+  index.unlink()
+  (folder / 'pytorch_model.bin').unlink()
+  _refused(folder, 'holds no model.safetensors')
+  (folder / 'config.json').unlink()
+  _refused(folder, 'holds no config.json')
+
+
+def _with_prefix(made):
+  made['pre_tokenizer'] = {
+    'type': 'ByteLevel',
+    'add_prefix_space': True,
+    'trim_offsets': True,
+    'use_regex': True,
+  }
+
+
+def _normalised(made):
+  made['normalizer'] = {'type': 'NFC'}
+
+
+def _gapped(made):
+  made['added_tokens'].append({**made['added_tokens'][0], 'content': '<a>'})
+  made['added_tokens'][1]['id'] = 400
+
+
+def _renumbered(made):
+  made['model']['vocab']['a'] = 400
+
+
+def _no_special(made):
+  made['added_tokens'][0]['special'] = False
+
+
+def _unigram(made):
+  made['model'] = {'type': 'Unigram', 'vocab': [['a', 0.0]], 'unk_id': 0}
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'said'),
+  [
+    (_with_prefix, 'tokenizer.json: .*byte-level'),
+    (_normalised, 'tokenizer.json: .*byte-level'),
+    (_gapped, 'tokenizer.json: .*numbered'),
+    (_renumbered, 'tokenizer.json: .*numbered'),
+    (_no_special, 'eos_token_id'),
+    (_unigram, 'tokenizer.json'),
+    (lambda made: made.clear(), 'tokenizer.json'),
+    (None, 'tokenizer.json'),
+  ],
+)
+def test_other_tokenizers_are_refused(llama, spoil, said):
+  _, folder = llama()
+  path = folder / 'tokenizer.json'
+  made = json.loads(path.read_text('utf-8'))
+  if spoil:
+    spoil(made)
+    path.write_text(json.dumps(made), 'utf-8')
+  else:
+    path.unlink()
+  _refused(folder, said)
+
+
+def test_exits_that_the_model_cannot_have_are_refused(llama):
+  _, folder = llama()
+  for exits in ((2, 1), (0,), (4,)):
+    _refused(folder, r'model\.exits', exits)
+  _refused(folder, r'model\.exit_kind', (1,), 'other')
+  (folder.parent / 'imported').mkdir()
+  (folder.parent / 'imported' / 'mine').write_text('')
+  # Said before anything is read.
+  with pytest.raises(errors.UserError, match=r'^out: '):
+    hugging_face.from_hugging_face(
+      folder / 'nothing', (1,), 'head', folder.parent / 'imported'
+    )
+
+
+def _refused(folder, said, exits=(1, 2), kind='head'):
+  with pytest.raises(errors.UserError, match=said) as raised:
+    _import(folder, exits, kind)
+  assert '\n' not in str(raised.value)
+  assert [path.name for path in folder.parent.iterdir()] == ['llama']

@@ -1,0 +1,238 @@
+import dataclasses
+import gc
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from familial.convert import load
+from familial.core import errors
+from familial.core import run_folder
+from familial.expansion import config as growth_config
+from familial.model import transformer
+from familial.training import checkpoint
+from familial.training import config as train_config
+from familial.training import loop
+from familial.training import optimizer
+from familial.training import step as step_lib
+
+
+@pytest.fixture(scope='module')
+def run(run_config, corpus, tmp_path_factory):
+  """A finished run with two checkpoints."""
+  folder = tmp_path_factory.mktemp('models') / 'run'
+  loop.run(run_config(steps=6, evaluations=2, warmup_steps=1), folder, corpus,
+           quiet=True)  # fmt: skip
+  return folder
+
+
+def restored(folder, step):
+  """The whole state, as training reads it."""
+  config = load.read_config(folder)
+  hyper = optimizer.hyper(config.train, config.model.exits)
+  like = step_lib.init(config.model, 'all', jax.random.key(0), hyper)
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
+  state = checkpoints.restore(like, step)
+  checkpoints.close()
+  return state
+
+
+@pytest.mark.parametrize(
+  ('step', 'number'), [('last', 6), ('best', 6), ('3', 3), ('6', 6)]
+)
+def test_a_run_is_read_at_any_of_its_steps(run, step, number):
+  model = load.load(run, step)
+  assert (model.step, model.folder, model.context) == (number, run, 32)
+  expected = restored(run, number).params
+  jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+  if step.isdigit():
+    same = load.load(run / 'checkpoints' / step)
+    assert (same.step, same.folder) == (number, run)
+    with pytest.raises(errors.UserError, match="step: 'best' is not allowed"):
+      load.load(run / 'checkpoints' / step, 'best')
+
+
+def test_best_is_the_lowest_loss(run_config, tmp_path):
+  config = run_config()
+  run_folder.open_folder(tmp_path, config)
+  hyper = optimizer.hyper(config.train, config.model.exits)
+  state = step_lib.init(config.model, 'all', jax.random.key(0), hyper)
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints', 2)
+  for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0)):
+    checkpoints.save(state._replace(step=np.int32(step)), loss)
+    checkpoints.wait()
+  checkpoints.close()
+  assert load.load(tmp_path, 'best').step == 2
+  assert load.load(tmp_path).step == 3
+
+
+@pytest.mark.slow
+def test_what_eight_devices_saved_one_reads(run_config, tmp_path):
+  """Saved with parameters split over eight devices."""
+  script = f"""
+import jax, numpy as np
+from familial.training import checkpoint, optimizer, step
+from familial.model import config
+model = config.ModelConfig(vocab_size=256, width=16, depth=2, heads=4,
+                           kv_heads=2, mlp_width=24, exits=(1, 2), base_width=32)
+from familial.training import config as tc
+h = optimizer.hyper(tc.TrainConfig(steps=24, batch_size=8, base_lr=0.02), (1, 2))
+state = step.init(model, 'all', jax.random.key(5), h)
+mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+def place(x):
+  spec = jax.sharding.PartitionSpec('data') if x.ndim and x.shape[0] % 8 == 0 else jax.sharding.PartitionSpec()
+  return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+c = checkpoint.Checkpoints({str(tmp_path / 'checkpoints')!r}, 1)
+c.save(jax.tree.map(place, state)._replace(step=jax.numpy.int32(7)), 1.0)
+c.close()
+"""
+  subprocess.run(
+    [sys.executable, '-c', script], check=True,
+    env={**os.environ,
+         'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+  )  # fmt: skip
+  config = run_config()
+  run_folder.open_folder(tmp_path, config)
+  found = load.load(tmp_path).params
+  expected = transformer.init(config.model, jax.random.key(5))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected
+  )
+
+
+def test_what_is_no_model_is_one_line(run, tmp_path):
+  with pytest.raises(errors.UserError, match=r'holds no config\.json'):
+    load.load(tmp_path)
+  with pytest.raises(errors.UserError, match='no such checkpoint'):
+    load.load(run, '4')
+  with pytest.raises(errors.UserError, match="step: 'lst' is not 'last'"):
+    load.load(run, 'lst')
+  with pytest.raises(errors.UserError, match="step: '²' is not 'last'"):
+    load.load(run, '²')
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  shutil.copy(run / 'config.json', empty)
+  with pytest.raises(errors.UserError, match='holds no checkpoint'):
+    load.load(empty)
+  (empty / 'config.json').write_text('{"schema": 1, "grid": {}, "train": {}}')
+  with pytest.raises(errors.UserError, match='not the config of a single run'):
+    load.load(empty)
+
+
+def changed(run, to, change):
+  """A copy of a run whose config says something else."""
+  shutil.copytree(run, to)
+  config = json.loads((to / 'config.json').read_text())
+  change(config)
+  (to / 'config.json').write_text(json.dumps(config))
+  return to
+
+
+def test_a_template_is_the_folder_s_config_with_the_folder_as_parent(
+  run, tmp_path, monkeypatch
+):
+  known = load.read_config(run)
+  found = train_config.read(load.template_of(run))
+  train = dataclasses.replace(known.train, init_from=str(run))
+  assert (found.model, found.data) == (known.model, known.data)
+  assert (found.train, found.growth) == (train, growth_config.NONE)
+  # A tokenizer's file is looked for where the folder is now.
+  moved = changed(
+    run,
+    tmp_path / 'moved',
+    lambda c: c['data'].update(tokenizer='gone/tokenizer.json'),
+  )
+  monkeypatch.chdir(tmp_path)
+  found = load.template_of('moved')
+  assert found.data.tokenizer == str(moved / 'tokenizer.json')
+  assert found.train.init_from == str(moved)
+
+
+def test_another_shape_is_refused_before_anything_is_read(run, tmp_path):
+  wider = changed(
+    run, tmp_path / 'wider', lambda c: c['model'].update(mlp_width=32)
+  )
+  with pytest.raises(
+    errors.UserError, match=r'segment_0\.mlp\.\w+\.kernel is \(1, .* needed|has'
+  ):
+    load.load(wider)
+  deeper = changed(
+    run,
+    tmp_path / 'deeper',
+    lambda c: c['model'].update(depth=3, exits=[1, 2, 3]),
+  )
+  with pytest.raises(errors.UserError, match=r'exit_3\.norm\.gain is missing'):
+    load.load(deeper)
+  # Without the numbers it says the same.
+  for path in deeper.glob('checkpoints/6/state/ocdbt.process_0/d/*'):
+    path.unlink()
+  with pytest.raises(errors.UserError, match=r'exit_3\.norm\.gain is missing'):
+    load.load(deeper)
+
+
+DAMAGES = {
+  'removed': lambda path: path.unlink(),
+  'truncated': lambda path: os.truncate(path, path.stat().st_size // 2),
+  'emptied': lambda path: os.truncate(path, 0),
+  'overwritten': lambda path: path.write_bytes(b'not what it was'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path, capfd, damage):
+  """Every file of it: either it is not needed, or a line says what is wrong."""
+  whole, copy = load.load(run).params, tmp_path / 'copy'
+  state = restored(run, 6)
+  places = [
+    path.relative_to(run) for path in (run / 'checkpoints' / '6').rglob('*')
+    if path.is_file()
+  ]  # fmt: skip
+  refused = set()
+  for place in places:
+    shutil.copytree(run, copy)
+    DAMAGES[damage](copy / place)
+    for read, expected in (
+      (lambda: load.load(copy).params, whole),
+      (lambda: restored(copy, 6), state),
+    ):
+      try:
+        jax.tree.map(np.testing.assert_array_equal, read(), expected)
+      except errors.UserError as error:
+        line = f'{copy}/checkpoints/6: a damaged checkpoint: .* cannot be read'
+        assert re.fullmatch(line, str(error))
+        refused.add('/'.join(place.parts[2:-1]))
+    shutil.rmtree(copy)
+  needed = {'state', 'state/d', 'state/ocdbt.process_0/d'}
+  assert needed <= refused <= {*needed, 'metrics'}
+  gc.collect()  # What was begun and never ended says so when it goes.
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_one_line_of_a_command(run, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run, copy)
+  for path in copy.glob('checkpoints/6/state/ocdbt.process_0/d/*'):
+    path.unlink()
+  done = subprocess.run(
+    [sys.executable, '-m', 'familial', 'export', f'--checkpoint={copy}',
+     f'--out={tmp_path}/out'],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2 and not (tmp_path / 'out').exists()
+  assert re.fullmatch(
+    rf'familial: {copy}/checkpoints/6: a damaged checkpoint: .*\n', done.stderr
+  )
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(run, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run, copy)
+  (copy / 'tokenizer.json').write_text('{"version": "1.0"}')
+  with pytest.raises(errors.UserError, match='tokenizer'):
+    load.load(copy)

@@ -1,0 +1,134 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from familial.convert import segments
+from familial.core import errors
+from tests.serving.families import CONTEXT
+
+
+@pytest.mark.parametrize(
+  'shape',
+  [
+    {},
+    pytest.param({'tied': False}, marks=pytest.mark.slow),
+    {'exit_kind': 'separate', 'tied': False},
+    {'exit_kind': 'branch', 'branch_unembedding': 'own'},
+  ],
+)
+def test_segments_hold_every_layer_once(family, shape):
+  made = family(**shape)
+  for exits in ((), (1, 3), (3,)):
+    parts = made.segments(*exits)
+    names = [name for part in parts for name in part.params]
+    layers = [name for name in names if name.startswith('segment_')]
+    assert sorted(layers) == ['segment_0', 'segment_1', 'segment_2']
+    assert [part.exit for part in parts] == list(exits or (1, 2, 3))
+    assert sum(part.depth for part in parts) == made.config.depth
+    assert (parts[0].first, parts[-1].last) == (True, True)
+    for part in parts:
+      assert f'exit_{part.exit}' in part.params
+      sizes = segments.nbytes(part)
+      assert sum(sizes.values()) == sum(
+        leaf.nbytes for leaf in jax.tree.leaves(part.params)
+      )
+      shared = {'embedding', 'unembedding'} & set(part.params)
+      assert bool(sizes['copied']) == bool(shared)
+    assert 'embedding' in parts[0].params
+
+
+def test_a_segment_comes_back_without_the_others(family, tmp_path):
+  made = family(exit_kind='branch', tied=False)
+  for part in made.segments():
+    segments.save(part, tmp_path / str(part.index))
+    found = segments.load(tmp_path / str(part.index))
+    jax.tree.map(np.testing.assert_array_equal, found.params, part.params)
+    for field in ('model', 'exits', 'index', 'context', 'fingerprint',
+                  'tokenizer'):  # fmt: skip
+      assert getattr(found, field) == getattr(part, field)
+
+
+def test_a_fingerprint_is_that_of_the_family(family):
+  one, other = family(), family(rope_theta=2e4)
+  mark = segments.fingerprint(one.params, one.config)
+  assert {part.fingerprint for part in one.segments(1, 3)} == {mark}
+  assert segments.fingerprint(other.params, other.config) != mark
+  how = family(unroll=False, attention='plain', loss_chunk=4)
+  assert segments.fingerprint(how.params, how.config) == mark
+  params = jax.tree.map(np.array, one.params)
+  params['segment_1']['mlp']['up']['kernel'][0, 3, 2] += 1e-3
+  assert segments.fingerprint(params, one.config) != mark
+
+
+def test_what_is_no_segment_is_one_line(family, tmp_path):
+  made = family()
+  with pytest.raises(errors.UserError, match='do not increase'):
+    segments.split(made.params, made.config, CONTEXT, (3, 1))
+  with pytest.raises(errors.UserError, match='exit: 4 is not one of 1'):
+    segments.split(made.params, made.config, CONTEXT, (1, 4))
+  with pytest.raises(errors.UserError, match='not a segment'):
+    segments.load(tmp_path)
+  segments.save(made.segments()[1], tmp_path)
+  params = tmp_path / 'params.safetensors'
+  whole = params.read_bytes()
+  for content in (b'', b'\x80\x04pickle', whole[:-7], whole[:40]):
+    params.write_bytes(content)
+    with pytest.raises(errors.UserError, match=r'params\.safetensors: '):
+      segments.load(tmp_path)
+  arrays = safetensors.load(whole)
+  for wrong, said in (
+    ({'more': np.zeros(2)}, 'more is .* nothing is needed'),
+    (
+      {'exit_2.norm.gain': np.zeros(3)},
+      r'gain is float64 \(3,\), and float32 \(16,\)',
+    ),
+  ):
+    params.write_bytes(safetensors.save(arrays | wrong))
+    with pytest.raises(errors.UserError, match=said):
+      segments.load(tmp_path)
+  # One bit of a parameter, as a disk may turn it, and another type of it.
+  gain = arrays['exit_2.norm.gain']
+  turned = {'exit_2.norm.gain': gain * np.float32(1 + 2**-20)}
+  params.write_bytes(safetensors.save(arrays | turned))
+  with pytest.raises(errors.UserError, match='SHA-256'):
+    segments.load(tmp_path)
+  halves = {'exit_2.norm.gain': gain.astype(np.float16)}
+  params.write_bytes(safetensors.save(arrays | halves))
+  with pytest.raises(
+    errors.UserError, match=r'is float16 \(16,\), and float32'
+  ):
+    segments.load(tmp_path)
+  params.write_bytes(whole)
+  config = json.loads((tmp_path / 'segment.json').read_text())
+  for wrong, said in (
+    ({'schema': 9}, 'schema 9 is not 1'),
+    ({'index': 7}, 'index: 7 is not allowed; it must be from 0 to 2'),
+    ({'index': -1}, 'index: -1'),
+    ({'index': '1'}, "index: '1' is not of type int"),
+    ({'exits': [3, 1]}, 'exits: .* must be increasing'),
+    ({'exits': [1, 4]}, 'exit: 4'),
+    ({'exits': []}, 'exits'),
+    ({'context': 0}, 'context: 0'),
+    ({'model': []}, 'model'),
+    ({'model': {**config['model'], 'width': 'wide'}}, 'model.width'),
+    ({'tokenizer': 'f00d'}, 'its tokenizer is bytes; .* says f00d'),
+    ({'more': 1}, 'more: unknown key'),
+  ):
+    path = tmp_path / 'segment.json'
+    path.write_text(json.dumps({**config, **wrong}))
+    with pytest.raises(errors.UserError, match=said):
+      segments.load(tmp_path)
+  for key in config:
+    less = {name: value for name, value in config.items() if name != key}
+    path.write_text(json.dumps(less))
+    with pytest.raises(errors.UserError, match=key):
+      segments.load(tmp_path)
+  for text in ('[]', '[1]', 'null', '{', ''):
+    path.write_text(text)
+    with pytest.raises(errors.UserError, match=r'segment\.json'):
+      segments.load(tmp_path)
+  path.write_text(json.dumps(config))
+  assert segments.load(tmp_path).index == 1

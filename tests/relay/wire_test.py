@@ -1,0 +1,326 @@
+import dataclasses
+import json
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from familial.relay import wire
+from familial.serving import sampling
+
+WIDTH, VOCAB, CONTEXT, ROWS = 8, 23, 48, 4
+ASKED = {
+  'width': WIDTH, 'vocab': VOCAB, 'context': CONTEXT, 'rows': ROWS,
+}  # fmt: skip
+POLICY = sampling.Policy(sampling.Sampling(0.7, 5, 0.9, 11), 'gap', 0.25)
+
+
+def request(tokens=False, **changes):
+  rng = np.random.default_rng(0)
+  positions = 3 + 1
+  values = {
+    'fingerprint': 'f00d',
+    'index': 1,
+    'ids': rng.integers(0, 256, (2, 16)).astype(np.uint8),
+    'starts': np.array([0, 9]),
+    'lengths': np.array([3, 1]),
+    'wanted': np.array([1, 10]),
+    'rows': np.array([0, 7]),
+    'inputs': rng.integers(0, VOCAB, positions)
+    if tokens
+    else rng.normal(size=(positions, WIDTH)).astype(np.float32),
+    'policy': POLICY,
+    **changes,
+  }
+  return wire.Request(**values)
+
+
+def unpack(content, first=False):
+  return wire.unpack_request(content, first=first, **ASKED)
+
+
+@pytest.mark.parametrize('tokens', [True, False])
+def test_a_request_arrives_as_it_was(tokens):
+  sent = request(tokens)
+  content = wire.pack_request(sent, 'float32')
+  got = unpack(content, first=tokens)
+  for field in dataclasses.fields(wire.Request):
+    was, now = (getattr(r, field.name) for r in (sent, got))
+    np.testing.assert_array_equal(was, now)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'itemsize', 'error'),
+  [('float32', 4, 0.0), ('bfloat16', 2, 2**-8), ('int8', 1, 1 / 254)],
+)
+def test_states_cost_their_bytes_and_err_by_their_type(dtype, itemsize, error):
+  states = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
+  many = np.tile(states, (10, 1))
+  sizes = []
+  for content in (states, many):
+    sent = request(inputs=content, lengths=np.array([len(content) - 1, 1]))
+    packed = wire.pack_request(sent, dtype)
+    found = unpack(packed).inputs
+    largest = np.abs(content).max(-1, keepdims=True)
+    assert (np.abs(found - content) <= error * largest * 1.001).all()
+    scales = 4 * len(content) if dtype == 'int8' else 0
+    extra = len(packed) - content.size * itemsize - scales
+    assert extra <= 2048 + 32 * 2
+    sizes.append(extra)
+  assert abs(sizes[1] - sizes[0]) <= 16  # The header alone: digits, padding.
+  zeros = request(inputs=0 * states)
+  np.testing.assert_array_equal(
+    unpack(wire.pack_request(zeros, dtype)).inputs, 0
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'starts': np.array([-1, 9])}, 'positions must begin'),
+    ({'lengths': np.array([4, 0])}, 'positions must begin'),
+    ({'starts': np.array([0, 48])}, 'beyond the context of 48'),
+    ({'wanted': np.array([4, 0])}, 'states can be wanted'),
+    ({'wanted': np.array([-1, 0])}, 'states can be wanted'),
+    ({'lengths': np.array([2, 1])}, 'states are'),
+    ({'inputs': np.zeros((4, WIDTH + 1), np.float32)}, 'states are'),
+    ({'inputs': np.full((4, WIDTH), np.nan, np.float32)}, 'not a number'),
+    ({'inputs': np.full((4, WIDTH), np.inf, np.float32)}, 'not a number'),
+    ({'inputs': np.full((4, WIDTH), 1e30, np.float32)}, 'not a number'),
+    ({'inputs': np.zeros(4, np.int64)}, 'states are missing'),
+    ({'ids': np.zeros((2, 16), np.uint8)}, 'twice'),
+    ({'ids': np.zeros((2, 15), np.uint8)}, "'ids' is"),
+    ({'ids': np.zeros((0, 16), np.uint8)}, '0 rows'),
+    ({'ids': np.arange(80).reshape(5, 16).astype(np.uint8)}, '5 rows'),
+    ({'rows': np.zeros(3)}, "'rows' is"),
+    ({'dtype': 'float64'}, 'dtype is not'),
+  ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(changes, said):
+  content = wire.pack_request(request(**changes), 'float32')
+  with pytest.raises(wire.WireError, match=said):
+    unpack(content)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused():
+  for token in (-1, VOCAB):
+    content = wire.pack_request(
+      request(True, inputs=np.full(4, token)), 'float32'
+    )
+    with pytest.raises(wire.WireError, match='from 0 to 22'):
+      unpack(content, first=True)
+
+
+def rewritten(words=None, arrays=None):
+  """A message with other words or arrays than any client's."""
+  content = wire.pack_request(request(), 'float32')
+  header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+  return safetensors.save(
+    safetensors.load(content) | (arrays or {}),
+    metadata=header['__metadata__'] | (words or {}),
+  )
+
+
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    ({'familial': '0'}, "version '0'"),
+    ({'threshold': 'nan'}, 'threshold'),
+    ({'threshold': 'high'}, 'policy'),
+    ({'threshold': '1e300'}, 'threshold: 1e'),
+    ({'threshold': '-inf'}, 'threshold: -inf'),
+    ({'temperature': '-1'}, 'temperature'),
+    ({'temperature': '1e-50'}, 'temperature'),
+    ({'temperature': '1', 'top_p': '1e-50'}, 'top_p'),
+    ({'top_k': '1.5'}, 'top_k is not a whole number'),
+    ({'seed': '4294967296'}, 'seed is not a whole number'),
+    ({'seed': '²'}, 'seed is not a whole number'),
+    ({'index': '²'}, 'index is not a whole number'),
+    ({'index': '٣'}, 'index is not a whole number'),
+    ({'confidence': 'trust me'}, 'confidence'),
+    ({'confidence': 'x' * 5000}, 'header'),
+  ],
+)
+def test_words_are_checked(words, said):
+  with pytest.raises(wire.WireError, match=said):
+    unpack(rewritten(words))
+  assert unpack(rewritten()).policy == POLICY
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'said'),
+  [
+    ({'state': np.zeros((4, WIDTH))}, 'states are missing, or not'),
+    ({'state': np.zeros((4, WIDTH), np.int8)}, "'scale' is missing"),
+    ({'starts': np.zeros(2, np.int64)}, "'starts' is int64; int32 is needed"),
+    ({'ids': np.zeros((2, 16), np.int8)}, "'ids' is int8; uint8 is needed"),
+    ({'ids': np.zeros(16, np.uint8)}, r"'ids' is \[16\]; \[rows, 16\]"),
+    ({'more': np.zeros(1)}, "'more' is not known"),
+  ],
+)
+def test_arrays_are_checked(arrays, said):
+  with pytest.raises(wire.WireError, match=said):
+    unpack(rewritten(arrays=arrays))
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.data())
+def test_any_bytes_are_a_request_or_refused(data):
+  whole = wire.pack_request(request(), 'float32')
+  kind = data.draw(st.sampled_from(['random', 'cut', 'flipped', 'header']))
+  if kind == 'random':
+    content = data.draw(st.binary(max_size=200))
+  elif kind == 'cut':
+    content = whole[: data.draw(st.integers(0, len(whole) - 1))]
+  elif kind == 'flipped':
+    place = data.draw(st.integers(0, len(whole) - 1))
+    value = data.draw(st.integers(0, 255))
+    content = whole[:place] + bytes([value]) + whole[place + 1 :]
+  else:
+    text = json.dumps(
+      data.draw(
+        st.recursive(
+          st.none() | st.integers() | st.text(max_size=5),
+          lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+          ),
+          max_leaves=8,
+        )
+      )
+    ).encode()
+    content = len(text).to_bytes(8, 'little') + text + b'\0' * 50
+  try:
+    got = unpack(content)
+  except wire.WireError as error:
+    assert str(error)
+  else:
+    assert np.isfinite(got.inputs).all() and got.inputs.shape == (4, WIDTH)
+
+
+def test_a_reply_arrives_as_it_was():
+  asked = request()
+  sure = np.array([0.2, 0.9], np.float32)
+  states = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float32)
+  sent = wire.Reply(
+    np.zeros(2, bool), np.zeros(2, bool), np.array([4, 5]), sure, states
+  )
+  got = wire.unpack_reply(
+    wire.pack_reply(sent, 'float32'), asked, WIDTH, VOCAB, False
+  )
+  np.testing.assert_array_equal(got.tokens, [4, 5])
+  np.testing.assert_array_equal(got.confidence, sure)
+  np.testing.assert_array_equal(got.states, states)  # Positions 1 and 2.
+  for wrong in (states[:1], np.zeros((0, WIDTH), np.float32)):
+    content = wire.pack_reply(
+      dataclasses.replace(sent, states=wrong), 'float32'
+    )
+    with pytest.raises(wire.WireError, match='states are'):
+      wire.unpack_reply(content, asked, WIDTH, VOCAB, False)
+
+
+WORDS = sorted(
+  json.loads(
+    (content := wire.pack_request(request(), 'float32'))[
+      8 : 8 + int.from_bytes(content[:8], 'little')
+    ]
+  )['__metadata__']
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(
+  st.dictionaries(
+    st.sampled_from(WORDS),
+    st.text(max_size=12) | st.floats().map(repr) | st.integers().map(str),
+    min_size=1,
+  )
+)
+def test_any_words_are_a_policy_or_refused(words):
+  try:
+    policy = unpack(rewritten(words)).policy
+  except wire.WireError as error:
+    assert str(error)
+  else:
+    with np.errstate(all='raise', under='ignore'):
+      numbers = sampling.numbers(policy.sampling)
+      assert numbers is None or numbers.temperature > 0 < numbers.top_p
+      assert not np.isnan(np.float32(policy.threshold))
+
+
+def reply(**changes):
+  values = {
+    'lost': np.zeros(2, bool),
+    'busy': np.zeros(2, bool),
+    'tokens': np.array([4, 5]),
+    'confidence': np.array([0.2, 0.9], np.float32),
+    'states': np.zeros((2, WIDTH), np.float32),
+    **changes,
+  }
+  return wire.pack_reply(wire.Reply(**values), 'float32')
+
+
+def unpack_reply(content):
+  return wire.unpack_reply(content, request(), WIDTH, VOCAB, False)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'tokens': np.array([4, VOCAB])}, 'from 0 to 22'),
+    ({'tokens': np.array([-1, 4])}, 'from 0 to 22'),
+    ({'confidence': np.array([0.2, np.nan])}, 'confidence'),
+    ({'busy': np.zeros(3, bool)}, "'busy' is"),
+    ({'busy': np.array([True, False])}, 'states are'),
+    ({'lost': np.array([True, False])}, 'states are'),
+  ],
+)
+def test_what_no_server_says_is_refused(changes, said):
+  assert unpack_reply(reply()).states.shape == (2, WIDTH)
+  with pytest.raises(wire.WireError, match=said):
+    unpack_reply(reply(**changes))
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.data())
+def test_any_bytes_are_a_reply_or_refused(data):
+  whole = bytearray(reply())
+  for _ in range(data.draw(st.integers(1, 3))):
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+  try:
+    got = unpack_reply(bytes(whole))
+  except wire.WireError as error:
+    assert str(error)
+  else:
+    assert (got.tokens < VOCAB).all() and np.isfinite(got.states).all()
+
+
+@pytest.mark.parametrize('width', [1, 64, 4096, 2**20])
+@pytest.mark.parametrize('dtype', wire.DTYPES)
+def test_no_message_is_longer_than_the_longest(width, dtype):
+  """Whatever the slots and the context: rows of one position cost the most."""
+  most = wire.positions(width)
+  assert wire.LARGEST < 2**26 and 1 <= most
+  ids = np.zeros((most, 16), np.uint8)
+  ids[:, :4] = np.arange(most, dtype=np.uint32)[:, None].view(np.uint8)
+  one = np.ones(most, int)
+  states = np.zeros((most, width), np.float32)
+  sent = request(
+    ids=ids, starts=one * (2**31 - 2), lengths=one, wanted=one, rows=one,
+    inputs=states,
+  )  # fmt: skip
+  content = wire.pack_request(sent, dtype)
+  assert len(content) <= wire.LARGEST
+  limits = ASKED | {'width': width, 'context': 2**31 - 1, 'rows': most}
+  got = wire.unpack_request(content, first=False, **limits)
+  assert len(got.inputs) == most
+  answer = wire.Reply(one < 0, one < 0, one, one / 2, states)
+  assert len(wire.pack_reply(answer, dtype)) <= wire.LARGEST
+  more = dataclasses.replace(sent, lengths=one * 2, starts=one, inputs=None)
+  with pytest.raises(wire.WireError, match=f'up to {most} a message'):
+    wire.unpack_request(
+      wire.pack_request(more, dtype), first=False, bare=True, **limits
+    )

@@ -1,0 +1,68 @@
+"""Cosines between the exits' gradients against a gradient of each alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from familial.model import transformer
+from familial.training import gradients
+
+
+@pytest.fixture(
+  scope='module',
+  params=[3, pytest.param(4, marks=pytest.mark.slow)],
+  ids=['segments of a layer', 'a segment of two'],
+)
+def model(request, shape):
+  return shape(depth=request.param, exits=(1, 2, request.param))
+
+
+@pytest.fixture(scope='module')
+def params(model):
+  return jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def batch():
+  tokens = np.random.default_rng(0).integers(0, 48, (2, 17), dtype=np.int32)
+  return {
+    'inputs_BxL': tokens[:, :-1],
+    'targets_BxL': tokens[:, 1:],
+    'weights_BxL': np.ones((2, 16), np.float32),
+  }
+
+
+def test_cosines_are_those_of_each_exits_own_gradient(model, params, batch):
+  @jax.jit
+  @jax.jacrev
+  def plain(p):
+    losses = []
+    for logits in transformer.logits(p, model, batch['inputs_BxL']):
+      log_p = jax.nn.log_softmax(logits)
+      hit = jnp.take_along_axis(log_p, batch['targets_BxL'][..., None], -1)
+      losses.append(-hit.mean())
+    return jnp.stack(losses)
+
+  grads_G = plain(params)
+  grads = [jax.tree.map(lambda leaf, i=i: leaf[i], grads_G) for i in range(3)]
+  found = gradients.cosines(params, model, batch)
+  assert [(r['exit_a'], r['exit_b'], r['layer']) for r in found] == [
+    (1, 2, 1), (1, 3, 1), (2, 3, 1), (2, 3, 2),
+  ]  # fmt: skip
+  segment_of = {1: 'segment_0', 2: 'segment_1'}
+  for record in found:
+    a, b = (
+      np.concatenate(
+        [
+          np.ravel(leaf)
+          for leaf in jax.tree.leaves(
+            grads[record[end] - 1][segment_of[record['layer']]]
+          )
+        ]
+      )
+      for end in ('exit_a', 'exit_b')
+    )
+    expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert abs(expected) < 0.999
+    assert record['cosine'] == pytest.approx(expected, abs=1e-5)
