@@ -112,8 +112,9 @@ def append(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
   Raises:
     UserError: if the disk is full or the file cannot be written.
   """
+  lines = json_lines(rows)
   with writing(path), open(path, 'a', encoding='utf-8') as file:
-    file.write(json_lines(rows))
+    file.write(lines)
     file.flush()
     os.fsync(file.fileno())
 
