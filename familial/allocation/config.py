@@ -103,16 +103,10 @@ class ReplayConfig:
 def template() -> ml_collections.ConfigDict:
   """Returns a replay's config with every default filled in."""
   return ml_collections.ConfigDict(
-    {
-      'title': '',
-      **schema.defaults(ReplayConfig),
-      'columns': {},
-      'constants': dict(synthetic.LAW),
-      'law': schema.defaults(Law),
-    }
+    {'title': '', **schema.defaults(ReplayConfig)}
   )
 
 
 def read(config: Mapping[str, Any]) -> ReplayConfig:
   """Returns the config of a replay."""
-  return schema.build(ReplayConfig, config, law=Law)
+  return schema.read(ReplayConfig, config)

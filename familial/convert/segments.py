@@ -87,7 +87,6 @@ class Config:
   """What `segment.json` says of a segment.
 
   Attributes:
-    schema: of the file.
     model: the family's shape.
     exits: all exits at which the family was cut.
     index: which segment.
@@ -98,15 +97,29 @@ class Config:
     sha256: of the file of parameters.
   """
 
-  schema: int
   model: model_config.ModelConfig
   exits: tuple[int, ...]
   index: int
-  context: int
+  context: schema.Count
   fingerprint: str
   tokenizer: str
   bytes: dict[str, int]
   sha256: str
+
+  def __post_init__(self) -> None:
+    schema.check(self)
+    for exit_ in self.exits:
+      self.model.submodel(exit_)  # Refuses what is no exit.
+    increase = all(a < b for a, b in itertools.pairwise(self.exits))
+    errors.require(
+      bool(self.exits) and increase, 'exits', self.exits, 'increasing'
+    )
+    errors.require(
+      0 <= self.index < len(self.exits),
+      'index',
+      self.index,
+      f'from 0 to {len(self.exits) - 1}',
+    )
 
 
 def split(
@@ -179,20 +192,17 @@ def save(
     storage.write_bytes(
       folder / _TOKENIZER, pathlib.Path(tokenizer).read_bytes()
     )
-  storage.write_json(
-    folder / CONFIG,
-    {
-      'schema': storage.SCHEMA,
-      'model': _shape(segment.model),
-      'exits': list(segment.exits),
-      'index': segment.index,
-      'context': segment.context,
-      'fingerprint': segment.fingerprint,
-      'tokenizer': segment.tokenizer,
-      'bytes': nbytes(segment),
-      'sha256': hashlib.sha256(content).hexdigest(),
-    },
+  config = Config(
+    model=segment.model,
+    exits=segment.exits,
+    index=segment.index,
+    context=segment.context,
+    fingerprint=segment.fingerprint,
+    tokenizer=segment.tokenizer,
+    bytes=nbytes(segment),
+    sha256=hashlib.sha256(content).hexdigest(),
   )
+  schema.write_json(folder / CONFIG, config)
 
 
 def load(folder: str | os.PathLike[str]) -> Segment:
@@ -247,33 +257,7 @@ def read_config(folder: pathlib.Path) -> Config:
   path = folder / CONFIG
   if not path.exists():
     raise errors.UserError(f'{folder} holds no {CONFIG}: not a segment')
-  values = schema.plain(storage.read_own(path))
-  try:
-    if isinstance(values.get('model'), dict):
-      values['model'] = schema.section(
-        model_config.ModelConfig, values['model'], 'model'
-      )
-    known: Config = schema.section(Config, values, '')
-    for exit_ in known.exits:
-      known.model.submodel(exit_)  # Refuses what is no exit.
-  except errors.UserError as error:
-    raise errors.UserError(f'{path}: {error}') from None
-  increase = all(a < b for a, b in itertools.pairwise(known.exits))
-  for name, holds, allowed in (
-    ('exits', known.exits and increase, 'increasing'),
-    (
-      'index',
-      0 <= known.index < len(known.exits),
-      f'from 0 to {len(known.exits) - 1}',
-    ),
-    ('context', known.context >= 1, 'at least 1'),
-  ):
-    if not holds:
-      raise errors.UserError(
-        f'{path}: {name}: {getattr(known, name)} is not allowed; it must be '
-        f'{allowed}'
-      )
-  return known
+  return schema.read_json(Config, path)
 
 
 def _cut(

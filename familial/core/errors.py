@@ -11,7 +11,12 @@ class UserError(ValueError):
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
   """Raises a UserError that names all three, unless it holds."""
   if not holds:
-    raise UserError(f'{key}: {value!r} is not allowed; it must be {allowed}')
+    raise not_allowed(key, value, allowed)
+
+
+def not_allowed(key: str, value: object, allowed: str) -> UserError:
+  """Returns the error for a value that is not allowed."""
+  return UserError(f'{key}: {value!r} is not allowed; it must be {allowed}')
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

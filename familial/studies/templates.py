@@ -10,10 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from familial.allocation import config as allocation_config
 from familial.core import schema
 from familial.data import config as data_config
-from familial.expansion import config as growth_config
 from familial.model import config as model_config
 from familial.studies import allocation_config as live_config
 from familial.studies import cells
@@ -127,86 +125,32 @@ def at_scale(config: ml_collections.ConfigDict) -> None:
 
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
   """Returns an IsoFLOP study's config."""
-  values = schema.plain(config)
-  arms = {
-    name: schema.section(study_config.Arm, arm, f'arms.{name}')
-    for name, arm in values.pop('arms', {}).items()
-  }
-  return schema.build(
-    study_config.StudyConfig,
-    {**values, 'arms': arms},
-    data=data_config.DataConfig,
-    rules=study_config.Rules,
-    grid=study_config.Grid,
-    fit=study_config.Fit,
-    assumed=study_config.AssumedLaw,
-    layout=train_config.LayoutConfig,
-  )
+  return schema.read(study_config.StudyConfig, config)
 
 
 def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:
   """Returns the config of a study of families."""
-  values = schema.plain(config)
-  ways = {}
-  for name, way in values.pop('ways', {}).items():
-    growth = schema.section(
-      growth_config.GrowthConfig, way.get('growth', {}), f'ways.{name}.growth'
-    )
-    ways[name] = schema.section(
-      families_config.Way, {**way, 'growth': growth}, f'ways.{name}'
-    )
-  return schema.build(
-    families_config.FamiliesConfig,
-    {**values, 'ways': ways},
-    data=data_config.DataConfig,
-    layout=train_config.LayoutConfig,
-  )
+  return schema.read(families_config.FamiliesConfig, config)
 
 
 def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
   """Returns the config of a live allocation."""
-  return schema.build(
-    live_config.AllocationConfig,
-    config,
-    data=data_config.DataConfig,
-    layout=train_config.LayoutConfig,
-    law=allocation_config.Law,
-  )
+  return schema.read(live_config.AllocationConfig, config)
 
 
 def depth(config: Mapping[str, Any]) -> depth_config.DepthConfig:
   """Returns the config of a study of width and depth."""
-  return schema.build(
-    depth_config.DepthConfig,
-    config,
-    data=data_config.DataConfig,
-    fit=study_config.Fit,
-    layout=train_config.LayoutConfig,
-  )
+  return schema.read(depth_config.DepthConfig, config)
 
 
-def regimes(
-  config: Mapping[str, Any],
-) -> depth_regimes_config.RegimesConfig:
+def regimes(config: Mapping[str, Any]) -> depth_regimes_config.RegimesConfig:
   """Returns the config of a study of layers and exits."""
-  return schema.build(
-    depth_regimes_config.RegimesConfig,
-    config,
-    data=data_config.DataConfig,
-    layout=train_config.LayoutConfig,
-  )
+  return schema.read(depth_regimes_config.RegimesConfig, config)
 
 
 def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
   """Returns the config of the depth law's toys."""
-  values = schema.plain(config)
-  studies = {
-    name: schema.section(depth_toys_config.Study, study, f'studies.{name}')
-    for name, study in values.pop('studies', {}).items()
-  }
-  return schema.section(
-    depth_toys_config.ToysConfig, {**values, 'studies': studies}, ''
-  )
+  return schema.read(depth_toys_config.ToysConfig, config)
 
 
 def _of_runs(keys: Any, **train: Any) -> dict[str, Any]:

@@ -282,25 +282,11 @@ class RunConfig:
 
 def template() -> ml_collections.ConfigDict:
   """Returns a single run's config with every default filled in."""
-  return ml_collections.ConfigDict(
-    {
-      'data': schema.defaults(data_config.DataConfig),
-      'model': schema.defaults(model_config.ModelConfig),
-      'train': schema.defaults(TrainConfig),
-      'layout': schema.defaults(LayoutConfig),
-      'growth': schema.defaults(growth_config.GrowthConfig),
-    }
-  )
+  return ml_collections.ConfigDict(schema.defaults(RunConfig))
 
 
 def read(config: Mapping[str, Any]) -> RunConfig:
   """Returns the config of a single run."""
-  return schema.build(
-    RunConfig,
-    {'cell': 'run', 'arm': 'single', 'budget': 0.0, **schema.plain(config)},
-    data=data_config.DataConfig,
-    model=model_config.ModelConfig,
-    train=TrainConfig,
-    layout=LayoutConfig,
-    growth=growth_config.GrowthConfig,
+  return schema.read(
+    RunConfig, {'cell': 'run', 'arm': 'single', 'budget': 0.0, **config}
   )

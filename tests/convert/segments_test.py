@@ -107,7 +107,7 @@ def test_what_is_no_segment_is_one_line(family, tmp_path):
     ({'schema': 9}, 'schema 9 is not 1'),
     ({'index': 7}, 'index: 7 is not allowed; it must be from 0 to 2'),
     ({'index': -1}, 'index: -1'),
-    ({'index': '1'}, "index: '1' is not of type int"),
+    ({'index': '1'}, "index: '1' is not allowed"),
     ({'exits': [3, 1]}, 'exits: .* must be increasing'),
     ({'exits': [1, 4]}, 'exit: 4'),
     ({'exits': []}, 'exits'),
@@ -121,7 +121,7 @@ def test_what_is_no_segment_is_one_line(family, tmp_path):
     path.write_text(json.dumps({**config, **wrong}))
     with pytest.raises(errors.UserError, match=said):
       segments.load(tmp_path)
-  for key in config:
+  for key in config.keys() - {'schema'}:
     less = {name: value for name, value in config.items() if name != key}
     path.write_text(json.dumps(less))
     with pytest.raises(errors.UserError, match=key):
