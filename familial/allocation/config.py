@@ -1,8 +1,8 @@
-"""What a replay asks for."""
+"""Configuration of a replay of allocations among known curves."""
 
 from collections.abc import Mapping
 import dataclasses
-import math
+from typing import Annotated
 from typing import Any
 
 import ml_collections
@@ -13,28 +13,27 @@ from familial.core import schema
 
 LOSSES = ('final', 'mean')
 
+_Noise = Annotated[str, schema.one_of(*synthetic.NOISES)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """The law that is fitted to what was trained.
+  """The law that is fitted to the trained rows.
 
   Attributes:
-    form: of `familial.laws`; '' for none.
-    where: conditions of the rows that count, as of `familial fit`: those of a
-      run's first steps obey no law.
-    beyond: it is asked for the best loss at so many times the largest compute
-      of the whole grid.
+    form: name of a form of `familial.laws`; '' for no law.
+    where: conditions on the rows that are fitted, as `familial fit --where`
+      takes them; rows of a run's first steps follow no law.
+    beyond: compute at which the law predicts the best loss, as a multiple of
+      the largest compute of the grid.
   """
 
   form: str = 'chinchilla'
   where: tuple[str, ...] = ()
-  beyond: float = 10.0
+  beyond: schema.Positive = 10.0
 
   def __post_init__(self) -> None:
-    if not 0 < self.beyond < math.inf:
-      raise errors.UserError(
-        f'law.beyond: {self.beyond} is not allowed; it must be above 0'
-      )
+    schema.check(self, 'law')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,62 +41,51 @@ class ReplayConfig:
   """Allocations of budgets among known curves.
 
   Attributes:
-    title: heads what is printed and drawn.
-    cells: (candidates, budget in FLOPs) of each comparison.
-    table: path of the curves; '' for synthetic ones.
-    columns: our name -> the table's.
-    curve: the table's columns whose values tell curves apart.
-    loss: of this project's runs: mean or final.
-    noises: of synthetic curves.
-    curves: how many synthetic ones.
-    constants: of their law.
-    policies: to be compared.
-    eta: one in so many survives a round.
-    draws: random choices of the candidates.
-    law: fitted to what was trained.
-    seed: of the draws and the surrogates.
+    title: title of the printed table and the figures.
+    cells: (number of candidates, budget in FLOPs) of each comparison.
+    table: path of the table of curves; '' for synthetic curves.
+    columns: the table's column for each of this project's names.
+    curve: columns of the table whose values identify a curve.
+    loss: loss by which this project's runs are compared, `final` or `mean`.
+    noises: kinds of noise of the synthetic curves.
+    curves: number of synthetic curves.
+    constants: constants of the synthetic curves' law.
+    policies: names of the policies that are compared.
+    eta: Successive Halving factor: 1/eta of the candidates survive each round.
+    draws: number of random draws of the candidates.
+    law: law fitted to the trained rows.
+    seed: seed of the draws and the surrogates.
   """
 
   title: str
-  cells: tuple[tuple[int, float], ...]
+  cells: Annotated[tuple[tuple[int, float], ...], schema.NOT_EMPTY]
   table: str = ''
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
   curve: tuple[str, ...] = ()
-  loss: str = 'final'
-  noises: tuple[str, ...] = ('clean',)
-  curves: int = 200
+  loss: Annotated[str, schema.one_of(*LOSSES)] = 'final'
+  noises: tuple[_Noise, ...] = ('clean',)
+  curves: Annotated[int, schema.at_least(2)] = 200
   constants: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: dict(synthetic.LAW)
   )
-  policies: tuple[str, ...] = ('uniform', 'sh_lmc', 'law')
+  policies: Annotated[tuple[str, ...], schema.NOT_EMPTY] = (
+    'uniform',
+    'sh_lmc',
+    'law',
+  )
   eta: int = 2
-  draws: int = 100
-  law: Law = dataclasses.field(default_factory=Law)
-  seed: int = 0
+  draws: schema.Count = 100
+  law: Law = Law()
+  seed: schema.Index = 0
 
   def __post_init__(self) -> None:
-    for key in ('cells', 'policies'):
-      if not getattr(self, key):
-        raise errors.UserError(f'{key}: is empty; it needs at least one')
-    for noise in self.noises:
-      if noise not in synthetic.NOISES:
-        raise errors.UserError(
-          f'noises: {noise!r} is not one of {", ".join(synthetic.NOISES)}'
-          f'{errors.nearest(noise, synthetic.NOISES)}'
-        )
-    if set(self.constants) != set(synthetic.LAW):
-      raise errors.UserError(
-        f'constants: {", ".join(self.constants) or "none"}; those of the law are'
-        f' {", ".join(synthetic.LAW)}'
-      )
-    for key, least in (('draws', 1), ('curves', 2), ('seed', 0)):
-      value = getattr(self, key)
-      if value < least:
-        raise errors.UserError(f'{key}: {value}; at least {least} is needed')
-    if self.loss not in LOSSES:
-      raise errors.UserError(
-        f'loss: {self.loss!r} is not one of {", ".join(LOSSES)}'
-      )
+    schema.check(self)
+    errors.require(
+      set(self.constants) == set(synthetic.LAW),
+      'constants',
+      dict(self.constants),
+      f'a value for each of {", ".join(synthetic.LAW)}',
+    )
 
 
 def template() -> ml_collections.ConfigDict:

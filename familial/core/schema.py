@@ -89,6 +89,11 @@ def above(limit: float) -> Bound:
   return Bound(lambda x: x > limit, f'above {limit}')
 
 
+def at_most(most: float) -> Bound:
+  """Returns the bound of numbers up to `most`."""
+  return Bound(lambda x: x <= most, f'at most {most}')
+
+
 def below(limit: float) -> Bound:
   """Returns the bound of numbers less than `limit`."""
   return Bound(lambda x: x < limit, f'below {limit}')

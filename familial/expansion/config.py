@@ -1,63 +1,64 @@
-"""How a run grows the model that it starts from."""
+"""How a run grows its parent's model."""
 
 import dataclasses
+from typing import Annotated
 
-from familial.core import errors
+from familial.core import schema
 
-_ALLOWED = {
-  'width': ('', 'replicate', 'aki'),
-  'split': ('even', 'uneven', 'noise'),
-  'depth': ('', 'identity', 'stack', 'interleave', 'last', 'middle'),
-  'state': ('reset', 'carry', 'asymmetric'),
-}
+_Width = Annotated[str, schema.one_of('', 'replicate', 'aki')]
+_Split = Annotated[str, schema.one_of('even', 'uneven', 'noise')]
+_Depth = Annotated[
+  str, schema.one_of('', 'identity', 'stack', 'interleave', 'last', 'middle')
+]
+_State = Annotated[str, schema.one_of('reset', 'carry', 'asymmetric')]
 
 
 @dataclasses.dataclass(frozen=True)
 class GrowthConfig:
-  """What becomes of a smaller parent's parameters and optimizer state.
+  """Maps from a smaller parent's parameters and optimizer state to a run's.
 
-  Carried moments come with their count of steps, T. Those of what is new (layers
-  that write nothing yet, what is left over of a width, later copies if
-  `asymmetric`) begin at 0 under that count, so AdamW's bias correction passes
-  them by: with r(n) = (1 - beta1^n) / sqrt(1 - beta2^n), the k-th update of a
-  steady gradient is r(k) / r(T + k) times a fresh run's. After a long parent
-  r(T + k) is 1; r(k) is 0.45 at first and 1.10 at most by default, 3.2 and 6.6
-  with a beta2 of 0.999. Nothing warms up what is new alone: the run's warm-up is
-  everyone's.
+  Carried moments keep their step count T. Moments of new entries (layers whose
+  output is zeroed, units beyond a multiple of the parent's width, and with
+  `asymmetric` all copies but the first) start at 0 with that count, so that
+  AdamW's bias correction does not apply to them: with
+  r(n) = (1 - beta1^n) / sqrt(1 - beta2^n), the k-th update for a constant
+  gradient is r(k) / r(T + k) times that of a fresh run. For large T,
+  r(T + k) = 1; with the default betas r(k) is 0.45 at first and at most 1.10,
+  with beta2 = 0.999 it is 3.2 and at most 6.6. There is no separate warm-up for
+  new entries.
 
   Attributes:
-    width: '' where the residual stream, heads and MLP are the parent's;
-      `replicate`: each new unit is a copy of an old one, what reads copies is
-      divided among them, and what is left over where the widths do not divide
-      writes nothing yet (exact); `aki`: the copies compute what the next layer
-      does (bert2BERT's advanced knowledge initialisation; not exact).
-    split: how copies of a unit are read: `even`, by equal shares, so that they
-      stay copies for ever; `uneven`, by 1 : 2 : ..; `noise`, by equal shares and
-      noise that cancels in pairs. All are exact.
-    depth: '' where the depth is the parent's; new layers above the old ones that
-      are copies of them in turn, with what they write zeroed (`identity`, exact)
-      or not (`stack`), or all copies of the last (`last`); copies beside their
-      originals (`interleave`), or those of the middle layer between the halves
-      (`middle`).
-    state: of AdamW: `reset`; `carry`: its moments grow as the gradients do;
-      `asymmetric`: carried for the first copy of each entry, zero for others.
-    exact: refuse a growth after which the last exit computes anything else.
+    width: map of the residual stream, heads and MLP: '' (the parent's width);
+      `replicate` (each new unit copies an old one and its readers' weights are
+      divided among the copies; units beyond a multiple of the parent's width
+      write zero; exact); or `aki` (copies compute the next layer's units:
+      bert2BERT's advanced knowledge initialisation; not exact).
+    split: how readers' weights are divided among the copies of a unit: `even`
+      (equal shares, so that copies stay equal in training), `uneven` (shares in
+      the ratio 1 : 2 : ...) or `noise` (equal shares plus noise that cancels in
+      pairs). All are exact.
+    depth: map of the layers: '' (the parent's depth); new layers on top that
+      copy the old ones in turn, with zeroed output (`identity`, exact) or
+      without (`stack`), or that all copy the last one (`last`); copies next to
+      their originals (`interleave`), or copies of the middle layer in the
+      middle (`middle`).
+    state: map of AdamW's state: `reset` (zero), `carry` (moments are mapped as
+      gradients are) or `asymmetric` (carried to the first copy of each entry,
+      zero for the others).
+    exact: whether to refuse a growth that changes the last exit's function.
+
+  Raises:
+    UserError: at construction, if a value is not allowed.
   """
 
-  width: str = ''
-  split: str = 'even'
-  depth: str = ''
-  state: str = 'reset'
+  width: _Width = ''
+  split: _Split = 'even'
+  depth: _Depth = ''
+  state: _State = 'reset'
   exact: bool = False
 
   def __post_init__(self) -> None:
-    for key, allowed in _ALLOWED.items():
-      value = getattr(self, key)
-      if value not in allowed:
-        raise errors.UserError(
-          f'growth.{key}: {value!r} is not one of '
-          f'{", ".join(map(repr, allowed))}{errors.nearest(value, allowed)}'
-        )
+    schema.check(self, 'growth')
 
 
 NONE = GrowthConfig()

@@ -1,81 +1,76 @@
-"""The shape of a familial model and how it is computed."""
+"""Shape of a familial model and how it is computed."""
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
+from typing import Annotated
 
 from familial.core import errors
+from familial.core import schema
 
 EXIT_KINDS = ('head', 'separate', 'branch')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder with exits; everything that fixes its parameters and its maths.
+  """A decoder with exits: all that determines its parameters and its function.
 
   Attributes:
-    vocab_size: V, tokens of the vocabulary.
-    width: D, of the residual stream.
+    vocab_size: V, number of tokens in the vocabulary.
+    width: D, width of the residual stream.
     depth: number of trunk layers.
-    heads: H, query heads.
-    kv_heads: K, key and value heads; divides `heads`.
-    mlp_width: F, of the SwiGLU.
-    exits: the layers after which an exit stands, increasing; the last one is
-      `depth`. G = len(exits).
-    exit_kind: `head` (own norm, shared unembedding), `separate` (own norm and
-      own unembedding) or `branch` (own layer and norm). The last exit is
-      always a `head`.
-    branch_unembedding: `shared` or `own`, for `branch` exits.
-    tied: the shared unembedding is the transposed embedding.
-    base_width: the width at which rates and logits are unscaled; the logits
+    heads: H, number of query heads; a divisor of `width`.
+    kv_heads: K, number of key and value heads; a divisor of `heads`.
+    mlp_width: F, hidden width of the SwiGLU.
+    exits: layers followed by an exit, increasing, the last one equal to
+      `depth`; G = len(exits).
+    exit_kind: kind of all exits but the last, which is always a `head`: `head`
+      (own norm, shared unembedding), `separate` (own norm and unembedding) or
+      `branch` (own layer and norm).
+    branch_unembedding: unembedding of `branch` exits, `shared` or `own`.
+    tied: whether the shared unembedding is the transposed embedding.
+    base_width: width at which learning rates and logits are unscaled; logits
       are multiplied by base_width / width, so that one rate serves all widths.
     rope_theta: base of the rotary frequencies.
-    norm_eps: added to the mean square in every RMSNorm.
-    dtype: of activations and matrix products, `float32` or `bfloat16`;
-      parameters, softmax, norms and losses are float32 always.
-    attention: `plain` (one L x L square), `blocked` (the causal square without
-      its upper right quarter, the fastest on CPU) or `fused`, in bfloat16: a
-      kernel that never has the square in memory, cuDNN's on an NVIDIA GPU and
-      JAX's splash attention on a TPU; on CPU it is `blocked`.
-    unroll: layers of a segment one after another in the program (fast on CPU)
-      instead of scanned (compiles in time independent of depth).
-    remat: recompute each layer's activations in the backward pass.
-    loss_chunk: positions per chunk of the cross-entropy; 0 takes all at once.
+    norm_eps: constant added to the mean square in every RMSNorm.
+    dtype: type of activations and matrix products, `float32` or `bfloat16`;
+      parameters, softmax, norms and losses are always float32.
+    attention: algorithm of attention: `plain` (one L x L square), `blocked` (the
+      causal square without its upper right quarter, the fastest on CPU) or, in
+      bfloat16, `fused`: a kernel that never stores the square, cuDNN's on an
+      NVIDIA GPU and JAX's splash attention on a TPU; on CPU it is `blocked`.
+    unroll: whether the layers of a segment are unrolled in the program (fast on
+      CPU) instead of scanned (compile time independent of depth).
+    remat: whether each layer's activations are recomputed in the backward pass.
+    loss_chunk: positions per chunk of the cross-entropy; 0 for a single chunk.
+
+  Raises:
+    UserError: at construction, if a value is not allowed.
   """
 
-  vocab_size: int
-  width: int
-  depth: int
-  heads: int
-  kv_heads: int
-  mlp_width: int
+  vocab_size: schema.Count
+  width: schema.Count
+  depth: schema.Count
+  heads: schema.Count
+  kv_heads: schema.Count
+  mlp_width: schema.Count
   exits: tuple[int, ...]
-  exit_kind: str = 'head'
-  branch_unembedding: str = 'shared'
+  exit_kind: Annotated[str, schema.one_of(*EXIT_KINDS)] = 'head'
+  branch_unembedding: Annotated[str, schema.one_of('shared', 'own')] = 'shared'
   tied: bool = True
-  base_width: int = 128
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-5
-  dtype: str = 'float32'
-  attention: str = 'blocked'
+  base_width: schema.Count = 128
+  rope_theta: schema.Positive = 10_000.0
+  norm_eps: schema.Positive = 1e-5
+  dtype: Annotated[str, schema.one_of('float32', 'bfloat16')] = 'float32'
+  attention: Annotated[str, schema.one_of('plain', 'blocked', 'fused')] = (
+    'blocked'
+  )
   unroll: bool = True
   remat: bool = False
-  loss_chunk: int = 0
+  loss_chunk: schema.Index = 0
 
   def __post_init__(self) -> None:
-    for key in (
-      'vocab_size',
-      'width',
-      'depth',
-      'heads',
-      'kv_heads',
-      'mlp_width',
-      'base_width',
-    ):
-      value = getattr(self, key)
-      errors.require(value >= 1, f'model.{key}', value, 'at least 1')
-    for key in ('rope_theta', 'norm_eps'):
-      value = getattr(self, key)
-      errors.require(value > 0, f'model.{key}', value, 'above 0')
+    schema.check(self, 'model')
     errors.require(
       self.width % self.heads == 0,
       'model.heads',
@@ -94,30 +89,13 @@ class ModelConfig:
       self.heads,
       f'such that width / heads is even; it is {self.head_dim}',
     )
+    increasing = all(a < b for a, b in itertools.pairwise((0, *self.exits)))
     errors.require(
-      bool(self.exits)
-      and all(a < b for a, b in zip(self.exits, self.exits[1:], strict=False))
-      and self.exits[0] >= 1,
+      increasing and self.exits[-1:] == (self.depth,),
       'model.exits',
       self.exits,
-      'increasing layers from 1 on',
+      f'increasing layers from 1 to depth {self.depth}, the last one equal to it',
     )
-    errors.require(
-      self.exits[-1] == self.depth,
-      'model.exits',
-      self.exits,
-      f'layers up to depth {self.depth}, the last one equal to it',
-    )
-    for key, allowed in (
-      ('exit_kind', EXIT_KINDS),
-      ('branch_unembedding', ('shared', 'own')),
-      ('dtype', ('float32', 'bfloat16')),
-      ('attention', ('plain', 'blocked', 'fused')),
-    ):
-      value = getattr(self, key)
-      errors.require(
-        value in allowed, f'model.{key}', value, 'one of ' + ', '.join(allowed)
-      )
     if self.attention == 'fused':
       errors.require(
         self.dtype == 'bfloat16',
@@ -132,12 +110,6 @@ class ModelConfig:
         'such that width / heads is a multiple of 8 up to 256, for attention '
         f"'fused'; it is {self.head_dim}",
       )
-    errors.require(
-      self.loss_chunk >= 0,
-      'model.loss_chunk',
-      self.loss_chunk,
-      '0 (no chunks) or a number of positions',
-    )
 
   @property
   def head_dim(self) -> int:

@@ -1,8 +1,8 @@
-"""How a run trains."""
+"""Configuration of a training run."""
 
-from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+from typing import Annotated
 from typing import Any
 
 import ml_collections
@@ -16,142 +16,117 @@ from familial.model import config as model_config
 
 WEIGHTINGS = ('uniform', 'final_one', 'linear')
 SCHEDULES = ('constant', 'cosine', 'wsd')
-TRAINED = ('all', 'exits')
 
-_COUNT = (lambda x: x >= 1, 'at least 1')
-_POSITIVE = (lambda x: x > 0, 'above 0')
-_NOT_NEGATIVE = (lambda x: x >= 0, 'at least 0')
-_DECAY = (lambda x: 0 <= x < 1, 'at least 0 and below 1')
-# Of the numbers: whether one works, and which do. NaN is in no range.
-_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
-  'steps': _COUNT,
-  'batch_size': _COUNT,
-  'evaluations': _COUNT,
-  'eval_tokens': _COUNT,
-  'eval_batch_size': _COUNT,
-  'keep': _COUNT,
-  'base_lr': _POSITIVE,
-  'eps': _POSITIVE,
-  'beta1': _DECAY,
-  'beta2': _DECAY,
-  'weight_decay': _NOT_NEGATIVE,
-  'clip': _NOT_NEGATIVE,
-  'other_weight': _NOT_NEGATIVE,
-  'seed': _NOT_NEGATIVE,
-  'rate_width': _NOT_NEGATIVE,
-  'checkpoint_seconds': _NOT_NEGATIVE,
-  'final_lr': (lambda x: 0 <= x <= 1, 'within 0 to 1'),
-  'decay_fraction': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
-}
+
+def _float32(bound: schema.Bound) -> schema.Bound:
+  """Returns a bound on the float32 that the step uses: 1e-60 is 0 there."""
+  return schema.Bound(
+    lambda x: bound.holds(np.float32(x)), f'{bound.allowed} in float32'
+  )
+
+
+_Rate = Annotated[float, _float32(schema.above(0)), schema.FINITE]
+_Decay = Annotated[float, schema.at_least(0), _float32(schema.below(1))]
+_Share = Annotated[float, _float32(schema.above(0)), schema.at_most(1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """Everything that fixes a run's trajectory besides its model and data.
+  """All that determines a run's trajectory besides its model and data.
 
   Attributes:
-    steps: optimizer steps of the whole run.
+    steps: number of optimizer steps of the whole run.
     batch_size: sequences per step, over all processes.
-    base_lr: maximum rate of embeddings and gains; matrices take it times
-      base_width / width (see `optimizer`).
-    rate_width: the width in that rule; 0 for the model's own, one number for
-      models of several widths whose matrices shall have one rate.
-    schedule: after the warm-up `constant`, `cosine` down to `final_lr`, or
-      `wsd`: constant, then linear down to `final_lr` over `decay_fraction`.
-    warmup_steps: linear, from 1 / (warmup_steps + 1) of the schedule.
+    base_lr: maximum learning rate of embeddings and gains; that of matrices is
+      this times base_width / width (see `optimizer`).
+    rate_width: width in that rule; 0 for the model's own, a number to give
+      matrices of models of several widths one rate.
+    schedule: learning rate after the warm-up: `constant`, `cosine` (down to
+      `final_lr`) or `wsd` (constant, then linear down to `final_lr` over
+      `decay_fraction`).
+    warmup_steps: steps of the linear warm-up, which starts at
+      1 / (warmup_steps + 1) of the schedule.
     decay_fraction: last share of the steps in which `wsd` decays.
-    final_lr: last rate as a share of the maximum.
-    beta1: of AdamW's mean of gradients.
-    beta2: of AdamW's mean of squared gradients.
-    eps: of AdamW.
-    weight_decay: decoupled; a matrix shrinks by base_lr x schedule x this a
-      step, whatever its own rate.
-    clip: maximum global norm of the gradient; 0 for none.
-    weighting: of the exits' losses: `uniform` (1/G each), `final_one` (last
-      exit 1, others `other_weight`), `linear` (in proportion to the layer).
-    weighting_end: weighting that the run moves to, linearly in steps; '' stays.
-    other_weight: of the exits before the last in `final_one`.
-    trained: `all`, or `exits`: all exits but the last, on the frozen trunk of
-      `init_from`.
+    final_lr: last learning rate, as a share of the maximum.
+    beta1: decay rate of AdamW's mean of gradients.
+    beta2: decay rate of AdamW's mean of squared gradients.
+    eps: constant added to the denominator of AdamW's update.
+    weight_decay: decoupled weight decay; a matrix shrinks by
+      base_lr x schedule x weight_decay a step, whatever its own rate.
+    clip: maximum global norm of the gradient; 0 for no clipping.
+    weighting: weights of the exits' losses: `uniform` (1/G each), `final_one`
+      (1 for the last exit, `other_weight` for the others) or `linear`
+      (proportional to the layer).
+    weighting_end: weighting reached at the end of the run by linear
+      interpolation in steps; '' for a fixed weighting.
+    other_weight: weight of all exits but the last with `final_one`.
+    trained: trained parameters: `all`, or `exits` for all exits but the last on
+      the frozen trunk of `init_from`.
     init_from: folder of a finished run, an export or an import, relative to
-      this run's, whose parameters are the initial ones; '' for fresh. With one
-      exit, it gives the trunk and the last exit; with this run's exits, all.
-      Its model's shape, but for what `growth` lets differ, and its data must be
-      this run's; of an import's data, the tokenizer.
-    seed: of initialisation and of the order of the data.
-    evaluations: evaluations spaced evenly over the run, the last at its end;
-    first_evaluation: or, unless 0, evenly in log steps from this step on.
-    eval_tokens: held-out tokens of each, always the same ones.
-    gradients: at each evaluation, write the cosines between the exits'
+      this run's, whose parameters are the initial ones; '' for random ones. A
+      parent with one exit gives the trunk and the last exit; one with this
+      run's exits gives all. The parent's shape, up to what `growth` changes,
+      and data must be this run's; of an import's data, only the tokenizer.
+    seed: seed of initialisation and of the order of the data.
+    evaluations: number of evaluations, evenly spaced in steps, the last at the
+      end of the run.
+    first_evaluation: step of the first evaluation, with the others evenly
+      spaced in the logarithm of the step; 0 for even spacing in steps.
+    eval_tokens: held-out tokens of each evaluation, always the same ones.
+    eval_batch_size: sequences in a held-out batch; equal in all runs of a study,
+      so that they share a program.
+    gradients: whether each evaluation records the cosines between the exits'
       gradients on the first held-out batch.
-    eval_batch_size: rows of a held-out batch; one for all runs of a study, so
-      that they share a program.
-    checkpoint_seconds: least time between two checkpoints.
-    keep: how many of the last checkpoints stay, besides the best.
+    checkpoint_seconds: least time between two checkpoints, in seconds.
+    keep: number of latest checkpoints that are kept, besides the best.
+
+  Raises:
+    UserError: at construction, if a value is not allowed.
   """
 
-  steps: int
-  batch_size: int
-  base_lr: float
-  rate_width: int = 0
-  schedule: str = 'cosine'
-  warmup_steps: int = 0
-  decay_fraction: float = 0.2
-  final_lr: float = 0.0
-  beta1: float = 0.9
-  beta2: float = 0.95
-  eps: float = 1e-10
-  weight_decay: float = 0.1
-  clip: float = 1.0
-  weighting: str = 'uniform'
-  weighting_end: str = ''
-  other_weight: float = 0.3
-  trained: str = 'all'
+  steps: schema.Count
+  batch_size: schema.Count
+  base_lr: _Rate
+  rate_width: schema.Index = 0
+  schedule: Annotated[str, schema.one_of(*SCHEDULES)] = 'cosine'
+  warmup_steps: schema.Index = 0
+  decay_fraction: _Share = 0.2
+  final_lr: schema.Fraction = 0.0
+  beta1: _Decay = 0.9
+  beta2: _Decay = 0.95
+  eps: _Rate = 1e-10
+  weight_decay: schema.NonNegative = 0.1
+  clip: schema.NonNegative = 1.0
+  weighting: Annotated[str, schema.one_of(*WEIGHTINGS)] = 'uniform'
+  weighting_end: Annotated[str, schema.one_of(*WEIGHTINGS, '')] = ''
+  other_weight: schema.NonNegative = 0.3
+  trained: Annotated[str, schema.one_of('all', 'exits')] = 'all'
   init_from: str = ''
-  seed: int = 0
-  evaluations: int = 1
-  first_evaluation: int = 0
-  eval_tokens: int = 65_536
-  eval_batch_size: int = 32
+  seed: schema.Index = 0
+  evaluations: schema.Count = 1
+  first_evaluation: schema.Index = 0
+  eval_tokens: schema.Count = 65_536
+  eval_batch_size: schema.Count = 32
   gradients: bool = False
-  checkpoint_seconds: float = 60.0
-  keep: int = 2
+  checkpoint_seconds: schema.NonNegative = 60.0
+  keep: schema.Count = 2
 
   def __post_init__(self) -> None:
-    for key, (holds, range_) in _ALLOWED.items():
-      number = getattr(self, key)
-      # As the step takes it: what rounds to 0 or 1 is 0 or 1.
-      if not holds(np.float32(number)):
-        raise errors.UserError(
-          f'train.{key}: {number} is not allowed; it must be {range_}'
-        )
-    for key, allowed in (
-      ('schedule', SCHEDULES),
-      ('weighting', WEIGHTINGS),
-      ('weighting_end', WEIGHTINGS + ('',)),
-      ('trained', TRAINED),
-    ):
+    schema.check(self, 'train')
+    for key in ('warmup_steps', 'first_evaluation'):
       value = getattr(self, key)
-      if value not in allowed:
-        raise errors.UserError(
-          f'train.{key}: {value!r} is not one of {", ".join(allowed)}'
-          f'{errors.nearest(str(value), allowed)}'
-        )
-    if not 0 <= self.warmup_steps <= self.steps:
-      raise errors.UserError(
-        f'train.warmup_steps: {self.warmup_steps} is not '
-        f'in 0..{self.steps}, the steps of the run'
+      errors.require(
+        value <= self.steps,
+        f'train.{key}',
+        value,
+        f'at most train.steps, {self.steps}',
       )
-    if not 0 <= self.first_evaluation <= self.steps:
-      raise errors.UserError(
-        f'train.first_evaluation: {self.first_evaluation} is not '
-        f'in 0..{self.steps}, the steps of the run'
-      )
-    if self.trained == 'exits' and not self.init_from:
-      raise errors.UserError(
-        'train.init_from: needed where train.trained is '
-        "'exits': the run that holds the trunk"
-      )
+    errors.require(
+      bool(self.init_from) or self.trained == 'all',
+      'train.init_from',
+      self.init_from,
+      "the run that holds the trunk, for train.trained 'exits'",
+    )
 
   @property
   def evaluated(self) -> frozenset[int]:
@@ -194,52 +169,48 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LayoutConfig:
-  """How a run lies on its devices; it may change when the run goes on.
+  """Placement of a run on its devices; it may change when the run is resumed.
 
   Attributes:
-    data: devices over which rows are split beside `fsdp`, each with all of its
-      parameters; 0 for as many as there are.
+    data: devices over which rows are split besides `fsdp`, each group with a
+      whole copy of the parameters; 0 for as many as there are.
     fsdp: devices over which rows and parameters are split.
     tensor: devices over which heads, MLP and vocabulary are split.
-    microbatches: parts of a batch whose gradients are summed one after another,
-      where it does not fit at once.
+    microbatches: parts of a batch whose gradients are accumulated one after
+      another to save memory.
+
+  Raises:
+    UserError: at construction, if a value is not allowed.
   """
 
-  data: int = 0
-  fsdp: int = 1
-  tensor: int = 1
-  microbatches: int = 1
+  data: schema.Index = 0
+  fsdp: schema.Count = 1
+  tensor: schema.Count = 1
+  microbatches: schema.Count = 1
 
   def __post_init__(self) -> None:
-    for key, least in (
-      ('data', 0),
-      ('fsdp', 1),
-      ('tensor', 1),
-      ('microbatches', 1),
-    ):
-      value = getattr(self, key)
-      if value < least:
-        raise errors.UserError(
-          f'layout.{key}: {value} is not allowed; it must be at least {least}'
-        )
+    schema.check(self, 'layout')
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """One run: what it trains, on what, how, and its place in a study.
+  """A training run and its place in a study.
 
   Attributes:
-    cell: name within the study.
-    arm: why the study wants it: `grid`, `seed`, `twin`, `weighting`,
-      `frozen`, `kind`, `branch`, `rate`, `gradients`, in a study of families the
-      name of its way, or, alone, `single`; of a model that was not trained here,
-      `export`, `import` or `expand`.
-    budget: FLOPs that the study planned for it.
-    model: the model.
-    data: the corpus and its sequences.
-    train: the rest.
-    layout: on the devices.
-    growth: from a smaller `init_from`; the data go on where that one stopped.
+    cell: name of the run within the study.
+    arm: role of the run: `grid`, `seed`, `twin`, `weighting`, `frozen`, `kind`,
+      `branch`, `rate` or `gradients` in an IsoFLOP study, the name of its method
+      in a study of families, `single` outside a study; `export`, `import` or
+      `expand` for a model that was not trained here.
+    budget: compute in FLOPs that the study planned for the run.
+    model: shape of the model.
+    data: corpus and sequences.
+    train: optimizer, schedule, losses, evaluations and checkpoints.
+    layout: placement on devices.
+    growth: growth from a smaller `init_from`, whose data order is continued.
+
+  Raises:
+    UserError: at construction, if sections do not fit together.
   """
 
   cell: str
@@ -252,32 +223,39 @@ class RunConfig:
   growth: growth_config.GrowthConfig = growth_config.NONE
 
   def __post_init__(self) -> None:
-    if self.model.vocab_size != self.data.vocab_size:
-      raise errors.UserError(
-        f'model.vocab_size: {self.model.vocab_size} differs from '
-        f'data.vocab_size {self.data.vocab_size}'
-      )
-    if self.train.trained == 'exits' and self.model.granularity == 1:
-      raise errors.UserError(
-        f'model.exits: {self.model.exits} holds no exit before the last, and '
-        "train.trained is 'exits': there is nothing to train"
-      )
+    model, data, train = self.model, self.data, self.train
     grows = self.growth != growth_config.NONE
-    if grows and not self.train.init_from:
-      raise errors.UserError(
-        'train.init_from: needed where growth is set: the run that grows'
-      )
-    if grows and self.train.trained == 'exits':
-      raise errors.UserError(
-        "train.trained: 'exits' is not allowed where growth is set; it must be "
-        "'all'"
-      )
-    chunk = self.model.loss_chunk
-    if chunk and self.data.seq_len % chunk:
-      raise errors.UserError(
-        f'model.loss_chunk: {chunk} does not divide '
-        f'data.seq_len {self.data.seq_len}'
-      )
+    chunk = model.loss_chunk or data.seq_len
+    errors.require(
+      model.vocab_size == data.vocab_size,
+      'model.vocab_size',
+      model.vocab_size,
+      f'data.vocab_size, {data.vocab_size}',
+    )
+    errors.require(
+      train.trained == 'all' or model.granularity > 1,
+      'model.exits',
+      model.exits,
+      "more than one exit for train.trained 'exits'",
+    )
+    errors.require(
+      not grows or bool(train.init_from),
+      'train.init_from',
+      train.init_from,
+      'the run that grows, where growth is set',
+    )
+    errors.require(
+      not grows or train.trained == 'all',
+      'train.trained',
+      train.trained,
+      "'all' where growth is set",
+    )
+    errors.require(
+      data.seq_len % chunk == 0,
+      'model.loss_chunk',
+      chunk,
+      f'a divisor of data.seq_len {data.seq_len}',
+    )
 
 
 def template() -> ml_collections.ConfigDict:

@@ -5,16 +5,23 @@ import math
 from typing import Annotated
 from typing import Any
 
+import hypothesis
+from hypothesis import strategies as st
 import ml_collections
 import pytest
 
+from experiments import allocation_live
+from experiments import depth_law
+from experiments import depth_regimes
+from experiments import depth_toys
+from experiments import expansion
+from experiments import familial_law
+from familial.allocation import config as replay_config
 from familial.core import errors
 from familial.core import schema
 from familial.data import config as data_config
+from familial.expansion import config as growth_config
 from familial.model import config as model_config
-from familial.studies import allocation_config as live_config
-from familial.studies import cells
-from familial.studies import config as study_config
 from familial.studies import templates
 from familial.training import config as train_config
 
@@ -225,98 +232,237 @@ def test_a_file_that_is_no_record_is_named(tmp_path, text, key):
   assert '\n' not in str(raised.value)
 
 
-def test_every_default_of_a_study_can_be_overridden():
-  template = templates.study_template()
-  sections = {
-    'data': (data_config.DataConfig, ()),
-    'model': (model_config.ModelConfig, cells.SHAPE_KEYS),
-    'train': (train_config.TrainConfig, cells.BUDGET_KEYS),
-    'rules': (study_config.Rules, ()),
-    'grid': (study_config.Grid, ()),
-    'fit': (study_config.Fit, ()),
-    'assumed': (study_config.AssumedLaw, ()),
-    'layout': (train_config.LayoutConfig, ()),
-  }
-  for name, (cls, decided) in sections.items():
-    defaults = {
-      field.name: field.default
-      for field in dataclasses.fields(cls)
-      if field.default is not dataclasses.MISSING
-    }
-    expected = {k: v for k, v in defaults.items() if k not in decided}
-    given = template[name].to_dict()
-    extra = cells.RATIOS if name == 'model' else {}
-    assert given == {**expected, **extra}
-  assert set(template) == {*sections, 'title', 'arms'}
+PARTS = st.builds(
+  Part,
+  count=st.integers(1, 10**12),
+  share=st.floats(0, 1),
+  name=st.sampled_from(['even', 'odd']),
+  rate=st.none() | st.floats(0, 1e300, exclude_min=True),
+)
 
 
-def filled(**changes):
-  config = templates.study_template()
-  config.train.base_lr = 0.01
-  config.grid.update(budgets=[1e8], shapes=[[8, 2, 1]], granularities=[1, 2])
-  config.assumed.update(E=1, A=30.0, B=90.0, alpha=0.3, beta=0.3)
-  config.arms = {
-    'branch': {'budgets': (1e8,), 'shapes': (0,), 'values': [[1, 2]]}
-  }
-  config.update(changes)
-  return config
+@hypothesis.given(
+  st.builds(
+    Whole,
+    part=PARTS,
+    parts=st.dictionaries(st.text(max_size=3), PARTS, max_size=2),
+    series=st.lists(PARTS, max_size=2).map(tuple),
+    sizes=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=3).map(tuple),
+    shapes=st.lists(st.tuples(st.integers(), st.integers())).map(tuple),
+    anything=st.none() | st.text() | st.integers(),
+  )
+)
+def test_what_is_allowed_is_read_back_from_json_to_the_bit(whole):
+  text = json.dumps(dataclasses.asdict(whole))
+  assert schema.read(Whole, json.loads(text)) == whole
 
 
-def test_a_study_comes_back_from_its_own_config():
-  config = filled()
-  study = templates.study(config)
-  assert study.grid.shapes == ((8, 2, 1),)  # Lists are tuples, all the way.
-  assert study.arms['branch'].values == ((1, 2),)
-  assert type(study.assumed.E) is float
-  again = ml_collections.ConfigDict(dataclasses.asdict(study))
-  assert templates.study(again) == study
-  assert templates.study(config.lock()) == study
+# Of every config class one that is allowed, by its section.
+VALID = {
+  'model': model_config.ModelConfig(
+    vocab_size=256, width=16, depth=3, heads=4, kv_heads=2, mlp_width=24,
+    exits=(1, 3),
+  ),
+  'data': data_config.DataConfig(),
+  'train': train_config.TrainConfig(steps=20, batch_size=2, base_lr=0.1),
+  'layout': train_config.LayoutConfig(),
+  'growth': growth_config.GrowthConfig(),
+  'law': replay_config.Law(),
+  '': replay_config.ReplayConfig(title='x', cells=((4, 1e9),)),
+}  # fmt: skip
+VALID['run'] = train_config.RunConfig(
+  'cell', 'grid', 1e9, VALID['model'], VALID['data'], VALID['train']
+)
+# By section, changes whose first key is refused.
+REFUSED: dict[str, list[dict[str, Any]]] = {
+  'model': [
+    {'vocab_size': 0},
+    {'width': 0},
+    {'depth': 0},
+    {'heads': 0},
+    {'heads': 3},
+    {'heads': 16, 'kv_heads': 16},
+    {'heads': 4, 'attention': 'fused', 'dtype': 'bfloat16'},
+    {'kv_heads': 0},
+    {'kv_heads': 3},
+    {'mlp_width': 0},
+    {'base_width': 0},
+    {'rope_theta': -1e4},
+    {'norm_eps': 0.0},
+    {'norm_eps': math.nan},
+    {'exits': ()},
+    {'exits': (0, 3)},
+    {'exits': (2, 2, 3)},
+    {'exits': (2, 1, 3)},
+    {'exits': (1, 2)},
+    {'exits': (1, 4)},
+    {'exit_kind': 'heads'},
+    {'branch_unembedding': 'none'},
+    {'dtype': 'float16'},
+    {'dtype': 'float32', 'attention': 'fused'},
+    {'attention': 'flash'},
+    {'loss_chunk': -1},
+  ],
+  'data': [
+    {'corpus': ''},
+    {'path': '', 'corpus': 'text_files'},
+    {'path': '/tmp'},
+    {'tokenizer': 'byte'},
+    {'tokenizer': 'my/tokenizer'},
+    {'vocab_size': 512},
+    {'vocab_size': 256, 'tokenizer': 'bpe'},
+    {'seq_len': 0},
+    {'heldout_percent': 0},
+    {'heldout_percent': 51},
+  ],
+  'train': [
+    {'steps': 0},
+    {'batch_size': 0},
+    {'base_lr': 0.0},
+    {'base_lr': 1e-60},  # 0 in float32.
+    {'base_lr': math.nan},
+    {'base_lr': math.inf},
+    {'rate_width': -1},
+    {'schedule': 'linear'},
+    {'warmup_steps': 21},
+    {'warmup_steps': -1},
+    {'decay_fraction': 0.0},
+    {'decay_fraction': 1.5},
+    {'final_lr': -0.1},
+    {'final_lr': 1.1},
+    {'beta1': 1.0},
+    {'beta1': -0.1},
+    {'beta2': 1.0},
+    {'beta2': 1 - 1e-9},  # 1 in float32.
+    {'eps': 0.0},
+    {'eps': 1e-60},
+    {'weight_decay': -0.1},
+    {'clip': -1.0},
+    {'weighting': 'unifrom'},
+    {'weighting_end': 'none'},
+    {'other_weight': -0.1},
+    {'trained': 'heads'},
+    {'init_from': '', 'trained': 'exits'},
+    {'seed': -1},
+    {'evaluations': 0},
+    {'first_evaluation': -1},
+    {'first_evaluation': 21},
+    {'eval_tokens': 0},
+    {'eval_batch_size': 0},
+    {'checkpoint_seconds': -1.0},
+    {'keep': 0},
+  ],
+  'layout': [{'data': -1}, {'fsdp': 0}, {'tensor': 0}, {'microbatches': 0}],
+  'growth': [
+    {'width': 'wider'},
+    {'split': 'odd'},
+    {'depth': 'deep'},
+    {'state': 'keep'},
+  ],
+  'law': [{'beyond': 0.0}, {'beyond': math.inf}],
+  '': [
+    {'cells': ()},
+    {'policies': ()},
+    {'constants': {'E': 1.0}},
+    {'draws': 0},
+    {'curves': 1},
+    {'seed': -1},
+    {'loss': 'mode'},
+  ],
+}
 
 
 @pytest.mark.parametrize(
-  ('changes', 'said'),
+  ('section', 'changes'),
+  [(section, each) for section in REFUSED for each in REFUSED[section]],
+)
+def test_each_config_refuses_by_key_and_value(section, changes):
+  valid = VALID[section]
+  key, value = next(iter(changes.items()))
+  start = f'{section}.{key}: {value!r} is not allowed'.removeprefix('.')
+  values = dataclasses.asdict(valid) | changes
+  for build in (
+    lambda: dataclasses.replace(valid, **changes),
+    lambda: schema.read(type(valid), values, section),
+  ):
+    with pytest.raises(errors.UserError) as raised:
+      build()
+    assert str(raised.value).startswith(start)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('section', 'changes'),
   [
-    ({'titel': 'x'}, ['titel', "'title'"]),
-    ({'grid': {'budgts': (1,)}}, ['grid.budgts', "'budgets'"]),
-    ({'arms': {'branch': {'value': ()}}}, ['arms.branch.value', "'values'"]),
-    ({'arms': {'tiwn': {'budgets': (1.0,), 'shapes': ()}}}, ['arms.tiwn']),
-    ({'arms': {'seed': {'budgets': (1.0,)}}}, ['arms.seed.shapes: is missing']),
+    ('train', {'clip': 0.0}),
+    ('train', {'beta1': 0.0, 'beta2': 0.0}),
+    ('train', {'weight_decay': 0.0, 'other_weight': 0.0}),
+    ('train', {'final_lr': 1.0, 'decay_fraction': 1.0}),
+    ('train', {'base_lr': 1e35}),  # It diverges, which is an answer.
+    ('train', {'warmup_steps': 20, 'first_evaluation': 20}),
+    ('data', {'heldout_percent': 50}),
+    ('data', {'tokenizer': 'bpe', 'vocab_size': 257}),
+    ('model', {'loss_chunk': 1, 'norm_eps': 1e-30}),
   ],
 )
-def test_a_study_refuses_in_one_line(changes, said):
-  with pytest.raises(errors.UserError) as raised:
-    templates.study(filled(**changes))
-  assert '\n' not in str(raised.value)
-  for part in said:
-    assert part in str(raised.value)
+def test_the_ends_of_what_is_allowed_are_allowed(section, changes):
+  dataclasses.replace(VALID[section], **changes)
 
 
-def test_what_a_study_must_set_is_missing_by_name():
-  with pytest.raises(errors.UserError, match=r'grid\.budgets: is missing'):
-    templates.study(templates.study_template())
+@pytest.mark.parametrize(
+  ('key', 'changes'),
+  [
+    ('model.vocab_size', {'model': {'vocab_size': 300}}),
+    ('model.loss_chunk', {'model': {'loss_chunk': 5}}),
+    (
+      'model.exits',
+      {
+        'model': {'exits': (3,)},
+        'train': {'trained': 'exits', 'init_from': '../parent'},
+      },
+    ),
+    ('train.init_from', {'growth': {'width': 'replicate'}}),
+    (
+      'train.trained',
+      {
+        'growth': {'width': 'replicate'},
+        'train': {'trained': 'exits', 'init_from': '../parent'},
+      },
+    ),
+  ],
+)
+def test_sections_of_a_run_that_do_not_fit_are_refused(key, changes):
+  values = dataclasses.asdict(VALID['run'])
+  for section, change in changes.items():
+    values[section] |= change
+  with pytest.raises(errors.UserError, match=f'^{key}: .* is not allowed'):
+    schema.read(train_config.RunConfig, values)
 
 
-def single():
-  config = train_config.template()
-  config.data.seq_len = 16
-  config.model.update(
-    vocab_size=256, width=8, depth=2, heads=2, kv_heads=1, mlp_width=16,
-    exits=[1, 2],
-  )  # fmt: skip
-  config.train.update(steps=5, batch_size=2, base_lr=0.1)
-  return config
+@pytest.mark.parametrize(
+  'config',
+  [
+    *VALID.values(),
+    templates.study(familial_law.get_config('test')),
+    templates.families(expansion.get_config('test')),
+    templates.allocation(allocation_live.get_config('test')),
+    templates.depth(depth_law.get_config('test')),
+    templates.regimes(depth_regimes.get_config('test')),
+    templates.depth_toys(depth_toys.get_config('test')),
+  ],
+  ids=lambda config: type(config).__name__,
+)
+def test_a_config_is_read_back_and_described(config):
+  values = json.loads(json.dumps(dataclasses.asdict(config)))
+  assert schema.read(type(config), values) == config
+  locked = ml_collections.ConfigDict(values).lock()
+  assert schema.read(type(config), locked) == config
+  for field in schema.describe(type(config)):
+    assert field.description, f'{field.name} has no description'
 
 
-def test_a_run_is_built_with_its_place_in_no_study():
-  run = train_config.read(single())
-  assert (run.cell, run.arm, run.budget) == ('run', 'single', 0.0)
-  assert run.model.exits == (1, 2)
-  assert (run.train.steps, run.data.seq_len) == (5, 16)
-  again = ml_collections.ConfigDict(dataclasses.asdict(run))
-  assert train_config.read(again) == run
-
-
-def test_a_live_allocation_fits_the_law_of_exits_unless_told_otherwise():
-  template = templates.allocation_template()
-  assert template.law.form == live_config.AllocationConfig.law.form
-  assert template.law.form == 'familial_total'
+def test_an_arm_of_no_name_is_refused():
+  config = familial_law.get_config('test')
+  config.arms.tiwn = {'budgets': (1.0,), 'shapes': ()}
+  with pytest.raises(errors.UserError, match=r'^arms\.tiwn: '):
+    templates.study(config)

@@ -1,33 +1,6 @@
 import pathlib
 
-import pytest
-
-from familial.core import errors
 from familial.data import config
-
-
-@pytest.mark.parametrize(
-  ('values', 'said'),
-  [
-    ({'corpus': ''}, ['corpus', 'python_source']),
-    ({'corpus': 'text_files'}, ['path', 'text_files']),
-    ({'path': '/tmp'}, ['path', '/tmp', 'python_source']),
-    ({'tokenizer': 'byte'}, ["'byte'", 'bytes, bpe', "did you mean 'bytes'"]),
-    ({'tokenizer': 'my/tokenizer'}, ["'my/tokenizer'", 'ends in .json']),
-    ({'vocab_size': 512}, ['vocab_size=512', '256']),
-    ({'tokenizer': 'bpe'}, ['vocab_size=256', '257']),
-    ({'seq_len': 0}, ['seq_len=0']),
-    ({'heldout_percent': 0}, ['heldout_percent=0', '1 to 50']),
-    ({'heldout_percent': 51}, ['heldout_percent=51']),
-  ],
-)
-def test_a_bad_value_is_named_in_one_line(values, said):
-  with pytest.raises(errors.UserError) as raised:
-    config.DataConfig(**values)
-  message = str(raised.value)
-  assert '\n' not in message
-  for part in said:
-    assert part in message
 
 
 def test_a_tokenizer_may_be_a_file():

@@ -6,43 +6,6 @@ from familial.core import errors
 from familial.model import config
 
 
-@pytest.mark.parametrize(
-  'key, change',
-  [
-    ('model.vocab_size', {'vocab_size': 0}),
-    ('model.width', {'width': 0}),
-    ('model.depth', {'depth': 0}),
-    ('model.mlp_width', {'mlp_width': 0}),
-    ('model.base_width', {'base_width': 0}),
-    ('model.rope_theta', {'rope_theta': -1e4}),
-    ('model.norm_eps', {'norm_eps': 0.0}),
-    ('model.heads', {'heads': 3}),
-    ('model.heads', {'heads': 16, 'kv_heads': 16}),
-    ('model.kv_heads', {'kv_heads': 3}),
-    ('model.exits', {'exits': ()}),
-    ('model.exits', {'exits': (0, 3)}),
-    ('model.exits', {'exits': (2, 2, 3)}),
-    ('model.exits', {'exits': (2, 1, 3)}),
-    ('model.exits', {'exits': (1, 2)}),
-    ('model.exits', {'exits': (1, 4)}),
-    ('model.exit_kind', {'exit_kind': 'heads'}),
-    ('model.branch_unembedding', {'branch_unembedding': 'none'}),
-    ('model.dtype', {'dtype': 'float16'}),
-    ('model.attention', {'attention': 'flash'}),
-    ('model.dtype', {'dtype': 'float32', 'attention': 'fused'}),
-    ('model.heads', {'heads': 4, 'attention': 'fused', 'dtype': 'bfloat16'}),
-    ('model.loss_chunk', {'loss_chunk': -1}),
-  ],
-)
-def test_what_cannot_work_is_refused_by_name(shape, key, change):
-  value = next(iter(change.values()))
-  with pytest.raises(errors.UserError) as caught:
-    shape(**change)
-  message = str(caught.value)
-  assert message.startswith(f'{key}: {value!r} is not allowed')
-  assert '\n' not in message
-
-
 def test_the_last_exit_is_a_head_and_owns_nothing(shape):
   for kind in config.EXIT_KINDS:
     model = shape(
