@@ -196,9 +196,11 @@ def defaults(cls: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
   for field in describe(cls):
     if field.name in without:
       continue
+    section = dataclasses.is_dataclass(field.type)
     if not field.required:
-      values[field.name] = _as_dict(field.default)
-    elif dataclasses.is_dataclass(field.type):
+      default = field.default
+      values[field.name] = dataclasses.asdict(default) if section else default
+    elif section:
       values[field.name] = defaults(field.type)
   return values
 
@@ -244,12 +246,21 @@ def describe(cls: Any) -> tuple[Field, ...]:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
       default = field.default_factory()
-    allowed = ' and '.join(
-      bound.allowed for bound in _split(hints[field.name])[1]
-    )
+    allowed = _allowed(hints[field.name])
     text = texts.get(field.name, '')
     found.append(Field(field.name, plain[field.name], default, allowed, text))
   return tuple(found)
+
+
+def _allowed(hint: Any) -> str:
+  """Returns the text of a type's bounds, and of those of its items."""
+  bare, bounds = _split(hint)
+  texts = [bound.allowed for bound in bounds]
+  if typing.get_args(bare):
+    is_tuple = typing.get_origin(bare) is tuple
+    if each := _allowed(_item(bare, 0 if is_tuple else '')):
+      texts.append(f'each {each}')
+  return ' and '.join(texts)
 
 
 def _attributes(doc: str) -> dict[str, str]:
@@ -261,12 +272,6 @@ def _attributes(doc: str) -> dict[str, str]:
     name: ' '.join(text.split())
     for name, text in zip(entries[::2], entries[1::2], strict=True)
   }
-
-
-def _as_dict(value: Any) -> Any:
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    return dataclasses.asdict(value)
-  return value
 
 
 def _plain(value: Any) -> Any:
@@ -301,9 +306,9 @@ def _item(hint: Any, key: str | int) -> Any:
   if dataclasses.is_dataclass(hint):
     return _hints(hint)[str(key)]
   arguments = typing.get_args(hint)
-  if isinstance(key, int) and Ellipsis not in arguments:
-    return arguments[key]
-  return arguments[0 if isinstance(key, int) else 1]
+  if not isinstance(key, int):
+    return arguments[1]
+  return arguments[0 if Ellipsis in arguments else min(key, len(arguments) - 1)]
 
 
 def _check(value: Any, hint: Any, key: str) -> None:

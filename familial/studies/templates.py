@@ -125,7 +125,7 @@ def at_scale(config: ml_collections.ConfigDict) -> None:
 
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
   """Returns an IsoFLOP study's config."""
-  return schema.read(study_config.StudyConfig, config)
+  return schema.read(study_config.StudyConfig, {'arms': {}, **config})
 
 
 def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:

@@ -195,6 +195,9 @@ def test_a_class_describes_its_fields():
   assert on.description == ''
   assert (count.allowed, on.allowed) == ('at least 1', '')
   assert "'even', 'odd'" in name.allowed and 'finite' in rate.allowed
+  sizes, table = (schema.describe(Whole)[i] for i in (3, 6))
+  assert sizes.allowed == 'of at least one item and each finite'
+  assert table.allowed == 'each at least 0'
   names = [field.type_name for field in schema.describe(Whole)]
   assert names[:4] == ['Part', 'dict[str, Part]', 'tuple[Part, ...]',
                        'tuple[float, ...]']  # fmt: skip
