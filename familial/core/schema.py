@@ -64,19 +64,17 @@ class Bound:
     return self.allowed + errors.nearest(str(value), self.names)
 
   def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-    from pydantic_core import core_schema
-
-    return core_schema.no_info_after_validator_function(
-      self._validate, handler(source)
-    )
-
-  def _validate(self, value: Any) -> Any:
     import pydantic_core
 
-    if not self.holds(value):
+    def validate(value: Any) -> Any:
+      if self.holds(value):
+        return value
       text = {'text': self.text(value)}
       raise pydantic_core.PydanticCustomError('bound', '{text}', text)
-    return value
+
+    return pydantic_core.core_schema.no_info_after_validator_function(
+      validate, handler(source)
+    )
 
 
 def at_least(least: float) -> Bound:
@@ -370,26 +368,26 @@ def _refusal(cls: Any, where: str, found: list[Any]) -> errors.UserError:
   """Returns one line for pydantic's errors: the first unknown key, or the first."""
   unknown = [e for e in found if e['type'] == 'unexpected_keyword_argument']
   first = (unknown or found)[0]
-  kind, loc, value = first['type'], first['loc'], first['input']
-  context = first.get('ctx', {})
-  if isinstance(context.get('error'), errors.UserError):
-    return context['error']  # Raised by a __post_init__.
+  kind, loc = first['type'], first['loc']
+  raised = first.get('ctx', {}).get('error')
+  if isinstance(raised, errors.UserError):  # By a __post_init__.
+    return raised
   short = kind == 'missing' and isinstance(loc[-1], int)  # An item of a tuple.
-  key = where
-  for part in loc[:-1] if short else loc:
-    key += f'[{part}]' if isinstance(part, int) else f'.{part}'
-  key = key.removeprefix('.')
+  loc = loc[:-1] if short else loc
+  parts = [f'[{k}]' if isinstance(k, int) else f'.{k}' for k in loc]
+  key = (where + ''.join(parts)).removeprefix('.')
   if unknown:
-    names = _hints(_split(functools.reduce(_item, loc[:-1], cls))[0])
+    names = _hints(_type_at(cls, loc[:-1]))
     nearest = errors.nearest(str(loc[-1]), names)
     return errors.UserError(f'{key}: unknown key{nearest}')
-  if short:
-    return errors.not_allowed(key, value, 'longer')
-  if kind == 'missing':
+  if kind == 'missing' and not short:
     return errors.UserError(f'{key}: is missing')
-  if kind == 'too_long':
-    allowed = f'of length {context["max_length"]}'
-    return errors.not_allowed(key, value, allowed)
-  return errors.not_allowed(
-    key, value, first['msg'].removeprefix('Input should be ')
-  )
+  allowed = first['msg'].removeprefix('Input should be ')
+  if short or kind == 'too_long':
+    allowed = f'of length {len(typing.get_args(_type_at(cls, loc)))}'
+  return errors.not_allowed(key, first['input'], allowed)
+
+
+def _type_at(cls: Any, loc: tuple[str | int, ...]) -> Any:
+  """Returns the type at a path of keys and indices in a dataclass."""
+  return _split(functools.reduce(_item, loc, cls))[0]

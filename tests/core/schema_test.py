@@ -276,108 +276,99 @@ VALID = {
 VALID['run'] = train_config.RunConfig(
   'cell', 'grid', 1e9, VALID['model'], VALID['data'], VALID['train']
 )
-# By section, changes whose first key is refused.
-REFUSED: dict[str, list[dict[str, Any]]] = {
-  'model': [
-    {'vocab_size': 0},
-    {'width': 0},
-    {'depth': 0},
-    {'heads': 0},
-    {'heads': 3},
-    {'heads': 16, 'kv_heads': 16},
-    {'heads': 4, 'attention': 'fused', 'dtype': 'bfloat16'},
-    {'kv_heads': 0},
-    {'kv_heads': 3},
-    {'mlp_width': 0},
-    {'base_width': 0},
-    {'rope_theta': -1e4},
-    {'norm_eps': 0.0},
-    {'norm_eps': math.nan},
-    {'exits': ()},
-    {'exits': (0, 3)},
-    {'exits': (2, 2, 3)},
-    {'exits': (2, 1, 3)},
-    {'exits': (1, 2)},
-    {'exits': (1, 4)},
-    {'exit_kind': 'heads'},
-    {'branch_unembedding': 'none'},
-    {'dtype': 'float16'},
-    {'dtype': 'float32', 'attention': 'fused'},
-    {'attention': 'flash'},
-    {'loss_chunk': -1},
-  ],
-  'data': [
-    {'corpus': ''},
-    {'path': '', 'corpus': 'text_files'},
-    {'path': '/tmp'},
-    {'tokenizer': 'byte'},
-    {'tokenizer': 'my/tokenizer'},
-    {'vocab_size': 512},
-    {'vocab_size': 256, 'tokenizer': 'bpe'},
-    {'seq_len': 0},
-    {'heldout_percent': 0},
-    {'heldout_percent': 51},
-  ],
-  'train': [
-    {'steps': 0},
-    {'batch_size': 0},
-    {'base_lr': 0.0},
-    {'base_lr': 1e-60},  # 0 in float32.
-    {'base_lr': math.nan},
-    {'base_lr': math.inf},
-    {'rate_width': -1},
-    {'schedule': 'linear'},
-    {'warmup_steps': 21},
-    {'warmup_steps': -1},
-    {'decay_fraction': 0.0},
-    {'decay_fraction': 1.5},
-    {'final_lr': -0.1},
-    {'final_lr': 1.1},
-    {'beta1': 1.0},
-    {'beta1': -0.1},
-    {'beta2': 1.0},
-    {'beta2': 1 - 1e-9},  # 1 in float32.
-    {'eps': 0.0},
-    {'eps': 1e-60},
-    {'weight_decay': -0.1},
-    {'clip': -1.0},
-    {'weighting': 'unifrom'},
-    {'weighting_end': 'none'},
-    {'other_weight': -0.1},
-    {'trained': 'heads'},
-    {'init_from': '', 'trained': 'exits'},
-    {'seed': -1},
-    {'evaluations': 0},
-    {'first_evaluation': -1},
-    {'first_evaluation': 21},
-    {'eval_tokens': 0},
-    {'eval_batch_size': 0},
-    {'checkpoint_seconds': -1.0},
-    {'keep': 0},
-  ],
-  'layout': [{'data': -1}, {'fsdp': 0}, {'tensor': 0}, {'microbatches': 0}],
-  'growth': [
-    {'width': 'wider'},
-    {'split': 'odd'},
-    {'depth': 'deep'},
-    {'state': 'keep'},
-  ],
-  'law': [{'beyond': 0.0}, {'beyond': math.inf}],
-  '': [
-    {'cells': ()},
-    {'policies': ()},
-    {'constants': {'E': 1.0}},
-    {'draws': 0},
-    {'curves': 1},
-    {'seed': -1},
-    {'loss': 'mode'},
-  ],
+# By section and field, values that are refused.
+REFUSED: dict[str, dict[str, list[Any]]] = {
+  'model': {
+    'vocab_size': [0],
+    'width': [0],
+    'depth': [0],
+    'heads': [0, 3],
+    'kv_heads': [0, 3],
+    'mlp_width': [0],
+    'base_width': [0],
+    'rope_theta': [-1e4],
+    'norm_eps': [0.0, math.nan],
+    'exits': [(), (0, 3), (2, 2, 3), (2, 1, 3), (1, 2), (1, 4)],
+    'exit_kind': ['heads'],
+    'branch_unembedding': ['none'],
+    'dtype': ['float16'],
+    'attention': ['flash'],
+    'loss_chunk': [-1],
+  },
+  'data': {
+    'corpus': [''],
+    'path': ['/tmp'],
+    'tokenizer': ['byte', 'my/tokenizer'],
+    'vocab_size': [512],
+    'seq_len': [0],
+    'heldout_percent': [0, 51],
+  },
+  'train': {
+    'steps': [0],
+    'batch_size': [0],
+    'base_lr': [0.0, 1e-60, math.nan, math.inf],  # 1e-60 is 0 in float32.
+    'rate_width': [-1],
+    'schedule': ['linear'],
+    'warmup_steps': [21, -1],
+    'decay_fraction': [0.0, 1.5],
+    'final_lr': [-0.1, 1.1],
+    'beta1': [1.0, -0.1],
+    'beta2': [1.0, 1 - 1e-9],  # 1 - 1e-9 is 1 in float32.
+    'eps': [0.0, 1e-60],
+    'weight_decay': [-0.1],
+    'clip': [-1.0],
+    'weighting': ['unifrom'],
+    'weighting_end': ['none'],
+    'other_weight': [-0.1],
+    'trained': ['heads'],
+    'seed': [-1],
+    'evaluations': [0],
+    'first_evaluation': [-1, 21],
+    'eval_tokens': [0],
+    'eval_batch_size': [0],
+    'checkpoint_seconds': [-1.0],
+    'keep': [0],
+  },
+  'layout': {'data': [-1], 'fsdp': [0], 'tensor': [0], 'microbatches': [0]},
+  'growth': {
+    'width': ['wider'],
+    'split': ['odd'],
+    'depth': ['deep'],
+    'state': ['keep'],
+  },
+  'law': {'beyond': [0.0, math.inf]},
+  '': {
+    'cells': [()],
+    'policies': [()],
+    'constants': [{'E': 1.0}],
+    'draws': [0],
+    'curves': [1],
+    'seed': [-1],
+    'loss': ['mode'],
+  },
 }
+# Changes of several fields, the first of which is refused.
+REFUSED_TOGETHER: list[tuple[str, dict[str, Any]]] = [
+  ('model', {'heads': 16, 'kv_heads': 16}),
+  ('model', {'heads': 4, 'attention': 'fused', 'dtype': 'bfloat16'}),
+  ('model', {'dtype': 'float32', 'attention': 'fused'}),
+  ('data', {'path': '', 'corpus': 'text_files'}),
+  ('data', {'vocab_size': 256, 'tokenizer': 'bpe'}),
+  ('train', {'init_from': '', 'trained': 'exits'}),
+]
 
 
 @pytest.mark.parametrize(
   ('section', 'changes'),
-  [(section, each) for section in REFUSED for each in REFUSED[section]],
+  [
+    *REFUSED_TOGETHER,
+    *(
+      (section, {key: value})
+      for section, fields in REFUSED.items()
+      for key, values in fields.items()
+      for value in values
+    ),
+  ],
 )
 def test_each_config_refuses_by_key_and_value(section, changes):
   valid = VALID[section]
@@ -392,6 +383,11 @@ def test_each_config_refuses_by_key_and_value(section, changes):
       build()
     assert str(raised.value).startswith(start)
     assert '\n' not in str(raised.value)
+
+
+def test_a_noise_of_synthetic_curves_is_refused_by_name():
+  with pytest.raises(errors.UserError, match=r"^noises\[0\]: 'pink'"):
+    dataclasses.replace(VALID[''], noises=('pink',))
 
 
 @pytest.mark.parametrize(
