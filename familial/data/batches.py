@@ -1,10 +1,10 @@
 """Batches as a pure function of (seed, step).
 
 A packed split is cut into windows of L + 1 tokens, L apart, so that every token
-but the first is a target once. Windows are numbered from the run's beginning, or
-from that of the run whose data it goes on with: number p is in epoch p // windows, and a permutation of that epoch says which
-window it is. Nothing else is state, so a run resumes from its step alone, and
-the number of processes does not matter.
+but the first is a target once. Positions are counted from the beginning of
+the run, or of the run whose data it continues: position p is in epoch
+p // windows, and a permutation of that epoch gives the window. There is no other
+state, so a run resumes from its step alone, on any number of processes.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from familial.data import config as config_lib
 from familial.data import packing
 from familial.data import tokenizers
 
-# index_shuffle walks through the 2**16 numbers of its smallest block until one
-# is in range, a millisecond for tens of windows; up to this many, the windows
-# are sorted by the place that it gives them in a full block instead.
+# index_shuffle iterates over the 2**16 numbers of its smallest block until one is
+# in range, which takes a millisecond for tens of windows. Up to this many windows
+# are sorted by their index in a full block instead.
 _SMALL = 2**12
 
 Batch = dict[str, np.ndarray]
@@ -31,7 +31,7 @@ class Batches:
   Attributes:
     tokens_per_step: targets of one step, over all processes.
     epoch_tokens: targets of one pass over the corpus.
-    first: the number of the window that the run begins with.
+    first: position of the run's first window.
   """
 
   def __init__(
@@ -44,16 +44,16 @@ class Batches:
     process_count: int = 1,
     first: int = 0,
   ):
-    """Checks the sizes and keeps references; costs nothing.
+    """Checks the sizes and keeps references to the corpus.
 
     Args:
-      corpus: what packing.load gave for `config`.
-      config: seq_len and document_mask are read.
+      corpus: the corpus of `config`.
+      config: `seq_len` and `document_mask` are read.
       batch_size: rows of a step, over all processes.
-      seed: of the permutations.
+      seed: seed of the permutations.
       process_index: which of the equal slices of rows to return.
-      process_count: how many slices; slice after slice they are the batch.
-      first: the number of the window that the run begins with.
+      process_count: number of slices; concatenated they are the batch.
+      first: position of the run's first window.
 
     Raises:
       UserError: if the corpus has fewer windows than a batch has rows, or the
@@ -110,7 +110,7 @@ class Batches:
 
 
 def iterate(batches: Batches, start_step: int = 0) -> Iterator[Batch]:
-  """Yields the batches from `start_step` on, without end, made ahead of use."""
+  """Yields the batches from `start_step` on, without end, prefetched."""
   import grain
 
   steps = grain.MapDataset.range(start_step, np.iinfo(np.int64).max)
@@ -126,15 +126,15 @@ def heldout(
 ) -> list[Batch]:
   """Returns a fixed set of held-out targets as batches of equal shape.
 
-  Its windows are spread evenly over the split, in order: consecutive ones would
-  be a few documents, no sample of the corpus.
+  Its windows are spread evenly over the split, in order: consecutive windows
+  would be a few documents and no sample of the corpus.
 
   Args:
-    corpus: what packing.load gave for `config`.
-    config: seq_len and document_mask are read.
-    tokens: targets with weight 1 before any document mask; all there are, if
-      the split has fewer.
-    batch_size: rows of every batch; what is over has weight 0.
+    corpus: the corpus of `config`.
+    config: `seq_len` and `document_mask` are read.
+    tokens: targets with weight 1 before any document mask; all targets of the
+      split if it has fewer.
+    batch_size: rows of every batch; rows left over have weight 0.
 
   Raises:
     UserError: if there is no target, or `tokens` or `batch_size` is below 1.
@@ -145,7 +145,7 @@ def heldout(
       'at least 1'
     )
   length = config.seq_len
-  # Only whole windows are cut, so that no shape depends on the corpus.
+  # Only whole windows, so that no shape depends on the corpus.
   available = (len(corpus.heldout.tokens) - 1) // length
   if not available:
     raise errors.UserError(
@@ -155,7 +155,7 @@ def heldout(
   windows = min(-(-tokens // length), available)
   count = -(-windows // batch_size)
   numbers = np.arange(count * batch_size)
-  # Rows past the end repeat the last window and weigh nothing.
+  # Rows past the end repeat the last window with weight 0.
   starts = np.minimum(numbers, windows - 1) * available // windows * length
   targets_BxL = numbers[:, None] * length + np.arange(length)
   counted_BxL = targets_BxL < min(tokens, windows * length)
@@ -170,10 +170,10 @@ def heldout(
 def heldout_bytes_per_token(
   corpus: packing.Corpus, batches: list[Batch]
 ) -> float:
-  """Returns UTF-8 bytes per target over the targets that weigh 1.
+  """Returns UTF-8 bytes per target over the targets with weight 1.
 
-  A separator is a target of no bytes. The loss per byte is the loss per token
-  divided by this.
+  A separator has no bytes. The loss per byte is the loss per token divided by
+  this number.
   """
   lengths_V = tokenizers.load(corpus.tokenizer_path).byte_lengths()
   size = sum(
@@ -189,7 +189,7 @@ def _cut(
   config: config_lib.DataConfig,
   starts: np.ndarray,
 ) -> Batch:
-  """Cuts the windows that begin at `starts`."""
+  """Returns the windows that begin at `starts` as a batch."""
   columns = np.arange(config.seq_len + 1)
   tokens = split.tokens[starts[:, None] + columns].astype(np.int32)
   inputs_BxL = np.ascontiguousarray(tokens[:, :-1])
@@ -199,7 +199,7 @@ def _cut(
     'weights_BxL': np.ones(inputs_BxL.shape, np.float32),
   }
   if config.document_mask:
-    # A separator is the last token of its document and occurs nowhere else.
+    # A separator is the last token of its document and occurs only there.
     ends_BxL = inputs_BxL == corpus.separator
     batch['weights_BxL'] -= ends_BxL
     batch['segments_BxL'] = np.cumsum(ends_BxL, axis=1, dtype=np.int32)
@@ -209,7 +209,7 @@ def _cut(
 
 @functools.lru_cache(maxsize=4)
 def _epoch_seed(seed: int, epoch: int) -> int:
-  # Neighbouring seeds and epochs must not share permutations.
+  # Adjacent seeds and epochs must not share permutations.
   return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 

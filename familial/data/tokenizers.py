@@ -1,7 +1,8 @@
-"""Text to tokens and back: bytes, or a byte-level BPE.
+"""Tokenizers: UTF-8 bytes, or a byte-level BPE.
 
-Both have a separator, a token that no text contains; it ends every document. In
-a file it is the token of that name: an import gives it to what ended texts.
+Both have a separator, a token that ends every document and that no text
+contains. In a tokenizer's file it is the token named SEPARATOR; an import renames
+the end-of-text token.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ import numpy as np
 from familial.core import errors
 
 SEPARATOR = '<|separator|>'
-# Every byte that UTF-8 uses, and what a tokenizer that is not byte-level
-# changes: a first character that is no space, two spaces, an accent of its own.
+# Every byte that UTF-8 uses, and text that a tokenizer that is not byte-level
+# changes: no space at the start, two spaces, a combining accent.
 _PROBE = ''.join(
   map(
     chr,
@@ -33,17 +34,17 @@ _PROBE = ''.join(
     ],
   )
 )
-# Merges hardly change after this much text, and the trainer counts in memory.
-_TRAINING_BYTES = 2**28
+# Merges hardly change after this much text, and the trainer holds it in memory.
+TRAINING_BYTES = 2**28
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code asks of a tokenizer.
+  """The interface of a tokenizer.
 
   Attributes:
-    vocab_size: how many tokens there are.
+    vocab_size: number of tokens.
     separator: the token that ends a document.
-    mark: tells it from others: of the same mark, of the same tokens.
+    mark: identifier; tokenizers with equal marks have equal tokens.
   """
 
   vocab_size: int
@@ -54,14 +55,14 @@ class Tokenizer(Protocol):
     """Returns the tokens of each text, without separators."""
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """Returns the text; separators vanish, broken UTF-8 becomes U+FFFD."""
+    """Returns the text without separators; invalid UTF-8 becomes U+FFFD."""
 
   def byte_lengths(self) -> np.ndarray:
-    """Returns [V], the bytes of text that each token stands for."""
+    """Returns the number of bytes of each token, [V]."""
 
 
 class Bytes:
-  """One token a byte; 0xFF, which UTF-8 never uses, is the separator."""
+  """One token per byte; 0xFF, which UTF-8 never uses, is the separator."""
 
   vocab_size = 256
   separator = 0xFF
@@ -72,26 +73,26 @@ class Bytes:
     return [np.frombuffer(t.encode('utf-8'), np.uint8) for t in texts]
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """Returns the text; separators vanish, broken UTF-8 becomes U+FFFD."""
+    """Returns the text without separators; invalid UTF-8 becomes U+FFFD."""
     kept = bytes(int(t) for t in tokens if t != self.separator)
     return kept.decode('utf-8', errors='replace')
 
   def byte_lengths(self) -> np.ndarray:
-    """Returns [V], the bytes of text that each token stands for."""
+    """Returns the number of bytes of each token, [V]."""
     lengths_V = np.ones(self.vocab_size, np.int64)
     lengths_V[self.separator] = 0
     return lengths_V
 
 
 class BPE:
-  """A byte-level BPE from the text of a file of the `tokenizers` library."""
+  """A byte-level BPE, from the JSON text of the `tokenizers` library."""
 
   def __init__(self, text: str):
     import tokenizers
 
     self.mark = hashlib.sha256(text.encode('utf-8')).hexdigest()[:16]
     self._tokenizer = tokenizers.Tokenizer.from_str(text)
-    # A text that spells the separator out is still only text.
+    # The separator's name within a text is encoded as text.
     self._tokenizer.encode_special_tokens = True
     self.vocab_size: int = self._tokenizer.get_vocab_size()
     separator = self._tokenizer.token_to_id(SEPARATOR)
@@ -121,17 +122,17 @@ class BPE:
     return [np.asarray(e.ids, np.uint32) for e in encodings]
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """Returns the text; separators vanish, broken UTF-8 becomes U+FFFD."""
+    """Returns the text without separators; invalid UTF-8 becomes U+FFFD."""
     kept = [int(t) for t in tokens if t != self.separator]
     return self._tokenizer.decode(kept, skip_special_tokens=False)
 
   def byte_lengths(self) -> np.ndarray:
-    """Returns [V], the bytes of text that each token stands for."""
+    """Returns the number of bytes of each token, [V]."""
     lengths_V = np.zeros(self.vocab_size, np.int64)
-    # In this vocabulary a character of a token stands for one byte.
+    # Each character of a token in this vocabulary is one byte.
     for token, number in self._tokenizer.get_vocab().items():
       lengths_V[number] = len(token)
-    # But those that were added to it are plain text.
+    # Added tokens are plain text.
     for number, added in self._tokenizer.get_added_tokens_decoder().items():
       lengths_V[number] = len(added.content.encode('utf-8'))
     lengths_V[self.separator] = 0
@@ -139,10 +140,10 @@ class BPE:
 
 
 def load(path: str) -> Tokenizer:
-  """Returns the tokenizer of a file, or bytes where the path is ''.
+  """Returns the tokenizer of a file, or `Bytes` if the path is ''.
 
   Raises:
-    UserError: if the file is missing or no byte-level BPE of this library.
+    UserError: if the file is missing or not a byte-level BPE of this library.
   """
   if not path:
     return Bytes()
@@ -159,7 +160,7 @@ def train(texts: Iterator[str], vocab_size: int, path: pathlib.Path) -> None:
   The vocabulary is the separator, the 256 bytes, and merges by frequency.
 
   Raises:
-    UserError: if the texts do not give that many merges.
+    UserError: if the texts yield fewer tokens.
   """
   import tokenizers
 
@@ -185,12 +186,11 @@ def train(texts: Iterator[str], vocab_size: int, path: pathlib.Path) -> None:
 
 
 def _first_bytes(texts: Iterator[str]) -> Iterator[str]:
-  left = _TRAINING_BYTES
+  left = TRAINING_BYTES
   for text in texts:
     part = text.encode('utf-8')[:left]
-    yield part.decode(
-      'utf-8', errors='ignore'
-    )  # Of the last, half a character.
+    # The cut may leave part of a character at the end.
+    yield part.decode('utf-8', errors='ignore')
     left -= len(part)
     if not left:
       return

@@ -1,8 +1,11 @@
 import concurrent.futures
 import dataclasses
+import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,8 +17,8 @@ import pytest
 from familial.core import errors
 from familial.data import batches
 from familial.data import config
-from familial.data import files
 from familial.data import packing
+from familial.data import sources
 from familial.data import tokenizers
 
 _TEXTS = [f'document {i} of the üsual kind\n' * (i % 7 + 1) for i in range(60)]
@@ -47,6 +50,11 @@ def warned(monkeypatch):
   return lines
 
 
+def _packed(settings):
+  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+  return folder
+
+
 def _documents(corpus, split):
   tokenizer = tokenizers.load(corpus.tokenizer_path)
   bounds = zip(split.documents[:-1], split.documents[1:], strict=True)
@@ -61,49 +69,52 @@ def _bpe(settings):
 
 def _file(settings):
   path = pathlib.Path(settings.path).parent / 'mine.json'
-  if not path.exists():
-    tokenizers.train(iter(_TEXTS), 265, path)
+  tokenizers.train(iter(_TEXTS), 265, path)
   return dataclasses.replace(settings, tokenizer=str(path), vocab_size=265)
 
 
 @pytest.mark.parametrize('change', [lambda c: c, _bpe, _file])
 def test_documents_come_back_each_in_its_split(settings, change):
+  # The same documents again under other names, in another folder.
+  _folder(pathlib.Path(settings.path, 'copies'))
   corpus = packing.load(change(settings))
-  found = []
+  documents = []
   for name in ('train', 'heldout'):
     split = getattr(corpus, name)
     texts = list(_documents(corpus, split))
-    assert {files.split_of(t, 20) for t in texts} == {name}
+    assert {sources.split_of(t, 20) for t in texts} == {name}
     assert split.bytes == sum(len(t.encode('utf-8')) for t in texts)
     assert split.documents[0] == 0
     assert split.documents[-1] == len(split.tokens)
     assert split.tokens.dtype == np.uint16
     assert (split.tokens == corpus.separator).sum() == len(texts)
-    found += texts
-  assert sorted(found) == sorted(_TEXTS)
+    documents += texts
+  assert sorted(documents) == sorted(_TEXTS)
 
 
-def test_no_heldout_document_is_in_the_training_stream(tmp_path, settings):
-  # The same documents again under other names, in other folders.
-  _folder(tmp_path / 'text' / 'copies')
-  corpus = packing.load(settings)
-  stream = bytes([255]) + corpus.train.tokens.astype(np.uint8).tobytes()
-  heldout = list(_documents(corpus, corpus.heldout))
-  assert heldout
-  for text in heldout:
-    assert b'\xff' + text.encode('utf-8') + b'\xff' not in stream
-  # The search finds what is there.
-  for text in _documents(corpus, corpus.train):
-    assert b'\xff' + text.encode('utf-8') + b'\xff' in stream
-
-
-def test_what_is_packed_is_not_made_again(settings, monkeypatch):
+def test_a_packed_corpus_is_found_again(settings, monkeypatch):
   first = packing.load(settings)
-  monkeypatch.setattr(packing, '_pack', None)
+  monkeypatch.setattr(tokenizers, 'load', None)
   second = packing.load(settings)
   assert first.fingerprint == second.fingerprint
   np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
   assert not second.train.tokens.flags.writeable
+
+
+def test_names_and_fingerprint_are_those_of_earlier_versions(
+  tmp_path, monkeypatch
+):
+  folder = _folder(tmp_path / 'text')
+  for file in folder.iterdir():
+    os.utime(file, ns=(0, 10**18))
+  settings = config.DataConfig(
+    corpus='text_files', path=str(folder), cache_dir=str(tmp_path / 'cache')
+  )
+  assert packing.load(settings).fingerprint == '29a7bc7eb5c7d2e4'
+  assert _packed(settings).name == 'text_files-bytes-70c16d3427aa24bc'
+  assert os.listdir(tmp_path / 'cache' / 'tfds') == [
+    'text_files-48ff57290f1a6768'
+  ]
 
 
 def test_fingerprint_is_of_the_content(settings, tmp_path):
@@ -111,7 +122,6 @@ def test_fingerprint_is_of_the_content(settings, tmp_path):
     return packing.load(dataclasses.replace(settings, **changes)).fingerprint
 
   first = fingerprint()
-  assert int(first, 16)
   # Another cache, another folder with the same text, other windows.
   assert fingerprint(cache_dir=str(tmp_path / 'other')) == first
   again = str(_folder(tmp_path / 'again', _TEXTS[::-1]))
@@ -126,15 +136,12 @@ def test_fingerprint_is_of_the_content(settings, tmp_path):
 
 def test_bpe_is_trained_on_the_train_split_only(tmp_path, settings):
   """A word that only held-out documents have does not become a token."""
-  shared = 'abcabc ' * 40
-  texts = [f'{shared}{i}' for i in range(200)]
-  texts = [
-    t + ' qzjqzj' * 400 if files.split_of(t, 20) == 'heldout' else t
-    for t in texts
-  ]
-  kept = [t for t in texts if 'qzj' not in t or _held_out(t)]
-  assert sum('qzj' in t for t in kept) > 3
-  folder = _folder(tmp_path / 'words', kept)
+  texts = ['abcabc ' * 40 + str(i) for i in range(200)]
+  with_word = [text + ' qzjqzj' * 400 for text in texts]
+  heldout = [t for t in with_word if sources.split_of(t, 20) == 'heldout']
+  train = [t for t in texts if sources.split_of(t, 20) == 'train']
+  assert len(heldout) > 3
+  folder = _folder(tmp_path / 'words', heldout + train)
   corpus = packing.load(
     dataclasses.replace(_bpe(settings), path=str(folder), vocab_size=262)
   )
@@ -144,14 +151,13 @@ def test_bpe_is_trained_on_the_train_split_only(tmp_path, settings):
   assert not any('qz' in t for t in tokens)
 
 
-def test_a_tokenizer_that_is_given_is_kept(settings):
+def test_a_given_tokenizer_is_used_and_copied(settings):
   settings = _file(settings)
   first = packing.load(settings)
   given = pathlib.Path(settings.tokenizer)
-  kept = pathlib.Path(first.tokenizer_path)
-  assert kept.read_bytes() == given.read_bytes()
+  assert pathlib.Path(first.tokenizer_path).read_bytes() == given.read_bytes()
   assert (first.vocab_size, first.separator) == (265, 0)
-  # Wherever it lies; but another one, or a retrained one, is another corpus.
+  # The corpus depends on its content and not on its path.
   moved = given.rename(given.with_name('moved.json'))
   again = dataclasses.replace(settings, tokenizer=str(moved))
   assert packing.load(again).fingerprint == first.fingerprint
@@ -168,25 +174,27 @@ def test_a_tokenizer_that_is_given_is_kept(settings):
   assert '\n' not in str(raised.value)
 
 
-def _held_out(text):
-  return files.split_of(text, 20) == 'heldout'
+def _assert_only_finished_folders(settings):
+  for kind in ('packed', 'tfds'):
+    [folder] = os.listdir(pathlib.Path(settings.cache_dir, kind))
+    assert not folder.startswith('.')
 
 
 def test_two_at_once_make_one_where_there_are_no_locks(settings, monkeypatch):
-  """Both find nothing and prepare; one renames first, both read the same."""
+  """Both prepare the corpus; one renames it first, both read the same."""
 
   def refuse(*_):
     raise OSError('no locks')
 
-  monkeypatch.setattr(packing.fcntl, 'flock', refuse)
+  monkeypatch.setattr(fcntl, 'flock', refuse)
   both_inside = threading.Barrier(2, timeout=60)
-  write = packing._write
+  load = tokenizers.load
 
-  def write_together(*arguments):
+  def load_together(path):
     both_inside.wait()
-    write(*arguments)
+    return load(path)
 
-  monkeypatch.setattr(packing, '_write', write_together)
+  monkeypatch.setattr(tokenizers, 'load', load_together)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     first, second = pool.map(packing.load, [settings] * 2)
   assert first == dataclasses.replace(
@@ -196,15 +204,15 @@ def test_two_at_once_make_one_where_there_are_no_locks(settings, monkeypatch):
   _assert_only_finished_folders(settings)
 
 
-def test_processes_that_race_agree(settings):
+def test_of_processes_that_race_one_packs(settings):
   program = (
     'import os\n'
-    'from familial.data import config, packing\n'
-    'write = packing._write\n'
-    'def told(*arguments):\n'
+    'from familial.data import config, packing, tokenizers\n'
+    'load = tokenizers.load\n'
+    'def counted(path):\n'
     f'  open(f"{settings.cache_dir}/made_{{os.getpid()}}", "w").close()\n'
-    '  write(*arguments)\n'
-    'packing._write = told\n'
+    '  return load(path)\n'
+    'tokenizers.load = counted\n'
     f'corpus = packing.load(config.{settings!r})\n'
     'print(corpus.fingerprint, corpus.train.tokens.sum())\n'
   )
@@ -215,23 +223,16 @@ def test_processes_that_race_agree(settings):
   printed = {process.communicate()[0] for process in running}
   assert [process.returncode for process in running] == [0] * 3
   assert len(printed) == 1
-  # The others waited for it.
   assert len(list(pathlib.Path(settings.cache_dir).glob('made_*'))) == 1
   _assert_only_finished_folders(settings)
 
 
-def _assert_only_finished_folders(settings):
-  for room in ('packed', 'tfds'):
-    [folder] = os.listdir(pathlib.Path(settings.cache_dir, room))
-    assert not folder.startswith('.')
-
-
-def test_a_killed_preparation_is_not_taken_for_a_corpus(settings, monkeypatch):
+def test_a_killed_preparation_leaves_no_corpus(settings, monkeypatch):
   def killed(*_):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(packing, '_hash_of_file', killed)
+    patched.setattr(hashlib, 'file_digest', killed)
     with pytest.raises(KeyboardInterrupt):
       packing.load(settings)
   assert os.listdir(pathlib.Path(settings.cache_dir, 'packed')) == []
@@ -247,6 +248,14 @@ def _one_bit(content):
   return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+def _spoil(file, damage):
+  # Replaced, not written to: what is mapped already stays as it was.
+  content = file.read_bytes()
+  file.unlink()
+  if damage:
+    file.write_bytes(damage(content))
+
+
 @pytest.mark.parametrize(
   'damage',
   [_cut_short, _one_bit, lambda c: b'', lambda c: c + b'\0', None],
@@ -258,7 +267,7 @@ def test_damaged_packed_files_are_reported_and_made_again(
   settings = _bpe(settings)
   good = packing.load(settings)
   tokens = np.array(good.train.tokens)
-  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
+  folder = _packed(settings)
   names = sorted(os.listdir(folder))
   assert len(names) == 6
   for name in names:
@@ -270,32 +279,36 @@ def test_damaged_packed_files_are_reported_and_made_again(
   assert all(str(folder) in line and '\n' not in line for line in warned)
 
 
-@pytest.mark.parametrize('value', ['null', '[]', '{}', '{"fingerprint": 3}'])
-def test_meta_of_another_shape_is_damage(settings, warned, value):
-  packing.load(settings)
-  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
-  (folder / 'meta.json').write_text(value)
-  assert len(packing.load(settings).train.tokens)
-  assert len(warned) == 1
-
-
-def test_meta_that_was_altered_is_damage(settings, warned):
-  good = packing.load(settings)
-  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
-  meta = json.loads((folder / 'meta.json').read_text())
+def _altered(content):
+  meta = json.loads(content)
   meta['heldout']['bytes'] += 1
-  (folder / 'meta.json').write_text(json.dumps(meta))
+  return json.dumps(meta)
+
+
+@pytest.mark.parametrize(
+  'alter',
+  [
+    lambda _: 'null',
+    lambda _: '[]',
+    lambda _: '{}',
+    lambda _: '{"fingerprint": 3}',
+    _altered,
+  ],
+)
+def test_another_meta_is_damage(settings, warned, alter):
+  good = packing.load(settings)
+  path = _packed(settings) / 'meta.json'
+  path.write_text(alter(path.read_text()))
   assert packing.load(settings).heldout.bytes == good.heldout.bytes
-  assert 'fingerprint' in warned[0]
+  assert len(warned) == 1
 
 
 def test_files_too_large_to_hash_are_checked_by_size(
   settings, warned, monkeypatch
 ):
-  monkeypatch.setattr(packing, '_HASHED_BYTES', 0)
+  monkeypatch.setattr(packing, 'HASHED_BYTES', 0)
   good = packing.load(settings)
-  [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
-  _spoil(folder / 'heldout.tokens', lambda c: c + c)
+  _spoil(_packed(settings) / 'heldout.tokens', lambda c: c + c)
   again = packing.load(settings)
   np.testing.assert_array_equal(again.heldout.tokens, good.heldout.tokens)
   assert 'heldout.tokens has' in warned[0]
@@ -308,40 +321,25 @@ def test_damaged_tfds_files_are_made_again(settings, damage):
   for name in ('dataset_info.json', 'features.json', '*train.array_record*'):
     [file] = stored.rglob(name)
     _spoil(file, damage)
-    [folder] = pathlib.Path(settings.cache_dir, 'packed').iterdir()
-    packing._discard(folder)
+    shutil.rmtree(_packed(settings))
     assert packing.load(settings).fingerprint == good.fingerprint
 
 
-def _spoil(file, damage):
-  # Replaced, not written to: what is mapped already stays as it was.
-  content = file.read_bytes()
-  file.unlink()
-  if damage:
-    file.write_bytes(damage(content))
-
-
 @pytest.mark.parametrize(
-  ('changes', 'said'),
+  ('changes', 'expected'),
   [
     ({'path': '/nowhere/at/all'}, "path='/nowhere/at/all' is not a folder"),
     ({'tokenizer': 'bpe', 'vocab_size': 9999}, 'vocab_size=9999'),
+    ({'cache_dir': '/dev/null'}, r"cache_dir='/dev/null'"),
   ],
 )
-def test_what_cannot_be_made_is_said(settings, changes, said):
-  with pytest.raises(errors.UserError, match=said) as raised:
+def test_what_cannot_be_made_is_refused(settings, changes, expected):
+  with pytest.raises(errors.UserError, match=expected) as raised:
     packing.load(dataclasses.replace(settings, **changes))
   assert '\n' not in str(raised.value)
 
 
-def test_a_cache_that_cannot_be_made_is_said(settings, tmp_path):
-  (tmp_path / 'file').write_text('')
-  inside = dataclasses.replace(settings, cache_dir=str(tmp_path / 'file'))
-  with pytest.raises(errors.UserError, match=r"cache_dir='.*/file'"):
-    packing.load(inside)
-
-
-def test_too_small_for_a_window_is_said(settings):
+def test_too_small_for_a_window_is_refused(settings):
   wide = dataclasses.replace(settings, seq_len=10**5)
   corpus = packing.load(wide)
   with pytest.raises(errors.UserError, match='seq_len=100000'):
@@ -350,14 +348,13 @@ def test_too_small_for_a_window_is_said(settings):
     batches.heldout(corpus, wide, 10, 1)
 
 
-def test_a_large_vocabulary_takes_four_bytes(tmp_path):
-  texts = iter(['ab', 'c'])
-  wide = tokenizers.Bytes()
-  wide.vocab_size = 2**16 + 1
-  sizes = packing._write_split(tmp_path, 'train', texts, wide)
-  assert sizes['tokens'] == 5
-  stored = np.fromfile(tmp_path / 'train.tokens', '<u4')
-  np.testing.assert_array_equal(stored, [97, 98, 255, 99, 255])
+def test_a_large_vocabulary_takes_four_bytes(settings, monkeypatch):
+  small = np.array(packing.load(settings).train.tokens)
+  shutil.rmtree(_packed(settings))
+  monkeypatch.setattr(tokenizers.Bytes, 'vocab_size', 2**16 + 1)
+  large = packing.load(settings).train.tokens
+  assert large.dtype == np.dtype('<u4')
+  np.testing.assert_array_equal(large, small)
 
 
 def test_python_source_in_a_fresh_process(tmp_path):
