@@ -144,7 +144,7 @@ def _train(values: flags.FlagValues) -> str:
   with processes.joined(), contextlib.ExitStack() as stack:
     # Process 0 holds the folder for all of a run.
     lock = storage.lock(values.workdir)
-    if not processes.by_first(lambda: stack.enter_context(lock)):
+    if not processes.broadcast_from_0(lambda: stack.enter_context(lock)):
       raise errors.UserError(
         f'--workdir={values.workdir}: another process is training there'
       )

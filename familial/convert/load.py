@@ -14,7 +14,6 @@ from familial.core import storage
 from familial.data import tokenizers
 from familial.model import transformer
 from familial.training import checkpoint
-from familial.training import checkpoint_arrays
 from familial.training import config as train_config
 
 TOKENIZER = 'tokenizer.json'
@@ -64,7 +63,7 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
   like = jax.eval_shape(
     lambda: transformer.init(config.model, jax.random.key(0))
   )
-  params = checkpoint_arrays.read_params(folder / 'checkpoints', number, like)
+  params = checkpoint.read_params(folder / 'checkpoints', number, like)
   tokenizer, path = read_tokenizer(folder, config.model.vocab_size)
   if config.data.tokenizer_file:  # Which may have been moved, with the folder.
     data = dataclasses.replace(config.data, tokenizer=path)

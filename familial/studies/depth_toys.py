@@ -30,7 +30,7 @@ from familial.studies import depth_toys_config as config_lib
 from familial.studies import depth_toys_regimes as regimes
 from familial.studies import depth_toys_summary as summary
 from familial.training import compilation
-from familial.training import meter
+from familial.training import progress
 
 _CHUNK = 1e11  # FLOPs of a dispatch, seconds on CPU: a signal waits for its end
 _SAVE_SECONDS = 300.0
@@ -79,7 +79,7 @@ def run(
   compilation.prepare()
   with (
     storage.lock(workdir) as ours,
-    meter.stop_signals() as stopping,
+    progress.stop_signals() as stopping,
     tqdm.tqdm(
       total=sum(row['flops'] for row in plan) / 1e9,
       unit='GFLOP',

@@ -1,8 +1,11 @@
-"""Checkpoints of a run: written in the background, whole or not at all.
+"""Checkpoints of a run: written in the background, complete or absent.
 
-Orbax writes them and keeps count of them; `checkpoint_arrays` reads them.
+Orbax writes and numbers them. They are read with TensorStore itself, in full, in
+part, or each device's share: on a damaged file Orbax's readers raise errors of
+any type and print tracebacks of their threads.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
@@ -15,29 +18,39 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from familial.core import errors
 from familial.core import storage
-from familial.training import checkpoint_arrays
+from familial.model import transformer
 from familial.training import step as step_lib
 
 POLICY = ocp.checkpoint_managers
-# Bytes of a piece of an array, the least that is read or packed at once.
+# Bytes of a chunk of an array, the unit of reading.
 _CHUNK = 2**24
+
+
+class DamagedError(errors.UserError):
+  """A checkpoint, `path`, that cannot be read back."""
+
+  def __init__(self, path: pathlib.Path, what: str):
+    super().__init__(f'{path}: a damaged checkpoint: {what} cannot be read')
+    self.path = path
 
 
 class Checkpoints:
   """The last `keep` checkpoints of a run and the best of its evaluations.
 
-  Best is the lowest held-out loss of the last exit. A checkpoint that was not
-  finished when the process died is ignored, and the one before it restored; who
-  writes removes what is left of it.
+  The best one has the lowest held-out loss of the last exit. A checkpoint that
+  was not finished when the process died is ignored, and the one before it
+  restored; the next process that writes removes the unfinished one.
 
   Raises:
-    DamagedError: at construction, if the metrics of one are damaged.
-    UserError: at construction, if the folder cannot be made; by what saves and
-      waits, if it cannot be written.
+    DamagedError: at construction, if the metrics of a checkpoint are damaged.
+    UserError: at construction, if the folder cannot be made; by `save`, `wait`
+      and `close`, if it cannot be written.
   """
 
   def __init__(
@@ -51,15 +64,15 @@ class Checkpoints:
     """Opens a folder, made if missing.
 
     Args:
-      folder: of the checkpoints.
-      keep: how many of the last stay.
-      read_only: nothing is written or removed.
-      at_once: gigabytes that may be written at once, for which there must be
-        room in memory twice; more than the largest array.
+      folder: folder of the checkpoints.
+      keep: number of the last checkpoints that stay.
+      read_only: whether nothing may be written or removed.
+      at_once: gigabytes written at once, more than the largest array; memory
+        must hold them twice.
     """
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     if not read_only:
-      _hush()
+      _silence_failed_writes()
     self._folder = pathlib.Path(folder).absolute()
     check_metrics(self._folder)
     with self._writing():
@@ -85,7 +98,7 @@ class Checkpoints:
             ),
           ]
         ),
-        # Not only for the policy: without it no metric is written.
+        # Without it Orbax writes no metrics.
         best_fn=lambda metrics: metrics['loss'],
         best_mode='min',
         enable_async_checkpointing=True,
@@ -96,7 +109,7 @@ class Checkpoints:
     )
 
   def save(self, state: step_lib.State, loss: float | None = None) -> None:
-    """Starts to save a state; `loss` where it was just evaluated."""
+    """Starts to save a state, with its held-out loss if it was evaluated."""
     step = int(state.step)
     if step in self._manager.all_steps():
       return
@@ -113,17 +126,17 @@ class Checkpoints:
       )
 
   def latest(self) -> int | None:
-    """Returns the step of the last whole checkpoint, or None."""
+    """Returns the step of the last complete checkpoint, or None."""
     return self._manager.latest_step()
 
   def best(self) -> int | None:
     """Returns the step of the checkpoint of lowest loss, or None."""
-    found = {
+    losses = {
       step: metrics['loss']
       for step in self._manager.all_steps()
       if (metrics := self._manager.metrics(step))
     }
-    return min(found, key=found.__getitem__) if found else None
+    return min(losses, key=losses.__getitem__) if losses else None
 
   def restore(
     self, like: step_lib.State, step: int | None = None
@@ -132,41 +145,40 @@ class Checkpoints:
 
     Args:
       like: a state of the same shapes, types and shardings.
-      step: of the checkpoint.
+      step: step of the checkpoint.
 
     Raises:
       DamagedError: if it cannot be read.
-      UserError: if it is missing, or of a model of another shape, or of another
-        version.
+      UserError: if it is missing, of another model shape or of another version.
     """
     step = self.latest() if step is None else step
     if step is None:
       raise errors.UserError(f'{self._folder}: holds no checkpoint')
-    return step_lib.State(
-      **checkpoint_arrays.read(self._folder / str(step), like._asdict())
-    )
+    return step_lib.State(**_read(self._folder / str(step), like._asdict()))
 
   def reload(self) -> None:
-    """Looks again at which checkpoints there are."""
+    """Lists the checkpoints of the folder again."""
     self._manager.reload()
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk."""
+    """Waits until all saved states are on disk."""
     with self._writing():
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and lets go of the folder."""
+    """Waits, and releases the folder."""
     self.wait()
     with self._writing():
       self._manager.close()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Makes what Orbax and TensorStore say of a disk one line."""
+    """Converts errors of Orbax and TensorStore about a disk into UserErrors."""
     try:
       yield
-    except Exception as error:  # Of any kind; TensorStore's name the number.
+    except (
+      Exception
+    ) as error:  # TensorStore's, of any type, contain the number.
       number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
       if number:
         raise storage.unwritten(
@@ -186,22 +198,18 @@ def check_metrics(folder: pathlib.Path) -> None:
       try:
         storage.read_json(path)
       except errors.UserError:
-        raise checkpoint_arrays.DamagedError(
-          path.parents[1], 'its metrics'
-        ) from None
+        raise DamagedError(path.parents[1], 'its metrics') from None
 
 
-def set_aside(
-  folder: pathlib.Path, damage: checkpoint_arrays.DamagedError
-) -> None:
-  """Renames a damaged checkpoint: a run goes on from the last of the others.
+def set_aside(folder: pathlib.Path, damage: DamagedError) -> None:
+  """Renames a damaged checkpoint; a run continues from the last of the others.
 
   Args:
-    folder: of a run's checkpoints.
-    damage: of one of them, which `restore` or `check_metrics` raised.
+    folder: folder of a run's checkpoints.
+    damage: the error that `restore` or `check_metrics` raised.
 
   Raises:
-    UserError: if there is no other: the run would begin anew.
+    UserError: if there is no other checkpoint.
   """
   others = [
     int(path.name)
@@ -243,14 +251,171 @@ def steps(folder: str | os.PathLike[str]) -> dict[str, int]:
   return {'last': last, 'best': last if best is None else best}
 
 
+def read_params(
+  folder: str | os.PathLike[str], step: int, like: transformer.Params
+) -> transformer.Params:
+  """Returns a checkpoint's parameters alone, on this process's first device.
+
+  They may have been saved from any number of devices.
+
+  Args:
+    folder: folder of a run's checkpoints.
+    step: step of the checkpoint.
+    like: shapes of the parameters.
+
+  Raises:
+    UserError: if it is missing, damaged, or of another shape.
+  """
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+    like,
+  )
+  path = pathlib.Path(folder).absolute() / str(step)
+  return _read(path, {'params': wanted})['params']
+
+
+def reader(
+  folder: str | os.PathLike[str], step: int, like: dict[str, Any]
+) -> Callable[[tuple[str, ...], tuple[np.ndarray, ...]], np.ndarray]:
+  """Returns a function that reads single entries of a checkpoint's arrays.
+
+  Its arguments are the path of an array and an index for each of its axes.
+
+  Args:
+    folder: folder of a run's checkpoints.
+    step: step of the checkpoint.
+    like: shapes of the sections that it must hold.
+
+  Raises:
+    UserError: if it is missing, damaged, or of another shape; also by the
+      returned function, if an entry cannot be read.
+  """
+  path = pathlib.Path(folder).absolute() / str(step)
+  stored = _open(path, like)
+
+  def take(name: tuple[str, ...], index: tuple[np.ndarray, ...]) -> np.ndarray:
+    key = '.'.join(name)
+    # Each entry once, and contiguous entries as a slice: gathering is
+    # TensorStore's slowest way to read.
+    wanted: list[Any] = []
+    repeats = []
+    for each in index:
+      entries, repeat = np.unique(each, return_inverse=True)
+      if len(entries) and entries[-1] - entries[0] + 1 == len(entries):
+        wanted.append(slice(int(entries[0]), int(entries[-1]) + 1))
+      else:
+        wanted.append(entries)
+      repeats.append(repeat)
+    try:
+      values = np.asarray(stored[key].oindex[tuple(wanted)].read().result())
+    except Exception:  # Its type depends on the damage.
+      raise DamagedError(path, key) from None
+    for axis, repeat in enumerate(repeats):
+      if len(repeat) != values.shape[axis] or (np.diff(repeat) != 1).any():
+        values = np.take(values, repeat, axis)
+    return values
+
+  return take
+
+
+def _read(folder: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
+  """Returns sections of a checkpoint, such as `params`.
+
+  Args:
+    folder: folder of one checkpoint.
+    like: arrays or shapes of each section; their shardings determine what this
+      process reads.
+  """
+  stored = _open(folder, like)
+  names, treedef = _names(like)
+  arrays = [_array(folder, name, stored[name], leaf) for name, leaf in names]
+  restored: dict[str, Any] = jax.tree_util.tree_unflatten(treedef, arrays)
+  return restored
+
+
+def _open(
+  folder: pathlib.Path, like: dict[str, Any]
+) -> dict[str, tensorstore.TensorStore]:
+  """Opens the arrays of a checkpoint's sections, by name; checks their shapes."""
+  path = folder / 'state'
+  if not folder.is_dir():
+    raise errors.UserError(f'{folder}: no such checkpoint')
+  if not path.is_dir():
+    raise DamagedError(folder, 'its state')
+  storage.check_schema(folder, _metadata(folder))
+  base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
+  needed = dict(_names(like)[0])
+  what = 'its list of arrays'
+  try:
+    keys = tensorstore.KvStore.open(base).result().list().result()
+    names = {key.decode().rpartition('/')[0] for key in keys}
+    if not names:
+      raise ValueError('it names none')
+    stored = {}
+    for name in sorted(n for n in names if n.partition('.')[0] in like):
+      what = name
+      stored[name] = tensorstore.open(
+        {
+          'driver': 'zarr',
+          'kvstore': {**base, 'path': f'{name}/'},
+          'fill_missing_data_reads': False,
+        }
+      ).result()
+  except Exception:  # Its type depends on the damage.
+    raise DamagedError(folder, what) from None
+  for name in sorted(stored.keys() | needed.keys()):
+    was = tuple(stored[name].shape) if name in stored else 'missing'
+    due = needed[name].shape if name in needed else 'nothing'
+    if was != due:
+      raise errors.UserError(
+        f'{folder}: not a checkpoint of this model: {name} is {was}, and '
+        f'{due} is what this model has there'
+      )
+  return stored
+
+
+def _names(like: dict[str, Any]) -> tuple[list[tuple[str, Any]], Any]:
+  """Returns (name in a checkpoint, array) for each array of some sections."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  return [
+    (jax.tree_util.keystr(at, simple=True, separator='.'), leaf)
+    for at, leaf in leaves
+  ], treedef
+
+
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns a checkpoint's own metadata; {} if it has none or it is damaged."""
+  try:
+    metadata = storage.read_json(folder / '_CHECKPOINT_METADATA')
+    return dict(metadata['custom_metadata'])
+  except (OSError, errors.UserError, LookupError, TypeError, ValueError):
+    return {}
+
+
+def _array(
+  folder: pathlib.Path, name: str, stored: tensorstore.TensorStore, like: Any
+) -> jax.Array:
+  """Returns an array of which this process reads its devices' part."""
+
+  def part(index: tuple[slice, ...] | None) -> np.ndarray:
+    try:
+      return np.asarray(stored[index].read().result(), like.dtype)
+    except Exception:  # Its type depends on the damage.
+      raise DamagedError(folder, name) from None
+
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.make_array_from_callback(like.shape, like.sharding or here, part)
+
+
 @functools.cache
-def _hush() -> None:
-  """Has nothing said, from now on, but what `_writing` makes of a failure."""
+def _silence_failed_writes() -> None:
+  """Leaves the report of a failed write to `_writing` alone."""
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   hook = sys.unraisablehook
 
   def quiet(unraisable: Any) -> None:
-    # TensorStore's, of a write that ends after another one has failed.
+    # TensorStore's, from a write that ends after another one has failed.
     if str(unraisable.exc_value) != 'Event loop is closed':
       hook(unraisable)
 

@@ -1,5 +1,4 @@
-"""Loss at every exit on held-out tokens, how well it is known, and how far two
-models agree."""
+"""Held-out loss of every exit, its standard error, and agreement of two models."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -27,9 +26,10 @@ def losses(
   """Returns each exit's mean token cross-entropy [G] in nats.
 
   Args:
-    params: of the model.
-    model: its shape.
-    batches: of one shape, tokens to leave out at weight 0; sums are float32.
+    params: parameters of the model.
+    model: config of the model.
+    batches: batches of one shape; positions of weight 0 do not count. Sums are
+      float32.
   """
   total, count = jnp.zeros(model.granularity, jnp.float32), jnp.float32(0)
   for batch in batches:
@@ -41,9 +41,9 @@ class Member(NamedTuple):
   """One exit of a model.
 
   Attributes:
-    params: of the model.
-    model: its shape.
-    exit_: which, 1..G.
+    params: parameters of the model.
+    model: config of the model.
+    exit_: number of the exit, 1..G.
   """
 
   params: transformer.Params
@@ -60,14 +60,14 @@ def agreement(
   """Returns how far two members' distributions of the next token agree.
 
   Args:
-    one: p.
-    other: q, of the same vocabulary.
-    batches: as for `losses`.
+    one: the member with distribution p.
+    other: the member with distribution q, over the same vocabulary.
+    batches: batches as for `losses`.
 
   Returns:
-    Means over the tokens that count, with their errors (see `ratio`): `kl`,
+    Means over the tokens that count, with standard errors (see `ratio`): `kl`,
     KL(p || q) in nats; `kl_back`, KL(q || p); `js`, the Jensen-Shannon
-    divergence; `top1`, the share of tokens that both have as the likeliest.
+    divergence; `top1`, the share of positions with the same most likely token.
   """
   shapes = ((one.model, one.exit_), (other.model, other.exit_))
   sums, counts = [], []
@@ -82,7 +82,7 @@ def agreement(
 
 
 def by_window(nats_WxL: np.ndarray, counted_WxL: np.ndarray) -> np.ndarray:
-  """Returns each window's sum [W], in float64, over positions that count."""
+  """Returns each window's sum over the positions that count, [W], float64."""
   return np.asarray(
     np.sum(nats_WxL, axis=1, dtype=np.float64, where=counted_WxL)
   )
@@ -93,16 +93,16 @@ def ratio(
 ) -> tuple[float, float | None]:
   """Returns the ratio of two sums over windows, and its standard error.
 
-  Windows are taken as independent, the tokens of one are not: the error is that
-  of the ratio's linear part, by window. Windows of one document are somewhat
-  alike, which it does not know.
+  The error is that of the ratio's linearisation, with windows (not tokens) as
+  independent samples. It neglects the correlation between windows of one
+  document.
 
   Args:
-    above_W: each window's share of the numerator, such as its nats.
-    below_W: of the denominator, such as its tokens.
+    above_W: each window's term of the numerator, such as its nats.
+    below_W: each window's term of the denominator, such as its tokens.
 
   Returns:
-    The ratio, and its error; None for fewer than two windows.
+    The ratio, and its standard error or None for fewer than two windows.
   """
   windows, total = len(above_W), float(below_W.sum())
   value = float(above_W.sum()) / total
@@ -158,13 +158,13 @@ def _agree(
       return jnp.sum(jnp.exp(a_LxV) * (a_LxV - b_LxV), axis=-1)
 
     same_L = jnp.argmax(p_LxV, -1) == jnp.argmax(q_LxV, -1)
-    found = (
+    measures = (
       kl(p_LxV, q_LxV),
       kl(q_LxV, p_LxV),
       (kl(p_LxV, middle_LxV) + kl(q_LxV, middle_LxV)) / 2,
       same_L.astype(jnp.float32),
     )
-    return jnp.stack([jnp.sum(each * rows[2]) for each in found])
+    return jnp.stack([jnp.sum(each * rows[2]) for each in measures])
 
-  # A window at a time: two distributions of all would not fit.
+  # One window at a time: the distributions of all windows would not fit.
   return jax.lax.map(window, (*hidden, batch['weights_BxL']))

@@ -1,4 +1,4 @@
-"""TensorBoard event files, an extra beside the rows."""
+"""TensorBoard event files, which repeat the rows' numbers."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from familial.core import errors
 
 
 class Writer:
-  """Writes scalars, or nothing where no events were asked for."""
+  """Writes scalars to a backend, or nothing without one."""
 
   def __init__(self, backend: Any = None):
     self._backend = backend
 
   def start(self, step: int) -> None:
-    """Has readers drop what earlier processes wrote of later steps."""
+    """Makes readers drop events of later steps by earlier processes."""
     from tensorboard.compat.proto import event_pb2
 
     log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step + 1, session_log=log)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes named values of a step."""
+    """Writes the named values of a step."""
     if self._backend is None:
       return
     from tensorboard.compat.proto import summary_pb2
@@ -53,10 +53,9 @@ def writer(
   """Yields a writer of event files under FOLDER/events.
 
   Args:
-    folder: of the run.
+    folder: folder of the run.
     wanted: False for a writer that writes nothing.
-    start: step that the run goes on from: what was written of later ones is
-      written again, and readers drop the first.
+    start: step that the run continues from; readers drop later events.
   """
   if not wanted:
     yield Writer()
@@ -70,9 +69,9 @@ def writer(
   backend = event_file_writer.EventFileWriter(
     str(pathlib.Path(folder) / 'events')
   )
-  made = Writer(backend)
-  made.start(start)
+  scalars = Writer(backend)
+  scalars.start(start)
   try:
-    yield made
+    yield scalars
   finally:
     backend.close()

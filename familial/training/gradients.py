@@ -1,7 +1,7 @@
-"""Do the exits pull the shared layers the same way?"""
+"""Cosines between the exits' gradients in the layers that they share."""
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +14,42 @@ from familial.model import transformer
 Array = jax.Array
 
 
+class Cosine(NamedTuple):
+  """The cosine of two exits' gradients with respect to one segment.
+
+  Attributes:
+    exit_a: number of the shallower exit.
+    exit_b: number of the deeper exit.
+    layer: last layer of the segment.
+    cosine: of the gradients of their unweighted losses.
+  """
+
+  exit_a: int
+  exit_b: int
+  layer: int
+  cosine: float
+
+
 def cosines(
   params: transformer.Params,
   model: model_config.ModelConfig,
   batch: dict[str, Array],
-) -> list[dict[str, Any]]:
-  """Returns the cosines between two exits' gradients in layers they share.
-
-  One record per pair of exits a < b and segment s <= a: `exit_a`, `exit_b`,
-  `layer` (the last of the segment) and `cosine` of the gradients of their
-  unweighted losses with respect to all parameters of the segment.
+) -> list[Cosine]:
+  """Returns the cosine of every pair of exits and every segment they share.
 
   Args:
-    params: of the model.
-    model: its shape.
-    batch: as `loss.exit_losses` takes it.
+    params: parameters of the model.
+    model: its config.
+    batch: arrays as for `loss.exit_losses`.
   """
   cosines_GxGxS = np.asarray(_cosines(model, params, batch))
   return [
-    {
-      'exit_a': a + 1,
-      'exit_b': b + 1,
-      'layer': model.exits[segment],
-      'cosine': float(cosines_GxGxS[a, b, segment]),
-    }
+    Cosine(
+      exit_a=a + 1,
+      exit_b=b + 1,
+      layer=model.exits[segment],
+      cosine=float(cosines_GxGxS[a, b, segment]),
+    )
     for b in range(model.granularity)
     for a in range(b)
     for segment in range(a + 1)

@@ -1,7 +1,7 @@
-"""One run, from its config to its last row; resumable at any moment.
+"""Training of a single run, resumable at any moment.
 
-Order of a (re)start: open the folder, compile, restore the last checkpoint if
-there is one, drop later rows, go on.
+Order of a start: open the folder, compile, restore the last checkpoint if there
+is one, drop later rows, continue.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,9 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.data import packing
 from familial.training import config as train_config
-from familial.training import meter as meter_lib
 from familial.training import processes
-from familial.training import profiling
-from familial.training import run as job_lib
+from familial.training import progress
+from familial.training import run as run_lib
 from familial.training import step as step_lib
 
 
@@ -32,87 +31,86 @@ def run(
   profile: bool = False,
   on_step: Callable[[int], None] = lambda step: None,
 ) -> str:
-  """Trains a run to its end and returns `finished` or `diverged`.
-
-  Or as far as `until`, and returns `running`.
+  """Trains a run and returns its status.
 
   Args:
-    config: of the run.
-    folder: of the run; made, or gone on with if it is this config's.
-    corpus: where it is loaded already.
+    config: config of the run.
+    folder: folder of the run; created, or continued if it has this config.
+    corpus: corpus of the run if it is loaded already.
     until: the step to pause at, evaluated and saved; None for the end.
-    quiet: no progress bar.
-    tensorboard: write event files too.
-    profile: write a trace of a few steps too.
+    quiet: whether to show no progress bar.
+    tensorboard: whether to write event files too.
+    profile: whether to write a trace of a few steps too.
     on_step: called after each step.
 
+  Returns:
+    `finished` or `diverged`; `running` after a pause.
+
   Raises:
-    errors.Interrupted: on SIGTERM or SIGINT, once the state is saved; in all
-      processes of the run, whichever was told.
-    UserError: if the folder or `init_from` is another model's, or this host
-      cannot train it.
+    errors.Interrupted: on SIGTERM or SIGINT in any process, in all processes,
+      once the state is saved.
+    UserError: if the folder or `init_from` belongs to another model, or this
+      host cannot train the run.
   """
-  status = job_lib.begin(config, folder, several=True)
+  status = run_lib.begin(config, folder, several=True)
   if status in run_folder.DONE:
     return status
   corpus = corpus or packing.load(config.data)
-  # Packing may take hours; an exchange of programs waits for minutes at most.
-  processes.meet('packed')
+  # Packing may take hours, while collectives time out after minutes.
+  processes.barrier('packed')
   model, train = config.model, config.train
   with (
-    job_lib.Job(config, folder, corpus, tensorboard, until) as job,
-    meter_lib.stop_signals() as stopping,
-    meter_lib.Meter([job], quiet) as meter,
-    profiling.Trace(job.folder, profile) as trace,
-    jax.set_mesh(job.mesh),
+    run_lib.Run(config, folder, corpus, tensorboard, until) as current,
+    progress.stop_signals() as stopping,
+    progress.Reporter([current], quiet, profile) as reporter,
+    jax.set_mesh(current.mesh),
   ):
-    state = job.state()
+    state = current.state()
 
-    def take(step: int, metrics: step_lib.Metrics) -> bool:
+    def report(step: int, metrics: step_lib.Metrics) -> bool:
       """Fetches a step's metrics; returns whether its losses are finite."""
-      losses = np.asarray(metrics.losses_G)
+      losses_G = np.asarray(metrics.losses_G)
       norm = float(metrics.gradient_norm)
-      meter.update(1, {job: (step, float(losses[-1]), norm)})
-      return bool(np.isfinite(losses).all())
+      observed = progress.Observation(step, float(losses_G[-1]), norm)
+      reporter.update(1, {current: [observed]})
+      return bool(np.isfinite(losses_G).all())
 
     decisions = processes.Decisions(
-      job.start, stopping, train.checkpoint_seconds
+      current.start, stopping, train.checkpoint_seconds
     )
     pending: step_lib.Metrics | None = None
-    step = job.start
-    for step, batch in enumerate(job.batches(), start=job.start + 1):
-      trace.before()
+    step = current.start
+    for step, batch in enumerate(current.batches(), start=current.start + 1):
+      reporter.before_dispatch()
       state, metrics = step_lib.train(
         model,
         train.trained,
         state,
         batch,
-        job.hyper,
+        current.hyper,
         config.layout.microbatches,
       )
-      # One step late: the device computes this one while the host reads the
-      # last one's metrics.
-      if pending is not None and not take(step - 1, pending):
-        return job.diverge(step - 1)
+      # One step late: the device computes this step while the host reads the
+      # metrics of the last one.
+      if pending is not None and not report(step - 1, pending):
+        return current.diverge(step - 1)
       pending = metrics
-      stop, late = decisions.after(step, metrics)
-      if step in job.evaluations or stop or late:
+      stop, save = decisions.after(step, metrics)
+      if step in current.evaluations or stop or save:
         pending = None
-        finite = take(step, metrics)
-        trace.end()
-        if not finite or not job.keep(state, step):
-          return job.diverge(step)
+        finite = report(step, metrics)
+        reporter.pause()
+        if not finite or not current.save(state, step):
+          return current.diverge(step)
         decisions.saved()
-        meter.pause()
       on_step(step)
       if stop:
         break
-    # Also one that came during the last step: who asked for a stop wants the
-    # next run not to begin.
+    # A signal during the last step counts too: the next run must not begin.
     interrupted = processes.any_of(stopping())
   if interrupted:
     raise errors.Interrupted(
       f'{folder}: stopped after step {step} and saved; '
       'the same command goes on from there'
     )
-  return processes.by_first(lambda: run_folder.status(folder))
+  return processes.broadcast_from_0(lambda: run_folder.status(folder))

@@ -1,16 +1,15 @@
 """AdamW with one base rate for every width, and its schedule.
 
-The rule: with D the width and D0 `base_width`, matrices inside the layers are
-initialised with variance 1 / fan-in and take the rate base_lr x D0 / D (their
-fan-ins grow with D); embeddings, unembeddings and gains take base_lr; logits
-are scaled by D0 / D. So an update moves activations by as much at every width
-(the rates of muP, arXiv 2203.03466, table 8). `rate_width` puts another D into
-the rates alone, to compare. Decay is decoupled from the rate: each matrix shrinks
-by base_lr x schedule x weight_decay a step. Gains are never decayed. What the
-rule does not promise, the rate sweep of the experiments checks.
+With D the width and D0 `base_width`, matrices inside the layers are initialised
+with variance 1 / fan-in and take the rate base_lr x D0 / D (their fan-ins grow
+with D); embeddings, unembeddings and gains take base_lr; logits are scaled by
+D0 / D. An update then changes activations equally at every width (the rates of
+muP, arXiv 2203.03466, table 8). `rate_width` replaces D in the rates alone, for
+comparisons. Decay is decoupled from the rate: each matrix shrinks by base_lr x
+schedule x weight_decay per step. Gains are never decayed.
 
-Every number is an argument of the compiled step, not a constant in it: runs of
-one shape share one program whatever their rates, lengths and seeds.
+Every number is an argument of the compiled step, not a constant in it, so that
+runs of one shape share one program.
 """
 
 from typing import Any
@@ -30,7 +29,7 @@ _SCHEDULES = {name: i for i, name in enumerate(train_config.SCHEDULES)}
 
 
 class Hyper(NamedTuple):
-  """The numbers of a run that its compiled step takes as arguments."""
+  """The settings of a run that its compiled step takes as arguments."""
 
   steps: Any
   schedule: Any
@@ -49,7 +48,7 @@ class Hyper(NamedTuple):
 
 
 def hyper(config: train_config.TrainConfig, exits: tuple[int, ...]) -> Hyper:
-  """Returns a run's numbers as float32 arrays (and int32 steps)."""
+  """Returns a run's step arguments as float32 arrays (int32 for steps)."""
   f32, i32 = np.float32, np.int32
   return Hyper(
     steps=i32(config.steps),
@@ -69,19 +68,24 @@ def hyper(config: train_config.TrainConfig, exits: tuple[int, ...]) -> Hyper:
   )
 
 
-def schedule(step: Array, h: Hyper) -> Array:
+def schedule(step: Any, h: Hyper, xp: Any = jnp) -> Any:
   """Returns the rate of step 0, 1, ... as a share of its maximum.
 
   Warm-up reaches 1 at step `warmup_steps`; both decays reach `final_lr` at
   `steps`, one step after the last.
+
+  Args:
+    step: number of the step.
+    h: arguments of the run's step.
+    xp: `jax.numpy`, or `numpy` on the host.
   """
-  step = jnp.float32(step)
-  warm = jnp.minimum(1.0, (step + 1) / (h.warmup_steps + 1))
-  length = jnp.maximum(h.steps - h.warmup_steps, 1)
-  progress = jnp.clip((step - h.warmup_steps) / length, 0.0, 1.0)
-  cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-  left = jnp.clip((h.steps - step) / (h.decay_fraction * h.steps), 0.0, 1.0)
-  decay = jnp.stack([jnp.ones_like(cosine), cosine, left])[h.schedule]
+  step = xp.float32(step)
+  warm = xp.minimum(1.0, (step + 1) / (h.warmup_steps + 1))
+  length = xp.maximum(h.steps - h.warmup_steps, 1)
+  progress = xp.clip((step - h.warmup_steps) / length, 0.0, 1.0)
+  cosine = 0.5 * (1 + xp.cos(xp.pi * progress))
+  left = xp.clip((h.steps - step) / (h.decay_fraction * h.steps), 0.0, 1.0)
+  decay = xp.stack([xp.ones_like(cosine), cosine, left])[h.schedule]
   return warm * (h.final_lr + (1 - h.final_lr) * decay)
 
 

@@ -1,13 +1,13 @@
 """Runs of one shape, trained together by one compiled program.
 
-The members of a population differ in what a compiled step takes as numbers:
-seed, rate, decay, length, loss weights; and in their exits, where the program
-has those of all members and each gives the others' no weight. A dispatch takes
-several steps of every member. One whose loss is not finite freezes, as one at
-its end does, and the others go on.
+The members of a population differ in the numbers that a compiled step takes as
+arguments (seed, rate, decay, length, loss weights) and in their exits: the
+program has the exits of all members, and each member gives the others' exits no
+weight. A dispatch takes several steps of every member. A member whose loss is not
+finite or that has reached its end is frozen, and the others continue.
 
-On disk nothing tells a member from a run by itself: it has its own folder, rows
-and checkpoints, and what was cut off goes on alone or in other company.
+Each member writes its own run folder, which does not differ from that of a run
+trained alone; an interrupted member resumes alone or in another population.
 """
 
 from collections.abc import Callable
@@ -31,27 +31,33 @@ from familial.data import packing
 from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import config as train_config
-from familial.training import meter as meter_lib
 from familial.training import optimizer
-from familial.training import profiling
-from familial.training import run as job_lib
+from familial.training import progress
+from familial.training import run as run_lib
 from familial.training import sharding
 from familial.training import step as step_lib
 
 Array = jax.Array
 PyTree = Any
-STEPS = 8  # Of a dispatch, at most; so many batches wait on the device.
+STEPS = 8  # Largest number of steps of a dispatch.
 
 
 class Members(NamedTuple):
-  """What a population carries from step to step; every array has an axis K."""
+  """The state of a population; every array has a leading axis K."""
 
   state: step_lib.State
   alive: Array
 
 
 class _Dispatch(NamedTuple):
-  """Steps that the device was given, to be looked at later."""
+  """Dispatched steps whose metrics have not been read yet.
+
+  Attributes:
+    before_K: each member's step before the dispatch.
+    alive_K: the members that were trained.
+    steps: number of steps.
+    metrics: metrics with axes [T, K] before their own.
+  """
 
   before_K: np.ndarray
   alive_K: np.ndarray
@@ -69,18 +75,18 @@ def train(
   count: Array,
   h: optimizer.Hyper,
 ) -> tuple[Members, step_lib.Metrics]:
-  """Returns the members after some steps, and what each step reported.
+  """Returns the members after some steps, and the metrics of each step.
 
-  A member takes no step past its end, nor once a loss of it was not finite.
+  A member takes no step past its end, and none after a loss that is not finite.
 
   Args:
-    mesh: over which the members are split.
-    model: the `union` of theirs.
+    mesh: mesh over which the members are split.
+    model: the `union` of their models.
     trained: `all` or `exits`.
-    members: K of them; donated.
-    batches: as a step takes them, with axes [T, K] before its own.
+    members: K members; donated.
+    batches: arrays of a batch with axes [T, K] before their own.
     count: steps to take, 1..T.
-    h: the members' numbers, each with an axis K.
+    h: arguments of the members' steps, each with an axis K.
 
   Returns:
     The members, and losses [T, K, G] and norms [T, K], 0 from `count` on.
@@ -91,11 +97,11 @@ def train(
   ) -> tuple[Members, step_lib.Metrics]:
     state, metrics = step_lib.advance(model, trained, member.state, batch, h)
     alive = member.alive & jnp.isfinite(metrics.losses_G).all()
-    goes = alive & (member.state.step < h.steps)
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(goes, new, old), state, member.state
+    trains = alive & (member.state.step < h.steps)
+    state = jax.tree.map(
+      lambda new, old: jnp.where(trains, new, old), state, member.state
     )
-    return Members(kept, alive), metrics
+    return Members(state, alive), metrics
 
   def body(
     i: Array, carry: tuple[Members, step_lib.Metrics]
@@ -109,11 +115,11 @@ def train(
 
   step = jax.vmap(one, spmd_axis_name='member')
   steps, size = batches['inputs_BxL'].shape[:2]
-  nothing = step_lib.Metrics(
+  zeros = step_lib.Metrics(
     jnp.zeros((steps, size, model.granularity)), jnp.zeros((steps, size))
   )
-  members, reported = jax.lax.fori_loop(0, count, body, (members, nothing))
-  # As they came: the next dispatch is the same program.
+  members, reported = jax.lax.fori_loop(0, count, body, (members, zeros))
+  # Sharded as the inputs, so that the next dispatch is the same program.
   return sharding.members(members, mesh), reported
 
 
@@ -129,40 +135,44 @@ def run(
   profile: bool = False,
   on_steps: Callable[[list[int]], None] = lambda steps: None,
 ) -> list[str]:
-  """Trains runs to their ends; returns `finished` or `diverged` for each.
-
-  Or as far as `until`, and returns `running` where that is not the end.
+  """Trains runs together and returns their statuses.
 
   Args:
-    configs: of runs that agree in the `common` part of their models, in what of
-      it is trained, in their data and in their batch size.
-    folders: of each; made, or gone on with if it is that config's.
-    corpus: where it is loaded already.
-    model: the union of these and others' models; what was cut off among those
-      goes on to the bit, whoever of them is left. By default these alone.
-    until: the step of each to pause at, evaluated and saved; None for its end.
-    quiet: no progress bar.
-    tensorboard: write event files too.
-    profile: write a trace of a few dispatches too, to the first one's folder.
+    configs: configs that agree in the `common` part of their models, in
+      `trained`, in their data and in their batch size.
+    folders: folder of each run; created, or continued if it has that config.
+    corpus: corpus of the runs if it is loaded already.
+    model: union of the models of a larger population, of which these runs are
+      the unfinished ones: they continue to the bit. By default that of these
+      runs alone.
+    until: the step of each to pause at, evaluated and saved; None for the ends.
+    quiet: whether to show no progress bar.
+    tensorboard: whether to write event files too.
+    profile: whether to write a trace of a few dispatches to the first folder.
     on_steps: called after each dispatch with the members' steps.
+
+  Returns:
+    For each run `finished` or `diverged`; `running` after a pause.
 
   Raises:
     errors.Interrupted: on SIGTERM or SIGINT, once every state is saved.
-    UserError: if a folder or `init_from` is another model's, or this host
-      cannot train one.
+    UserError: if a folder or `init_from` belongs to another model, or this host
+      cannot train one of the runs.
   """
-  ended = [
-    job_lib.begin(config, folder)
+  statuses = [
+    run_lib.begin(config, folder)
     for config, folder in zip(configs, folders, strict=True)
   ]
-  left = [k for k, status in enumerate(ended) if status not in run_folder.DONE]
+  left = [
+    k for k, status in enumerate(statuses) if status not in run_folder.DONE
+  ]
   if not left:
-    return ended
+    return statuses
   corpus = corpus or packing.load(configs[0].data)
   with contextlib.ExitStack() as stack:
-    jobs = [
+    runs = [
       stack.enter_context(
-        job_lib.Job(
+        run_lib.Run(
           configs[k],
           folders[k],
           corpus,
@@ -172,11 +182,10 @@ def run(
       )
       for k in left
     ]
-    stopping = stack.enter_context(meter_lib.stop_signals())
-    meter = stack.enter_context(meter_lib.Meter(jobs, quiet))
-    trace = stack.enter_context(profiling.Trace(jobs[0].folder, profile))
+    stopping = stack.enter_context(progress.stop_signals())
+    reporter = stack.enter_context(progress.Reporter(runs, quiet, profile))
     model = model or model_config.union([config.model for config in configs])
-    _train(jobs, model, meter, trace, stopping, on_steps)
+    _train(runs, model, reporter, stopping, on_steps)
     interrupted = stopping()
   if interrupted:
     names = ', '.join(str(folders[k]) for k in left)
@@ -187,143 +196,142 @@ def run(
 
 
 def _train(
-  jobs: list[job_lib.Job],
+  runs: list[run_lib.Run],
   model: model_config.ModelConfig,
-  meter: meter_lib.Meter,
-  trace: profiling.Trace,
+  reporter: progress.Reporter,
   stopping: Callable[[], bool],
   on_steps: Callable[[list[int]], None],
 ) -> None:
-  """Takes jobs to their ends, or to where a signal stops them."""
-  first = jobs[0].config.train
+  """Trains runs to their ends, or until a signal stops them."""
+  first = runs[0].config.train
   own = [
-    [model.exits.index(layer) for layer in job.config.model.exits]
-    for job in jobs
+    [model.exits.index(layer) for layer in run.config.model.exits]
+    for run in runs
   ]
   states = [
-    Members(_convert(job.state(), job.config.model, model), jnp.bool_(True))
-    for job in jobs
+    Members(_convert(run.state(), run.config.model, model), jnp.bool_(True))
+    for run in runs
   ]
-  numbers = [_spread(job.hyper, own[k], model) for k, job in enumerate(jobs)]
-  if len(jobs) == 1:
-    # XLA drops an axis of one and sums in another order: with a member that
-    # does nothing, the last one left is the same to the bit as among others.
+  hypers = [_spread(run.hyper, own[k], model) for k, run in enumerate(runs)]
+  if len(runs) == 1:
+    # XLA drops an axis of size 1 and then sums in another order. Beside a frozen
+    # copy, a single run is the same to the bit as in a population.
     states.append(states[0]._replace(alive=jnp.bool_(False)))
-    numbers *= 2
+    hypers *= 2
   mesh = sharding.population(len(states), first.batch_size)
   members = sharding.members(_stack(states), mesh)
-  h = sharding.members(_stack(numbers), mesh)
-  feed = _Feed(jobs, len(states))
-  step_K = np.array([job.start for job in jobs])
-  alive_K = np.array([job.start < job.until for job in jobs])
+  h = sharding.members(_stack(hypers), mesh)
+  feed = _Feed(runs, len(states))
+  step_K = np.array([run.start for run in runs])
+  alive_K = np.array([run.start < run.until for run in runs])
   pending: _Dispatch | None = None
 
-  def take(done: _Dispatch) -> None:
-    """Looks at what a dispatch reported; ends the members that diverged."""
+  def report(done: _Dispatch) -> None:
+    """Reads the metrics of a dispatch; ends the members that diverged."""
     losses_TxKxG = np.asarray(done.metrics.losses_G)[: done.steps]
     norms_TxK = np.asarray(done.metrics.gradient_norm)
-    latest = {}
+    observed = {}
     for k in np.flatnonzero(done.alive_K & alive_K):
       losses_TxG = losses_TxKxG[:, k, own[k]]
+      before = int(done.before_K[k])
       [bad] = np.nonzero(~np.isfinite(losses_TxG).all(axis=1))
       if len(bad):
-        jobs[k].diverge(int(done.before_K[k] + bad[0] + 1))
+        runs[k].diverge(before + int(bad[0]) + 1)
         alive_K[k] = False
-      last = done.steps - 1
-      latest[jobs[k]] = (
-        int(done.before_K[k] + done.steps),
-        float(losses_TxG[last, -1]),
-        float(norms_TxK[last, k]),
-      )
-    meter.update(done.steps, latest)
+      observed[runs[k]] = [
+        progress.Observation(before + t + 1, float(losses_G[-1]), float(norm))
+        for t, (losses_G, norm) in enumerate(
+          zip(losses_TxG, norms_TxK[:, k], strict=False)
+        )
+      ]
+    reporter.update(done.steps, observed)
 
   saved = time.monotonic()
   while alive_K.any():
     count = min(
       STEPS,
       *(
-        min(s for s in jobs[k].evaluations if s > step_K[k]) - step_K[k]
+        min(s for s in runs[k].evaluations if s > step_K[k]) - step_K[k]
         for k in np.flatnonzero(alive_K)
       ),
     )
     batches = sharding.members_batches(feed.take(alive_K, count), mesh)
-    trace.before()
+    reporter.before_dispatch()
     with jax.set_mesh(mesh):
       members, metrics = train(
         mesh, model, first.trained, members, batches, np.int32(count), h
       )
-    # One dispatch late: the device computes this one while the host looks at
-    # the last one and cuts batches for the next.
+    # One dispatch late: the device computes this dispatch while the host reads the
+    # last one and cuts batches for the next.
     if pending is not None:
-      take(pending)
+      report(pending)
     pending = _Dispatch(step_K.copy(), alive_K.copy(), count, metrics)
     step_K += count * alive_K
     stop = stopping()
-    late = time.monotonic() - saved > first.checkpoint_seconds
+    save = time.monotonic() - saved > first.checkpoint_seconds
     due = [
       k
       for k in np.flatnonzero(alive_K)
-      if stop or late or step_K[k] in jobs[k].evaluations
+      if stop or save or step_K[k] in runs[k].evaluations
     ]
     if due:
-      take(pending)
+      report(pending)
       pending = None
-      trace.end()
+      reporter.pause()
       for k in filter(alive_K.__getitem__, due):
-        job, step = jobs[k], int(step_K[k])
-        state = job.place(_member(members.state, k, model, job.config.model))
-        if not job.keep(state, step):
-          job.diverge(step)
+        run, step = runs[k], int(step_K[k])
+        state = run.place(_member(members.state, k, model, run.config.model))
+        if not run.save(state, step):
+          run.diverge(step)
           alive_K[k] = False
-        elif step == job.until:
+        elif step == run.until:
           alive_K[k] = False
       saved = time.monotonic()
-      meter.pause()
     on_steps(step_K.tolist())
     if stop:
       return
 
 
 class _Feed:
-  """The members' batches; those of one seed and beginning are cut once."""
+  """The members' batches; equal batches are cut once."""
 
-  def __init__(self, jobs: Sequence[job_lib.Job], size: int):
+  def __init__(self, runs: Sequence[run_lib.Run], size: int):
     self._size = size
     self._keys = [
-      (job.config.train.seed, job.source.first, job.start) for job in jobs
+      (run.config.train.seed, run.source.first, run.start) for run in runs
     ]
     self._streams: dict[tuple[int, ...], Iterator[batches_lib.Batch]] = {
-      key: batches_lib.iterate(job.source, job.start)
-      for key, job in zip(self._keys, jobs, strict=True)
+      key: batches_lib.iterate(run.source, run.start)
+      for key, run in zip(self._keys, runs, strict=True)
     }
 
   def take(self, alive_K: np.ndarray, count: int) -> batches_lib.Batch:
-    """Returns the next steps' batches [T, K, ..]; zeros where none are due."""
-    wanted = {self._keys[k] for k in np.flatnonzero(alive_K)}
+    """Returns the batches of the next steps, [T, K, ..]; zeros for none."""
+    keys = {self._keys[k] for k in np.flatnonzero(alive_K)}
     cut = {
-      key: [next(self._streams[key]) for _ in range(count)] for key in wanted
+      key: [next(self._streams[key]) for _ in range(count)] for key in keys
     }
     like = next(iter(cut.values()))[0]
-    taken = {
+    batches = {
       name: np.zeros((STEPS, self._size, *rows.shape), rows.dtype)
       for name, rows in like.items()
     }
     for k in np.flatnonzero(alive_K):
       for t, batch in enumerate(cut[self._keys[k]]):
         for name, rows in batch.items():
-          taken[name][t, k] = rows
-    return taken
+          batches[name][t, k] = rows
+    return batches
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
-  """Returns trees as one, on the host, with an axis K before every array's."""
+  """Returns trees as one tree on the host, with a leading axis K."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _spread(
   h: optimizer.Hyper, own: list[int], model: model_config.ModelConfig
 ) -> optimizer.Hyper:
-  """Returns a member's numbers with weight 0 at the exits not its own."""
+  """Returns a member's step arguments with weight 0 for the others' exits."""
 
   def spread(weights_G: np.ndarray) -> np.ndarray:
     all_G = np.zeros(model.granularity, np.float32)
@@ -344,8 +352,8 @@ def _convert(
 ) -> step_lib.State:
   """Returns a state with the exits of another model of the same shape.
 
-  An exit that it did not have is a norm of gain 0, and stays that where it has
-  no weight.
+  An exit that it did not have gets a norm with gain 0, which stays 0 while its
+  loss has no weight.
   """
   if was.exits == now.exits:
     return state
@@ -384,5 +392,5 @@ def _member(
   model: model_config.ModelConfig,
   own: model_config.ModelConfig,
 ) -> step_lib.State:
-  """Returns one member's state, with its own exits alone."""
+  """Returns the state of one member, with its own exits only."""
   return _convert(jax.tree.map(lambda leaf: leaf[k], state), model, own)

@@ -1,12 +1,12 @@
-"""The processes of one run: how they meet, decide alike, and end together.
+"""The processes of one run: connection, joint decisions, and their end.
 
-They find each other by the environment. `launch/local.py` sets ADDRESS, COUNT
-and INDEX; where JAX knows them itself, on Slurm, TPU pods and GKE, COUNT is
-`auto`. Without COUNT a process is alone.
+The environment connects them. `launch/local.py` sets ADDRESS, COUNT and INDEX;
+where JAX detects them, on Slurm, TPU pods and GKE, COUNT is `auto`. Without COUNT
+a process is alone.
 
-What each computes is the same program, so all take the same way through the
-code. What could tell them apart, a clock, a signal or a file, one of them looks
-at and tells the others.
+All processes run the same program and must take the same branches. A value that
+may differ between them (a clock, a signal, a file) is read by one process and
+broadcast.
 """
 
 from collections.abc import Callable
@@ -26,24 +26,25 @@ from typing import ParamSpec
 from typing import TypeVar
 
 import jax
-from jax._src import distributed  # Its store of keys has no public name.
 from jax.experimental import multihost_utils
 import numpy as np
 
 from familial.core import errors
+from familial.training import jax_internals
 
 ADDRESS = 'FAMILIAL_COORDINATOR'
 COUNT = 'FAMILIAL_PROCESSES'
 INDEX = 'FAMILIAL_PROCESS'
-# The descriptor of a pipe to a supervisor: ALIVE every second, STEP by step.
+# Descriptor of a pipe to the supervisor: ALIVE every second, STEP every step.
 PULSE = 'FAMILIAL_PULSE'
 ALIVE, STEP = b'.', b's'
-# Exit status of a process that another one left alone: try again.
+# Exit status of a process that lost another one; the command may be repeated.
 LOST = 75
-# Seconds: until all have started, until one that says nothing is given up, and
-# between two exchanges about what to do next.
-_START, _HEARTBEAT, _EXCHANGE = 300, 60, 1.0
-# One that waits for process 0 is ended by the heartbeats, never by this.
+# Seconds: until all have started, until a silent process counts as lost, and
+# between two exchanges of decisions.
+_START, _HEARTBEAT = 300, 60
+EXCHANGE = 1.0
+# A process that waits for process 0 is ended by the heartbeats, never by this.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 
 P = ParamSpec('P')
@@ -53,11 +54,11 @@ _calls = itertools.count()
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-  """Makes this process one of a run's, where the environment says so.
+  """Connects this process to those of its run, if the environment says so.
 
-  Enter it once, before JAX runs. As one of several, what raises inside, but for
-  errors.Interrupted, says so in a line and ends the process at once: cleaning up
-  would wait for the others, which may wait for this one.
+  Enter it once, before JAX runs. With several processes, an exception other than
+  errors.Interrupted is reported in a line and ends the process at once: cleaning
+  up would wait for the others, which may wait for this one.
 
   Raises:
     UserError: if the environment is not as described above.
@@ -66,66 +67,66 @@ def joined() -> Iterator[None]:
   try:
     yield
   except errors.Interrupted:
-    raise  # All stop after the same step.
+    raise  # All processes stop after the same step.
   except BaseException as error:
     if count() == 1:
       raise
-    _leave(error)
+    _exit(error)
 
 
 def count() -> int:
-  """Returns how many processes the run has; starts no backend."""
-  joined = jax.distributed.is_initialized()
-  return distributed.global_state.num_processes or 1 if joined else 1
+  """Returns the number of processes of the run; starts no backend."""
+  connected = jax.distributed.is_initialized()
+  return jax_internals.num_processes() if connected else 1
 
 
 def index() -> int:
-  """Returns which of them this is."""
-  return distributed.global_state.process_id if count() > 1 else 0
+  """Returns the index of this process."""
+  return jax_internals.process_id() if count() > 1 else 0
 
 
-def only_first(do: Callable[P, Any]) -> Callable[P, None]:
-  """Returns a function that does this in process 0 and nothing in others."""
+def on_process_0(function: Callable[P, Any]) -> Callable[P, None]:
+  """Returns a function that calls another one in process 0 only."""
 
-  @functools.wraps(do)
+  @functools.wraps(function)
   def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
     if index() == 0:
-      do(*args, **kwargs)
+      function(*args, **kwargs)
 
   return wrapped
 
 
-def by_first(do: Callable[[], T]) -> T:
-  """Returns what process 0 gets, in all; the others wait until it has it.
+def broadcast_from_0(function: Callable[[], T]) -> T:
+  """Calls a function in process 0 and returns its result in all processes.
 
   Args:
-    do: called in process 0 alone; gives what JSON can hold.
+    function: its result must be a JSON value.
 
   Raises:
-    UserError: in all, if it raised one there.
+    UserError: in all processes, if the function raised one.
   """
   if count() == 1:
-    return do()
-  key, client = f'familial/{next(_calls)}', _client()
+    return function()
+  key, client = f'familial/{next(_calls)}', jax_internals.client()
   if index() == 0:
     try:
-      said: dict[str, Any] = {'value': do()}
+      message: dict[str, Any] = {'value': function()}
     except errors.UserError as error:
-      said = {'refused': str(error)}
-    client.key_value_set(key, json.dumps(said))
+      message = {'error': str(error)}
+    client.key_value_set(key, json.dumps(message))
   else:
-    said = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
-  if 'refused' in said:
-    raise errors.UserError(said['refused'])
-  value: T = said['value']
+    message = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
+  if 'error' in message:
+    raise errors.UserError(message['error'])
+  value: T = message['value']
   return value
 
 
-def meet(name: str) -> None:
-  """Waits until all processes are here, however long one works before."""
+def barrier(name: str) -> None:
+  """Waits for all processes, without a limit on the time."""
   if count() > 1:
     key = f'familial/{name}/{next(_calls)}'
-    _client().wait_at_barrier(key, _FOREVER_MS)
+    jax_internals.client().wait_at_barrier(key, _FOREVER_MS)
 
 
 def any_of(flag: bool) -> bool:
@@ -134,21 +135,21 @@ def any_of(flag: bool) -> bool:
 
 
 class Decisions:
-  """Whether a run saves its state or stops, decided alike in all processes.
+  """When a run saves its state or stops: the same step in all processes.
 
-  One process decides anew after every step. Several ask each other about once a
-  second, for an exchange waits for the device: at each they agree on the step
-  of the next.
+  A single process decides after every step. Several exchange their wishes about
+  once a second, because an exchange waits for the device; each exchange also
+  fixes the step of the next one.
   """
 
   def __init__(
     self, step: int, stopping: Callable[[], bool], seconds: float
   ) -> None:
-    """Begins to count.
+    """Starts the clock.
 
     Args:
-      step: that the run goes on from.
-      stopping: whether this process was asked to stop.
+      step: the step that the run continues from.
+      stopping: returns whether this process was asked to stop.
       seconds: least time between two checkpoints, by process 0's clock.
     """
     self._stopping, self._seconds = stopping, seconds
@@ -159,11 +160,11 @@ class Decisions:
     """Returns (stop, save).
 
     Args:
-      step: that was dispatched last.
-      metrics: of it; waited for where processes ask each other, because two
-        programs must not exchange at once.
+      step: the step dispatched last.
+      metrics: its metrics; processes wait for them before an exchange, because
+        two programs must not communicate at once.
     """
-    _say(STEP)
+    _pulse(STEP)
     now = time.monotonic()
     stop, save = self._stopping(), now - self._saved > self._seconds
     if count() == 1:
@@ -173,26 +174,22 @@ class Decisions:
     jax.block_until_ready(metrics)
     now = time.monotonic()
     rate = (step - self._step) / max(now - self._asked, 1e-3)
-    found_Px3 = _gather(stop, save, max(1, int(rate * _EXCHANGE)))
+    found_Px3 = _gather(stop, save, max(1, int(rate * EXCHANGE)))
     self._step, self._asked = step, now
     self._next = step + int(found_Px3[0, 2])
     return bool(found_Px3[:, 0].any()), bool(found_Px3[0, 1])
 
   def saved(self) -> None:
-    """Takes note that the state was saved."""
+    """Records that the state was saved."""
     self._saved = time.monotonic()
-
-
-def _client() -> Any:
-  return distributed.global_state.client
 
 
 def _gather(*values: int) -> np.ndarray:
   """Returns every process's integers [P, n]."""
-  mine = np.array(values, np.int32)
+  own = np.array(values, np.int32)
   if count() == 1:
-    return mine[None]
-  return np.asarray(multihost_utils.process_allgather(mine))
+    return own[None]
+  return np.asarray(multihost_utils.process_allgather(own))
 
 
 def _join() -> None:
@@ -215,10 +212,10 @@ def _join() -> None:
         f'{INDEX}: {explicit["process_id"]} is not below {COUNT} {asked}'
       )
     explicit['cluster_detection_method'] = 'deactivate'
-  elif _one_a_node():
-    # Else JAX gives each task on Slurm one device, and no task the others.
+  elif _one_per_node():
+    # Otherwise JAX gives each task on Slurm a single device.
     explicit['local_device_ids'] = []
-  # Its handler of SIGTERM would replace ours, which saves.
+  # Its SIGTERM handler would replace the one that saves the state.
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   if PULSE in os.environ:
@@ -237,8 +234,8 @@ def _join() -> None:
     ) from None
 
 
-def _one_a_node() -> bool:
-  """Whether this is a step on Slurm with one process on each node."""
+def _one_per_node() -> bool:
+  """Whether this is a Slurm step with one process per node."""
   nodes = os.environ.get('SLURM_STEP_NUM_NODES', '')
   return bool(nodes) and nodes == os.environ.get('SLURM_STEP_NUM_TASKS')
 
@@ -254,32 +251,32 @@ def _number(name: str, least: int) -> int:
 
 
 def _begin_pulse() -> None:
-  """Tells the supervisor every second that this process is alive."""
+  """Starts to signal the supervisor every second."""
   pipe = _number(PULSE, 0)
   fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_NONBLOCK)
 
   def beat() -> None:
     while True:
-      _say(ALIVE)
+      _pulse(ALIVE)
       time.sleep(1.0)
 
   threading.Thread(target=beat, daemon=True).start()
 
 
-def _say(what: bytes) -> None:
+def _pulse(signal: bytes) -> None:
   pipe = os.environ.get(PULSE)
   if pipe is None:
     return
   try:
-    os.write(int(pipe), what)
+    os.write(int(pipe), signal)
   except BlockingIOError:
-    pass  # The supervisor sleeps, and has enough to read.
+    pass  # The pipe is full: the supervisor has enough to read.
   except BrokenPipeError:
-    os._exit(LOST)  # It is gone, and nobody would stop this process.
+    os._exit(LOST)  # The supervisor is gone and cannot stop this process.
 
 
-def _leave(error: BaseException) -> None:
-  """Says why in a line, or a traceback where it is a bug, and ends."""
+def _exit(error: BaseException) -> None:
+  """Ends the process with a line, or with a traceback where it is a bug."""
   status = 1
   if isinstance(error, errors.UserError):
     status, text = 2, f'familial: {error}'
@@ -306,7 +303,7 @@ def _leave(error: BaseException) -> None:
 
 
 def _lost_another(error: BaseException) -> bool:
-  """Whether an exchange failed because the other side is gone."""
+  """Whether an exchange failed because another process is gone."""
   signs = ('Gloo', 'UNAVAILABLE:', 'DEADLINE_EXCEEDED:', 'ABORTED:')
   return any(sign in str(error) for sign in signs)
 

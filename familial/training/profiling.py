@@ -1,70 +1,62 @@
-"""A profiler's trace of a few steady steps, for xprof or Perfetto."""
+"""A profiler trace of a few steady steps, for xprof or Perfetto."""
 
 from collections.abc import Iterator
 import contextlib
 import pathlib
 import sys
-from typing import Any
 
 import jax
 
 from familial.training import processes
 
-# Dispatches before it begins, of which the first compiles, and within it.
+# Dispatches before the trace, of which the first compiles, and within it.
 BEFORE, TRACED = 3, 5
 
 
 class Trace:
-  """Traces some dispatches of a run, once, or nothing; a context.
+  """Traces some dispatches of a run once, to its folder `profile`.
 
-  It lies in the folder `profile` of the run. Of several processes the first
-  alone is traced: all compute the same.
+  Of several processes only process 0 is traced: all compute the same. A run does
+  not end where its trace fails; a line says so.
   """
 
   def __init__(self, folder: pathlib.Path, wanted: bool):
     self._folder = folder / 'profile'
     self._due = wanted and processes.index() == 0
-    self._under_way = False
+    self._running = False
     self._seen = 0
 
-  def __enter__(self) -> 'Trace':
-    return self
-
-  def __exit__(self, *exception: Any) -> None:
-    self.end()
-    if self._due:
-      print(
-        f'familial: {self._folder}: no trace, for fewer than {BEFORE + 1} '
-        'dispatches were left',
-        file=sys.stderr,
-      )
-
   def before(self) -> None:
-    """Takes note that a dispatch follows."""
+    """Counts the dispatch that follows; starts or ends the trace."""
     self._seen += 1
     if self._due and self._seen > BEFORE:
       self._due = False
-      with self._said():
+      with self._reporting():
         self._folder.mkdir(parents=True, exist_ok=True)
         jax.profiler.start_trace(self._folder)
-        self._under_way = True
+        self._running = True
     elif self._seen > BEFORE + TRACED:
       self.end()
 
   def end(self) -> None:
-    """Writes the trace, where one is under way: what follows is no step."""
-    if self._under_way:
-      self._under_way = False
-      with self._said():
+    """Writes the trace if it is running: the work that follows is no step."""
+    if self._running:
+      self._running = False
+      with self._reporting():
         jax.profiler.stop_trace()
 
+  def close(self) -> None:
+    """Writes the trace, or says that there were too few dispatches."""
+    self.end()
+    if self._due:
+      self._report(f'fewer than {BEFORE + 1} dispatches were left')
+
   @contextlib.contextmanager
-  def _said(self) -> Iterator[None]:
-    """Says in a line what a trace failed of: no run ends for want of one."""
+  def _reporting(self) -> Iterator[None]:
     try:
       yield
     except (OSError, RuntimeError) as error:
-      print(
-        f'familial: {self._folder}: no trace: {str(error).splitlines()[0]}',
-        file=sys.stderr,
-      )
+      self._report(str(error).splitlines()[0])
+
+  def _report(self, why: str) -> None:
+    print(f'familial: {self._folder}: no trace: {why}', file=sys.stderr)

@@ -1,13 +1,14 @@
-"""A run under way: its folder, its data, and what it writes.
+"""A run: its folder, its data, and the files that it writes.
 
-What a run needs to go on is its config and its last checkpoint: a batch is a
-function of (seed, step), the evaluation of the state alone, and rows after the
-checkpoint are written again.
+A run resumes from its config and its last checkpoint: a batch is a function of
+(seed, step), an evaluation of the state, and rows after the checkpoint are
+written again.
 """
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import functools
 import os
 import pathlib
 import sys
@@ -21,7 +22,6 @@ from familial.core import storage
 from familial.data import batches as batches_lib
 from familial.data import packing
 from familial.training import checkpoint
-from familial.training import checkpoint_arrays
 from familial.training import compilation
 from familial.training import config as train_config
 from familial.training import evaluation
@@ -34,11 +34,11 @@ from familial.training import sharding
 from familial.training import step as step_lib
 from familial.training import warm_start
 
-# A run's files are written by one of its processes.
-_append = processes.only_first(storage.append)
-_truncate = processes.only_first(run_folder.truncate)
-_copy = processes.only_first(storage.write_bytes)
-_print = processes.only_first(print)
+# The files of a run are written by process 0.
+_append = processes.on_process_0(storage.append)
+_truncate = processes.on_process_0(run_folder.truncate)
+_copy = processes.on_process_0(storage.write_bytes)
+_print = processes.on_process_0(print)
 
 
 def begin(
@@ -47,15 +47,15 @@ def begin(
   *,
   several: bool = False,
 ) -> str:
-  """Opens a run's folder and readies the process; returns the run's status.
+  """Sets up the process and opens a run's folder; returns the run's status.
 
   Args:
-    config: of the run.
-    folder: of the run.
-    several: whether the run may be that of several processes.
+    config: config of the run.
+    folder: folder of the run.
+    several: whether several processes may train the run.
 
   Raises:
-    UserError: if the folder or `init_from` is another model's.
+    UserError: if the folder or `init_from` belongs to another model.
   """
   compilation.prepare(config.data, several=several)
   folder = pathlib.Path(folder)
@@ -65,29 +65,29 @@ def begin(
       f'{folder} holds a grown model; it is trained on in another workdir, with '
       'train.init_from'
     )
-  # With a checkpoint of its own a run needs its parent no more.
+  # A run with a checkpoint of its own no longer needs its parent.
   saved = path.exists() and any((folder / 'checkpoints').glob('[0-9]*'))
   lineage = None if saved else warm_start.lineage(folder, config)
 
-  def opened() -> str:
+  def open_folder() -> str:
     run_folder.open_folder(folder, config, lineage, free=('layout',))
     return run_folder.status(folder)
 
-  return processes.by_first(opened)
+  return processes.broadcast_from_0(open_folder)
 
 
-class Job:
-  """A run that is not done yet; a context, which keeps its files open.
+class Run:
+  """An unfinished run with its files open; a context.
 
   Attributes:
-    config: of the run.
-    folder: of the run.
-    mesh: of the devices.
-    hyper: the numbers that its compiled step takes.
-    source: its training batches, by step.
-    until: the step that it is to reach.
+    config: its config.
+    folder: its folder.
+    mesh: mesh of the devices.
+    hyper: arguments of its compiled step.
+    source: training batches, by step.
+    until: the step to reach.
     evaluations: the steps after which it is evaluated, `until` among them.
-    start: the step that it goes on from.
+    start: the step that it continues from.
   """
 
   def __init__(
@@ -98,14 +98,14 @@ class Job:
     tensorboard: bool,
     until: int | None = None,
   ):
-    """Opens the run's files and readies its data.
+    """Opens the files and prepares the data.
 
     Args:
-      config: of the run.
-      folder: as `begin` left it.
-      corpus: of the run.
-      tensorboard: write event files too.
-      until: the step to pause at, evaluated and saved; None for its end.
+      config: config of the run.
+      folder: folder of the run, opened by `begin`.
+      corpus: corpus of the run.
+      tensorboard: whether to write event files too.
+      until: the step to pause at, evaluated and saved; None for the end.
     """
     folder = pathlib.Path(folder)
     train = config.train
@@ -133,13 +133,16 @@ class Job:
     )
     self._heldout = [sharding.whole(batch, self.mesh) for batch in heldout]
     self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
+    self._progress: list[storage.Row] = []
     with contextlib.ExitStack() as stack:
-      processes.by_first(lambda: _set_metrics_aside(folder / 'checkpoints'))
+      processes.broadcast_from_0(
+        lambda: _set_metrics_aside(folder / 'checkpoints')
+      )
       self._checkpoints = checkpoint.Checkpoints(
         folder / 'checkpoints', train.keep
       )
       stack.callback(self._checkpoints.close)
-      self._latest = processes.by_first(self._checkpoints.latest)
+      self._latest = processes.broadcast_from_0(self._checkpoints.latest)
       self.start = self._latest or 0
       first = processes.index() == 0
       self._writer = stack.enter_context(
@@ -147,20 +150,20 @@ class Job:
       )
       self._open = stack.pop_all()
 
-  def __enter__(self) -> 'Job':
+  def __enter__(self) -> 'Run':
     return self
 
   def __exit__(
     self, kind: type[BaseException] | None, *exception: object
   ) -> None:
-    # Closing waits for the other processes; after an error they may not come.
+    # Closing waits for the other processes, which may not come after an error.
     if kind is None or processes.count() == 1:
       self._open.close()
 
   def state(self) -> step_lib.State:
-    """Returns the state that the run begins with, or goes on from.
+    """Returns the state that the run starts or continues from.
 
-    What was written after that state is dropped.
+    Rows that were written after that state are dropped.
     """
     train, model = self.config.train, self.config.model
     with jax.set_mesh(self.mesh):
@@ -171,7 +174,7 @@ class Job:
       state = warm_start.graft(state, self.folder, self.config)
     state = self.place(state)
     state = self._restored(state)
-    # Killed between the last two writes, it lacks its last rows.
+    # A run killed between its last two writes lacks its last rows.
     done = self.start == self.until
     _truncate(self.folder / run_folder.ROWS, self.start - done)
     for extra in (run_folder.PROGRESS, run_folder.GRADIENTS):
@@ -181,48 +184,51 @@ class Job:
     return state
 
   def _restored(self, state: step_lib.State) -> step_lib.State:
-    """Returns the last checkpoint that can be read, or the state as it is."""
+    """Returns the last checkpoint that can be read, else the given state."""
     while self._latest is not None:
       damage = None
       try:
         restored = self._checkpoints.restore(state, self._latest)
-      except checkpoint_arrays.DamagedError as error:
+      except checkpoint.DamagedError as error:
         damage = error
       # Each process reads a part.
       if not processes.any_of(damage is not None):
         return restored
       folder = self.folder.absolute() / 'checkpoints'
-      found = damage or checkpoint_arrays.DamagedError(
+      damage = damage or checkpoint.DamagedError(
         folder / str(self._latest), 'what another process needs'
       )
-      processes.by_first(lambda: checkpoint.set_aside(folder, found))  # noqa: B023
+      processes.broadcast_from_0(
+        functools.partial(checkpoint.set_aside, folder, damage)
+      )
       self._checkpoints.reload()
-      self._latest = processes.by_first(self._checkpoints.latest)
+      self._latest = processes.broadcast_from_0(self._checkpoints.latest)
       self.start = self._latest or 0
     return state
 
   def place(self, state: step_lib.State) -> step_lib.State:
-    """Returns a state where the run's programs expect it."""
+    """Returns a state with the shardings of the run's programs."""
     return sharding.place(state, self.mesh)
 
   def batches(self) -> Iterator[dict[str, jax.Array]]:
-    """Yields the batches of the steps that are left, as global arrays."""
+    """Yields the batches of the remaining steps, as global arrays."""
     steps = range(self.start, self.until)
     for _, batch in zip(
       steps, batches_lib.iterate(self.source, self.start), strict=False
     ):
       yield sharding.batch(batch, self.mesh)
 
-  def keep(self, state: step_lib.State, step: int) -> bool:
-    """Saves the state after a step, evaluated first where it is time.
+  def save(self, state: step_lib.State, step: int) -> bool:
+    """Saves the state after a step; evaluates it first if that is due.
 
     Args:
-      state: of which nothing is saved before its loss is seen to be finite.
-      step: that was done.
+      state: the state; its training loss is known to be finite.
+      step: steps done.
 
     Returns:
       Whether the held-out losses are finite; otherwise nothing is written.
     """
+    self.flush()
     if step not in self.evaluations:
       self._checkpoints.save(state)
       return True
@@ -231,13 +237,14 @@ class Job:
       return False
     if self.config.train.gradients:
       with jax.set_mesh(self.mesh):
-        found = gradients.cosines(
+        cosines = gradients.cosines(
           state.params, self.config.model, self._heldout[0]
         )
       path = self.folder / run_folder.GRADIENTS
-      _append(path, [{'step': step, **row} for row in found])
-    # Rows before their checkpoint: resuming from it keeps them. Those at its end
-    # or a pause say that it got there, so they come when it is safely on disk.
+      _append(path, [{'step': step, **row._asdict()} for row in cosines])
+    # Rows are written before their checkpoint, so that resuming from it keeps
+    # them. The rows of the last step declare the run done, so they are written
+    # when the checkpoint is on disk.
     if step < self.until:
       self._write(step, losses)
       self._checkpoints.save(state, float(losses[-1]))
@@ -250,13 +257,20 @@ class Job:
     )
     return True
 
-  def progress(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes what is known of a step: finite numbers by name."""
-    _append(self.folder / run_folder.PROGRESS, [{'step': step, **values}])
+  def log(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds a row of finite numbers to `progress.jsonl`, written by `flush`."""
+    self._progress.append({'step': step, **values})
     self._writer.scalars(step, {f'train/{k}': v for k, v in values.items()})
 
+  def flush(self) -> None:
+    """Writes the rows that `log` has added."""
+    if self._progress:
+      _append(self.folder / run_folder.PROGRESS, self._progress)
+      self._progress.clear()
+
   def diverge(self, step: int) -> str:
-    """Records that a loss was not finite; returns `diverged`."""
+    """Records that the loss was not finite at a step; returns `diverged`."""
+    self.flush()
     self._write(step, None)
     _print(
       f'{self.config.cell}: the loss is not finite at step {step}; '
@@ -271,7 +285,7 @@ class Job:
       return evaluation.losses(state.params, self.config.model, self._heldout)
 
   def _write(self, step: int, losses: np.ndarray | None) -> None:
-    """Writes the rows of an evaluation; None for a run that diverged."""
+    """Writes the rows of an evaluation; `losses` is None if the run diverged."""
     if losses is None:
       status = 'diverged'
     else:
@@ -297,27 +311,27 @@ class Job:
 
 
 def _set_metrics_aside(folder: pathlib.Path) -> None:
-  """Renames the checkpoints whose metrics are damaged: none opens with them."""
+  """Renames checkpoints with damaged metrics, with which no folder opens."""
   while True:
     try:
       return checkpoint.check_metrics(folder.absolute())
-    except checkpoint_arrays.DamagedError as damage:
+    except checkpoint.DamagedError as damage:
       checkpoint.set_aside(folder.absolute(), damage)
 
 
 def _check_corpus(folder: pathlib.Path, fingerprint: str) -> storage.Row:
-  """Returns a run's lineage with its corpus noted; refuses another corpus."""
+  """Returns a run's lineage, with its corpus; refuses another corpus."""
   path = folder / 'lineage.json'
 
-  def noted() -> storage.Row:
+  def record() -> storage.Row:
     lineage: storage.Row = storage.read_json(path)
     if 'corpus' not in lineage:
       lineage['corpus'] = fingerprint
       storage.write_json(path, lineage)
     return lineage
 
-  # Each process compares: hosts may hold different texts.
-  lineage = processes.by_first(noted)
+  # Every process compares, because hosts may hold different texts.
+  lineage = processes.broadcast_from_0(record)
   if lineage['corpus'] != fingerprint:
     raise errors.UserError(
       f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '

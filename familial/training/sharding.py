@@ -1,4 +1,4 @@
-"""Meshes of devices, and what lies where on them."""
+"""Meshes of devices and the shardings of arrays over them."""
 
 from collections.abc import Sequence
 import math
@@ -20,18 +20,17 @@ Mesh = jax.sharding.Mesh
 def mesh(
   config: train_config.RunConfig, devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """Returns a run's mesh of axes `data`, `fsdp` and `tensor`.
+  """Returns a run's mesh with axes `data`, `fsdp` and `tensor`.
 
-  Where the layout leaves `data` open, it is as many of the devices that are
-  left as divide both batches; with several processes all devices take part.
+  If the layout leaves `data` open, it is the largest number of the remaining
+  devices that divides both batches; with several processes it is all of them.
 
   Args:
-    config: of the run.
-    devices: all there are; by default JAX's.
+    config: config of the run.
+    devices: all devices; by default JAX's.
 
   Raises:
-    UserError: if this layout does not go with the devices, the batches or the
-      model.
+    UserError: if the layout does not fit the devices, the batches or the model.
   """
   layout, train, model = config.layout, config.train, config.model
   devices = jax.devices() if devices is None else devices
@@ -82,9 +81,9 @@ def mesh(
 
 
 def population(size: int, batch_size: int) -> Mesh:
-  """Returns a mesh of axes `member` and `data` for K members.
+  """Returns a mesh with axes `member` and `data` for K members.
 
-  Members first: they exchange nothing.
+  Devices are split among members first, because members exchange nothing.
   """
   count = len(jax.devices())
   beside = math.gcd(size, count)
@@ -95,12 +94,12 @@ def population(size: int, batch_size: int) -> Mesh:
 
 
 def members(tree: Any, over: Mesh) -> Any:
-  """Returns a tree whose arrays' axis K, the first, is split over `member`.
+  """Returns a tree whose arrays' first axis, K, is split over `member`.
 
-  Of host arrays, or traced: then it says how a program's outputs lie.
+  The arrays are on the host, or traced outputs of a program.
   """
-  # A program's outputs name no axis of one device, so neither do its inputs:
-  # otherwise it would be compiled for either.
+  # Outputs of a program name no mesh axis of size 1. Inputs must not either, or
+  # the program would be compiled twice.
   spec = PartitionSpec(*['member'][: over.shape['member'] - 1])
   return jax.device_put(tree, NamedSharding(over, spec))
 
@@ -113,19 +112,18 @@ def members_batches(tree: Any, over: Mesh) -> Any:
 
 
 def part(rows: int, over: Mesh) -> tuple[int, int]:
-  """Returns (index, count): this process has slice `index` of `count` of a
-  batch's rows.
+  """Returns (index, count): this process holds slice `index` of `count`.
 
-  Processes that share a `tensor` axis have the same slice.
+  Processes that share a `tensor` axis hold the same slice of a batch's rows.
 
   Raises:
-    UserError: if its devices' rows do not lie side by side.
+    UserError: if the rows of this process's devices are not contiguous.
   """
   sharding = NamedSharding(over, axes.spec(('batch',), over))
-  held = sharding.addressable_devices_indices_map((rows,)).values()
-  mine = sorted({index[0].indices(rows)[:2] for index in held if index})
-  first, last = mine[0][0], mine[-1][1]
-  size = sum(stop - start for start, stop in mine)
+  indices = sharding.addressable_devices_indices_map((rows,)).values()
+  slices = sorted({index[0].indices(rows)[:2] for index in indices if index})
+  first, last = slices[0][0], slices[-1][1]
+  size = sum(stop - start for start, stop in slices)
   if size != last - first or rows % size or first % size:
     raise errors.UserError(
       f'layout: the rows of process {jax.process_index()} are not one equal '
@@ -135,14 +133,13 @@ def part(rows: int, over: Mesh) -> tuple[int, int]:
 
 
 def whole(arrays: dict[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
-  """Returns rows that every process holds, as `batch` does with its own."""
+  """Returns rows that every process holds as arrays split over the devices."""
   sharding = NamedSharding(over, axes.spec(('batch',), over))
   return {name: _spread(value, sharding) for name, value in arrays.items()}
 
 
 def batch(arrays: dict[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
-  """Returns rows, of which `part` is this process's, as global arrays split
-  over the devices."""
+  """Returns this process's `part` of rows as arrays split over all devices."""
   sharding = NamedSharding(over, axes.spec(('batch',), over))
   return {
     name: jax.make_array_from_process_local_data(sharding, value)
@@ -151,16 +148,16 @@ def batch(arrays: dict[str, np.ndarray], over: Mesh) -> dict[str, jax.Array]:
 
 
 def shardings(tree: Any, over: Mesh) -> Any:
-  """Returns where each array of a state lies; its leaves may be shapes."""
+  """Returns the sharding of each array of a state, or of its shapes."""
   return jax.tree.map(
     lambda spec: NamedSharding(over, spec), axes.specs(tree, over)
   )
 
 
 def place(tree: Any, over: Mesh) -> Any:
-  """Returns a state with each array where it belongs.
+  """Returns a state with the shardings of `shardings`.
 
-  With several processes, an array is global or the same in each of them.
+  With several processes, an array is global or equal in all of them.
   """
 
   def put(leaf: jax.Array, to: NamedSharding) -> jax.Array:
@@ -172,7 +169,7 @@ def place(tree: Any, over: Mesh) -> Any:
 
 
 def _spread(value: np.ndarray, to: NamedSharding) -> jax.Array:
-  """Returns an array that each process holds, of which each places its part."""
+  """Returns a global array of which each process places its part of `value`."""
   return jax.make_array_from_callback(value.shape, to, value.__getitem__)
 
 

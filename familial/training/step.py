@@ -1,4 +1,4 @@
-"""The compiled training step: (state, batch, numbers) to (state, metrics)."""
+"""The compiled training step: (state, batch, settings) to (state, metrics)."""
 
 from collections.abc import Callable
 import functools
@@ -20,7 +20,7 @@ PyTree = Any
 
 
 class State(NamedTuple):
-  """All that a run carries from step to step."""
+  """The state of a run between steps."""
 
   params: transformer.Params
   opt_state: PyTree
@@ -28,7 +28,7 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """What a step reports."""
+  """The exits' losses [G] before a step, and the norm of the gradient."""
 
   losses_G: Array
   gradient_norm: Array
@@ -39,7 +39,7 @@ def init(
   model: model_config.ModelConfig, trained: str, key: Array, h: optimizer.Hyper
 ) -> State:
   """Returns the state before the first step."""
-  # Where a mesh is set, each device draws its own part alone.
+  # With a mesh, each device draws only its own part.
   params = axes.constrain_tree(transformer.init(model, key))
   trainable, _ = partition(params, trained)
   opt_state = optimizer.adamw(h, model).init(trainable)
@@ -57,13 +57,13 @@ def advance(
   """Returns the state after one step, and the losses before it.
 
   Args:
-    model: the model; with `trained` it fixes the compiled program.
+    model: config of the model; with `trained` it determines the program.
     trained: `all` or `exits`.
-    state: of the run; donated by `train`.
-    batch: as `loss.exit_losses` takes it.
-    h: the run's numbers.
-    microbatches: parts of the batch to compute one after another; the result is
-      that of the whole, to rounding.
+    state: state of the run; donated by `train`.
+    batch: arrays as for `loss.exit_losses`.
+    h: settings of the run.
+    microbatches: number of sequential parts of the batch; the result equals that
+      of the whole batch up to rounding.
   """
   trainable, frozen = partition(state.params, trained)
   weights_G = optimizer.exit_weights(state.step, h)
@@ -86,7 +86,7 @@ def advance(
   params = {**frozen, **optax.apply_updates(trainable, updates)}
   state = State(params, opt_state, state.step + 1)
   metrics = Metrics(losses_G, optax.tree.norm(gradient))
-  # Metrics whole everywhere: every process of a run reads them.
+  # Metrics are replicated, because every process of a run reads them.
   return axes.constrain_tree(state), jax.tree.map(axes.constrain, metrics)
 
 
@@ -99,7 +99,7 @@ def partition(
   """Returns (trained, frozen) parameters.
 
   Args:
-    params: of a model.
+    params: parameters of a model.
     trained: `all`, or `exits` for every exit but the last.
   """
   if trained == 'all':
@@ -121,12 +121,12 @@ def _in_parts(
   batch: dict[str, Array],
   parts: int,
 ) -> tuple[PyTree, Array]:
-  """Returns the gradient and losses of a batch, summed over parts of it."""
+  """Returns the gradient and losses of a batch, summed over its parts."""
   if parts == 1:
     return gradient(trainable, batch)
 
   def cut(rows: Array) -> Array:
-    # Strided: every device cuts the rows that it has.
+    # Strided, so that every device cuts its own rows.
     cut = rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
     return axes.constrain(cut, 'parts', 'batch')
 
@@ -134,10 +134,10 @@ def _in_parts(
 
   def add(total: PyTree, part: dict[str, Array]) -> tuple[PyTree, None]:
     share = jnp.sum(part['weights_BxL']) / tokens
-    found = gradient(trainable, part)
-    return jax.tree.map(lambda x, y: x + share * y, total, found), None
+    new = gradient(trainable, part)
+    return jax.tree.map(lambda x, y: x + share * y, total, new), None
 
   shapes = jax.eval_shape(gradient, trainable, batch)
-  nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  summed, _ = jax.lax.scan(add, nothing, jax.tree.map(cut, batch))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  summed, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, batch))
   return summed

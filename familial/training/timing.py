@@ -1,4 +1,4 @@
-"""How fast a run's steps are on this machine."""
+"""Measurement of the time of a training step."""
 
 import time
 
@@ -17,12 +17,12 @@ def measure(config: train_config.RunConfig, steps: int) -> tuple[float, float]:
   """Returns (model FLOP/s, seconds to compile) of a run's training step.
 
   Args:
-    config: of the run; its tokens do not matter and are drawn.
-    steps: to take the fastest of.
+    config: config of the run; its tokens are replaced by random ones.
+    steps: number of timed steps, of which the fastest counts.
   """
   compilation.prepare(config.data)
   model, train = config.model, config.train
-  # Placed as in a run, so that the run finds this very program compiled.
+  # Sharded as in a run, so that the run reuses the compiled program.
   over = sharding.mesh(config)
   shape = (train.batch_size // jax.process_count(), config.data.seq_len)
   rng = np.random.default_rng(0)

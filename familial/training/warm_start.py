@@ -1,4 +1,4 @@
-"""What a run starts from: another run's, an export's or an import's model."""
+"""Warm starts: a run's initial state from a run, an export or an import."""
 
 import dataclasses
 import os
@@ -18,13 +18,12 @@ from familial.expansion import maps
 from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import checkpoint
-from familial.training import checkpoint_arrays
 from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import step as step_lib
 
-# In what a run and its parent may differ: how the same is computed, and where
-# prepared data are kept.
+# Keys in which a run and its parent may differ: how the model is computed, and
+# where prepared data are stored.
 FREE = frozenset(
   {
     'model.attention',
@@ -35,21 +34,21 @@ FREE = frozenset(
     'data.cache_dir',
   }
 )
-# What a dense parent does not have.
+# Keys that mean nothing in a dense parent.
 _OF_EXITS = frozenset(f'model.{key}' for key in maps.OF_EXITS)
 
 
 def lineage(
   folder: pathlib.Path, config: train_config.RunConfig
 ) -> storage.Row:
-  """Returns what a run starts from, and the FLOPs that went into it.
+  """Returns the lineage of a run: its parent and what the parent has spent.
 
   Args:
-    folder: of the run, which may not exist yet.
-    config: its config.
+    folder: folder of the run, which may not exist yet.
+    config: config of the run.
 
   Raises:
-    UserError: if `init_from` has no model to start from, or not this run's.
+    UserError: if `init_from` holds no finished model, or one that does not fit.
   """
   init_from = config.train.init_from
   if not init_from:
@@ -61,8 +60,8 @@ def lineage(
     }
   parent = _resolve(folder, init_from)
   rows = storage.read_rows(parent / run_folder.ROWS)
-  made = {} if rows else _made(parent)
-  if not made and (not rows or rows[-1]['status'] != 'finished'):
+  origin = {} if rows else _origin(parent)
+  if not origin and (not rows or rows[-1]['status'] != 'finished'):
     raise errors.UserError(
       f'train.init_from: {init_from!r} is not a finished run, an export, an '
       'import or an expansion'
@@ -74,10 +73,10 @@ def lineage(
   if not grows and not _same_exits(parent, config):
     free |= _OF_EXITS
   if config.data.tokenizer_file:
-    free.add('data.tokenizer')  # Compared by what it holds.
+    free.add('data.tokenizer')  # Compared by its content.
   for key, was, now in run_folder.differences(parent, expected):
-    # Nobody knows an import's data but for their tokenizer.
-    unknown = 'import' in made and key != 'data.tokenizer'
+    # Of an import's data only the tokenizer is known.
+    unknown = 'import' in origin and key != 'data.tokenizer'
     if key in free or not key.startswith(
       'model.' if unknown else ('model.', 'data.')
     ):
@@ -86,14 +85,14 @@ def lineage(
       f'train.init_from: {init_from!r} was trained with {key} = {was!r}, and '
       f'this run needs {now!r}'
     )
-  if made:
-    spent, seen = made['inherited_flops'], made.get('inherited_windows', 0)
+  if origin:
+    spent, seen = origin['inherited_flops'], origin.get('inherited_windows', 0)
   else:
     spent, seen = rows[-1]['flops'], windows(parent, rows[-1]['step'])
   order = storage.read_own(parent / 'config.json')['train']['seed']
-  # What grows, or has grown, goes on with the data in their order; others see
-  # them anew.
-  if not (grows or 'expand' in made) or order != config.train.seed:
+  # A run that grows, or continues a grown model, continues with the parent's data
+  # in their order; others start from the beginning.
+  if not (grows or 'expand' in origin) or order != config.train.seed:
     seen = 0
   check_moments(parent, config.growth)
   growth = (
@@ -110,20 +109,19 @@ def lineage(
 def check_moments(
   parent: pathlib.Path, growth: growth_config.GrowthConfig
 ) -> None:
-  """Refuses to carry moments of AdamW that a parent has not.
+  """Raises a UserError if AdamW's moments are to be carried and are missing.
 
-  Raises:
-    UserError: for an export, an import, a model grown without them, or a run that
-      trained its exits alone.
+  Exports, imports, models grown without them and runs that trained their exits
+  alone have no moments of all parameters.
   """
   if growth.state == 'reset':
     return
-  made = _made(parent)
-  held = not made or (
-    'expand' in made and made['expansion']['state'] != 'reset'
+  origin = _origin(parent)
+  has_moments = not origin or (
+    'expand' in origin and origin['expansion']['state'] != 'reset'
   )
   trained = storage.read_own(parent / 'config.json')['train']['trained']
-  if not held or trained != 'all':
+  if not has_moments or trained != 'all':
     raise errors.UserError(
       f'growth.state: {growth.state!r} is not possible from {parent}, which has '
       "no moments of all parameters; 'reset' is"
@@ -131,7 +129,7 @@ def check_moments(
 
 
 def expansion(growth: maps.Growth) -> storage.Row:
-  """Returns a growth as a lineage has it."""
+  """Returns a growth in the form of a lineage."""
   exact = growth.exact_exits()
   return {
     **dataclasses.asdict(growth.config),
@@ -142,17 +140,16 @@ def expansion(growth: maps.Growth) -> storage.Row:
 
 
 def shape(folder: pathlib.Path) -> model_config.ModelConfig:
-  """Returns the model of a run, an export or an import."""
+  """Returns the model config of a run, an export or an import."""
   values = dict(storage.read_own(folder / 'config.json')['model'])
   return model_config.ModelConfig(**{**values, 'exits': tuple(values['exits'])})
 
 
 def windows(folder: pathlib.Path, step: int) -> int:
-  """Returns how many windows of its data a run has read at a step, those of
-  the runs whose data it goes on with included."""
-  known = storage.read_json(folder / 'lineage.json')
+  """Returns the windows that a run has read at a step, inherited ones included."""
+  inherited = storage.read_json(folder / 'lineage.json')
   train = storage.read_own(folder / 'config.json')['train']
-  return int(known.get('inherited_windows', 0) + step * train['batch_size'])
+  return int(inherited.get('inherited_windows', 0) + step * train['batch_size'])
 
 
 def graft(
@@ -160,22 +157,22 @@ def graft(
   folder: pathlib.Path,
   config: train_config.RunConfig,
 ) -> step_lib.State:
-  """Returns a state with the parameters of a run's parent, grown where asked.
+  """Returns a state with the parameters of a run's parent, grown if configured.
 
-  A parent of the same exits gives all of them; a dense one the trunk and the
-  last exit.
+  A parent with the same exits gives all parameters; a dense parent gives the
+  trunk and the last exit.
 
   Args:
-    state: as it would be without it.
-    folder: of the run.
-    config: its config, with an `init_from` that `lineage` took.
+    state: initial state without the parent.
+    folder: folder of the run.
+    config: config of the run, checked by `lineage`.
   """
   parent = _resolve(folder, config.train.init_from)
   if config.growth != growth_config.NONE:
     step = checkpoint.steps(parent / 'checkpoints')['last']
     growth = maps.plan(config.growth, shape(parent), config.model)
     return grow(state, parent, step, growth, config.train)
-  return state._replace(params=_given(state.params, parent, config))
+  return state._replace(params=_inherited(state.params, parent, config))
 
 
 def grow(
@@ -185,26 +182,26 @@ def grow(
   growth: maps.Growth,
   train: train_config.TrainConfig,
 ) -> step_lib.State:
-  """Returns the state of a model grown from a run's.
+  """Returns the state of a model grown from that of a run.
 
   Args:
-    state: arrays or shapes of the grown model's; where they have shardings, each
-      process reads and makes its own devices' parts alone.
-    parent: the folder of the run.
-    step: of its checkpoint.
-    growth: from its model.
-    train: of the grown model: the seed of what is fresh.
+    state: arrays or shapes of the grown state; with shardings, each process
+      reads and makes its own devices' parts alone.
+    parent: folder of the run.
+    step: step of its checkpoint.
+    growth: growth from its model.
+    train: training config of the grown model, for the seed of new parameters.
   """
   was, carried = growth.was, growth.config.state != 'reset'
 
-  def held() -> dict[str, Any]:
+  def sections() -> dict[str, Any]:
     params = transformer.init(was, jax.random.key(0))
     h = optimizer.hyper(train, was.exits)
     moments = {'opt_state': optimizer.adamw(h, was).init(params)}
     return {'params': params, **(moments if carried else {})}
 
-  take = checkpoint_arrays.reader(
-    parent / 'checkpoints', step, jax.eval_shape(held)
+  take = checkpoint.reader(
+    parent / 'checkpoints', step, jax.eval_shape(sections)
   )
 
   def below(*section: str) -> grown.Take:
@@ -214,10 +211,10 @@ def grow(
   if not carried:
     return state._replace(params=params)
 
-  def carry(place: int, part: Any) -> Any:
+  def carry(position: int, part: Any) -> Any:
     if not isinstance(part, optax.ScaleByAdamState):
       return part
-    where = ('opt_state', str(place))
+    where = ('opt_state', str(position))
     return optax.ScaleByAdamState(
       count=jax.device_put(
         np.asarray(take((*where, 'count'), ()), np.int32),
@@ -231,42 +228,44 @@ def grow(
   return state._replace(params=params, opt_state=opt_state)
 
 
-def _given(
+def _inherited(
   params: transformer.Params,
   parent: pathlib.Path,
   config: train_config.RunConfig,
 ) -> transformer.Params:
-  """Returns parameters with those of a parent of the same shape."""
+  """Returns parameters of which a parent's replace its own."""
   model = _expected(parent, config).model
   checkpoints = parent / 'checkpoints'
-  given = checkpoint_arrays.read_params(
+  inherited = checkpoint.read_params(
     checkpoints,
     checkpoint.steps(checkpoints)['last'],
     jax.eval_shape(lambda: transformer.init(model, jax.random.key(0))),
   )
   if model.granularity == config.model.granularity:
-    return given
-  grafted = params | transformer.cut(given['segment_0'], config.model.exits)
-  grafted[f'exit_{config.model.granularity}'] = given['exit_1']
+    return inherited
+  params = params | transformer.cut(inherited['segment_0'], config.model.exits)
+  params[f'exit_{config.model.granularity}'] = inherited['exit_1']
   for name in ('embedding', 'unembedding'):
-    if name in given:
-      grafted[name] = given[name]
-  return grafted
+    if name in inherited:
+      params[name] = inherited[name]
+  return params
 
 
-def _made(parent: pathlib.Path) -> storage.Row:
-  """Returns the lineage of an export or import, or {}; once such a folder is
-  trained on in its place, it is a run."""
+def _origin(parent: pathlib.Path) -> storage.Row:
+  """Returns the lineage of an export, import or expansion; {} for a run.
+
+  Once such a folder is trained further in place, it is a run.
+  """
   path = parent / 'lineage.json'
-  known = storage.read_json(path) if path.exists() else {}
-  if not {'export', 'import', 'expand'} & known.keys():
+  lineage = storage.read_json(path) if path.exists() else {}
+  if not {'export', 'import', 'expand'} & lineage.keys():
     return {}
   last = checkpoint.steps(parent / 'checkpoints')['last']
-  return known if last == 0 else {}
+  return lineage if last == 0 else {}
 
 
 def _resolve(folder: pathlib.Path, init_from: str) -> pathlib.Path:
-  """Returns the parent's folder, by name: `folder` may not exist yet."""
+  """Returns the parent's folder, lexically, because `folder` may not exist."""
   return pathlib.Path(os.path.normpath(folder / init_from))
 
 
@@ -280,8 +279,10 @@ def _same_exits(parent: pathlib.Path, config: train_config.RunConfig) -> bool:
 def _expected(
   parent: pathlib.Path, config: train_config.RunConfig
 ) -> train_config.RunConfig:
-  """Returns the run that the parent must be: one of the same exits, or a dense
-  one whose trunk and exit this one's can be."""
+  """Returns the config that the parent must have.
+
+  It has the same exits, or is dense and gives the trunk and the last exit.
+  """
   model = config.model
   if config.growth != growth_config.NONE:
     grows = maps.parent_shape(shape(parent))
@@ -299,7 +300,7 @@ def _expected(
 def _check_tokenizer(
   parent: pathlib.Path, config: train_config.RunConfig
 ) -> None:
-  """Refuses a tokenizer's file that does not hold what the parent's does."""
+  """Raises a UserError if the tokenizer file differs from the parent's."""
   if not config.data.tokenizer_file:
     return
   own = parent / 'tokenizer.json'

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 from familial.model import config as model_config
+from familial.training import compilation
 from familial.training import config as train_config
-from familial.training import heap
 from familial.training import optimizer
 from familial.training import step as step_lib
 
 # As the commands do, and as early: here for PyTorch too.
-heap.keep()
+compilation.keep_freed_memory()
 
 
 def fastest(

@@ -24,7 +24,7 @@ from familial.expansion import maps
 from familial.model import flops as flops_lib
 from familial.training import evaluation
 from familial.training import loop
-from familial.training import run as job_lib
+from familial.training import run as run_lib
 from familial.training import warm_start
 
 BOTH = growth_config.GrowthConfig(
@@ -75,15 +75,15 @@ def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
   parent, larger, corpus, tmp_path
 ):
   (config, small), bigger = parent, larger()
-  job_lib.begin(bigger, tmp_path)
+  run_lib.begin(bigger, tmp_path)
   lineage = storage.read_json(tmp_path / 'lineage.json')
   assert lineage['parent'] == 'small'
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
   assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
   assert lineage['expansion']['exact']
   assert lineage['expansion']['exact_exits'] == [[1, 1], [2, 2], [3, 2]]
-  with job_lib.Job(bigger, tmp_path, corpus, False) as job:
-    state = job.state()
+  with run_lib.Run(bigger, tmp_path, corpus, False) as run:
+    state = run.state()
     heldout = batches.heldout(
       corpus,
       config.data,
@@ -93,7 +93,7 @@ def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
     found = evaluation.losses(state.params, bigger.model, heldout)
     first, next_of_parent = (
       batches.Batches(corpus, config.data, config.train.batch_size, 0)[8],
-      job.source[0],
+      run.source[0],
     )
   ends = [row['loss'] for row in _rows(small)]
   np.testing.assert_allclose(found, [*ends, ends[-1]], rtol=1e-5)
@@ -152,14 +152,14 @@ def test_a_stage_stopped_ends_as_one_that_was_not(
 )
 def test_what_is_not_asked_for_does_not_grow(larger, tmp_path, changes, says):
   with pytest.raises(errors.UserError, match=says):
-    job_lib.begin(larger(**changes), tmp_path / 'new')
+    run_lib.begin(larger(**changes), tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
 
 
 def test_another_seed_is_another_order_of_the_data(larger, tmp_path):
   config = larger()
   train = dataclasses.replace(config.train, seed=5)
-  job_lib.begin(dataclasses.replace(config, train=train), tmp_path)
+  run_lib.begin(dataclasses.replace(config, train=train), tmp_path)
   lineage = storage.read_json(tmp_path / 'lineage.json')
   assert lineage['inherited_windows'] == 0 < lineage['inherited_flops']
 
@@ -178,9 +178,9 @@ def test_an_export_s_place_in_the_data_goes_with_it(parent, tmp_path):
   with pytest.raises(
     errors.UserError, match=r"growth.state: 'carry' is not possible .* 'reset'"
   ):
-    job_lib.begin(grows, tmp_path / 'on')
+    run_lib.begin(grows, tmp_path / 'on')
   growth = dataclasses.replace(grows.growth, state='reset')
-  job_lib.begin(dataclasses.replace(grows, growth=growth), tmp_path / 'on')
+  run_lib.begin(dataclasses.replace(grows, growth=growth), tmp_path / 'on')
   lineage = storage.read_json(tmp_path / 'on' / 'lineage.json')
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
 
@@ -189,7 +189,7 @@ def test_other_data_or_another_base_are_refused(larger, tmp_path):
   config = larger()
   model = dataclasses.replace(config.model, base_width=64)
   with pytest.raises(errors.UserError, match=r'model.base_width = 32'):
-    job_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
+    run_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
 
 
 def test_growth_needs_a_parent_and_trains_all(larger):
@@ -244,16 +244,16 @@ def test_expand_writes_a_model_to_train_on(
     train=dataclasses.replace(config.train, init_from=str(out), steps=6),
     growth=carry,
   )
-  job_lib.begin(on, tmp_path / 'on')
-  with job_lib.Job(on, tmp_path / 'on', corpus, False) as job:
-    started = job.state()
-    assert job.source.first == 8 * config.train.batch_size
+  run_lib.begin(on, tmp_path / 'on')
+  with run_lib.Run(on, tmp_path / 'on', corpus, False) as run:
+    started = run.state()
+    assert run.source.first == 8 * config.train.batch_size
   np.testing.assert_array_equal(
     started.params['embedding'], grown.params['embedding']
   )
   assert int(started.opt_state[1].count) == (8 if state == 'carry' else 0)
   with pytest.raises(errors.UserError, match='in another workdir'):
-    job_lib.begin(grown.config, out)
+    run_lib.begin(grown.config, out)
   assert main_lib._main(['familial', 'expand', *flags]) == 2
   assert 'is there already' in capsys.readouterr().err
 
@@ -312,7 +312,7 @@ def test_an_epsilon_of_its_own_makes_any_width_exact(larger, tmp_path):
   config = larger()
   model = dataclasses.replace(config.model, width=24, heads=6)
   with pytest.raises(errors.UserError, match=r'model.norm_eps: 1e-05 is not'):
-    job_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
+    run_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
   small = dataclasses.replace(model, width=16, heads=4)
   model = dataclasses.replace(model, norm_eps=maps.norm_eps(small, 24))
-  job_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
+  run_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')

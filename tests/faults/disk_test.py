@@ -15,7 +15,6 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.training import checkpoint
-from familial.training import checkpoint_arrays
 from familial.training import compilation
 from familial.training import step as step_lib
 
@@ -89,7 +88,7 @@ def test_checkpoints_outlive_a_full_disk(disk, capfd):
   disk.remount('ro')
   last = checkpoint.steps(folder)['last']
   assert last > 1
-  params = checkpoint_arrays.read_params(folder, last, _state(0).params)
+  params = checkpoint.read_params(folder, last, _state(0).params)
   np.testing.assert_array_equal(params['w'], _state(last).params['w'])
   disk.remount('rw,size=8m')
   checkpoints = checkpoint.Checkpoints(folder, keep=9)

@@ -47,7 +47,7 @@ def test_cosines_are_those_of_each_exits_own_gradient(model, params, batch):
   grads_G = plain(params)
   grads = [jax.tree.map(lambda leaf, i=i: leaf[i], grads_G) for i in range(3)]
   found = gradients.cosines(params, model, batch)
-  assert [(r['exit_a'], r['exit_b'], r['layer']) for r in found] == [
+  assert [tuple(cosine[:3]) for cosine in found] == [
     (1, 2, 1), (1, 3, 1), (2, 3, 1), (2, 3, 2),
   ]  # fmt: skip
   segment_of = {1: 'segment_0', 2: 'segment_1'}
@@ -57,12 +57,12 @@ def test_cosines_are_those_of_each_exits_own_gradient(model, params, batch):
         [
           np.ravel(leaf)
           for leaf in jax.tree.leaves(
-            grads[record[end] - 1][segment_of[record['layer']]]
+            grads[exit_ - 1][segment_of[record.layer]]
           )
         ]
       )
-      for end in ('exit_a', 'exit_b')
+      for exit_ in (record.exit_a, record.exit_b)
     )
     expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert abs(expected) < 0.999
-    assert record['cosine'] == pytest.approx(expected, abs=1e-5)
+    assert record.cosine == pytest.approx(expected, abs=1e-5)

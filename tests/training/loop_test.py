@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.model import flops
 from familial.training import loop
-from familial.training import meter
+from familial.training import optimizer
 from familial.training import step as step_lib
 from familial.training import timing
 from tests.training import runs
@@ -26,7 +27,6 @@ from tests.training import runs
 # A run in a process of its own, which prints its devices and then each step.
 _CHILD = """
 import pickle, sys, time, jax
-from familial.training import meter
 from familial.training import loop
 def on_step(step):
   print(step, flush=True)
@@ -283,23 +283,49 @@ def test_a_stop_during_the_last_step_is_heard(corpus, run_config, tmp_path):
   assert loop.run(config, folder, corpus, quiet=True) == 'finished'
 
 
-def test_progress_tells_the_speed(
-  undisturbed, corpus, run_config, tmp_path, monkeypatch
+def test_progress_has_a_row_at_every_step_of_a_short_run(
+  undisturbed, corpus, run_config, tmp_path
 ):
-  monkeypatch.setattr(meter, '_PROGRESS_SECONDS', -1.0)
-  config = run_config(steps=6, evaluations=2)
+  config = run_config(steps=130, evaluations=2, schedule='wsd')
   loop.run(config, tmp_path / 'run', corpus, quiet=True)
   rows = storage.read_rows(tmp_path / 'run' / run_folder.PROGRESS)
-  assert [row['step'] for row in rows] == [2, 3, 4, 5, 6]
+  assert [row['step'] for row in rows] == list(range(2, 131, 2))
   for row in rows:
     assert set(row) == {
-      'step', 'loss', 'gradient_norm', 'tokens_per_second', 'flops_per_second',
-      'seconds_per_step'
+      'step', 'tokens', 'loss', 'gradient_norm', 'rate', 'tokens_per_second',
+      'flops_per_second', 'seconds_per_step',
     }  # fmt: skip
+    assert row['tokens'] == row['step'] * 8 * 32
     assert row['tokens_per_second'] > 0
     assert row['flops_per_second'] == pytest.approx(
       row['tokens_per_second'] * flops.train(config.model, 32)
     )
+  hyper = optimizer.hyper(config.train, config.model.exits)
+  np.testing.assert_allclose(
+    [row['rate'] for row in rows],
+    [
+      0.02 * float(optimizer.schedule(jnp.int32(row['step'] - 1), hyper))
+      for row in rows
+    ],
+    rtol=1e-5,
+  )
+
+
+def test_progress_of_a_resumed_run_has_every_step_once(
+  undisturbed, corpus, tmp_path
+):
+  config, expected = undisturbed
+  for until in (9, 15, None):
+    loop.run(config, tmp_path / 'run', corpus, until=until, quiet=True)
+  resumed, whole = (
+    {
+      row['step']: (row['loss'], row['gradient_norm'])
+      for row in storage.read_rows(folder / run_folder.PROGRESS)
+    }
+    for folder in (tmp_path / 'run', expected)
+  )
+  assert list(resumed) == list(range(1, 25)) == list(whole)
+  assert resumed == whole
 
 
 def test_exits_on_a_frozen_trunk(

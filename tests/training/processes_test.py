@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def checked(params, model, batches):
   return losses(params, model, batches)
 evaluation.losses = checked
 # So that every step may be the one that is stopped after.
-processes._EXCHANGE = 0.0
+processes.EXCHANGE = 0.0
 def on_step(step):
   if step == int(when) and processes.index() == int(who):
     pathlib.Path(path).with_name('time').write_text(str(time.time()))
@@ -204,12 +205,12 @@ def test_one_that_hangs_is_noticed(launch, config, tmp_path):
   assert launch(config, folder, 2).status == 0
 
 
-# Says who it is, and which devices it may see.
+# Prints its index, their number, and which devices it may use.
 _MEETS = """
 import jax
 from familial.training import processes
 with processes.joined():
-  first = processes.by_first(processes.index)
+  first = processes.broadcast_from_0(processes.index)
   print(processes.index(), processes.count(), first,
         jax.config._read('jax_cuda_visible_devices'))
 """
@@ -292,13 +293,13 @@ def test_what_is_not_said_is_left_to_jax(monkeypatch, environment, expected):
 def test_several_agree_about_once_a_second(monkeypatch):
   clock, wanted, asked = [0.0], [0, 0], []
 
-  def gather(*values):
+  def gather(own):
     asked.append(step)
-    return np.array([values, (wanted[0], wanted[1], 99)], np.int32)
+    return np.array([own, (wanted[0], wanted[1], 99)], np.int32)
 
   monkeypatch.setattr(processes, 'count', lambda: 2)
-  monkeypatch.setattr(processes, '_gather', gather)
-  monkeypatch.setattr(processes.time, 'monotonic', lambda: clock[0])
+  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+  monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
   decisions = processes.Decisions(10, lambda: False, 60.0)
   stopped = {}
   for step in range(11, 60):

@@ -1,0 +1,173 @@
+"""Progress reporting and SIGTERM/SIGINT handling."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import signal
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from familial.model import flops as flops_lib
+from familial.training import optimizer
+from familial.training import processes
+from familial.training import profiling
+from familial.training import run as run_lib
+
+# Seconds between two writes of `progress.jsonl`, and the least number of its rows
+# over a whole run of as many steps.
+_SECONDS, _ROWS = 5.0, 64
+
+
+class Observation(NamedTuple):
+  """A training step: its number, the deepest exit's loss, the gradient's norm."""
+
+  step: int
+  loss: float
+  gradient_norm: float
+
+
+class Reporter:
+  """The progress bar, `progress.jsonl` and a profiler trace; a context.
+
+  Speeds leave out compilation, evaluation and saving.
+  """
+
+  def __init__(
+    self, runs: Sequence[run_lib.Run], quiet: bool, profile: bool = False
+  ):
+    """Starts a bar over all steps of runs that advance together.
+
+    Args:
+      runs: the runs.
+      quiet: whether to show no bar.
+      profile: whether to trace some dispatches, to the first run's folder.
+    """
+    first = runs[0].config.cell
+    self._bar = tqdm.tqdm(
+      total=sum(run.until for run in runs),
+      initial=sum(run.start for run in runs),
+      desc=first if len(runs) == 1 else f'{first} and {len(runs) - 1} more',
+      unit='step',
+      disable=quiet or processes.index() > 0,
+      leave=False,
+      file=sys.stderr,
+    )
+    self._trace = profiling.Trace(runs[0].folder, profile)
+    self._since: float | None = None
+    self._steps = 0
+    self._seconds = 0.0
+    # Each run's share of the seconds: runs that advance together share them.
+    self._own = dict.fromkeys(runs, 0.0)
+    self._unwritten: list[tuple[run_lib.Run, Observation]] = []
+    self._written = time.monotonic()
+
+  def __enter__(self) -> 'Reporter':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._trace.close()
+    self._bar.close()
+
+  def before_dispatch(self) -> None:
+    """Traces the dispatch that follows, if it is to be."""
+    self._trace.before()
+
+  def pause(self) -> None:
+    """Leaves out of speed and trace what happens until the next update."""
+    self._trace.end()
+    self._since = None
+
+  def update(
+    self, count: int, observed: Mapping[run_lib.Run, Sequence[Observation]]
+  ) -> None:
+    """Reports steps of the runs.
+
+    Args:
+      count: steps that each of the runs took.
+      observed: these steps by run, in order.
+    """
+    now = time.monotonic()
+    if self._since is not None:
+      self._steps += count
+      self._seconds += now - self._since
+      for run in observed:
+        self._own[run] += (now - self._since) / len(observed)
+    self._since = now
+    self._bar.update(count * len(observed))
+    due = now - self._written > _SECONDS
+    for run, steps in observed.items():
+      every = max(1, run.config.train.steps // _ROWS)
+      self._unwritten += [
+        (run, each)
+        for each in steps
+        if each.step % every == 0
+        or each.step == run.until
+        or (due and each is steps[-1])
+      ]
+    if not self._steps:
+      return  # No speed is known yet: the rows wait.
+    self._log()
+    if due and observed:
+      self._written = now
+      tokens = flops = 0.0
+      for run in observed:
+        run.flush()
+        tokens += self._tokens_per_second(run)
+        flops += self._tokens_per_second(run) * _flops_per_token(run)
+      self._bar.set_postfix_str(
+        f'loss {[*observed.values()][-1][-1].loss:.3f}, {tokens:,.0f} tokens/s, '
+        f'{flops / 1e9:.1f} GFLOP/s'
+      )
+
+  def _log(self) -> None:
+    """Adds the rows of the observations to the runs."""
+    for run, (step, loss, norm) in self._unwritten:
+      rate = float(optimizer.schedule(step - 1, run.hyper, np))
+      values = {
+        'tokens': step * run.source.tokens_per_step,
+        'loss': loss,
+        'gradient_norm': norm,
+        'rate': run.config.train.base_lr * rate,
+        'tokens_per_second': self._tokens_per_second(run),
+        'seconds_per_step': self._own[run] / self._steps,
+        'flops_per_second': self._tokens_per_second(run)
+        * _flops_per_token(run),
+      }
+      if np.isfinite(list(values.values())).all():
+        run.log(step, values)
+    self._unwritten.clear()
+
+  def _tokens_per_second(self, run: run_lib.Run) -> float:
+    return self._steps / self._seconds * run.source.tokens_per_step
+
+
+def _flops_per_token(run: run_lib.Run) -> int:
+  config = run.config
+  return flops_lib.train(
+    config.model, config.data.seq_len, config.train.trained
+  )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+  """Yields a function that returns whether SIGTERM or SIGINT has arrived."""
+  received: list[int] = []
+  try:
+    handlers = {
+      number: signal.signal(number, lambda n, _: received.append(n))
+      for number in (signal.SIGTERM, signal.SIGINT)
+    }
+  except ValueError:  # Only the main thread can handle signals.
+    yield lambda: False
+    return
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
