@@ -1,8 +1,8 @@
-"""The arrays of a grown model, each part by itself.
+"""The arrays of a grown model, computed part by part.
 
-A part of a new array is read from the parts of the old ones that it is made of,
-so a device that holds a part of the grown model never sees the rest of it, and
-of the parent no more than that part's sources.
+A part of a new array is computed from the parts of the old arrays that it depends
+on. A device therefore holds only its own part of the grown model and reads only
+the sources of that part from the parent.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,11 @@ from familial.expansion import roles as roles_lib
 from familial.model import transformer
 
 Path = tuple[str, ...]
-# From an array of the parent, by its path, and an index for each of its axes, to
-# those entries of it.
+# Maps the path of a parent's array and an index for each of its axes to the entries.
 Take = Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
-_NOISE = 0.1  # Of `split` noise, in standard deviations of a fresh matrix.
+_NOISE = (
+  0.1  # Scale of `split` noise, in standard deviations of a fresh matrix.
+)
 _WRITERS = ('o', 'down')
 _ALIGNMENT = 64  # Bytes.
 
@@ -32,11 +33,11 @@ def params(
   """Returns the grown parameters.
 
   Args:
-    growth: from the parent's model to this one.
-    like: arrays or shapes of the grown model; where they have shardings, each
-      process makes its own devices' parts alone.
+    growth: growth from the parent's model to this one.
+    like: arrays or shapes of the grown model; with shardings, each process
+      computes its own devices' parts alone.
     take: reads the parent's parameters.
-    seed: of noise and of what is fresh.
+    seed: seed of noise and of fresh entries.
   """
   return _tree(
     like,
@@ -47,17 +48,18 @@ def params(
 def moments(
   growth: maps.Growth, like: transformer.Params, take: Take, power: int
 ) -> transformer.Params:
-  """Returns AdamW's moments of the grown model, after those of the parent.
+  """Returns AdamW's moments of the grown model, grown from those of the parent.
 
-  Copies of what an array writes share its gradient as they share in being read:
-  so do its mean and, squared, the mean of its squares. That is what the grown
-  model's own gradients would have made where every copy of the residual stream
-  is read alike (`split` even) and keys have all the queries that they had;
-  otherwise their mean over the copies. What is fresh or silent has none.
+  Copies of an output unit share its gradient in the proportions in which they are
+  read; the mean of gradients scales with the share, the mean of squares with its
+  square. These are the moments that the grown model's own gradients would have
+  given if every copy of the residual stream is read equally (`split` even) and
+  keys have all their former queries; otherwise the mean over the copies. Fresh
+  and silent entries have moments 0.
 
   Args:
-    growth: from the parent's model to this one.
-    like: as for `params`.
+    growth: growth from the parent's model to this one.
+    like: arrays or shapes as for `params`.
     take: reads the parent's moment.
     power: 1 for the mean of gradients, 2 for that of their squares.
   """
@@ -71,7 +73,7 @@ def reads(growth: maps.Growth, like: transformer.Params) -> int:
   """Returns the bytes of the parent's parameters that one device reads.
 
   Args:
-    growth: from the parent's model.
+    growth: growth from the parent's model.
     like: shapes of the grown model, with shardings.
   """
   total = 0
@@ -97,7 +99,7 @@ def _names(path: tuple[Any, ...]) -> Path:
 def _entries(
   index: tuple[slice, ...] | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, ...]:
-  """Returns the numbers of a part's entries along each axis."""
+  """Returns the indices of a part's entries along each axis."""
   slices = index or (slice(None),) * len(shape)
   return tuple(
     np.arange(*one.indices(size))
@@ -108,7 +110,7 @@ def _entries(
 def _tree(
   like: Any, part: Callable[[Path, tuple[np.ndarray, ...]], np.ndarray]
 ) -> Any:
-  """Returns a tree of arrays made part by part."""
+  """Returns a tree of arrays computed part by part."""
 
   def whole(path: tuple[Any, ...], leaf: Any) -> jax.Array:
     names = _names(path)
@@ -117,12 +119,12 @@ def _tree(
       indices = _entries(index, leaf.shape)
       if not names[0].startswith('segment_'):
         return np.ascontiguousarray(part(names, indices), leaf.dtype)
-      # A layer at a time: what it is made of is never there for all.
-      found = _aligned(tuple(len(each) for each in indices), leaf.dtype)
+      # One layer at a time, so that only its sources are in memory.
+      values = _aligned(tuple(len(each) for each in indices), leaf.dtype)
       for place, layer in enumerate(indices[0]):
         one = (np.array([layer]), *indices[1:])
-        found[place] = part(names, one)[0]
-      return found
+        values[place] = part(names, one)[0]
+      return values
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = getattr(leaf, 'sharding', None) or here
@@ -132,8 +134,7 @@ def _tree(
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-  """Returns an empty array that JAX takes over as it is, where its devices share
-  the host's memory; others it copies."""
+  """Returns an empty array that JAX need not copy on CPU devices."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(size + _ALIGNMENT, np.uint8)
   first = -raw.ctypes.data % _ALIGNMENT
@@ -152,7 +153,8 @@ class Part:
   ):
     self._growth, self._path, self._take = growth, path, take
     self._roles = roles_lib.of(growth, path)
-    # Of layers, rows and columns; a gain has no rows, few arrays have layers.
+    # Indices of layers, rows and columns; a gain has no rows, and only segments
+    # have layers.
     self._layers: np.ndarray | None = None
     if path[0].startswith('segment_'):
       first = (0, *growth.now.exits)[int(path[0].removeprefix('segment_'))]
@@ -163,45 +165,45 @@ class Part:
   def values(self, seed: int) -> np.ndarray:
     """Returns the parameters."""
     growth, roles = self._growth, self._roles
-    found = self._read(aki=growth.config.width == 'aki')
+    values = self._read(aki=growth.config.width == 'aki')
     if roles.rows is not None and self._rows is not None:
       if roles.divided:
         shares = roles.rows.shares_N(growth.config.split)[self._rows]
-        found = found * shares[:, None].astype(found.dtype)
+        values = values * shares[:, None].astype(values.dtype)
         if growth.config.split == 'noise':
-          found = found + self._noise(seed).astype(found.dtype)
+          values = values + self._noise(seed).astype(values.dtype)
       fresh = roles.rows.fresh_N[self._rows]
       if fresh.any():
-        found[..., fresh, :] = self._drawn(seed)[..., fresh, :]
+        values[..., fresh, :] = self._drawn(seed)[..., fresh, :]
     if roles.cols is not None:
       fresh = roles.cols.fresh_N[self._cols]
-      found[..., fresh] = 1 if self._path[-1] == 'gain' else 0
-    return self._silenced(found * found.dtype.type(roles.scale))
+      values[..., fresh] = 1 if self._path[-1] == 'gain' else 0
+    return self._silenced(values * values.dtype.type(roles.scale))
 
   def moment(self, power: int) -> np.ndarray:
-    """Returns what AdamW would have gathered."""
+    """Returns AdamW's moment of gradients to a power."""
     growth, roles = self._growth, self._roles
-    found = self._read(aki=False)
+    values = self._read(aki=False)
     ratio_N = np.full(len(self._cols), roles.ratio)
     if roles.cols is not None:
       ratio_N = ratio_N * roles.gradients_N()[self._cols]
-      found[..., roles.cols.fresh_N[self._cols]] = 0
-    elif roles.rows is not None:  # An unembedding: the vocabulary is as it was.
+      values[..., roles.cols.fresh_N[self._cols]] = 0
+    elif roles.rows is not None:  # An unembedding: the vocabulary did not grow.
       copies = roles.rows.copies_N[self._rows]
-      found = found / copies[:, None].astype(found.dtype) ** power
+      values = values / copies[:, None].astype(values.dtype) ** power
     if roles.rows is not None:
-      found[..., roles.rows.fresh_N[self._rows], :] = 0
-    found = found * (ratio_N**power).astype(found.dtype)
+      values[..., roles.rows.fresh_N[self._rows], :] = 0
+    values = values * (ratio_N**power).astype(values.dtype)
     if self._is_new_branch():
-      found = np.zeros_like(found)
+      values = np.zeros_like(values)
     if self._layers is not None:
-      found[growth.silent_N[self._layers]] = 0
+      values[growth.silent_N[self._layers]] = 0
     if growth.config.state == 'asymmetric':
-      found[self._is_copy(found.ndim)] = 0
-    return found
+      values[self._is_copy(values.ndim)] = 0
+    return values
 
   def _read(self, aki: bool) -> np.ndarray:
-    """Returns the sources' entries, [layers,] [rows,] columns."""
+    """Returns the entries of the sources, [layers,] [rows,] columns."""
     roles = self._roles
 
     def old(axis: maps.Axis | None, index: np.ndarray) -> np.ndarray:
@@ -210,15 +212,14 @@ class Part:
     inner = [old(roles.cols, self._cols)]
     if self._rows is not None:
       inner.insert(0, old(roles.rows, self._rows))
-    found = self._read_layers(inner, 0)
+    values = self._read_layers(inner, 0)
     if aki and roles.divided and roles.cols is not None:
       copied = roles.cols.copy_N[self._cols] > 0
-      found[..., copied] = self._read_layers(inner, 1)[..., copied]
-    return found
+      values[..., copied] = self._read_layers(inner, 1)[..., copied]
+    return values
 
   def _read_layers(self, inner: list[np.ndarray], later: int) -> np.ndarray:
-    """Returns entries of the layers that the part's are made from, or of those
-    after them."""
+    """Returns entries of the source layers, or of `later` layers after them."""
     growth, path = self._growth, self._path
     if self._layers is None:
       return self._read_one(inner)
@@ -229,19 +230,19 @@ class Part:
   def _read_trunk(
     self, name: Path, layers: np.ndarray, inner: list[np.ndarray]
   ) -> np.ndarray:
-    """Returns entries of the parent's layers, by their numbers."""
+    """Returns entries of the parent's layers with given numbers."""
     exits = self._growth.was.exits
     segment_N = np.searchsorted(exits, layers, side='right')
-    found: np.ndarray | None = None
+    values: np.ndarray | None = None
     for segment in np.unique(segment_N):
       here = segment_N == segment
       within = layers[here] - (0, *exits)[segment]
       got = self._take((f'segment_{segment}', *name), (within, *inner))
-      if found is None:
-        found = np.empty((len(layers), *got.shape[1:]), got.dtype)
-      found[here] = got
-    assert found is not None
-    return found
+      if values is None:
+        values = np.empty((len(layers), *got.shape[1:]), got.dtype)
+      values[here] = got
+    assert values is not None
+    return values
 
   def _read_one(self, inner: list[np.ndarray]) -> np.ndarray:
     """Returns entries of an array outside the trunk."""
@@ -251,7 +252,7 @@ class Part:
     exit_ = growth.exit_source(int(path[0].removeprefix('exit_')))
     name = f'exit_{exit_}'
     if path[1] == 'branch' and was.kind_of(exit_) != 'branch':
-      # Of an exit that had none: a copy of its last layer that writes nothing.
+      # The exit had no branch: a copy of its last layer whose output is zeroed.
       last = np.array([was.exits[exit_ - 1] - 1])
       return self._read_trunk(path[2:], last, inner)[0]
     if path[1] == 'unembedding' and not was.owns_unembedding(exit_):
@@ -260,18 +261,18 @@ class Part:
       return self._take(('embedding',), (inner[1], inner[0])).T
     return self._take((name, *path[1:]), tuple(inner))
 
-  def _silenced(self, found: np.ndarray) -> np.ndarray:
-    """Returns entries with those zeroed that a silent layer would write."""
+  def _silenced(self, values: np.ndarray) -> np.ndarray:
+    """Returns entries with the output matrices of silent layers zeroed."""
     growth = self._growth
     if self._path[-2:-1] == () or self._path[-2] not in _WRITERS:
-      return found
+      return values
     if self._layers is not None:
       silent_N = growth.silent_N[self._layers]
-      return np.where(silent_N[:, None, None], found.dtype.type(0), found)
-    return np.zeros_like(found) if self._is_new_branch() else found
+      return np.where(silent_N[:, None, None], values.dtype.type(0), values)
+    return np.zeros_like(values) if self._is_new_branch() else values
 
   def _is_new_branch(self) -> bool:
-    """Whether the array is of a branch that the parent's exit has not."""
+    """Whether the array belongs to a branch that the parent's exit lacks."""
     if 'branch' not in self._path:
       return False
     growth = self._growth
@@ -279,7 +280,7 @@ class Part:
     return growth.was.kind_of(exit_) != 'branch'
 
   def _is_copy(self, dimensions: int) -> np.ndarray:
-    """Returns which entries are not the first of their source."""
+    """Returns which entries are not the first copy of their source."""
     roles = self._roles
     later = np.zeros(1, bool)
     if roles.cols is not None:
@@ -297,7 +298,7 @@ class Part:
     return np.broadcast_to(later, shape)
 
   def _noise(self, seed: int) -> np.ndarray:
-    """Returns noise that cancels between a source's copies, two by two."""
+    """Returns noise that cancels within pairs of a source's copies."""
     rows = self._roles.rows
     assert rows is not None and self._rows is not None
     copy, copies = rows.copy_N[self._rows], rows.copies_N[self._rows]
@@ -310,7 +311,7 @@ class Part:
     return drawn[..., entries, :] * size[:, None]
 
   def _drawn(self, seed: int) -> np.ndarray:
-    """Returns fresh values of a matrix, at the part's rows and columns."""
+    """Returns fresh values of a matrix at the part's rows and columns."""
     rows, now = self._roles.rows, self._growth.now
     assert rows is not None and self._rows is not None
     size = len(rows.source_N) if self._roles.divided else now.base_width
@@ -318,8 +319,10 @@ class Part:
     return drawn[..., self._rows, :] / math.sqrt(size)
 
   def _normal(self, seed: list[int], rows: int) -> np.ndarray:
-    """Returns normal numbers [layers,] rows, the part's columns: those that the
-    array has there, whatever the part."""
+    """Returns standard normal numbers, [layers,] rows, the part's columns.
+
+    They depend on the position in the whole array and not on the part.
+    """
     cols = self._roles.cols
     width = self._growth.now.vocab_size if cols is None else len(cols.source_N)
     name = zlib.crc32('/'.join(self._name()).encode())
@@ -333,5 +336,5 @@ class Part:
     return np.stack([one(int(layer)) for layer in self._layers])
 
   def _name(self) -> Path:
-    """Returns the array's name, the same whatever exits cut the trunk."""
+    """Returns the array's name, independent of how exits cut the trunk."""
     return self._path[1:] if self._layers is not None else self._path

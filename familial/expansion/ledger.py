@@ -1,9 +1,9 @@
-"""What the members of a family cost, grown from each other or by themselves.
+"""Costs of the sizes of a family, grown from each other or trained separately.
 
-Every size has a budget of its own, what it would be trained with alone. A chain
-spends on each stage what its budget leaves after the stages before, so it
-reaches all of them for the price of the largest: with tokens in proportion to
-parameters and sizes 1 : 2 : 4 : 8, 1 - 64 / (1 + 4 + 16 + 64) = 24.7 % less.
+Every size has a budget, that of training it alone. Each stage of a growth chain
+spends what its budget leaves after the stages before, so that the whole chain
+costs as much as the largest size: with tokens in proportion to parameters and
+sizes 1 : 2 : 4 : 8, 1 - 64 / (1 + 4 + 16 + 64) = 24.7 % less.
 Source: arXiv 2504.00623.
 """
 
@@ -22,12 +22,12 @@ class Stage:
   """A run of a family.
 
   Attributes:
-    model: that is trained.
-    budget: FLOPs that its largest member shall have had, its parents' included.
-    steps: of the run.
-    tokens: of the run.
-    flops: of the run.
-    total: with those of the stages that it grew from.
+    model: model that is trained.
+    budget: planned FLOPs of its largest member, those of its parents included.
+    steps: steps of the run.
+    tokens: tokens of the run.
+    flops: FLOPs of the run.
+    total: FLOPs of the run and of the stages that it grew from.
   """
 
   model: model_config.ModelConfig
@@ -41,8 +41,7 @@ class Stage:
 def shares(
   models: Sequence[model_config.ModelConfig], seq_len: int
 ) -> list[float]:
-  """Returns the sizes' budgets as shares of the largest's: tokens in proportion
-  to parameters."""
+  """Returns budgets relative to the largest, for tokens proportional to N."""
   costs = [
     flops_lib.params_full(model) * flops_lib.train(model, seq_len)
     for model in models
@@ -61,18 +60,18 @@ def stages(
   """Returns the runs that bring every size to its budget, within half a step.
 
   Args:
-    models: of the runs, the smallest first.
-    budgets: of each, in FLOPs.
-    seq_len: tokens that attention spans.
+    models: models of the runs, the smallest first.
+    budgets: budget of each, in FLOPs.
+    seq_len: length of the sequences.
     batch_size: sequences of a step.
     grown: whether each model grows from the one before.
 
   Raises:
-    UserError: if a budget is not enough for a step after those before it.
+    UserError: if a budget leaves no step after the stages before it.
   """
-  found: list[Stage] = []
+  result: list[Stage] = []
   for model, budget in zip(models, budgets, strict=True):
-    before = found[-1].total if grown and found else 0
+    before = result[-1].total if grown and result else 0
     tokens = batch_size * seq_len
     step = tokens * flops_lib.train(model, seq_len)
     steps = round((budget - before) / step)
@@ -82,7 +81,7 @@ def stages(
         f'{model.width} leave no step of {step:.3g} after the {before:.3g} of '
         'the sizes that it grows from'
       )
-    found.append(
+    result.append(
       Stage(
         model=model,
         budget=budget,
@@ -92,19 +91,20 @@ def stages(
         total=before + steps * step,
       )
     )
-  return found
+  return result
 
 
 def steps_off(stage: Mapping[str, Any]) -> float:
-  """Returns how far a stage of a plan is from its budget, in its own steps.
+  """Returns the distance of a planned stage from its budget, in its steps.
 
   Args:
-    stage: with `budget`, `steps`, `flops` and `total` as Stage has them.
+    stage: fields of a Stage, of which `budget`, `steps`, `flops` and `total` are
+      read.
   """
   off: float = stage['total'] - stage['budget']
   return off / stage['flops'] * stage['steps']
 
 
 def saving(chain: Sequence[Stage]) -> float:
-  """Returns what a chain costs less than its sizes trained alone, as a share."""
+  """Returns the saving of a chain relative to training its sizes alone."""
   return 1 - chain[-1].total / sum(stage.total for stage in chain)

@@ -1,13 +1,13 @@
-"""Which old unit each unit of a grown model is taken from.
+"""The old unit that each unit of a grown model is copied from.
 
-Shapes: D width, H query heads, K key/value heads, F MLP width, N layers; a
-suffix of an old index's array is the new axis.
+Shapes: D width, H query heads, K key/value heads, F MLP width, N layers; an array
+of old indices has the new axis as its suffix.
 
-Where D' does not divide by D, floor(D' / D) copies of the residual stream leave
-some entries over, which hold nothing at first. RMSNorm then averages over more,
-which eta = sqrt(floor(D' / D) D / D') takes back: gains become eta gain, an
-exit's gain / eta, for the model's logit scale base_width / D does the rest, and
-`norm_eps` must be eta^2 that of the parent.
+If D does not divide D', floor(D' / D) copies of the residual stream leave some
+entries over, which are 0 at first. RMSNorm then averages over more entries, which
+eta = sqrt(floor(D' / D) D / D') compensates: gains become eta gain, those of exits
+gain / eta, because the logit scale base_width / D already changes, and `norm_eps`
+must be eta^2 that of the parent.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from familial.expansion import config as growth_config
 from familial.model import config as model_config
 
 ModelConfig = model_config.ModelConfig
-# What a growth may change of a model.
+# Keys of a model that a growth may change.
 GROWN = (
   'width',
   'depth',
@@ -41,8 +41,8 @@ class Axis:
   """A grown axis.
 
   Attributes:
-    source_N: the old index of each new entry; 0 for one that is fresh.
-    fresh_N: whether it is no copy of an old one.
+    source_N: old index of each new entry; 0 for a fresh entry.
+    fresh_N: whether the entry is not a copy of an old one.
   """
 
   source_N: np.ndarray
@@ -50,30 +50,29 @@ class Axis:
 
   @functools.cached_property
   def copy_N(self) -> np.ndarray:
-    """Which copy of its source an entry is: 0, 1, .."""
+    """The number of each entry among the copies of its source: 0, 1, ..."""
     seen: dict[int, int] = {}
-    found = np.zeros_like(self.source_N)
+    copy_N = np.zeros_like(self.source_N)
     for new in np.flatnonzero(~self.fresh_N):
       old = int(self.source_N[new])
-      found[new] = seen.get(old, 0)
-      seen[old] = found[new] + 1
-    return found
+      copy_N[new] = seen.get(old, 0)
+      seen[old] = copy_N[new] + 1
+    return copy_N
 
   @functools.cached_property
   def copies_N(self) -> np.ndarray:
-    """How many copies an entry's source has; 1 for a fresh one."""
+    """The number of copies of each entry's source; 1 for a fresh entry."""
     counts = np.bincount(self.source_N[~self.fresh_N])
     return np.where(self.fresh_N, 1, counts[self.source_N])
 
   def shares_N(self, split: str) -> np.ndarray:
-    """Returns what an entry is of its source to whoever reads it; they sum to 1
-    over the copies."""
+    """Returns the weight with which each copy is read; 1 in sum over copies."""
     if split != 'uneven':
       return 1 / self.copies_N
     return 2 * (self.copy_N + 1) / (self.copies_N * (self.copies_N + 1))
 
   def spread(self, size: int) -> 'Axis':
-    """Returns the axis of all entries of units of some size each."""
+    """Returns the axis of the entries of units with `size` entries each."""
     within = np.arange(size)
     source = self.source_N[:, None] * size + within
     return Axis(source.ravel(), np.repeat(self.fresh_N, size))
@@ -81,17 +80,17 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Growth:
-  """A growth, as what becomes of every axis.
+  """A growth, as the map of every axis.
 
   Attributes:
-    config: what was asked.
-    was: the parent.
+    config: the growth's config.
+    was: model of the parent.
     now: the grown model.
-    width: D.
-    heads: H.
-    kv_heads: K.
-    mlp: F.
-    layers: the trunk's layers.
+    width: axis D.
+    heads: axis H.
+    kv_heads: axis K.
+    mlp: axis F.
+    layers: layers of the trunk.
     silent_N: whether a new layer writes nothing at first.
   """
 
@@ -107,32 +106,34 @@ class Growth:
 
   @property
   def eta(self) -> float:
-    """The ratio of a state's root mean square after to that before."""
+    """The ratio of a state's root mean square after the growth to before."""
     return _eta(self.was.width, self.now.width)
 
   def exit_source(self, exit_: int) -> int:
-    """Returns the parent's exit that a new exit 1..G' is made from: that of the
-    layers it comes after, or the next deeper one."""
+    """Returns the parent's exit that a new exit 1..G' is copied from.
+
+    It stands after the same layers, or is the next deeper one.
+    """
     reached = max(self._live(exit_), default=-1) + 1
     return next(
-      place
-      for place, layer in enumerate(self.was.exits, start=1)
+      number
+      for number, layer in enumerate(self.was.exits, start=1)
       if layer >= reached
     )
 
   def exact_exits(self) -> dict[int, int]:
-    """Returns {new exit: old exit} where they are the same function."""
+    """Returns {new exit: old exit} for exits that compute the same function."""
     if self.inexact_width():
       return {}
-    found = {}
+    exact = {}
     for exit_ in range(1, self.now.granularity + 1):
       live = self._live(exit_)
       if live == list(range(len(live))) and len(live) in self.was.exits:
-        found[exit_] = self.was.exits.index(len(live)) + 1
-    return found
+        exact[exit_] = self.was.exits.index(len(live)) + 1
+    return exact
 
   def inexact_width(self) -> str:
-    """Returns why the width's growth is not exact, and what would be; or ''."""
+    """Returns why the growth of the width is not exact, and an exact one; or ''."""
     if self.config.width == 'aki':
       return "growth.width: 'aki' is not exact; 'replicate' is"
     was, now = self.was, self.now
@@ -148,7 +149,7 @@ class Growth:
     return ''
 
   def inexact(self) -> str:
-    """Returns why the last exit is not the parent's, and what would be; or ''."""
+    """Returns why the last exit is not exact, and an exact alternative; or ''."""
     if why := self.inexact_width():
       return why
     if self.exact_exits().get(self.now.granularity) != self.was.granularity:
@@ -160,7 +161,7 @@ class Growth:
     return ''
 
   def _live(self, exit_: int) -> list[int]:
-    """Returns the old numbers of the layers below an exit that write."""
+    """Returns the old numbers of the layers below an exit that are not silent."""
     until = self.now.exits[exit_ - 1]
     live = ~self.silent_N[:until]
     return [int(old) for old in self.layers.source_N[:until][live]]
@@ -172,8 +173,8 @@ def plan(
   """Returns how one model grows into another.
 
   Raises:
-    UserError: if it cannot, or not exactly where that is asked; with the nearest
-      size that it can grow to.
+    UserError: if it cannot, or not exactly although `exact` is set; the message
+      names the nearest possible size.
   """
   _check(config, was, now)
   heads, kv_heads = _heads(was, now)
@@ -203,9 +204,9 @@ def norm_eps(was: ModelConfig, width: int) -> float:
 
 
 def parent_shape(was: ModelConfig) -> dict[str, Any]:
-  """Returns what a model grown from this one may have otherwise."""
+  """Returns the values of the keys that a growth from this model may change."""
   keys = list(GROWN)
-  if was.granularity == 1:  # A dense one has no exits of a kind.
+  if was.granularity == 1:  # A dense model has no exits of a kind.
     keys += OF_EXITS
   return {key: getattr(was, key) for key in keys}
 
@@ -217,7 +218,7 @@ def _eta(was: int, now: int) -> float:
 def _check(
   config: growth_config.GrowthConfig, was: ModelConfig, now: ModelConfig
 ) -> None:
-  """Refuses sizes that no growth leads to."""
+  """Raises a UserError for sizes that no growth reaches."""
   for key, by in (
     ('width', config.width),
     ('heads', config.width),
@@ -257,11 +258,11 @@ def _copies(source: Sequence[int] | np.ndarray) -> Axis:
 
 
 def _heads(was: ModelConfig, now: ModelConfig) -> tuple[Axis, Axis]:
-  """Returns the query heads' axis and that of keys and values.
+  """Returns the axes of query heads and of key/value heads.
 
-  Keys and values repeat as a whole, and the copies of one share out the query
-  heads of its group in turn: each new query head then attends with the keys of
-  its old one, whichever of the two numbers grew.
+  The key/value heads repeat as a whole, and the copies of one take turns with the
+  query heads of its group. Each new query head then attends with the keys of its
+  old one, whichever of the two numbers grew.
   """
   old, new = was.heads // was.kv_heads, now.heads // now.kv_heads
   if now.kv_heads // was.kv_heads * new < old:
@@ -278,8 +279,8 @@ def _heads(was: ModelConfig, now: ModelConfig) -> tuple[Axis, Axis]:
       f'{nearest}'
     )
   kv_heads = np.arange(now.kv_heads) % was.kv_heads
-  place = (np.arange(now.kv_heads) // was.kv_heads)[:, None] * new
-  within = (place + np.arange(new)) % old
+  offset = (np.arange(now.kv_heads) // was.kv_heads)[:, None] * new
+  within = (offset + np.arange(new)) % old
   return (
     _copies((kv_heads[:, None] * old + within).ravel()),
     _copies(kv_heads),
@@ -287,7 +288,7 @@ def _heads(was: ModelConfig, now: ModelConfig) -> tuple[Axis, Axis]:
 
 
 def _layers(by: str, was: int, now: int) -> tuple[Axis, np.ndarray]:
-  """Returns the old layer of each new one, and whether it writes nothing."""
+  """Returns the old layer of each new one, and whether it is silent."""
   new = np.arange(now)
   if by == 'interleave':
     source = new * was // now

@@ -1,4 +1,4 @@
-"""What the axes of each array of a model are, when the model grows."""
+"""The grown axes of each array of a model, and how its values scale."""
 
 import dataclasses
 
@@ -9,15 +9,16 @@ from familial.expansion import maps
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Roles:
-  """What the axes of an array are: of units, or all as they were.
+  """The roles of an array's axes; None for an axis that does not grow.
 
   Attributes:
-    rows: the axis that the array reads, or None.
-    cols: the axis that it writes; of a gain, the one it lies along.
-    divided: whether copies among the rows share what their source had.
-    scale: of its values.
-    ratio: of its gradient to that of its source, but for copies among `cols`.
-    read_N: of a column's gradient, the share of its source's; None for equal
+    rows: the input axis.
+    cols: the output axis; for a gain, its only axis.
+    divided: whether copies among the rows share their source's values.
+    scale: factor of the values.
+    ratio: ratio of the gradient to that of the source, apart from copies among
+      `cols`.
+    read_N: share of the source's gradient that each column has; None for equal
       shares among copies.
   """
 
@@ -29,13 +30,13 @@ class Roles:
   read_N: np.ndarray | None = None
 
   def gradients_N(self) -> np.ndarray:
-    """Returns what a column's gradient is of its source's."""
+    """Returns the share of its source's gradient that each column has."""
     assert self.cols is not None
     return 1 / self.cols.copies_N if self.read_N is None else self.read_N
 
 
 def of(growth: maps.Growth, path: tuple[str, ...]) -> Roles:
-  """Returns what the axes of an array of a model are."""
+  """Returns the roles of the axes of an array, given its path."""
   width, size = growth.width, growth.was.head_dim
   of_exit = path[0].startswith('exit_')
   if path[-1] == 'embedding':
@@ -43,7 +44,7 @@ def of(growth: maps.Growth, path: tuple[str, ...]) -> Roles:
   if path[-1] == 'unembedding':
     return Roles(width, None)
   if path[-1] == 'gain':
-    # The logits' own scale is the width's; see `maps`.
+    # The logit scale depends on the width; see `maps`.
     inverse = of_exit and 'branch' not in path
     eta = 1 / growth.eta if inverse else growth.eta
     return Roles(None, width, scale=eta, ratio=1 / eta)
@@ -59,7 +60,7 @@ def of(growth: maps.Growth, path: tuple[str, ...]) -> Roles:
   }[path[-2]]
   split = growth.config.split
   heads_H = growth.heads.shares_N(split)
-  # A key's gradient comes by the queries of its group.
+  # The gradient of a key comes from the queries of its group.
   group = growth.was.heads // growth.was.kv_heads
   kv_K = heads_H.reshape(growth.now.kv_heads, -1).sum(1) / group
   read_N = {

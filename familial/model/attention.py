@@ -22,8 +22,8 @@ def rotary(
 
   Args:
     theta: base of the frequencies theta^(-2 i / E).
-    dim: E, of a head.
-    length: L.
+    dim: E, the dimension of a head.
+    length: L, the number of positions.
 
   Source: RoFormer, arXiv 2104.09864.
   """
@@ -42,8 +42,8 @@ def rotate(
 
   Args:
     x_BxHxLxE: queries or keys.
-    cos: of `rotary`, for the positions of x; broadcasts to [B, H, L, E / 2].
-    sin: likewise.
+    cos: cosines of `rotary` at the positions of x, broadcast to [B, H, L, E / 2].
+    sin: sines of `rotary`, in the same shape.
 
   Source: RoFormer, arXiv 2104.09864; pairs (i, i + E/2) as in Llama's files.
   """
@@ -68,10 +68,10 @@ def causal(
     k_BxKxLxE: rotated keys; head h reads key head h // (H / K).
     v_BxKxLxE: values.
     segments_BxL: documents that attention must not cross, or None.
-    kind: `plain`, `blocked` or `fused`; they agree to rounding.
+    kind: `plain`, `blocked` or `fused`; they agree up to rounding.
 
   Raises:
-    UserError: if the devices lack what `fused` needs.
+    UserError: if the devices do not support `fused`.
   """
   kernel = kernels.here() if kind == 'fused' else None
   if kernel is not None:
@@ -80,8 +80,8 @@ def causal(
   half = length // 2
   if kind == 'plain' or length % 2 or length < 32:
     return _square(q_BxHxLxE, k_BxKxLxE, v_BxKxLxE, segments_BxL)
-  # The first half of the queries sees no key of the second: a quarter of the
-  # square is never computed.
+  # The first half of the queries attends to no key of the second half, so a
+  # quarter of the square is not computed.
   first = _square(
     q_BxHxLxE[:, :, :half],
     k_BxKxLxE[:, :, :half],
@@ -100,10 +100,10 @@ def cached(
   start_B: Array,
   slot_B: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
-  """Attention of P new positions of each row to a cache that takes them in.
+  """Attention of P new positions of each row to a cache extended by them.
 
-  Row b's positions are start_b .. start_b + P - 1. What the cache holds beyond
-  a position is masked out of its softmax, so it may be anything finite.
+  The positions of row b are start_b .. start_b + P - 1. Later entries of the cache
+  are masked out of the softmax and may have any finite value.
 
   Args:
     q_BxHxPxE: rotated queries, unscaled.
@@ -111,7 +111,7 @@ def cached(
     v_BxKxPxE: values.
     cache: keys and values, each [S, K, L, E]; L is at least start + P.
     start_B: each row's first new position.
-    slot_B: each row's place in the cache; None where they are in order, all.
+    slot_B: each row's slot in the cache; None if all rows are in slot order.
 
   Returns:
     The output [B, H, P, E], and the cache with the new positions.
@@ -121,7 +121,7 @@ def cached(
     write(cache[1], v_BxKxPxE, slot_B, start_B, 1),
   )
   keys_BxKxLxE, values_BxKxLxE = (
-    kept if slot_B is None else kept[slot_B] for kept in cache
+    buffer if slot_B is None else buffer[slot_B] for buffer in cache
   )
   ahead_BxPxL = np.arange(keys_BxKxLxE.shape[2]) - (
     start_B[:, None, None] + np.arange(q_BxHxPxE.shape[2])[:, None]
@@ -140,14 +140,14 @@ def write(
   start_B: Array,
   axis: int,
 ) -> Array:
-  """Returns a buffer with new positions of some rows, in place where donated.
+  """Returns a buffer with new positions of some rows, in place if donated.
 
   Args:
-    buffer: [S, ..], a row a slot.
+    buffer: [S, ..], one row per slot.
     new: [B, ..], with P positions along the axis.
-    slot_B: each row's slot; None where they are in order.
-    start_B: where each row's positions begin.
-    axis: of a row, without the slots, along which its positions are.
+    slot_B: each row's slot; None if the rows are in slot order.
+    start_B: first of each row's positions.
+    axis: axis of the positions within a row.
   """
 
   def one(b: Array, buffer: Array) -> Array:
@@ -165,7 +165,7 @@ def _square(
   v_BxKxLxE: Array,
   segments_BxL: Array | None,
 ) -> Array:
-  """Attention of the last Q positions to all L."""
+  """Causal attention of the last Q positions to all L."""
   queries, length = q_BxHxQxE.shape[2], k_BxKxLxE.shape[2]
   positions = np.arange(length)
   biases: list[Any] = [

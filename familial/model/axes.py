@@ -1,11 +1,10 @@
-"""What each axis of an array is, and which axis of a mesh it is split over.
+"""Logical axes of every array, and the mesh axes that they are split over.
 
 A mesh has axes `data`, `fsdp` and `tensor` (or `member` and `data`). Rows of a
 batch are split over `data` and `fsdp`; parameters over `fsdp` along the width
 (fully sharded: gathered layer by layer where they are used) and over `tensor`
-along heads, MLP and vocabulary. Both tables are looked up strictly: a parameter
-or an axis that they lack is an error, not something silently copied to every
-device.
+along heads, MLP and vocabulary. A parameter or an axis that the tables lack is an
+error; it is never silently replicated.
 """
 
 from typing import Any
@@ -49,13 +48,13 @@ _RULES: dict[str, tuple[str, ...]] = {
 
 
 def of(name: tuple[str, ...]) -> tuple[str, ...]:
-  """Returns the axes of a parameter, given the keys that lead to it.
+  """Returns the axes of a parameter, given its path of keys.
 
   Raises:
     KeyError: if there is no such parameter.
   """
-  room = name[0].rstrip('0123456789').removesuffix('_')
-  return _PARAMETERS[(room, *name[1:])]
+  part = name[0].rstrip('0123456789').removesuffix('_')
+  return _PARAMETERS[(part, *name[1:])]
 
 
 def names(
@@ -66,8 +65,8 @@ def names(
   Raises:
     KeyError: if an axis is unknown.
   """
-  # Mesh axes of one device are left out: a program's outputs do not name them,
-  # and what it is given must look like what it returned.
+  # Mesh axes of size 1 are left out: outputs of a program do not name them, and
+  # the next call's inputs must have the same sharding.
   return tuple(name for name in _RULES[axis] if mesh.shape.get(name, 1) > 1)
 
 
@@ -90,8 +89,10 @@ def spec(
 def specs(
   tree: Any, mesh: jax.sharding.AbstractMesh | jax.sharding.Mesh
 ) -> Any:
-  """Returns how each array of a tree is split: parameters, and what is like
-  them in an optimizer's state; the rest is whole everywhere."""
+  """Returns the partition of each array of parameters or an optimizer's state.
+
+  Arrays that are not shaped like a parameter are replicated.
+  """
 
   def one(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
     del leaf
@@ -104,7 +105,7 @@ def specs(
 
 
 def constrain(x: Array, *axes: str) -> Array:
-  """Has an array lie as its axes say, where a mesh is set; else returns it."""
+  """Constrains an array's sharding by its axes; without a mesh does nothing."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
@@ -112,7 +113,7 @@ def constrain(x: Array, *axes: str) -> Array:
 
 
 def constrain_tree(tree: Any) -> Any:
-  """Has a tree's arrays lie as `specs` says, where a mesh is set."""
+  """Constrains a tree's shardings by `specs`; without a mesh does nothing."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return tree

@@ -1,10 +1,10 @@
-"""The only definition of parameters N and of compute C, by exit and by step.
+"""Parameters N and compute C of a model, by exit and by step.
 
 FLOPs count every matrix product of the model, two per multiply-add: the
 projections, attention over the full L x L square, the MLP, and the unembedding
-and the layer of each exit. The backward pass of a product costs two more of its
-size. Norms, rotations, softmax and look-ups hold no matrix product and are not
-counted, nor are evaluation, recomputation and the optimizer.
+and the layer of each exit. The backward pass of a product costs twice as much.
+Norms, rotations, softmax, look-ups, evaluation, recomputation and the optimizer
+are not counted.
 """
 
 from familial.model import config as model_config
@@ -27,7 +27,7 @@ def params(config: ModelConfig, exit_: int) -> int:
 
 
 def params_embedding(config: ModelConfig, exit_: int) -> int:
-  """Returns the embedding and unembedding of exit 1..G, once where tied."""
+  """Returns the parameters of exit 1..G's embedding and unembedding."""
   sub = config.submodel(exit_)
   return sub.vocab_size * sub.width * (1 if sub.tied else 2)
 
@@ -44,7 +44,7 @@ def layer_forward(config: ModelConfig, seq_len: int) -> int:
 
 
 def exit_forward(config: ModelConfig, exit_: int, seq_len: int) -> int:
-  """Returns forward FLOPs per token of what exit 1..G adds to the trunk."""
+  """Returns forward FLOPs per token of exit 1..G beyond the trunk."""
   branch = config.kind_of(exit_) == 'branch'
   return 2 * config.width * config.vocab_size + branch * layer_forward(
     config, seq_len
@@ -64,8 +64,8 @@ def train(config: ModelConfig, seq_len: int, trained: str = 'all') -> int:
   """Returns FLOPs per token of one training step, forward and backward.
 
   Args:
-    config: the model.
-    seq_len: L, tokens attention spans.
+    config: config of the model.
+    seq_len: L, length of the sequences.
     trained: `all`, or `exits` for all exits but the last on a frozen trunk:
       no gradient enters the trunk, and the last exit is not computed.
   """
@@ -73,8 +73,9 @@ def train(config: ModelConfig, seq_len: int, trained: str = 'all') -> int:
     return 3 * forward(config, seq_len)
   total = config.exits[-2] * layer_forward(config, seq_len)
   for exit_ in range(1, config.granularity):
-    # Gradients reach the norm's gain, and a branch's, so every product passes
-    # its cotangent on; only a frozen, shared unembedding gets none itself.
+    # Gradients reach the gains of the norm and of a branch, so every product
+    # propagates its cotangent; only a frozen, shared unembedding has no gradient
+    # of its own.
     frozen = not config.owns_unembedding(exit_)
     total += (
       3 * exit_forward(config, exit_, seq_len)
@@ -91,5 +92,5 @@ def six_nd(config: ModelConfig, tokens: float) -> float:
 def tokens_dense(
   config: ModelConfig, exit_: int, seq_len: int, flops: float
 ) -> float:
-  """Returns the tokens a dense model of exit 1..G's shape sees for `flops`."""
+  """Returns the tokens that a dense model of exit 1..G's shape trains on."""
   return flops / train(config.submodel(exit_), seq_len)

@@ -1,4 +1,4 @@
-"""Fused attention: the kernels that keep no L x L scores in memory."""
+"""Fused attention kernels, which keep no L x L scores in memory."""
 
 from collections.abc import Callable
 import math
@@ -23,9 +23,9 @@ _LEAST_TILE, _LARGEST_TILE = 128, 512
 
 
 def here() -> Kernel | None:
-  """Returns the kernel of the devices that a program is traced for.
+  """Returns the kernel for the platform that a program is traced for.
 
-  They are those of the mesh that is set, else JAX's own. None on CPU, where XLA
+  The platform is that of the current mesh, else JAX's default. None on CPU, which
   has no such kernel.
   """
   mesh = jax.sharding.get_abstract_mesh()
@@ -43,11 +43,11 @@ def cudnn(
 ) -> Array:
   """Causal attention by cuDNN, on an NVIDIA GPU.
 
-  Documents are a mask B x 1 x L x L, shared by the heads: cuDNN's own lengths
-  of packed documents need a bound on their number that a row does not have.
+  Documents are a mask [B, 1, L, L] shared by the heads: cuDNN's format of packed
+  documents needs a bound on their number per row.
 
   Raises:
-    UserError: if the GPU or its cuDNN lacks it.
+    UserError: if the GPU or its cuDNN does not support it.
   """
   mask = None
   if segments_BxL is not None:
@@ -61,7 +61,7 @@ def cudnn(
       is_causal=True,
       implementation='cudnn',
     )
-  # What a GPU or its cuDNN does not have.
+  # Not supported by this GPU or its cuDNN.
   except (NotImplementedError, RuntimeError) as error:
     raise errors.UserError(f"model.attention: 'fused': {error}") from error
   return out_BxLxHxE.swapaxes(1, 2)
@@ -76,15 +76,15 @@ def splash(
 ) -> Array:
   """Causal attention by JAX's splash kernel, on a TPU.
 
-  Tiles above the diagonal are not computed. XLA cannot split a kernel among
-  devices: each is given its rows and heads here.
+  Tiles above the diagonal are not computed. XLA cannot partition a kernel, so
+  each device is given its rows and heads explicitly.
 
   Args:
     q_BxHxLxE: rotated queries, unscaled; L is a multiple of 128.
     k_BxKxLxE: rotated keys.
     v_BxKxLxE: values.
     segments_BxL: documents that attention must not cross, or None.
-    interpret: compute it without a TPU, slowly.
+    interpret: whether to interpret the kernel without a TPU, slowly.
 
   Raises:
     UserError: if L is not a multiple of 128.
@@ -135,7 +135,7 @@ def splash(
     local,
     in_specs=(by_heads, by_kv_heads, by_kv_heads, axes.spec(('batch',), mesh)),
     out_specs=by_heads,
-    # A kernel does not tell over which axes its result is the same.
+    # A kernel does not declare over which mesh axes its result is replicated.
     check_vma=False,
   )(q_BxHxLxE, k_BxKxLxE, v_BxKxLxE, segments_BxL)
 

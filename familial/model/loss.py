@@ -1,9 +1,9 @@
 """Cross-entropy at every exit, in chunks, with its gradient in the same pass.
 
-The gradient of a mean cross-entropy is known as soon as the logits are, so the
-forward pass computes both chunk by chunk and keeps neither logits nor
-probabilities: memory is one chunk's logits, whatever G, L and V are, and no
-product is done twice.
+The gradient of a mean cross-entropy follows from the logits, so the forward pass
+computes both chunk by chunk and keeps neither logits nor probabilities. Memory is
+the logits of one chunk, independent of the number of exits, and no product is
+computed twice.
 """
 
 from collections.abc import Callable
@@ -31,12 +31,12 @@ def exit_losses(
   """Returns the weighted loss and each exit's mean token cross-entropy, nats.
 
   Args:
-    params: of the model.
-    config: of the model.
+    params: parameters of the model.
+    config: config of the model.
     batch: `inputs_BxL`, `targets_BxL`, `weights_BxL` (0 where a target does not
-      count) and, where documents are kept apart, `segments_BxL`.
+      count) and, with a document mask, `segments_BxL`.
     exit_weights_G: weight of each exit in the total.
-    trunk_frozen: no gradient enters the trunk.
+    trunk_frozen: whether no gradient enters the trunk.
 
   Returns:
     sum_g w_g loss_g, differentiable, and the losses [G], not differentiable.
@@ -85,13 +85,13 @@ def cross_entropies(
   """Returns the weighted sum of the exits' cross-entropies, and each of them.
 
   Args:
-    hidden: each exit's normed states [B, L, D].
+    hidden: each exit's normalised states [B, L, D].
     matrices: the distinct unembeddings [D, V].
     targets_BxL: token ids.
     token_weights_BxL: weight of each position; they sum to 1 for a mean.
     exit_weights_G: weight of each exit in the sum.
-    owners: for each exit the key of its matrix; exits that share one share the
-      one buffer in which its gradient gathers.
+    owners: key of each exit's matrix; exits that share a matrix accumulate its
+      gradient in one buffer.
     chunk: positions per chunk, a divisor of L.
   """
   losses = []
@@ -139,11 +139,10 @@ def _by_device(
   compute: Callable[..., tuple[list[Array], dict[int, Array], Array]],
   mesh: jax.sharding.AbstractMesh,
 ) -> Callable[..., tuple[list[Array], dict[int, Array], Array]]:
-  """Has each device compute its rows' share of the gradients; they sum once.
+  """Makes each device compute the gradients of its rows; they are summed once.
 
-  Left to itself, XLA sums the gradient of an unembedding over the devices anew
-  for every chunk of every exit: with 8 chunks and 4 exits, most of what a step
-  sends.
+  Without it XLA sums the gradient of an unembedding over the devices for every
+  chunk of every exit: with 8 chunks and 4 exits, most of a step's communication.
   """
   rows, vocab = axes.names('batch', mesh), axes.names('vocab', mesh)
   if not rows:
@@ -159,8 +158,8 @@ def _by_device(
     hidden: list[Array], matrices: dict[int, Array], *others: Array
   ) -> tuple[list[Array], dict[int, Array], Array]:
     dhidden, gradients, losses_G = compute(hidden, split(matrices), *others)
-    # Not scattered: that would gather the vocabulary. Whoever keeps a part of
-    # the sum has XLA scatter it.
+    # No reduce-scatter: it would gather the vocabulary. XLA scatters the sum where
+    # a device keeps only a part of it.
     return dhidden, *jax.lax.psum((split(gradients), losses_G), rows)
 
   by_row, whole = axes.spec(('batch',), mesh), PartitionSpec()
@@ -168,7 +167,7 @@ def _by_device(
     local,
     in_specs=(by_row, whole, by_row, by_row, whole),
     out_specs=(by_row, whole, whole),
-    # The vocabulary's axis stays XLA's to split.
+    # XLA splits the axis of the vocabulary.
     axis_names=set(mesh.axis_names) - set(vocab),
     check_vma=False,
   )

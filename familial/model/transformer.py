@@ -26,19 +26,19 @@ from familial.model import config as model_config
 ModelConfig = model_config.ModelConfig
 Array = jax.Array
 Params = dict[str, Any]
-# From queries [B, H, L, E], keys and values [B, K, L, E], before any rotation,
-# to attention's output [B, H, L, E].
+# Maps queries [B, H, L, E], keys and values [B, K, L, E], before any rotation, to
+# the output of attention [B, H, L, E].
 Attend = Callable[[Array, Array, Array], Array]
 
 
 class Norm(nn.Module):
-  """RMSNorm with a gain: computes in float32, returns the input's type."""
+  """RMSNorm with a gain, computed in float32 and returned in the input's type."""
 
   eps: float
 
   @nn.compact
   def __call__(self, x_BxLxD: Array) -> Array:
-    """Returns the normed states."""
+    """Returns the normalised states."""
     gain_D = self.param('gain', nn.initializers.ones, (x_BxLxD.shape[-1],))
     x32_BxLxD = x_BxLxD.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x32_BxLxD), axis=-1, keepdims=True)
@@ -55,7 +55,7 @@ class Linear(nn.Module):
   def __call__(self, x_BxLxD: Array) -> Array:
     """Returns x @ kernel."""
     fan_in = x_BxLxD.shape[-1]
-    # Modules describe shapes; `init` below draws the values.
+    # Modules declare shapes; `init` below draws the values.
     kernel = self.param(
       'kernel', nn.initializers.zeros, (fan_in, self.features)
     )
@@ -66,7 +66,7 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention: its products, around the attention it is given."""
+  """Grouped-query attention: the projections around a given `Attend`."""
 
   config: ModelConfig
 
@@ -115,11 +115,11 @@ class Layer(nn.Module):
 def init(config: ModelConfig, key: Array) -> Params:
   """Returns fresh float32 parameters.
 
-  Matrices are normal with variance 1 / fan-in, those that write to the residual
-  stream (`o`, `down`) divided by 2 x depth so that its variance stays of order
-  one; embeddings have variance 1 / base_width. Each part has a key of its own
-  and each layer its place in the trunk, so the trunk of a seed is the same
-  whatever its exits are.
+  Matrices are normal with variance 1 / fan-in; the variance of those that write to
+  the residual stream (`o`, `down`) is divided by 2 x depth, so that the stream's
+  stays of order one. Embeddings have variance 1 / base_width. Each part has a key
+  of its own and each layer one by its position in the trunk, so that the trunk of
+  a seed does not depend on the exits.
   """
   embedding_key, unembedding_key, trunk_key, exits_key = jax.random.split(
     key, 4
@@ -149,7 +149,7 @@ def init(config: ModelConfig, key: Array) -> Params:
 
 
 def cut(layers: Params, exits: tuple[int, ...]) -> Params:
-  """Returns `segment_0`, .. of a trunk's layers, stacked on axis 0."""
+  """Returns `segment_0`, ... of a trunk's layers, stacked on axis 0."""
   starts = (0,) + exits[:-1]
   return {
     f'segment_{index}': jax.tree.map(
@@ -172,7 +172,7 @@ def exit_states(
   segments_BxL: Array | None = None,
 ) -> list[Array]:
   """Returns the trunk's state [B, L, D] after each segment, before any norm."""
-  # Gathered before it is looked up: rows, not widths, are split from here on.
+  # Gathered before the look-up: from here on rows are split, not widths.
   embedding_VxD = axes.constrain(params['embedding'], 'vocab', 'states')
   x_BxLxD = embedding_VxD[inputs_BxL].astype(config.dtype)
   x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'positions', 'states')
@@ -191,15 +191,15 @@ def segment(
   segments_BxL: Array | None = None,
   stay_BxL: Array | None = None,
 ) -> Array:
-  """Returns the trunk's state after segment 0..G-1, given that before it.
+  """Returns the trunk's state after segment 0..G-1, given the state before it.
 
-  Its layers are applied in a row, or as one scanned layer.
+  The layers are unrolled, or one scanned layer.
 
   Args:
-    params: of the model.
-    config: its shape.
-    index: which segment.
-    x_BxLxD: the states.
+    params: parameters of the model.
+    config: config of the model.
+    index: number of the segment.
+    x_BxLxD: states before the segment.
     segments_BxL: documents that attention must not cross, or None.
     stay_BxL: positions that are read but not changed, or None.
   """
@@ -215,8 +215,8 @@ def segment(
   if config.unroll:
     leaves, tree = jax.tree.flatten(stacked)
     depth = leaves[0].shape[0]
-    # A split transposes to one concatenation; indexing layer by layer would
-    # add up `depth` padded gradients of the whole stack.
+    # The transpose of a split is one concatenation; that of indexing would add up
+    # `depth` padded gradients of the whole stack.
     split = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
     for layer in range(depth):
       x_BxLxD = one(
@@ -235,10 +235,10 @@ def head_state(
   x_BxLxD: Array,
   segments_BxL: Array | None = None,
 ) -> Array:
-  """Returns what exit 1..G unembeds, given the trunk's state at its layer.
+  """Returns the states that exit 1..G unembeds, given the trunk's at its layer.
 
-  The logit scale base_width / width is folded into the norm's gain, so a
-  stand-alone model needs no scale of its own.
+  The logit scale base_width / width is folded into the norm's gain, so that a
+  stand-alone model needs no scale.
   """
   head = params[f'exit_{exit_}']
   if config.kind_of(exit_) == 'branch':
@@ -247,21 +247,21 @@ def head_state(
 
 
 def head_norm(head: Params, config: ModelConfig, x_BxLxD: Array) -> Array:
-  """Returns the normed states of an exit, scaled as its logits are."""
+  """Returns the normalised states of an exit, with the logit scale applied."""
   gain_D = head['norm']['gain'] * (config.base_width / config.width)
   norm = Norm(config.norm_eps)
   return cast(Array, norm.apply({'params': {'gain': gain_D}}, x_BxLxD))
 
 
 def read_out(h_BxLxD: Array, w_DxV: Array) -> Array:
-  """Returns the float32 logits [B, L, V] of normed states."""
+  """Returns the float32 logits [B, L, V] of normalised states."""
   return jnp.matmul(
     h_BxLxD, w_DxV.astype(h_BxLxD.dtype), preferred_element_type=jnp.float32
   )
 
 
 def unembedding(params: Params, config: ModelConfig, exit_: int) -> Array:
-  """Returns the matrix [D, V] that exit 1..G reads its logits with."""
+  """Returns the unembedding matrix [D, V] of exit 1..G."""
   if config.owns_unembedding(exit_):
     return params[f'exit_{exit_}']['unembedding']
   return params['embedding'].T if config.tied else params['unembedding']
@@ -283,7 +283,7 @@ def logits(
 
 
 def _heads(x_BxLxD: Array, heads: int) -> Array:
-  """Splits the last axis into heads, heads before positions: BHLE on CPU."""
+  """Splits the last axis into heads: [B, L, H E] to [B, H, L, E]."""
   batch, length, width = x_BxLxD.shape
   return x_BxLxD.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
 
@@ -295,8 +295,8 @@ def _normal(key: Array, shape: tuple[int, ...], config: ModelConfig) -> Array:
 def _init_layers(config: ModelConfig, keys: Array) -> Params:
   """Returns layers stacked on axis 0, one per key.
 
-  A layer's values are slices of one draw: a draw per leaf takes XLA 5 s to
-  compile for 8 layers on CPU, this 0.6 s.
+  The values of a layer are slices of one draw, which compiles in 0.6 s for 8
+  layers on CPU; one draw per leaf takes 5 s.
   """
   shapes = jax.eval_shape(
     lambda key, x: Layer(config).init(key, x, lambda q, k, v: q),
