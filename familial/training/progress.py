@@ -60,6 +60,7 @@ class Reporter:
     )
     self._trace = profiling.Trace(runs[0].folder, profile)
     self._since: float | None = None
+    self._compiled = False
     self._steps = 0
     self._seconds = 0.0
     # Each run's share of the seconds: runs that advance together share them.
@@ -75,8 +76,10 @@ class Reporter:
     self._bar.close()
 
   def before_dispatch(self) -> None:
-    """Traces the dispatch that follows, if it is to be."""
+    """Starts the clock again after a pause, and the trace if it is due."""
     self._trace.before()
+    if self._since is None and self._compiled:
+      self._since = time.monotonic()
 
   def pause(self) -> None:
     """Leaves out of speed and trace what happens until the next update."""
@@ -99,6 +102,7 @@ class Reporter:
       for run in observed:
         self._own[run] += (now - self._since) / len(observed)
     self._since = now
+    self._compiled = True
     self._bar.update(count * len(observed))
     due = now - self._written > _SECONDS
     for run, steps in observed.items():
@@ -111,7 +115,7 @@ class Reporter:
         or (due and each is steps[-1])
       ]
     if not self._steps:
-      return  # No speed is known yet: the rows wait.
+      return  # Compilation is not timed: the rows wait for a speed.
     self._log()
     if due and observed:
       self._written = now

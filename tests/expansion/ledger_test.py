@@ -47,21 +47,6 @@ def test_every_size_is_within_half_a_step_of_its_budget(grown):
     assert all(stage.flops == stage.total for stage in found)
 
 
-def test_ideal_doublings_save_a_quarter():
-  # 6 N D with D = 20 N: a stage's tokens are 20, 30, 60 and 120 per 1B.
-  budgets = [1, 4, 16, 64]
-  tokens, before = [], 0
-  for size, budget in zip((1, 2, 4, 8), budgets, strict=True):
-    tokens.append(20 * (budget - before) / size)
-    before = budget
-  assert tokens == [20, 30, 60, 120]
-  ideal = [
-    ledger.Stage(sizes(1)[0], c, 1, 1, c - b, c)
-    for c, b in zip(budgets, [0, 1, 4, 16], strict=True)
-  ]
-  assert ledger.saving(ideal) == pytest.approx(0.247, abs=5e-4)
-
-
 def test_large_models_come_near_the_ideal():
   # Where heads cost little, doubled depth is a doubled N and a doubled cost.
   models = sizes(8, 16, 32, 64)

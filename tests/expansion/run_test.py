@@ -141,19 +141,36 @@ def test_a_stage_stopped_ends_as_one_that_was_not(
 
 
 @pytest.mark.parametrize(
-  ('changes', 'says'),
+  ('growth', 'model', 'expected'),
   [
-    ({'growth': growth_config.NONE}, 'was trained with model.depth = 2'),
+    (growth_config.NONE, {}, 'was trained with model.depth = 2'),
     (
-      {'growth': dataclasses.replace(BOTH, depth='stack')},
+      dataclasses.replace(BOTH, depth='stack'),
+      {},
       'growth.depth: .stack. is not exact',
     ),
+    (BOTH, {'base_width': 64}, 'model.base_width = 32'),
+    (BOTH, {'width': 24, 'heads': 6}, 'model.norm_eps: 1e-05 is not'),
   ],
 )
-def test_what_is_not_asked_for_does_not_grow(larger, tmp_path, changes, says):
-  with pytest.raises(errors.UserError, match=says):
-    run_lib.begin(larger(**changes), tmp_path / 'new')
+def test_a_growth_that_is_not_configured_or_exact_is_refused(
+  larger, tmp_path, growth, model, expected
+):
+  config = larger(growth=growth)
+  config = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, **model)
+  )
+  with pytest.raises(errors.UserError, match=expected):
+    run_lib.begin(config, tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
+
+
+def test_its_own_epsilon_makes_any_width_exact(parent, larger, tmp_path):
+  (config, _), bigger = parent, larger()
+  model = dataclasses.replace(
+    bigger.model, width=24, heads=6, norm_eps=maps.norm_eps(config.model, 24)
+  )
+  run_lib.begin(dataclasses.replace(bigger, model=model), tmp_path / 'new')
 
 
 def test_another_seed_is_another_order_of_the_data(larger, tmp_path):
@@ -183,23 +200,6 @@ def test_an_export_s_place_in_the_data_goes_with_it(parent, tmp_path):
   run_lib.begin(dataclasses.replace(grows, growth=growth), tmp_path / 'on')
   lineage = storage.read_json(tmp_path / 'on' / 'lineage.json')
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
-
-
-def test_other_data_or_another_base_are_refused(larger, tmp_path):
-  config = larger()
-  model = dataclasses.replace(config.model, base_width=64)
-  with pytest.raises(errors.UserError, match=r'model.base_width = 32'):
-    run_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
-
-
-def test_growth_needs_a_parent_and_trains_all(larger):
-  config = larger()
-  alone = dataclasses.replace(config.train, init_from='')
-  with pytest.raises(errors.UserError, match=r'train.init_from: needed'):
-    dataclasses.replace(config, train=alone)
-  exits = dataclasses.replace(config.train, trained='exits')
-  with pytest.raises(errors.UserError, match=r"train.trained: 'exits'"):
-    dataclasses.replace(config, train=exits)
 
 
 @pytest.mark.parametrize(
@@ -306,13 +306,3 @@ def test_eight_devices_grow_what_one_does(parent, larger, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout) == 1 / 4  # fsdp x tensor.
-
-
-def test_an_epsilon_of_its_own_makes_any_width_exact(larger, tmp_path):
-  config = larger()
-  model = dataclasses.replace(config.model, width=24, heads=6)
-  with pytest.raises(errors.UserError, match=r'model.norm_eps: 1e-05 is not'):
-    run_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')
-  small = dataclasses.replace(model, width=16, heads=4)
-  model = dataclasses.replace(model, norm_eps=maps.norm_eps(small, 24))
-  run_lib.begin(dataclasses.replace(config, model=model), tmp_path / 'new')

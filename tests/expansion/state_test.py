@@ -54,29 +54,51 @@ def _gradient(model):
   )
 
 
+def _gradients(was, now, params, bigger):
+  """Returns the gradients of the small and of the grown model."""
+  with jax.enable_x64(True):
+    return (
+      jax.tree.map(np.asarray, _gradient(was)(params, TOKENS[0])),
+      jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0])),
+    )
+
+
+def _times(was, factor):
+  return dataclasses.replace(
+    was,
+    width=8 * factor,
+    heads=2 * factor,
+    kv_heads=factor,
+    mlp_width=6 * factor,
+  )
+
+
 @pytest.mark.parametrize(
-  ('was', 'times'),
+  ('was', 'now', 'split'),
   [
-    (WAS, 2),
-    pytest.param(WAS, 3, marks=pytest.mark.slow),
-    pytest.param(BRANCHED, 2, marks=pytest.mark.slow),
+    (WAS, _times(WAS, 2), 'even'),
+    pytest.param(WAS, _times(WAS, 3), 'even', marks=pytest.mark.slow),
+    pytest.param(BRANCHED, _times(BRANCHED, 2), 'even', marks=pytest.mark.slow),
+    # Exact with uneven shares too where no width grows.
+    pytest.param(
+      WAS,
+      dataclasses.replace(WAS, mlp_width=12),
+      'uneven',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
-def test_gradients_tile_as_moments_do(random_params, grow, was, times):
-  now = dataclasses.replace(
-    was, width=8 * times, heads=2 * times, kv_heads=times, mlp_width=6 * times
-  )
+def test_gradients_tile_as_moments_do(random_params, grow, was, now, split):
   params = random_params(was)
-  bigger, growth = grow(params, was, now)
-  with jax.enable_x64(True):
-    small = jax.tree.map(np.asarray, _gradient(was)(params, TOKENS[0]))
-    large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
+  bigger, growth = grow(params, was, now, split=split)
+  small, large = _gradients(was, now, params, bigger)
   for power in (1, 2):
-    powers = [[x**power for x in jax.tree.leaves(t)] for t in (small, large)]
-    tree = jax.tree.unflatten(jax.tree.structure(small), powers[0])
-    expected = jax.tree.leaves(_moments(growth, tree, power))
-    for found, due in zip(powers[1], expected, strict=True):
-      np.testing.assert_allclose(found, due, atol=1e-14)
+    raise_ = functools.partial(jax.tree.map, lambda x, n=power: x**n)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14),
+      raise_(large),
+      _moments(growth, raise_(small), power),
+    )
 
 
 @pytest.mark.slow
@@ -87,9 +109,7 @@ def test_gains_of_widths_that_do_not_divide_tile_too(random_params, grow):
   )
   params = random_params(WAS)
   bigger, growth = grow(params, WAS, now)
-  with jax.enable_x64(True):
-    small = jax.tree.map(np.asarray, _gradient(WAS)(params, TOKENS[0]))
-    large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
+  small, large = _gradients(WAS, now, params, bigger)
   expected = _moments(growth, small, 1)
   for exit_ in ('exit_1', 'exit_2'):
     np.testing.assert_allclose(
@@ -159,8 +179,10 @@ def test_asymmetric_keeps_the_first_copies_alone(random_params):
   all_gate = carried['segment_0']['mlp']['gate']['kernel']
   assert (gate[:, :8, :6] == all_gate[:, :8, :6]).all()
   assert (gate[:, 8:] == 0).all() and (gate[:, :, 6:] == 0).all()
-  new_layer = jax.tree.leaves(kept['segment_2'])
-  assert all((leaf == 0).all() for leaf in new_layer)
+  for moments in (kept, carried):
+    for leaf in jax.tree.leaves(moments['segment_2']):  # A silent layer.
+      assert (leaf == 0).all()
+  assert all((x != 0).any() for x in jax.tree.leaves(carried['segment_1']))
 
 
 @pytest.mark.parametrize(
@@ -226,27 +248,3 @@ def test_one_device_reads_its_parent_once(random_params):
   parent = random_params(WAS, np.float32)
   due = sum(leaf.nbytes for leaf in jax.tree.leaves(parent))
   assert grown.reads(growth, like) == due
-
-
-@pytest.mark.slow
-def test_units_read_unevenly_have_their_gradients(random_params, grow):
-  """Where only heads and MLP grow, and heads by whole groups, all follows."""
-  now = dataclasses.replace(WAS, mlp_width=12)
-  params = random_params(WAS)
-  bigger, growth = grow(params, WAS, now, split='uneven')
-  with jax.enable_x64(True):
-    small = jax.tree.map(np.asarray, _gradient(WAS)(params, TOKENS[0]))
-    large = jax.tree.map(np.asarray, _gradient(now)(bigger, TOKENS[0]))
-  expected = _moments(growth, small, 1)
-  for found, due in zip(*map(jax.tree.leaves, (large, expected)), strict=True):
-    np.testing.assert_allclose(found, due, atol=1e-14)
-
-
-def test_silent_layers_have_no_moments(random_params):
-  now = dataclasses.replace(WAS, depth=3, exits=(1, 2, 3))
-  carried = _moments(_growth(now, state='carry'), random_params(WAS), 1)
-  assert all(
-    (leaf == 0).all() for leaf in jax.tree.leaves(carried['segment_2'])
-  )
-  old = jax.tree.leaves(carried['segment_1'])
-  assert all((leaf != 0).any() for leaf in old)

@@ -69,13 +69,9 @@ def test_value_and_gradient_equal_those_of_a_log_softmax(inputs, owners):
   for chunk in (L, 8, 1):
     got = _value_and_grad(loss.cross_entropies, used, owners, chunk)
     _close(got, expected)
-
-
-def test_the_value_alone_is_that_of_the_gradients_pass(inputs):
-  owners = (0, 2, 0)
-  expected = _by_definition(*inputs, owners)
-  for chunk in (L, 4):
-    _close(loss.cross_entropies(*inputs, owners, chunk), expected)
+    # Without a gradient another pass computes the value.
+    value, losses = loss.cross_entropies(*used, owners, chunk)
+    _close((3 * value, losses), expected[0])
 
 
 def test_large_logits_give_finite_losses_and_gradients(inputs):
