@@ -14,9 +14,9 @@ from familial.allocation import curves as curves_lib
 from familial.allocation import frontier
 from familial.allocation import halving
 from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier as optima
-from familial.laws import groups
 from familial.laws import parametric
 from familial.laws import table as tables
 
@@ -258,7 +258,7 @@ def _laws(
     if not table.rows:
       errors_of[:, draw] = np.nan
       continue
-    theta, determined = groups.fit(form, table, weights)
+    theta, determined = estimation.fit_groups(form, table, weights)
     far = law.beyond * frontier.span(grid)[1]
     best = extrapolated(form, table, theta, [far])[:, 0]
     full, *mine = np.where(determined, best, np.nan)

@@ -11,8 +11,8 @@ import numpy as np
 
 from familial.allocation import curves as curves_lib
 from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
-from familial.laws import groups
 from familial.laws import levenberg_marquardt
 from familial.laws import table as tables
 
@@ -113,7 +113,7 @@ def described(curves: Sequence[curves_lib.Curve]) -> list[dict[str, Any]]:
     known = np.isfinite(loss)
     columns = {'C': flops[known], 'loss': loss[known]}
     table = tables.Table(columns, np.flatnonzero(known).astype(str))
-    theta, _ = groups.fit(form, table, np.ones((1, known.sum())))
+    theta, _ = estimation.fit_groups(form, table, np.ones((1, known.sum())))
     [bent] = levenberg_marquardt.evaluate(form, columns, theta)[0]
     constants = form.values(theta[0])
     found.append(

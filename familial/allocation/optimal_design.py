@@ -24,9 +24,9 @@ from familial.allocation import curves as curves_lib
 from familial.allocation import halving
 from familial.allocation import ledger as ledger_lib
 from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
-from familial.laws import groups
 from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 from familial.laws import table as tables
@@ -162,7 +162,7 @@ def _fits(
     table, weights = compared.rows([list(curves.values())], law.where)
     if not table.rows:
       continue
-    [found], [determined] = groups.fit(form, table, weights)
+    [found], [determined] = estimation.fit_groups(form, table, weights)
     # A fit of few rows may be anywhere: then what is expected stands.
     if determined and (np.abs(found - start) <= 3 * spread).all():
       theta[:] = found

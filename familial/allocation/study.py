@@ -21,9 +21,9 @@ from familial.allocation import replay
 from familial.allocation import synthetic
 from familial.core import errors
 from familial.core import storage
+from familial.laws import fit_record
 from familial.laws import forms
-from familial.laws import record
-from familial.laws import result as results
+from familial.laws import inference
 
 RESULT = 'allocation.json'
 DRAWS = 'draws.jsonl'
@@ -79,12 +79,13 @@ def run(
     },
     'cells': cells,
     'seconds': time.monotonic() - start,
-    'versions': results.versions(),
+    'versions': inference.versions(),
     'summary_line': line(cells),
   }
-  record.write_json(out / RESULT, result)
+  fit_record.write_json(out / RESULT, result)
   storage.write_text(
-    out / DRAWS, ''.join(json.dumps(record.plain(row)) + '\n' for row in rows)
+    out / DRAWS,
+    ''.join(json.dumps(fit_record.plain(row)) + '\n' for row in rows),
   )
   path = out / RESULT
   if draw:

@@ -1,6 +1,6 @@
-"""What an optimum alone tells: covariance, conditioning, AIC and BIC.
+"""Asymptotics of an M-estimate: covariance, conditioning, AIC and BIC.
 
-Everything here is for M-estimates with Huber's function of threshold delta.
+The estimate minimises a sum of Huber's functions of threshold delta.
 """
 
 import math
@@ -22,7 +22,7 @@ def covariance(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sandwich covariance of an M-estimate, and its ratio to inverse curvature.
 
-  V = H^-1 M H^-1, M the sum over runs of the outer product of a run's score,
+  V = H^-1 M H^-1 (Huber 1967; by cluster, Liang & Zeger 1986), M the sum over runs of the outer product of a run's score,
   J' clip(r, delta), and H = J' diag(h) J with h the chance that a residual near
   r_i lies within delta: that of a normal law around r_i, half the robust scale
   wide. Counting the rows inside delta alone would divide by a handful, and one

@@ -1,4 +1,8 @@
-"""Bootstrap of a fit by run: exits of one run share its data and its luck."""
+"""Cluster bootstrap of a fit: whole runs are resampled.
+
+Pairs bootstrap (Efron 1979) by cluster (Cameron, Gelbach & Miller 2008, section
+III): rows of one run share its data and its noise.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -8,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from familial.core import errors
+from familial.core import estimate
 from familial.laws import estimation
+from familial.laws import fit_record
 from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
 from familial.laws import parametric
@@ -16,21 +22,11 @@ from familial.laws import screening
 from familial.laws import table as tables
 
 RESAMPLES = 1000
-LEVEL = 0.95
 _MANY_FAILED = 0.05
 _FEW_RUNS = 10  # fewer do not show how runs differ
 _WEIGHTS = 2**25  # of rows in resamples, in memory at once
 _FIRST_DELTA = 0.3  # of the robust scale
 _NEAR = 1.1  # objective of another basin over the optimum's, before refitting
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-  """Spread of one number over the resamples that did not fail."""
-
-  sd: float
-  lo: float
-  hi: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Bootstrap:
   `samples` holds the constants of every resample that did not fail, by name.
   """
 
-  intervals: dict[str, Interval]
+  intervals: dict[str, fit_record.Resampled]
   samples: dict[str, np.ndarray]
   level: float
   unit: str
@@ -64,26 +60,23 @@ def bootstrap(
   *,
   resamples: int = RESAMPLES,
   starts: int = 0,
-  level: float = LEVEL,
+  level: float = estimate.LEVEL,
   seed: int = 0,
   advance: Callable[[int], Any] = lambda done: None,
 ) -> Bootstrap:
   """Refits resamples of whole runs, drawn with replacement.
 
-  Each resample starts from the optimum, and from the best points of other
-  basins that the fit found where those come near it on the resampled rows; it
-  keeps the lowest objective. What the fit held fixed stays fixed. One fails if
-  it does not converge, or if its rows cannot tell the parameters apart.
-
-  With `starts`, each resample is searched from these as well: what a warm start
-  would miss where a resample has its optimum in a basin of its own.
+  Each resample is solved from the optimum and from the best points of other
+  basins whose objective on the resampled rows is near the optimum's; the lowest
+  objective counts. Fixed parameters stay fixed. A resample fails if it does not
+  converge, or if its rows do not identify the parameters.
 
   Args:
     fit: of this table.
     table: the rows.
-    resamples: how many.
-    starts: of a multi-start of its own for each resample, thinned as it goes;
-      0 for the warm start alone.
+    resamples: number of resamples.
+    starts: number of further initialisations for each resample, thinned; 0 for
+      the warm start only.
     level: of the percentile intervals.
     seed: of the draws.
     advance: called with the number of refits that have just ended.
@@ -103,18 +96,18 @@ def bootstrap(
   rng = np.random.default_rng(seed)
   points = np.concatenate([fit.theta[None], fit.others])
   block = max(1, _WEIGHTS // table.rows)
-  found = []
+  refits = []
   for first in range(0, resamples, block):
-    weights = _weights(table, min(block, resamples - first), rng)
+    weights = cluster_weights(table, min(block, resamples - first), rng)
     problem = fit.problem(table, weights)
     if starts:
       drawn = starts_lib.draw(fit.form, starts, seed)
       drawn = starts_lib.holding(drawn, fit.form, fit.fixed)
       ends = screening.search_groups(problem, drawn, points, advance=advance)
     else:
-      ends = _refit(fit, problem, advance)
-    found.append(ends.theta[ends.converged & _determined(fit, table, weights)])
-  theta = np.concatenate(found)
+      ends = refit(fit, problem, advance)
+    refits.append(ends.theta[ends.converged & _determined(fit, table, weights)])
+  theta = np.concatenate(refits)
   samples = fit.form.values(theta)
   failed = resamples - len(theta)
   flags = []
@@ -127,7 +120,10 @@ def bootstrap(
       f'{resamples - failed} resamples are too few for {level:.0%} intervals'
     )
   return Bootstrap(
-    intervals={n: interval(values, level) for n, values in samples.items()},
+    intervals={
+      name: interval(fit.params[name], values, level)
+      for name, values in samples.items()
+    },
     samples=samples,
     level=level,
     unit=table.unit,
@@ -138,12 +134,12 @@ def bootstrap(
   )
 
 
-def _refit(
+def refit(
   fit: estimation.Fit,
   problem: screening.Problem,
   advance: Callable[[int], Any],
 ) -> levenberg_marquardt.Solution:
-  """Each resample's best end, from the optimum and from other basins near it."""
+  """Solves each resample from the optimum and from the basins near it."""
   n = len(problem.weights)
   points = np.concatenate([fit.theta[None], fit.others])
   first_delta = _FIRST_DELTA * fit.scale
@@ -158,7 +154,7 @@ def _refit(
   near[:, 0] = True
   group, point = np.nonzero(near)
   theta = screening.warm(problem, points[point], group, first_delta)
-  # Of another basin, only what is still ahead is followed to the end.
+  # Other basins are solved only where they are no worse after the warm rounds.
   reached = problem.objective(theta, group)
   best = np.full(n, np.inf)
   np.minimum.at(best, group, reached)
@@ -167,15 +163,15 @@ def _refit(
   ends = problem.solve(theta[first], group[first], advance=advance, **options)
   if other.any():
     also = problem.solve(theta[other], group[other], **options)
-    ends = levenberg_marquardt.join([ends, also])
+    ends = levenberg_marquardt.Solution.join([ends, also])
   owner = np.concatenate([group[first], group[other]])
   return ends.take(screening.winners(ends.objective, owner, n))
 
 
-def _weights(
+def cluster_weights(
   table: tables.Table, resamples: int, seed: int | np.random.Generator
 ) -> np.ndarray:
-  """How often each row is in each resample, [resamples, rows]."""
+  """The multiplicity of each row in each resample, [resamples, rows]."""
   clusters = table.clusters
   runs = int(clusters.max()) + 1
   rng = np.random.default_rng(seed)
@@ -186,10 +182,10 @@ def _weights(
 def _determined(
   fit: estimation.Fit, table: tables.Table, weights: np.ndarray
 ) -> np.ndarray:
-  """Whether each resample could tell the parameters apart, bool [resamples].
+  """Whether each resample identifies the parameters, bool [resamples].
 
-  Needs more distinct rows than parameters, and columns that still vary where
-  they vary in the table.
+  It needs more distinct rows than parameters, and columns that vary where they
+  vary in the table.
   """
   drawn = weights > 0
   enough = drawn.sum(1) > fit.free.sum()
@@ -202,10 +198,17 @@ def _determined(
   return enough
 
 
-def interval(values: np.ndarray, level: float) -> Interval:
-  """The percentile interval of resamples [n]; NaN where any is not a number."""
+def interval(
+  value: float, values: np.ndarray, level: float
+) -> fit_record.Resampled:
+  """A value with the percentile interval of its resamples [n].
+
+  NaN where any of them is not finite (Efron & Tibshirani 1993, section 13.3).
+  """
   if len(values) < 2 or not np.isfinite(values).all():
-    return Interval(np.nan, np.nan, np.nan)
+    return fit_record.Resampled(value, np.nan, np.nan, np.nan)
   tail = (1 - level) / 2
   lo, hi = np.quantile(values, [tail, 1 - tail])
-  return Interval(float(np.std(values, ddof=1)), float(lo), float(hi))
+  return fit_record.Resampled(
+    value, float(lo), float(hi), float(np.std(values, ddof=1))
+  )

@@ -1,10 +1,11 @@
-"""What "the loss" of a run is: the mean over exits, the last, or each exit's.
+"""Definitions of a run's loss: the mean over exits, the last exit's, or each.
 
 Turns the rows that training writes, one an exit and evaluation, into the records
 that a law is fitted to.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -24,15 +25,15 @@ def arms_of(loss: str) -> tuple[str, ...]:
   """The arms of a study that count for a loss where none are named.
 
   Twins count for the loss of each exit, as dense models of the exits' shapes.
-  For the other losses they would be shapes that exist at G = 1 alone, and move
-  the level there: gamma would take their misfit for a penalty.
+  For the other losses they would be shapes that exist at G = 1 only, and gamma
+  would absorb their misfit.
   """
   _check_choice('loss', loss, LOSSES)
   return (*GRID, 'twin') if loss == 'exit' else GRID
 
 
 def shape(row: Mapping[str, Any]) -> tuple[Any, ...]:
-  """What a row of an exit and one of a dense model of its shape share."""
+  """The shape of an exit, equal to that of its dense twin."""
   keys = ('width', 'heads', 'params', 'params_embedding')
   return tuple(_field(row, key) for key in keys)
 
@@ -44,20 +45,26 @@ def records(
   arms: Sequence[str],
   mix_corpora: bool,
 ) -> tuple[list[dict[str, Any]], int]:
-  """The records of one definition, and how many rows went into none.
+  """The records of one definition, and the number of rows not used.
 
   See table.from_rows for the arguments and the errors.
   """
   _check_choice('loss', loss, LOSSES)
   _check_choice('rows', rows_used, ROWS)
   every = list(rows)
-  chosen = [r for r in every if r.get('arm') is None or r['arm'] in arms]
-  evaluations = _evaluations(chosen, rows_used)
-  _check_corpora([e[-1] for e in evaluations], mix_corpora)
-  make = {'mean': _mean, 'final': _final, 'exit': _each}[loss]
+  evaluations = _evaluations(
+    [r for r in every if r.get('arm') is None or r['arm'] in arms], rows_used
+  )
+  corpora = sorted({str(exits[-1].get('corpus')) for exits in evaluations})
+  if len(corpora) > 1 and not mix_corpora:
+    raise errors.UserError(
+      f'the rows mix {len(corpora)} corpora ({", ".join(corpora)}), whose'
+      ' losses do not compare; fit one at a time, or set mix_corpora'
+    )
   used = sum(len(exits) for exits in evaluations)
-  made = [record for exits in evaluations for record in make(exits)]
-  return made, len(every) - used
+  return [
+    record for exits in evaluations for record in _records(exits, loss)
+  ], len(every) - used
 
 
 def _evaluations(
@@ -73,7 +80,7 @@ def _evaluations(
     else:  # a resumed run may have written an evaluation twice: the later counts
       step = runs.setdefault(run, {}).setdefault(_field(row, 'step'), {})
       step[_field(row, 'exit')] = row
-  kept = []
+  evaluations = []
   for run, steps in runs.items():
     if run in diverged:
       continue
@@ -82,49 +89,40 @@ def _evaluations(
       complete = len(exits) == _field(exits[-1], 'exits')
       finished = exits[-1].get('status', 'finished') == 'finished'
       if complete and (finished or rows_used == 'all'):
-        kept.append(exits)
-  return kept
+        evaluations.append(exits)
+  return evaluations
 
 
-def _record(row: Mapping[str, Any], **own: Any) -> dict[str, Any]:
-  return {
-    'run': _field(row, 'run'),
-    'C': _field(row, 'flops'),
-    'G': _field(row, 'exits'),
-    **{name: row[name] for name in _EXTRA if name in row},
-    **own,
-  }
-
-
-def _mean(exits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  [record] = _final(exits)
-  return [{**record, 'loss': np.mean([_field(row, 'loss') for row in exits])}]
-
-
-def _final(exits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  last = exits[-1]
-  n = _field(last, 'params_full')
-  return [
-    _record(last, N=n, D=_field(last, 'tokens'), loss=_field(last, 'loss'))
-  ]
-
-
-def _each(exits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  made = []
-  for row in exits:
+def _records(
+  exits: Sequence[Mapping[str, Any]], loss: str
+) -> Iterator[dict[str, Any]]:
+  """The records of one evaluation: one, or one an exit."""
+  for row in exits if loss == 'exit' else exits[-1:]:
+    record = {
+      'run': _field(row, 'run'),
+      'C': _field(row, 'flops'),
+      'G': _field(row, 'exits'),
+      **{name: row[name] for name in _EXTRA if name in row},
+    }
+    if loss != 'exit':
+      losses = exits if loss == 'mean' else exits[-1:]
+      yield {
+        **record,
+        'N': _field(row, 'params_full'),
+        'D': _field(row, 'tokens'),
+        'loss': np.mean([_field(each, 'loss') for each in losses]),
+      }
+      continue
     tokens = _field(row, 'tokens_dense')
-    made.append(
-      _record(
-        row,
-        N=_field(row, 'params'),
-        D=tokens,
-        loss=_field(row, 'loss'),
-        upstream=row['exit'] - 1,
-        downstream=_field(row, 'exits') - row['exit'],
-        flops_per_token=_field(row, 'flops') / tokens,
-      )
-    )
-  return made
+    yield {
+      **record,
+      'N': _field(row, 'params'),
+      'D': tokens,
+      'loss': _field(row, 'loss'),
+      'upstream': row['exit'] - 1,
+      'downstream': _field(row, 'exits') - row['exit'],
+      'flops_per_token': _field(row, 'flops') / tokens,
+    }
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
@@ -134,15 +132,6 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
       f'{errors.nearest(name, row)}'
     )
   return row[name]
-
-
-def _check_corpora(rows: Sequence[Mapping[str, Any]], mix: bool) -> None:
-  corpora = sorted({str(row.get('corpus')) for row in rows})
-  if len(corpora) > 1 and not mix:
-    raise errors.UserError(
-      f'the rows mix {len(corpora)} corpora ({", ".join(corpora)}), whose'
-      ' losses do not compare; fit one at a time, or set mix_corpora'
-    )
 
 
 def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""Fits a law to a table: many starts, one optimum, and how far to trust it.
+"""Multi-start estimation of a law, with diagnostics of the optimum.
 
-The objective is the *sum* over rows of Huber(log prediction - log loss; delta)
-in float64. Everything a caller needs to doubt the result is in it: the share of
-starts that found it, the gradient, the conditioning, and which constants the
-data do not pin down.
+The objective is the *sum* over rows of Huber(log prediction - log loss; delta),
+in float64: the third approach of Hoffmann et al. (2022), equation 3. A fit holds
+what tells whether to trust it: the share of starts that reach the optimum, the
+gradient, the conditioning, and the constants that the data do not identify.
 """
 
 from collections.abc import Callable
@@ -43,25 +43,24 @@ class Fit:
   Attributes:
     form: the law.
     params: its constants by name.
-    theta: the same as coordinates, [parameters].
+    theta: its coordinates, [parameters].
     free: which of them were fitted, bool [parameters].
     objective: sum of Huber's function of the log residuals.
     delta: Huber's threshold; inf for least squares.
     asymmetry: weight of a row that the law overpredicts.
-    starts: how many there were.
-    basin_hit_rate: share of all starts that end within 1e-4 relative of the
-      best objective (or where the residuals are rounding); of those that were
-      not followed to their end, as many as in a random sample that was. An
-      end is where the iterations allowed lead, converged or not.
-    followed: starts that were followed to their end.
-    converged: the polished gradient, as a cosine (solver.Solution.gradient), is
-      below 1e-6.
+    starts: number of initialisations.
+    basin_hit_rate: share of starts that end within 1e-4 relative of the best
+      objective (or where the residuals are rounding), converged or not; an
+      unbiased estimate from a random sample where not all were solved.
+    followed: number of starts that were solved.
+    converged: whether the gradient, as a cosine
+      (levenberg_marquardt.Solution.gradient), is at most 1e-6.
     condition_number: of the Gauss-Newton matrix J'J at the optimum, scaled to
       a unit diagonal, over the coordinates (log A, log B, log E, exponents).
     identified: False where the asymptotic standard deviation of a coordinate
-      exceeds 1 (a factor e), or no change of the prediction answers to it.
-    flags: what to know before the numbers are believed.
-    rows: how many were fitted.
+      exceeds 1 (a factor e), or where the prediction does not depend on it.
+    flags: reasons to doubt the fit.
+    rows: number of rows fitted.
     scale: robust standard deviation of the log residuals (scaled MAD).
     covariance: asymptotic, of the coordinates, clustered by run; 0 for those
       that were not fitted. See asymptotics.covariance.
@@ -104,7 +103,7 @@ class Fit:
   def problem(
     self, table: tables.Table, weights: np.ndarray
   ) -> screening.Problem:
-    """The same fit to each row of weights [groups, rows], times the table's."""
+    """The problem with each row of weights [groups, rows], times the table's."""
     return screening.Problem(
       self.form, table.columns, np.log(table.columns['loss']),
       weights * table.weight, self.delta, self.asymmetry, self.free,
@@ -143,18 +142,17 @@ def fit(
   fixed: Mapping[str, float] | None = None,
   advance: Callable[[int], Any] = lambda done: None,
 ) -> Fit:
-  """The best of many starts, polished.
+  """Fits a law from many starts; the best is solved to rounding.
 
   Args:
     form: the law.
-    table: what to fit it to.
+    table: the rows.
     delta: Huber's threshold on the log residual; inf for least squares.
     asymmetry: weight of a row that the law overpredicts, over that of one that
       it underpredicts.
-    starts: how many, as starts_lib.draw makes them, or their coordinates
-      [n, parameters].
+    starts: number of initialisations, or their coordinates [n, parameters].
     sampling: of the starts, grid or latin.
-    thin: drop starts on the way that are behind; see search.
+    thin: whether to solve from the best starts and a sample only; see screening.
     seed: of the choice of starts.
     fixed: parameters that keep a given value.
     advance: called with the number of starts that have just ended.
@@ -166,9 +164,12 @@ def fit(
   fixed = dict(fixed or {})
   free = _free(form, fixed)
   _check(form, table, int(free.sum()), delta, asymmetry)
-  points = starts_lib.holding(
-    starts_of(form, starts, seed, sampling), form, fixed
+  drawn = (
+    starts_lib.of_array(starts)
+    if isinstance(starts, np.ndarray)
+    else starts_lib.draw(form, starts, seed, sampling)
   )
+  points = starts_lib.holding(drawn, form, fixed)
   problem = screening.Problem(
     form, table.columns, np.log(table.columns['loss']), table.weight[None],
     delta, asymmetry, free,
@@ -188,29 +189,64 @@ def fit(
     ends.theta[best : best + 1], np.zeros(1, int),
     damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
   )  # fmt: skip
-  rounding = ROUNDING * table.rows
-  hit = ends.objective <= polished.objective[0] * (1 + SAME_BASIN) + rounding
+  limit = polished.objective[0] * (1 + SAME_BASIN) + ROUNDING * table.rows
+  hit = ends.objective <= limit
   seconds = {
     'compile': compiling,
     'starts': time.monotonic() - tick - compiling,
   }
-  found = _Found(
-    polished, points.count, float(hit[audited].mean()), len(hit),
-    _others(ends, hit),
-  )  # fmt: skip
-  return _describe(problem, table, found, seed, seconds)
+  return _describe(
+    problem,
+    table,
+    polished,
+    starts=points.count,
+    basin_hit_rate=float(hit[audited].mean()),
+    followed=len(hit),
+    others=_others(ends, hit),
+    seed=seed,
+    seconds=seconds,
+  )
 
 
-def starts_of(
+def fit_groups(
   form: parametric.Form,
-  starts: int | np.ndarray,
-  seed: int,
-  sampling: str = 'grid',
-) -> starts_lib.Starts:
-  """The starts of a fit, from their number or from their coordinates."""
-  if isinstance(starts, np.ndarray):
-    return starts_lib.of_array(starts)
-  return starts_lib.draw(form, starts, seed, sampling)
+  table: tables.Table,
+  weights: np.ndarray,
+  *,
+  delta: float = DELTA,
+  starts: int = STARTS,
+  seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Fits a law to many selections of a table's rows at once.
+
+  Args:
+    form: the law.
+    table: all rows.
+    weights: of each row in each group, [groups, rows]; 0 leaves a row out.
+    delta: Huber's threshold.
+    starts: number of initialisations in each group.
+    seed: of the starts.
+
+  Returns:
+    Coordinates [groups, parameters], and whether the rows of each group have
+    more distinct points than the form has parameters, bool [groups].
+  """
+  # Rows of weight 0 pad the table to few sizes: each size is compiled.
+  more = 2 ** max(6, math.ceil(math.log2(table.rows))) - table.rows
+  padded = np.append(np.arange(table.rows), np.zeros(more, int))
+  columns = {name: values[padded] for name, values in table.columns.items()}
+  problem = screening.Problem(
+    form, columns, np.log(columns['loss']),
+    np.pad(weights * table.weight, ((0, 0), (0, more))), delta, 1.0,
+    np.ones(len(form.names), bool),
+  )  # fmt: skip
+  ends = screening.search_groups(
+    problem, starts_lib.draw(form, starts, seed), np.zeros((0, len(form.names)))
+  )
+  points = np.stack([table.columns[name] for name in form.columns], axis=1)
+  _, which = np.unique(points, axis=0, return_inverse=True)
+  distinct = np.array([len(np.unique(which[row > 0])) for row in weights])
+  return ends.theta, distinct > len(form.names)
 
 
 def _free(form: parametric.Form, fixed: Mapping[str, float]) -> np.ndarray:
@@ -264,19 +300,8 @@ def _check(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-  """What a search for the optimum found."""
-
-  polished: levenberg_marquardt.Solution
-  starts: int
-  hit_rate: float
-  followed: int
-  others: np.ndarray
-
-
 def _others(ends: levenberg_marquardt.Solution, hit: np.ndarray) -> np.ndarray:
-  """The best points of other basins: where a resample might rather go."""
+  """The best points of other basins, from which resamples are solved too."""
   order = np.argsort(ends.objective, kind='stable')
   order = order[~hit[order] & np.isfinite(ends.objective[order])]
   chosen: list[int] = []
@@ -292,39 +317,45 @@ def _others(ends: levenberg_marquardt.Solution, hit: np.ndarray) -> np.ndarray:
 def _describe(
   problem: screening.Problem,
   table: tables.Table,
-  found: _Found,
-  seed: int,
-  seconds: dict[str, float],
+  polished: levenberg_marquardt.Solution,
+  *,
+  basin_hit_rate: float,
+  **search: Any,
 ) -> Fit:
-  """Everything about the optimum that does not need another fit."""
+  """The fit at an optimum: conditioning, covariance, criteria and flags."""
   form, free, delta = problem.form, problem.free, problem.delta
-  polished = found.polished
   theta = polished.theta[0]
   objective = float(polished.objective[0])
-  exact = objective <= ROUNDING * table.rows
-  converged = bool(polished.converged[0]) or exact
+  converged = bool(polished.converged[0]) or objective <= ROUNDING * table.rows
   value, jacobian = levenberg_marquardt.evaluate(
     form, table.columns, polished.theta
   )
   residual = value[0] - problem.target
   jacobian = jacobian[0][:, free]
   weight = table.weight * np.where(residual > 0, problem.asymmetry, 1.0)
-  among_free, ratio = asymptotics.covariance(
+  covariance = np.zeros((len(theta), len(theta)))
+  inflation = np.zeros(len(theta))
+  covariance[np.ix_(free, free)], inflation[free] = asymptotics.covariance(
     jacobian, residual, table.clusters, delta, weight
   )
-  covariance = np.zeros((len(theta), len(theta)))
-  covariance[np.ix_(free, free)] = among_free
-  inflation = np.zeros(len(theta))
-  inflation[free] = ratio
-  names = np.array(form.names)
   condition, _ = asymptotics.conditioning(jacobian)
   known = np.sqrt(np.diag(covariance)) <= IDENTIFIED_SD
-  identified = {str(n): bool(k) for n, k in zip(names, known, strict=True)}
+  identified = dict(zip(form.names, known.tolist(), strict=True))
   params = {n: float(v) for n, v in form.values(theta).items()}
   parameters = int(free.sum())
   aic, bic = asymptotics.criteria(
     objective, table.weight, parameters, delta, problem.asymmetry
   )
+  flags = [
+    *diagnostics.of_law(form, params, identified, table),
+    *diagnostics.of_rows(form, table, residual),
+  ]
+  if not converged:
+    flags.append('not converged')
+  if basin_hit_rate < _LOW_HIT_RATE:
+    flags.append(f'basin hit rate {basin_hit_rate:.1%}')
+  if not condition < _ILL_CONDITIONED:
+    flags.append(f'condition number {condition:.1e}')
   return Fit(
     form=form,
     params=params,
@@ -333,27 +364,11 @@ def _describe(
     objective=objective,
     delta=delta,
     asymmetry=problem.asymmetry,
-    starts=found.starts,
-    basin_hit_rate=found.hit_rate,
-    followed=found.followed,
+    basin_hit_rate=basin_hit_rate,
     converged=converged,
     condition_number=condition,
     identified=identified,
-    flags=(
-      *diagnostics.of_law(form, params, identified, table),
-      *diagnostics.of_rows(form, table, residual),
-      *(() if converged else ('not converged',)),
-      *(
-        [f'basin hit rate {found.hit_rate:.1%}']
-        if found.hit_rate < _LOW_HIT_RATE
-        else []
-      ),
-      *(
-        [f'condition number {condition:.1e}']
-        if not condition < _ILL_CONDITIONED
-        else []
-      ),
-    ),
+    flags=tuple(flags),
     rows=table.rows,
     scale=asymptotics.robust_scale(residual, parameters),
     covariance=covariance,
@@ -361,7 +376,5 @@ def _describe(
     degrees=max(len(np.unique(table.run)) - parameters, 1),
     aic=float(aic),
     bic=float(bic),
-    others=found.others,
-    seed=seed,
-    seconds=seconds,
+    **search,
   )

@@ -1,14 +1,11 @@
 """The laws: loss as a function of size, data, shape and granularity.
 
 Symbols as in the literature: N parameters, D training tokens, G exits, C
-training FLOPs, L loss in nats per token.
-
-A law that is not here is a sum of power laws, written as its columns
-(`width*depth+tokens`, see `power_laws`), or a Python function in a file (see
-`user_forms`). What a form consists of is in `parametric`.
+training FLOPs, L loss in nats per token. A further form is a sum of power laws,
+written as its columns (`width*depth+tokens`, see `power_laws`), a Python
+function in a file (see `user_forms`), or one more entry of `FORMS`.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -21,6 +18,25 @@ import jax.numpy as jnp
 from familial.core import errors
 from familial.laws import parametric
 from familial.laws import user_forms
+
+Columns = parametric.Columns
+Coordinates = parametric.Coordinates
+Parameter = parametric.Parameter
+
+# The grid of Hoffmann et al. (2022), as in Besiroglu et al. (2024).
+_E = Parameter('E', (-1.0, -0.5, 0.0, 0.5, 1.0), parametric.LOG)
+_A = Parameter('A', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), parametric.LOG)
+_ALPHA = Parameter('alpha', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True)
+_DENSE = (
+  _E,
+  _A,
+  dataclasses.replace(_A, name='B'),
+  _ALPHA,
+  dataclasses.replace(_ALPHA, name='beta'),
+)
+_GAMMA = Parameter('gamma', (-0.1, 0.0, 0.1), null=0.0)
+_KAPLAN_SCALE = (10.0, 20.0, 30.0, 40.0)
+_KAPLAN_EXPONENT = (-3.5, -2.5, -1.5, -0.5)
 
 
 def get(name: str) -> parametric.Form:
@@ -61,84 +77,67 @@ def power_laws(
     terms: each the columns that it multiplies, in a table's long names.
     fixed: exponents that are not fitted.
   """
-  E, c, a = _DENSE[0], _DENSE[1], _DENSE[3]
   fixed = dict(fixed or {})
   used = [column for term in terms for column in term]
   if len(set(used)) < len(used):
     raise errors.UserError(f'form {name!r}: a column may be in one term only')
-  coefficients = ['c_' + '_'.join(term) for term in terms]
-  if len(set(coefficients)) < len(coefficients):
+  by_coefficient = {'c_' + '_'.join(term): term for term in terms}
+  if len(by_coefficient) < len(terms):
     raise errors.UserError(f'form {name!r}: two constants have one name')
-  parameters = [E]
-  for coefficient, term in zip(coefficients, terms, strict=True):
-    parameters.append(dataclasses.replace(c, name=coefficient))
+  parameters = [_E]
+  for coefficient, term in by_coefficient.items():
+    parameters.append(dataclasses.replace(_A, name=coefficient))
     parameters += [
-      dataclasses.replace(a, name=f'a_{column}')
+      dataclasses.replace(_ALPHA, name=f'a_{column}')
       for column in term
       if f'a_{column}' not in fixed
     ]
   symbols = {column: parametric.SYMBOLS.get(column, column) for column in used}
-  exponents = {f'a_{column}' for column in used} - {*fixed}
 
-  def log_loss(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+  def log_loss(p: Coordinates, columns: Columns) -> Any:
     logs = [p['log_E']]
-    for coefficient, term in zip(coefficients, terms, strict=True):
+    for coefficient, term in by_coefficient.items():
       log = p[f'log_{coefficient}']
       for column in term:
         key = f'a_{column}'
-        exponent = p[key] if key in exponents else fixed[key]
+        exponent = fixed[key] if key in fixed else p[key]
         log = log - exponent * jnp.log(columns[symbols[column]])
       logs.append(log)
     return parametric.log_sum(*logs)
 
-  text = ' + '.join(
-    f'{coefficient}/('
-    + ' '.join(
-      f'{symbols[column]}^{fixed.get(f"a_{column}", f"a_{column}")}'
-      for column in term
-    )
-    + ')'
-    for coefficient, term in zip(coefficients, terms, strict=True)
+  def power(column: str) -> str:
+    return f'{symbols[column]}^{fixed.get(f"a_{column}", f"a_{column}")}'
+
+  equation = 'L = E' + ''.join(
+    f' + {coefficient}/({" ".join(map(power, term))})'
+    for coefficient, term in by_coefficient.items()
   )
   return parametric.Form(
-    name,
-    f'L = E + {text}',
-    tuple(parameters),
-    tuple(symbols.values()),
-    log_loss,
+    name, equation, tuple(parameters), tuple(symbols.values()), log_loss
   )
 
 
-def _term(log_coefficient: Any, exponent: Any, column: Any) -> Any:
-  """Log of coefficient / column^exponent."""
-  return log_coefficient - exponent * jnp.log(column)
-
-
-def _reducible(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+def _reducible(p: Coordinates, columns: Columns) -> Any:
   return parametric.log_sum(
-    _term(p['log_A'], p['alpha'], columns['N']),
-    _term(p['log_B'], p['beta'], columns['D']),
+    p['log_A'] - p['alpha'] * jnp.log(columns['N']),
+    p['log_B'] - p['beta'] * jnp.log(columns['D']),
   )
 
 
-def _chinchilla(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+def _chinchilla(p: Coordinates, columns: Columns) -> Any:
   return parametric.log_sum(p['log_E'], _reducible(p, columns))
 
 
-def _familial_total(
-  p: parametric.Coordinates, columns: parametric.Columns
-) -> Any:
+def _familial_total(p: Coordinates, columns: Columns) -> Any:
   return _chinchilla(p, columns) + p['gamma'] * jnp.log(columns['G'])
 
 
-def _familial_reducible(
-  p: parametric.Coordinates, columns: parametric.Columns
-) -> Any:
+def _familial_reducible(p: Coordinates, columns: Columns) -> Any:
   penalty = p['gamma'] * jnp.log(columns['G'])
   return parametric.log_sum(p['log_E'], _reducible(p, columns) + penalty)
 
 
-def _branch(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+def _branch(p: Coordinates, columns: Columns) -> Any:
   return (
     _chinchilla(p, columns)
     + p['gamma_up'] * jnp.log1p(columns['upstream'])
@@ -146,32 +145,7 @@ def _branch(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
   )
 
 
-# The grid of Hoffmann et al. (2022), as in Besiroglu et al. (2024).
-_DENSE = (
-  parametric.Parameter('E', (-1.0, -0.5, 0.0, 0.5, 1.0), parametric.LOG),
-  parametric.Parameter('A', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), parametric.LOG),
-  parametric.Parameter('B', (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), parametric.LOG),
-  parametric.Parameter('alpha', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True),
-  parametric.Parameter('beta', (0.0, 0.5, 1.0, 1.5, 2.0), is_decay=True),
-)
-_PENALTY_GRID = (-0.1, 0.0, 0.1)
-
-
-def _penalties(
-  parameter: str,
-) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-  """2^, 4^ and 8^parameter: what the exponent means for a loss."""
-  return {
-    f'{g}^{parameter}': functools.partial(_power, g, parameter)
-    for g in (2, 4, 8)
-  }
-
-
-def _power(base: float, parameter: str, values: Mapping[str, Any]) -> Any:
-  return float(base) ** values[parameter]
-
-
-def _kaplan(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
+def _kaplan(p: Coordinates, columns: Columns) -> Any:
   alpha_N, alpha_D = jnp.exp(p['log_alpha_N']), jnp.exp(p['log_alpha_D'])
   return alpha_D * parametric.log_sum(
     alpha_N / alpha_D * (p['log_N_c'] - jnp.log(columns['N'])),
@@ -179,29 +153,35 @@ def _kaplan(p: parametric.Coordinates, columns: parametric.Columns) -> Any:
   )
 
 
-def _outer_exponent(
-  p: parametric.Coordinates, columns: parametric.Columns
-) -> Any:
+def _outer_exponent(p: Coordinates, columns: Columns) -> Any:
   return parametric.log_sum(
     p['log_E'], jnp.exp(p['log_outer']) * _reducible(p, columns)
   )
 
 
-def _power_of_compute(
-  p: parametric.Coordinates, columns: parametric.Columns
-) -> Any:
+def _power_of_compute(p: Coordinates, columns: Columns) -> Any:
   return parametric.log_sum(
-    p['log_E'], _term(p['log_A'], p['alpha'], columns['C'])
+    p['log_E'], p['log_A'] - p['alpha'] * jnp.log(columns['C'])
   )
 
 
-_GAMMA = parametric.Parameter('gamma', _PENALTY_GRID, null=0.0)
-_KAPLAN_SCALE = (10.0, 20.0, 30.0, 40.0)
-_KAPLAN_EXPONENT = (-3.5, -2.5, -1.5, -0.5)
+def _powers(*exponents: str) -> dict[str, parametric.Derived]:
+  """2^, 4^ and 8^ each exponent: the factor on the loss at these G."""
+  return {
+    f'{base}^{name}': functools.partial(_power, base, name)
+    for name in exponents
+    for base in (2, 4, 8)
+  }
+
+
+def _power(base: int, name: str, values: Mapping[str, Any]) -> Any:
+  return float(base) ** values[name]
+
 
 FORMS: dict[str, parametric.Form] = {
   form.name: form
   for form in (
+    # Hoffmann et al. (2022), equation 2.
     parametric.Form(
       'chinchilla',
       'L = E + A/N^alpha + B/D^beta',
@@ -215,7 +195,7 @@ FORMS: dict[str, parametric.Form] = {
       (*_DENSE, _GAMMA),
       ('N', 'D', 'G'),
       _familial_total,
-      _penalties('gamma'),
+      _powers('gamma'),
     ),
     parametric.Form(
       'familial_reducible',
@@ -223,7 +203,7 @@ FORMS: dict[str, parametric.Form] = {
       (*_DENSE, _GAMMA),
       ('N', 'D', 'G'),
       _familial_reducible,
-      _penalties('gamma'),
+      _powers('gamma'),
     ),
     parametric.Form(
       'dense_null',
@@ -238,21 +218,22 @@ FORMS: dict[str, parametric.Form] = {
       ' (1 + downstream)^gamma_down',
       (
         *_DENSE,
-        parametric.Parameter('gamma_up', _PENALTY_GRID, null=0.0),
-        parametric.Parameter('gamma_down', _PENALTY_GRID, null=0.0),
+        dataclasses.replace(_GAMMA, name='gamma_up'),
+        dataclasses.replace(_GAMMA, name='gamma_down'),
       ),
       ('N', 'D', 'upstream', 'downstream'),
       _branch,
-      {**_penalties('gamma_up'), **_penalties('gamma_down')},
+      _powers('gamma_up', 'gamma_down'),
     ),
+    # Kaplan et al. (2020), equation 1.5.
     parametric.Form(
       'kaplan',
       'L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D',
       (
-        parametric.Parameter('N_c', _KAPLAN_SCALE, parametric.LOG),
-        parametric.Parameter('D_c', _KAPLAN_SCALE, parametric.LOG),
-        parametric.Parameter('alpha_N', _KAPLAN_EXPONENT, parametric.LOG),
-        parametric.Parameter('alpha_D', _KAPLAN_EXPONENT, parametric.LOG),
+        Parameter('N_c', _KAPLAN_SCALE, parametric.LOG),
+        Parameter('D_c', _KAPLAN_SCALE, parametric.LOG),
+        Parameter('alpha_N', _KAPLAN_EXPONENT, parametric.LOG),
+        Parameter('alpha_D', _KAPLAN_EXPONENT, parametric.LOG),
       ),
       ('N', 'D'),
       _kaplan,
@@ -260,17 +241,14 @@ FORMS: dict[str, parametric.Form] = {
     parametric.Form(
       'outer_exponent',
       'L = E + (A/N^alpha + B/D^beta)^outer',
-      (
-        *_DENSE,
-        parametric.Parameter('outer', (-1.0, -0.5, 0.0), parametric.LOG),
-      ),
+      (*_DENSE, Parameter('outer', (-1.0, -0.5, 0.0), parametric.LOG)),
       ('N', 'D'),
       _outer_exponent,
     ),
     parametric.Form(
       'power_of_compute',
       'L = E + A/C^alpha',
-      (_DENSE[0], _DENSE[1], _DENSE[3]),
+      (_E, _A, _ALPHA),
       ('C',),
       _power_of_compute,
     ),

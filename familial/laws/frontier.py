@@ -1,4 +1,4 @@
-"""The best size at a budget: of an IsoFLOP curve, and of a law.
+"""Compute-optimal model size at a budget, of an IsoFLOP curve and of a law.
 
 Symbols as in the literature: N parameters, D tokens, C FLOPs.
 """
@@ -37,9 +37,9 @@ class Minimum:
   Attributes:
     n_opt: the vertex; the best sampled size where `interior` is false.
     loss: in nats, at `n_opt`.
-    interior: a vertex between the smallest and the largest sampled size was
-      found; otherwise the parabola says nothing and must not be drawn.
-    points: how many losses it rests on.
+    interior: whether the vertex lies between the smallest and the largest
+      sampled size; otherwise the parabola must not be drawn.
+    points: number of losses.
     curvature: log loss = log(`loss`) + curvature * log(N / n_opt)^2; 0 where
       not `interior`.
     flag: why it is not interior, or ''.
@@ -129,9 +129,9 @@ class Optimum:
 class TokenCost(NamedTuple):
   """Training FLOPs a token of a model of size N: 6 N (linear + root / sqrt N).
 
-  The second part is that of attention and heads: of models of one depth they
-  cost as the width, N as its square. Unlike lines from size to size this has no
-  kinks, which would be seen in the optima.
+  The second part is that of attention and heads: at one depth their cost grows
+  as the width, N as its square. Unlike linear interpolation between sizes it is
+  smooth, and so are the optima.
   """
 
   linear: Any = 1.0
@@ -234,10 +234,9 @@ def granularities(
 ) -> Iterator[tuple[str, float, dict[str, float], np.ndarray]]:
   """Each G's label, G, the form's other columns, and its rows' indices.
 
-  At most _FAMILIES of them.
-
-  Of the branch law, the last exit: none downstream, all others upstream. A form
-  without G has one, of dense models where a table counts their FLOPs apart.
+  At most _FAMILIES values of G. The branch law is evaluated at the last exit
+  (none downstream, all others upstream). A form without G has one entry, of
+  dense models where a table counts FLOPs a token.
   """
   columns, ones = table.columns, np.ones(table.rows)
   of_g = 'G' in form.columns or 'upstream' in form.columns
@@ -260,8 +259,8 @@ def cost_of(table: tables.Table, rows: np.ndarray) -> TokenCost:
   """What a token costs as a function of N: 6 N, or fitted to what rows cost.
 
   Args:
-    table: whose flops_per_token, else C / D, is what a token costs.
-    rows: indices of those that count, of one granularity.
+    table: its flops_per_token, else C / D, is what a token costs.
+    rows: indices of the rows of one granularity.
   """
   columns = {name: values[rows] for name, values in table.columns.items()}
   params, per_token = columns['N'], columns.get('flops_per_token')

@@ -1,10 +1,11 @@
-"""Many small robust fits at once: damped Gauss-Newton under vmap, in float64.
+"""Levenberg-Marquardt for many small robust fits at once, in float64.
 
-Every fit (a start, a bootstrap resample, a point of a profile, a simulation) is
-one *lane* of one compiled program, which serves them all: it takes per-lane
-weights and targets, and a mask of the parameters that may move. A lane that has
-converged leaves and the next one takes its place, so no lane waits for the
-slowest, and memory does not grow with the number of fits.
+Damped Gauss-Newton (Levenberg 1944; Marquardt 1963) with Huber's weights by
+iteratively reweighted least squares (Huber 1981, section 7.8), under vmap. Every
+fit (a start, a bootstrap resample, a point of a profile, a simulation) is one
+*lane* of one compiled program, with its own weights and target; a mask says which
+parameters may move. A lane that has converged is replaced by the next fit, so no
+lane waits for the slowest, and memory does not grow with the number of fits.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import dataclasses
 import itertools
 import threading
 from typing import Any
+from typing import Self
 
 import jax
 import numpy as np
@@ -28,8 +30,23 @@ _LANE_BYTES = 2**25  # for one round's arrays
 
 
 @dataclasses.dataclass(frozen=True)
-class Solution:
-  """Where each of n lanes ended.
+class Lanes:
+  """Arrays with one row a lane, [n, ...] each."""
+
+  def take(self, index: np.ndarray) -> Self:
+    """Some of the lanes, by index or bool [n]."""
+    return type(self)(*(values[index] for values in vars(self).values()))
+
+  @classmethod
+  def join(cls, parts: Sequence[Self]) -> Self:
+    """Concatenates the lanes of several parts."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return cls(*map(np.concatenate, columns))
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution(Lanes):
+  """The end of each of n lanes.
 
   `gradient` is the largest cosine between a free coordinate's column of the
   Jacobian and the clipped residuals: 0 at an optimum, and free of units.
@@ -39,26 +56,6 @@ class Solution:
   objective: np.ndarray  # [n], inf where the form gave no number
   gradient: np.ndarray  # [n]
   converged: np.ndarray  # [n] bool
-
-  def take(self, keep: np.ndarray) -> 'Solution':
-    """Some of the lanes."""
-    return dataclasses.replace(
-      self,
-      theta=self.theta[keep],
-      objective=self.objective[keep],
-      gradient=self.gradient[keep],
-      converged=self.converged[keep],
-    )
-
-
-def join(parts: Sequence[Solution]) -> Solution:
-  """Solutions one after another."""
-  return Solution(
-    *(
-      np.concatenate([getattr(part, name) for part in parts])
-      for name in ('theta', 'objective', 'gradient', 'converged')
-    )
-  )
 
 
 def solve(
@@ -92,21 +89,19 @@ def solve(
     weights: row weights, [k, rows].
     delta: Huber's threshold on the log residual; inf for least squares.
     asymmetry: s_i where the law lies above the data; 1 where below.
-    first_delta: a larger threshold to begin with, which shrinks to delta as each
-      is solved: near an absolute-value loss, Newton alone crawls from kink to
-      kink.
-    target_of: which of the targets each lane fits, [n]; all the first if None.
-    weight_of: likewise for the weights.
+    first_delta: a larger first threshold, which shrinks to delta in stages: with
+      a small one alone, Newton steps are short.
+    target_of: index of the target of each lane, [n]; 0 if None.
+    weight_of: index of the weights of each lane, [n]; 0 if None.
     free: bool [parameters]; a coordinate that is not free keeps its start.
-    damping: Levenberg-Marquardt's first damping: 1 from afar, less when near.
-    least: the damping is never below; from afar a vanishing one makes a lane
-      reject many steps before it is large enough again.
-    tolerance: a lane is done when `Solution.gradient` is below it,
-    floor: or its objective below floor x the sum of its weights.
-    stall: a lane also leaves after two rounds that lower its objective by less
-      than this share: where a term has died, starts crawl for ever.
-    iterations: at most, a lane, rounded up to whole rounds.
-    advance: called with the number of lanes that have just finished.
+    damping: first damping: 1 far from the optimum, less near it.
+    least: lowest damping; after a vanishing one a lane rejects many steps.
+    tolerance: a lane is done when `Solution.gradient` is at most this,
+    floor: or its objective at most floor x the sum of its weights.
+    stall: a lane also ends after two rounds that lower its objective by less
+      than this share, as where a term of the law has vanished.
+    iterations: maximum a lane, rounded up to whole rounds.
+    advance: called with the number of lanes that have just ended.
   """
   n, p = theta.shape
   rows = targets.shape[1]

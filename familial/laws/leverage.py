@@ -1,12 +1,11 @@
-"""Efficiency Leverage: one family against separate dense models, in compute.
+"""Efficiency Leverage: the compute of separate dense models over a family's.
 
 For a family trained with C FLOPs: the FLOPs that dense models of its exits'
-sizes need, in total, to reach the same losses, over C. Above 1 the family is
-the cheaper way to the set. What a dense model of an exit's size needs follows
-from the dense law L = E + A/N^alpha + B/D^beta, solved for D, times the exact
-FLOPs a token of such a model. A loss that the law lets no model of that size
-reach, with any amount of data, counts as infinite. `measured` needs no law: it
-reads the FLOPs off dense runs of the exits' exact shapes.
+sizes need, in total, to reach the same losses, over C. Above 1 the family costs
+less. The dense law L = E + A/N^alpha + B/D^beta, solved for D, times the exact
+FLOPs a token of such a model, gives what one model needs: infinitely many where
+no D reaches the loss at that N. `measured` uses no law: it interpolates between
+dense runs of the exits' exact shapes.
 """
 
 from collections import defaultdict
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from familial.core import errors
+from familial.core import estimate
 from familial.laws import definitions
-from familial.laws import record
+from familial.laws import fit_record
 from familial.laws import table as tables
 
 _LAW = ('E', 'A', 'B', 'alpha', 'beta')
@@ -30,67 +30,74 @@ _NEEDED = ('N', 'C', 'G', 'loss', 'flops_per_token')
 
 @dataclasses.dataclass(frozen=True)
 class Leverage:
-  """Of one run; `lo` and `hi` are None without samples of the law.
+  """Efficiency Leverage of one run by the dense law.
 
-  `unreachable` counts the exits whose loss no dense model of their size
-  reaches; `leverage` is inf where there is any.
+  Attributes:
+    run: name of the run.
+    budget: FLOPs planned.
+    exits: number of exits.
+    flops: FLOPs spent, C.
+    leverage: with its interval over the law's resamples, if there are any; inf
+      where an exit is unreachable.
+    unreachable: number of exits whose loss no dense model of their size reaches.
   """
 
   run: str
   budget: float
   exits: int
   flops: float
-  leverage: float
+  leverage: estimate.Estimate
   unreachable: int
-  lo: float | None
-  hi: float | None
 
   def to_json(self) -> dict[str, Any]:
     """For a JSON file: infinite numbers are null, `infinite` says which."""
-    record = dataclasses.asdict(self)
-    for name in ('leverage', 'lo', 'hi'):
-      value = record[name]
-      if value is not None and not math.isfinite(value):
-        record[name] = None
+    ends = dataclasses.asdict(self.leverage)
+    values = {**dataclasses.asdict(self), 'leverage': ends.pop('value'), **ends}
     return {
-      **record,
-      'infinite': math.isinf(self.leverage),
-      'hi_infinite': self.hi is not None and math.isinf(self.hi),
+      **fit_record.plain(values),
+      'infinite': math.isinf(self.leverage.value),
+      'hi_infinite': self.leverage.hi == math.inf,
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class MeasuredShare:
+  """FLOPs of a dense model that reaches an exit's loss, over the family's.
+
+  `bound`: whether `share` is only an upper bound.
+  """
+
+  run: str
+  budget: float
+  exits: int
+  exit: int
+  share: float
+  bound: bool
+
+
 def of_rows(
-  law: record.Law, rows: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-  """The leverage of each finished run of the grid, for a JSON file.
+  law: fit_record.Law, rows: Iterable[Mapping[str, Any]]
+) -> list[Leverage]:
+  """The leverage of each finished run of the grid.
 
   Args:
-    law: the dense law, as `record.load` gives it; its bootstrap's samples, if
-      they lie beside it, give the interval.
+    law: the dense law; its bootstrap's samples, if any, give the interval.
     rows: the rows that training writes.
   """
   table = tables.from_rows(rows, 'exit', arms=definitions.GRID)
-  found = efficiency_leverage(
-    law.params, table, law.samples, law.record.get('level', 0.95)
-  )
-  return [leverage.to_json() for leverage in found]
+  return efficiency_leverage(law.params, table, law.samples, law.record.level)
 
 
-def measured(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """What dense runs of an exit's exact shape say of the FLOPs to its loss.
+def measured(rows: Iterable[Mapping[str, Any]]) -> list[MeasuredShare]:
+  """The share of the family's FLOPs in which dense runs reach an exit's loss.
 
-  Between the budgets of such runs their log loss is linear in log C. Where the
-  run of the lowest budget is already as good as the exit and cost no more than
-  the family, that is only an upper bound; where the run of the highest is not,
-  nothing is known.
+  Between the budgets of dense runs of the exit's exact shape, log loss is linear
+  in log C; seeds count as their mean log loss. The result is an upper bound where
+  the dense run of the lowest budget reaches the exit's loss at no more than the
+  family's FLOPs. Exits whose loss no run reaches are left out.
 
   Args:
-    rows: the rows that training writes; seeds count as their mean log loss.
-
-  Returns:
-    A record for each exit of the grid's families of which something is known:
-    run, budget, exits, exit, `share` = FLOPs over the family's, and `bound`,
-    whether that is an upper bound.
+    rows: the rows that training writes.
   """
   dense: dict[Any, dict[float, list[float]]] = defaultdict(dict)
   families = []
@@ -102,7 +109,7 @@ def measured(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     elif row['exits'] == 1 and row['arm'] in definitions.arms_of('exit'):
       logs = dense[definitions.shape(row)].setdefault(row['flops'], [])
       logs.append(math.log(row['loss']))
-  found = []
+  shares = []
   for row in families:
     runs = sorted(dense.get(definitions.shape(row), {}).items())
     flops = np.array([flops for flops, _ in runs])
@@ -115,21 +122,18 @@ def measured(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
       here, below = (np.mean(runs[i][1]) for i in (first, first - 1))
       part = (below - math.log(row['loss'])) / (below - here)
       needed = flops[first - 1] * (needed / flops[first - 1]) ** part
-    found.append(
-      {
-        **{key: row[key] for key in ('run', 'budget', 'exits', 'exit')},
-        'share': float(needed / row['flops']),
-        'bound': not first,
-      }
-    )
-  return [row for row in found if not row['bound'] or row['share'] < _EQUAL]
+    keys = {key: row[key] for key in ('run', 'budget', 'exits', 'exit')}
+    share = float(needed / row['flops'])
+    if first or share < _EQUAL:
+      shares.append(MeasuredShare(**keys, share=share, bound=not first))
+  return shares
 
 
 def efficiency_leverage(
   dense: Mapping[str, float],
   table: tables.Table,
   samples: Mapping[str, np.ndarray] | None = None,
-  level: float = 0.95,
+  level: float = estimate.LEVEL,
 ) -> list[Leverage]:
   """The leverage of each run with more than one exit.
 
@@ -156,7 +160,7 @@ def efficiency_leverage(
     else None
   )
   tail = (1 - level) / 2
-  found = []
+  leverages = []
   for run in np.unique(table.run):
     rows = np.flatnonzero(table.run == run)
     exits, flops = int(columns['G'][rows[0]]), float(columns['C'][rows[0]])
@@ -170,22 +174,20 @@ def efficiency_leverage(
     lo = hi = None
     if spread is not None:
       ratio = spread[:, rows].sum(1) / flops
-      # Not interpolated: between a number and infinity there is nothing.
+      # Not interpolated: a number and infinity have no mean.
       lo = float(np.quantile(ratio, tail, method='lower'))
       hi = float(np.quantile(ratio, 1 - tail, method='higher'))
-    found.append(
+    leverages.append(
       Leverage(
         run=str(run),
         budget=float(columns.get('budget', columns['C'])[rows[0]]),
         exits=exits,
         flops=flops,
-        leverage=float(point[0, rows].sum() / flops),
+        leverage=estimate.Estimate(float(point[0, rows].sum() / flops), lo, hi),
         unreachable=int(np.isinf(point[0, rows]).sum()),
-        lo=lo,
-        hi=hi,
       )
     )
-  return found
+  return leverages
 
 
 def _needed(

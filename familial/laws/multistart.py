@@ -1,4 +1,4 @@
-"""Where a fit starts: points of a form's grid, or of Latin hypercubes."""
+"""Initial points of a fit: a form's grid, or Latin hypercubes (McKay et al. 1979)."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ BLOCK = 2**13  # starts in memory at once, and the size of a Latin hypercube
 
 @dataclasses.dataclass(frozen=True)
 class Starts:
-  """Points to start from, made block by block: there may be millions.
+  """Initial points, computed block by block: there may be millions.
 
   Attributes:
-    count: how many.
+    count: number of points.
     block: function of (first, last) that returns their coordinates
       [last - first, parameters].
   """
@@ -28,7 +28,7 @@ class Starts:
   block: Callable[[int, int], np.ndarray]
 
   def at(self, index: np.ndarray) -> np.ndarray:
-    """Those of the given places, which ascend."""
+    """The points at ascending indices."""
     places = np.split(index, np.flatnonzero(np.diff(index // BLOCK)) + 1)
     return np.concatenate(
       [self.block(p[0], p[-1] + 1)[p - p[0]] for p in places]

@@ -19,9 +19,11 @@ from familial.core import errors
 
 # Columns of a table in full, and as the literature has them.
 SYMBOLS = {'params': 'N', 'tokens': 'D', 'exits': 'G', 'flops': 'C'}
+LONG_NAMES = {symbol: name for name, symbol in SYMBOLS.items()}
 
 Coordinates = Mapping[str, Any]
 Columns = Mapping[str, Any]
+Derived = Callable[[Mapping[str, Any]], Any]  # of the constants by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +94,7 @@ class Form:
   parameters: tuple[Parameter, ...]
   columns: tuple[str, ...]
   log_loss: Callable[[Coordinates, Columns], Any]
-  derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(
-    default_factory=dict
-  )
+  derived: Mapping[str, Derived] = dataclasses.field(default_factory=dict)
 
   @property
   def names(self) -> tuple[str, ...]:

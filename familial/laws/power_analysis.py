@@ -1,8 +1,7 @@
-"""What a planned study could tell: the interval of a constant, before any run.
+"""Power analysis: the interval of a constant that a planned study would give.
 
-Losses are drawn from an assumed law at the planned cells, with the measured
-run-to-run noise, and the law is fitted to each draw as it would be to the
-study's rows.
+Losses are drawn from an assumed law at the planned runs, with the measured
+run-to-run noise, and the law is fitted to each draw.
 """
 
 from collections.abc import Mapping
@@ -15,26 +14,27 @@ import numpy as np
 from familial.core import errors
 from familial.core import estimate
 from familial.laws import asymptotics
+from familial.laws import estimation
 from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-  """What a study of this plan would say of one constant.
+  """Power of a planned study for one constant.
 
   Attributes:
     name: the constant.
     half_width: median over simulations of half its interval's width; inf where
       the plan cannot identify it.
-    share_excluding_zero: of the simulations.
+    share_excluding_zero: share of simulations whose interval excludes 0.
     sd: of the estimates over the simulations.
     noise: standard deviation of a run's log loss that was assumed.
     level: of the intervals: estimate +- Student's t x the asymptotic standard
       deviation, clustered by run.
-    rows: in the plan.
-    runs: they come from.
-    simulations: how many.
+    rows: number of rows in the plan.
+    runs: number of their runs.
+    simulations: number of simulations.
     params: the assumed law's constants.
   """
 
@@ -59,22 +59,22 @@ def simulate(
   *,
   name: str = 'gamma',
   simulations: int = 200,
-  level: float = 0.95,
-  delta: float = 1e-3,
+  level: float = estimate.LEVEL,
+  delta: float = estimation.DELTA,
   seed: int = 0,
 ) -> Power:
-  """Simulates a planned study and fits it, from the truth as the start.
+  """Simulates a planned study and fits it, starting from the truth.
 
   Args:
     form: the law to assume and to fit.
-    columns: the planned cells' columns, one value a row: N, D, G.
+    columns: the planned runs' columns, one value a row: N, D, G.
     run: the run of each row; a run's rows share its noise.
     params: the assumed law's constants.
     noise: standard deviation of a run's log loss about the law.
-    name: the constant that the study is after.
-    simulations: how many.
+    name: the constant in question.
+    simulations: number of simulations.
     level: of the intervals.
-    delta: Huber's threshold, as the study's fit will have it.
+    delta: Huber's threshold.
     seed: of the draws.
   """
   if not noise > 0 or simulations < 2:

@@ -1,17 +1,15 @@
-"""Profile of one parameter: how the best objective rises as it is held off.
+"""Profile likelihood of one parameter (Venzon & Moolgavkar 1988).
 
-The rise is turned into a deviance, 2 (S(x) - S_min) / inflation, where the
-inflation (`fit.Fit.inflation`) is the parameter's variance, clustered by run,
-times the curvature of the objective: Huber's sum is no log likelihood, and rows
-of one run are not independent. For a parabolic objective the interval is then
-x +- t sd. The cut-off is the square of Student's t for the level with `degrees`
-= runs - parameters, which tends to chi-squared's 3.84 for many runs.
+The deviance is 2 (S(x) - S_min) / inflation, S(x) the best objective with the
+parameter held at x. The inflation (`estimation.Fit.inflation`) is the parameter's
+variance, clustered by run, times the curvature of the objective: Huber's sum is
+not a log likelihood, and rows of one run are not independent. For a parabolic
+objective the interval is x +- t sd. The cut-off is the square of Student's t for
+the level with `degrees` = runs - parameters, which tends to chi-squared's 3.84
+for many runs.
 """
 
-from collections.abc import Callable
-import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 from scipy import special
@@ -19,6 +17,7 @@ from scipy import special
 from familial.core import errors
 from familial.core import estimate as estimate_lib
 from familial.laws import estimation
+from familial.laws import fit_record
 from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 from familial.laws import table as tables
@@ -27,49 +26,18 @@ _HALF = 12  # grid points each side
 _WIDENINGS = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Profile:
-  """The profile of one parameter.
-
-  Attributes:
-    name: which.
-    values: of the parameter, ascending, [k]; holds the estimate and, if the
-      parameter has one, its null.
-    deviance: at each, 0 at the estimate, [k].
-    cutoff: the interval is where the deviance is below.
-    lo: its lower end; None where the profile stays below the cut-off.
-    hi: its upper end, likewise.
-    level: of the interval.
-    null: the value without effect, or None.
-    p_value: of the null, two-sided; None without one.
-    flags: where it is flat, or found a better optimum than the fit.
-  """
-
-  name: str
-  values: np.ndarray
-  deviance: np.ndarray
-  cutoff: float
-  lo: float | None
-  hi: float | None
-  level: float
-  null: float | None
-  p_value: float | None
-  flags: tuple[str, ...]
-
-
 def profile(
   form: parametric.Form,
   table: tables.Table,
   fit: estimation.Fit,
   name: str,
   *,
-  level: float = 0.95,
-  advance: Callable[[int], Any] = lambda done: None,
-) -> Profile:
+  level: float = estimate_lib.LEVEL,
+) -> fit_record.Profile:
   """Refits the form with the parameter held at each point of a grid.
 
-  The grid reaches past the cut-off on both sides, or shows that the profile is
-  flat: then the end of the interval is None.
+  The grid widens until the deviance passes the cut-off on both sides; a side on
+  which it never does is flat, and that end of the interval is None.
   """
   if name not in form.names:
     raise errors.UserError(
@@ -79,7 +47,7 @@ def profile(
   j = form.names.index(name)
   parameter = form.parameters[j]
   cutoff = estimate_lib.quantile(fit.degrees, level) ** 2
-  # A parameter that the data leave open is profiled over what its grid spans.
+  # A parameter that is not identified is profiled over the span of its grid.
   start = 1.6 * math.sqrt(cutoff) * fit.sd[name]
   start = min(start, float(np.ptp(parameter.grid)) or 1.0) or 1e-9
   if fit.objective <= estimation.ROUNDING * fit.rows:
@@ -99,7 +67,7 @@ def profile(
     ]
     added = np.setdiff1d(np.concatenate([wanted, *new]), x)
     x = np.append(x, added)
-    deviance = np.append(deviance, _deviance(table, fit, j, added, advance))
+    deviance = np.append(deviance, _deviance(table, fit, j, added))
     order = np.argsort(x)
     x, deviance = x[order], deviance[order]
     open_sides = tuple(
@@ -127,7 +95,7 @@ def profile(
   if parameter.null is not None:
     at_null = max(float(deviance[x == wanted[0]][0]), 0.0)
     p_value = float(2 * special.stdtr(fit.degrees, -math.sqrt(at_null)))
-  return Profile(
+  return fit_record.Profile(
     name=name,
     values=np.asarray(parameter.transform.to_value(x)),
     deviance=np.maximum(deviance, 0.0),
@@ -146,7 +114,6 @@ def _deviance(
   fit: estimation.Fit,
   j: int,
   x: np.ndarray,
-  advance: Callable[[int], Any],
 ) -> np.ndarray:
   """Deviance with coordinate j held at each of x, from several starts each."""
   if not len(x):
@@ -169,7 +136,6 @@ def _deviance(
     np.log(table.columns['loss'])[None], table.weight[None],
     delta=fit.delta, asymmetry=fit.asymmetry, first_delta=0.3 * fit.scale,
     free=free, damping=1e-2,
-    advance=advance,
   )  # fmt: skip
   best = ends.objective.reshape(len(starts), -1).min(0)
   if not 0 < fit.inflation[j] < np.inf:

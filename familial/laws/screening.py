@@ -1,12 +1,12 @@
-"""Many starts, thinned as they go: who is followed to the end, and who is not.
+"""Screening of a multi-start: rounds of few iterations choose the starts to solve.
 
-Early rounds are a few Gauss-Newton iterations in float32 (`kernel.rough`), a
-tenth of the price of `solver.solve`'s: they only decide who goes on. The best
-go on; beside them a random sample is followed to the end whatever it does, so
-that the share of starts that reach an optimum stays an unbiased estimate.
+Early rounds are a few Gauss-Newton iterations in float32 (`row_kernel.rough`), at
+a tenth of the cost of `levenberg_marquardt.solve`'s. The best starts of a round go
+on; a random sample of all starts is solved beside them, so that the share that
+reaches the optimum is an unbiased estimate.
 
 Several fits to one table, such as the resamples of a bootstrap, are searched
-side by side: a *group* is the starts of one of them.
+together: a *group* is the starts of one of them.
 """
 
 from collections.abc import Callable
@@ -26,25 +26,21 @@ from familial.laws import multistart as starts_lib
 from familial.laws import parametric
 from familial.laws import row_kernel
 
-FOLLOWED = 64  # the best starts, which go on to the end
-AUDITED = 64  # starts chosen at random, which go on to the end as well
-_SHARE = 8  # of the starts of a round one in so many goes on
-_MOST = 2**17  # starts that a round hands on
-_NUMBERS = 2**24  # predictions, or a rough round's, in memory at once
+FOLLOWED = 64  # the best starts, which are solved
+AUDITED = 64  # starts chosen at random, which are solved as well
+NUMBERS = 2**24  # predictions, or a rough round's, in memory at once
+_SHARE = 8  # 1/_SHARE of the starts of a round goes on
+_MOST = 2**17  # starts after the first round
 _SCREENED = 256  # starts a group after the screening of their objectives
-_LONG = 24  # rough rounds of those that go on to the end: they are cheap
-_LAST = 4  # starts a group that go on to the end
+_LONG = 24  # rough rounds before `solve`: they are cheap
+_LAST = 4  # starts a group that are solved
 
 Advance = Callable[[int], Any]
 
 
-def _silent(done: int) -> None:
-  del done
-
-
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What is minimised, over theta, in each group.
+  """The objective of each group, as a function of theta.
 
   sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), where s_i is
   `asymmetry` where the law is above the data, else 1.
@@ -68,7 +64,7 @@ class Problem:
   free: np.ndarray
 
   def prepare(self) -> float:
-    """Compiles what a search will run; returns the seconds that took."""
+    """Compiles the programs of a search; returns the seconds that took."""
     tick = time.monotonic()
     rows = row_kernel.padded(len(self.target))
     with jax.enable_x64(True):
@@ -83,14 +79,14 @@ class Problem:
     return time.monotonic() - tick
 
   def objective(self, theta: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """At points [n, parameters] of groups [n]; inf where there is no number."""
-    found = np.empty(len(theta))
-    block = max(1, _NUMBERS // len(self.target))
+    """At points [n, parameters] of groups [n]; inf where it is not finite."""
+    values = np.empty(len(theta))
+    block = max(1, NUMBERS // len(self.target))
     for first in range(0, len(theta), block):
       part = slice(first, first + block)
       losses = self.losses(theta[part])
-      found[part] = (self.weights[group[part]] * losses).sum(1)
-    return np.where(np.isfinite(found), found, np.inf)
+      values[part] = (self.weights[group[part]] * losses).sum(1)
+    return np.where(np.isfinite(values), values, np.inf)
 
   def losses(self, theta: np.ndarray) -> np.ndarray:
     """Of each row at points [n, parameters], without weights: [n, rows]."""
@@ -102,7 +98,7 @@ class Problem:
   def solve(
     self, theta: np.ndarray, group: np.ndarray, **options: Any
   ) -> levenberg_marquardt.Solution:
-    """Follows starts [n, parameters] of groups [n] to their end."""
+    """Solves from starts [n, parameters] of groups [n]."""
     return levenberg_marquardt.solve(
       self.form, self.columns, theta, self.target[None], self.weights,
       delta=self.delta, asymmetry=self.asymmetry, weight_of=group,
@@ -111,18 +107,13 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lanes:
-  """Points under way, lane by lane."""
+class Points(levenberg_marquardt.Lanes):
+  """Points between rounds."""
 
   theta: np.ndarray  # [n, parameters]
   damping: np.ndarray  # [n]
   objective: np.ndarray  # [n]
   group: np.ndarray  # [n]
-
-  def take(self, keep: np.ndarray) -> '_Lanes':
-    return _Lanes(
-      *(getattr(self, f.name)[keep] for f in dataclasses.fields(self))
-    )
 
 
 def search(
@@ -131,19 +122,19 @@ def search(
   seed: int,
   *,
   thin: bool = True,
-  advance: Advance = _silent,
+  advance: Advance = lambda done: None,
 ) -> tuple[levenberg_marquardt.Solution, np.ndarray]:
-  """Where the starts of one group end that were followed to the end.
+  """Solves one group from the best of many starts and from a random sample.
 
   Args:
     problem: with one group.
-    starts: from where.
+    starts: the starts.
     seed: of the audited sample.
-    thin: follow the best and the sample; otherwise all.
-    advance: called with the number of starts that have just been dealt with.
+    thin: whether to solve from the best and the sample only.
+    advance: called with the number of starts that have just been processed.
 
   Returns:
-    Their ends, and which of them are a random sample of all starts, bool.
+    The solutions, and which of them are the random sample, bool.
   """
   n = starts.count
   few = not thin or n <= FOLLOWED + AUDITED
@@ -155,7 +146,7 @@ def search(
   theta = _rough(problem, _lanes(theta), _LONG * row_kernel.ROUGH_ROUND).theta
   ends = problem.solve(
     theta, np.zeros(len(theta), int), damping=1e-2, least=1e-9, stall=1e-10,
-    iterations=160, advance=advance if few else _silent,
+    iterations=160, advance=advance if few else lambda done: None,
   )  # fmt: skip
   return ends, np.arange(len(theta)) < len(sample)
 
@@ -166,16 +157,15 @@ def search_groups(
   extra: np.ndarray,
   *,
   thin: bool = True,
-  advance: Advance = _silent,
+  advance: Advance = lambda done: None,
 ) -> levenberg_marquardt.Solution:
   """The best end of a multi-start in each group, [groups, ...].
 
   Args:
     problem: with its groups.
     starts: the same for every group; screened by their objective, then thinned.
-    extra: points [m, parameters] that every group starts from as well, and
-      follows to the end.
-    thin: otherwise all starts are followed to the end.
+    extra: points [m, parameters] from which every group is solved as well.
+    thin: whether to thin the starts; otherwise all are solved.
     advance: called with the number of groups that have just ended.
   """
   width = _SCREENED if thin else starts.count
@@ -184,7 +174,7 @@ def search_groups(
   for first in range(0, len(problem.weights), at_once):
     weights = problem.weights[first : first + at_once]
     part = dataclasses.replace(problem, weights=weights)
-    lanes = _screened(part, starts, width)
+    lanes = screened(part, starts, width)
     if thin:
       for keep in (_SCREENED // _SHARE, _LAST):
         lanes = _rough(part, lanes, row_kernel.ROUGH_ROUND)
@@ -200,13 +190,13 @@ def search_groups(
     )  # fmt: skip
     best.append(ends.take(winners(ends.objective, group, len(weights))))
     advance(len(weights))
-  return levenberg_marquardt.join(best)
+  return levenberg_marquardt.Solution.join(best)
 
 
 def warm(
   problem: Problem, theta: np.ndarray, group: np.ndarray, first_delta: float
 ) -> np.ndarray:
-  """Brings points near their group's optimum, by way of a wider threshold."""
+  """Moves points near their group's optimum by rounds of shrinking threshold."""
   lanes = _lanes(theta, group, damping=1e-3)
   for delta in (first_delta, math.sqrt(first_delta * problem.delta)):
     wide = dataclasses.replace(problem, delta=max(delta, problem.delta))
@@ -224,9 +214,9 @@ def winners(
 
 def _lanes(
   theta: np.ndarray, group: np.ndarray | None = None, damping: float = 1.0
-) -> _Lanes:
+) -> Points:
   n = len(theta)
-  return _Lanes(
+  return Points(
     theta=theta,
     damping=np.full(n, damping),
     objective=np.full(n, np.inf),
@@ -234,11 +224,11 @@ def _lanes(
   )
 
 
-def _screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> _Lanes:
+def screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> Points:
   """The starts of each group with the lowest objectives, at most `keep`."""
   groups = np.arange(len(problem.weights))
-  block = max(1, min(starts_lib.BLOCK, _NUMBERS // len(problem.target)))
-  pool: _Lanes | None = None
+  block = max(1, min(starts_lib.BLOCK, NUMBERS // len(problem.target)))
+  pool: Points | None = None
   for first in range(0, starts.count, block):
     theta = starts.block(first, min(first + block, starts.count))
     losses = problem.losses(theta)
@@ -249,7 +239,7 @@ def _screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> _Lanes:
       _lanes(theta[order.ravel()], np.repeat(groups, order.shape[1])),
       objective=np.take_along_axis(objective, order, axis=1).ravel(),
     )
-    pool = lanes if pool is None else _joined(pool, lanes)
+    pool = lanes if pool is None else Points.join([pool, lanes])
     pool = pool.take(_best(pool, keep))
   assert pool is not None
   return pool
@@ -257,15 +247,15 @@ def _screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> _Lanes:
 
 def _thinned(
   problem: Problem, starts: starts_lib.Starts, advance: Advance
-) -> _Lanes:
+) -> Points:
   """The best starts of one group after rounds of more and more iterations."""
   keep = min(max(starts.count // _SHARE, FOLLOWED), _MOST)
-  pool: _Lanes | None = None
+  pool: Points | None = None
   for first in range(0, starts.count, starts_lib.BLOCK):
     last = min(first + starts_lib.BLOCK, starts.count)
     lanes = _lanes(starts.block(first, last))
     lanes = _rough(problem, lanes, row_kernel.ROUGH_ROUND)
-    pool = lanes if pool is None else _joined(pool, lanes)
+    pool = lanes if pool is None else Points.join([pool, lanes])
     pool = pool.take(_best(pool, keep))
     advance(last - first)
   assert pool is not None
@@ -278,16 +268,7 @@ def _thinned(
   return pool
 
 
-def _joined(first: _Lanes, second: _Lanes) -> _Lanes:
-  return _Lanes(
-    *(
-      np.concatenate([getattr(first, f.name), getattr(second, f.name)])
-      for f in dataclasses.fields(_Lanes)
-    )
-  )
-
-
-def _best(lanes: _Lanes, keep: int) -> np.ndarray:
+def _best(lanes: Points, keep: int) -> np.ndarray:
   """Indices of the lowest objectives of each group, at most `keep` of each.
 
   Ties go to the lowest coordinates: neither order nor blocks decide.
@@ -298,8 +279,8 @@ def _best(lanes: _Lanes, keep: int) -> np.ndarray:
   return order[rank < keep]
 
 
-def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
-  """Takes iterations of `kernel.rough`; objectives that are not finite are inf."""
+def _rough(problem: Problem, lanes: Points, iterations: int) -> Points:
+  """Rounds of `row_kernel.rough`; objectives that are not finite are inf."""
   padded = row_kernel.padded(len(problem.target))
   width = _width(padded, len(problem.free))
   pad = padded - len(problem.target)
@@ -346,7 +327,7 @@ def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
   theta, damping, objective = ends
   # Coordinates that are held keep all their digits.
   theta = np.where(problem.free, theta, lanes.theta)
-  return _Lanes(
+  return Points(
     theta=np.where(np.isfinite(theta), theta, lanes.theta),
     damping=damping,
     objective=np.where(np.isfinite(objective), objective, np.inf),
@@ -357,4 +338,4 @@ def _rough(problem: Problem, lanes: _Lanes, iterations: int) -> _Lanes:
 def _width(rows: int, parameters: int) -> int:
   """Lanes of a rough round."""
   most = 128 if jax.default_backend() == 'cpu' else 8192
-  return max(1, min(most, _NUMBERS // (rows * (parameters + 4))))
+  return max(1, min(most, NUMBERS // (rows * (parameters + 4))))

@@ -1,7 +1,12 @@
-"""Which law the data prefer: AIC, BIC, and budgets and models they did not see."""
+"""Model selection: forms compared by AIC, BIC and prediction of held-out rows."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import pathlib
+import re
+from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
@@ -9,10 +14,17 @@ import numpy as np
 from familial.core import errors
 from familial.core import estimate as estimate_lib
 from familial.laws import estimation
+from familial.laws import fit_record
+from familial.laws import forms
+from familial.laws import inference
 from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
 from familial.laws import screening
+from familial.laws import sensitivity
 from familial.laws import table as tables
+
+if TYPE_CHECKING:
+  import polars
 
 _STARTS = 1024  # of a fit that leaves rows out
 _SAME_BUDGET = 0.1  # log C between neighbours within one budget
@@ -20,12 +32,17 @@ _SAME_BUDGET = 0.1  # log C between neighbours within one budget
 
 @dataclasses.dataclass(frozen=True)
 class HoldOut:
-  """How a law predicts rows that it was not fitted to.
+  """Prediction of rows by fits without them (leave-group-out cross-validation).
 
-  Fitted anew without each of `folds` groups in turn. `rms` and `bias` are of log
-  prediction - log loss over the held-out `rows`; `errors` are the mean relative
-  error, |prediction / loss - 1|, of each group, and `error` is their mean.
-  `converged`: every time.
+  Attributes:
+    rule: which groups are held out.
+    folds: number of groups, each held out in turn.
+    rows: number of rows predicted.
+    rms: of log prediction - log loss over these rows.
+    bias: mean of log prediction - log loss over these rows.
+    error: mean over groups of their relative error.
+    errors: mean of |prediction / loss - 1| in each group.
+    converged: whether every fit converged.
   """
 
   rule: str
@@ -40,13 +57,24 @@ class HoldOut:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One form among several; `aic_behind` and `bic_behind` the best are 0.
+  """One form among several.
 
-  `hold_out` leaves out the largest budget: extrapolation. `by_budget` and
-  `by_model` leave out each budget, and each model with all of its rows, in turn.
-  Each is None where the table cannot tell such groups apart, or too few rows
-  would be left. `model_error_behind` is the mean over models of the relative
-  error less that of the form that predicts models best, for which it is None.
+  A hold-out is None where the table has no such groups or too few rows would be
+  left.
+
+  Attributes:
+    form: its name.
+    parameters: number of constants fitted.
+    objective: of the fit to all rows.
+    aic: Akaike's criterion.
+    bic: Schwarz's criterion.
+    aic_behind: AIC minus the lowest among the candidates.
+    bic_behind: BIC minus the lowest among the candidates.
+    hold_out: without the largest budget: extrapolation.
+    by_budget: without each budget in turn.
+    by_model: without each model, with all its rows, in turn.
+    model_error_behind: mean over models of the relative error minus that of the
+      form with the lowest, for which it is None.
   """
 
   form: str
@@ -64,10 +92,14 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """Candidates, best AIC first, and the forms that predict best unseen.
+  """The content of `selection.json`.
 
-  `by_hold_out` is of the largest budget, `by_model` of models in turn; each is
-  None where nothing could be held out.
+  Attributes:
+    candidates: the forms, lowest AIC first.
+    by_aic: the form of lowest AIC.
+    by_bic: the form of lowest BIC.
+    by_hold_out: the form that predicts the largest budget best, or None.
+    by_model: the form that predicts held-out models best, or None.
   """
 
   candidates: tuple[Candidate, ...]
@@ -76,17 +108,132 @@ class Selection:
   by_hold_out: str | None
   by_model: str | None
 
+  def tables(self) -> dict[str, polars.DataFrame]:
+    """Data frames of the `candidates` and of their `hold_outs`."""
+    import polars as pl
 
-def select(fitted: Sequence[estimation.Fit], table: tables.Table) -> Selection:
+    kinds = ('hold_out', 'by_budget', 'by_model')
+    hold_outs = [
+      {
+        'form': candidate.form,
+        'kind': kind,
+        **_flat(dataclasses.asdict(hold_out), 'error'),
+      }
+      for candidate in self.candidates
+      for kind in kinds
+      if (hold_out := getattr(candidate, kind)) is not None
+    ]
+    candidates = [
+      _flat(dataclasses.asdict(candidate), 'model_error_behind')
+      for candidate in self.candidates
+    ]
+    return {
+      'candidates': pl.DataFrame(candidates, infer_schema_length=None).drop(
+        kinds
+      ),
+      'hold_outs': pl.DataFrame(hold_outs, infer_schema_length=None),
+    }
+
+
+def _flat(row: dict[str, Any], name: str) -> dict[str, Any]:
+  """The row with an estimate as three numbers: name, name_lo, name_hi."""
+  estimate = row[name] or dict.fromkeys(('value', 'lo', 'hi'))
+  return {
+    **row,
+    name: estimate['value'],
+    f'{name}_lo': estimate['lo'],
+    f'{name}_hi': estimate['hi'],
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Several forms fitted to one table.
+
+  Attributes:
+    results: the fit of each form, by the folder of its fit.json.
+    scans: the fits without rows of high loss, by folder, if asked for.
+    selection: how the forms compare; None for a single form.
+  """
+
+  results: dict[pathlib.Path, inference.Result]
+  scans: dict[pathlib.Path, sensitivity.Scan]
+  selection: Selection | None
+
+
+def compare(
+  table: tables.Table,
+  form_names: Sequence[str],
+  out: str | pathlib.Path,
+  options: inference.Options | None = None,
+  *,
+  loss_definition: str = 'final',
+  hold_out: Sequence[str] = (),
+  scan: Sequence[int] = (),
+  progress: bool = True,
+) -> Comparison:
+  """Fits forms to a table and writes the results.
+
+  One form writes OUT/fit.json; several write OUT/FORM/fit.json each and
+  OUT/selection.json.
+
+  Args:
+    table: the rows.
+    form_names: the forms, as `forms.get` takes them.
+    out: folder of the results.
+    options: settings of every fit.
+    loss_definition: mean, final or exit: what the table's loss is.
+    hold_out: conditions of rows that are predicted, not fitted.
+    scan: numbers of rows of highest loss that are left out in turn; the fits to
+      the others are written to scan.json beside each fit.json.
+    progress: whether to show progress bars on stderr.
+  """
+  chosen = [forms.get(name) for name in dict.fromkeys(form_names)]
+  if not chosen:
+    raise errors.UserError(
+      f'no form was asked for; there are {", ".join(forms.FORMS)}'
+    )
+  out = pathlib.Path(out)
+  results = [
+    inference.fit(
+      form, table, options, loss_definition=loss_definition,
+      hold_out=hold_out, progress=progress,
+    )
+    for form in chosen
+  ]  # fmt: skip
+  folders = [out]
+  if len(chosen) > 1:
+    folders = [
+      out / re.sub(r'[^\w.-]+', '_', form.name).strip('_') for form in chosen
+    ]
+  by_folder = dict(zip(folders, results, strict=True))
+  scans = {}
+  for folder, result in by_folder.items():
+    result.save(folder / 'fit.json')
+    if scan:
+      scans[folder] = sensitivity.scan(
+        result.fit.form, result.table, scan, options
+      )
+      fit_record.write_json(
+        folder / 'scan.json', dataclasses.asdict(scans[folder])
+      )
+  selection = None
+  if len(chosen) > 1:
+    selection = select([r.fit for r in results], results[0].table)
+    fit_record.write_json(out / 'selection.json', dataclasses.asdict(selection))
+  return Comparison(by_folder, scans, selection)
+
+
+def select(fits: Sequence[estimation.Fit], table: tables.Table) -> Selection:
   """Compares fits of several forms to one table.
 
-  AIC and BIC are of the likelihood in estimate.Fit and count rows as
-  independent; exits and evaluations of one run are not, so there the held-out
-  budget and models are the better judges.
+  AIC and BIC count rows as independent. Exits and evaluations of one run are
+  not; there the held-out budget and models are the better criteria.
   """
-  lowest_aic = min(f.aic for f in fitted)
-  lowest_bic = min(f.bic for f in fitted)
-  budgets, models = _budgets(table), _models(table)
+  lowest_aic = min(f.aic for f in fits)
+  lowest_bic = min(f.bic for f in fits)
+  by_budget, by_model = budgets(table), models(table)
+  largest, rule = largest_budget(table)
   candidates = sorted(
     (
       Candidate(
@@ -97,70 +244,63 @@ def select(fitted: Sequence[estimation.Fit], table: tables.Table) -> Selection:
         bic=f.bic,
         aic_behind=f.aic - lowest_aic,
         bic_behind=f.bic - lowest_bic,
-        hold_out=hold_out(f, table),
-        by_budget=cross_validation(f, table, budgets, 'each budget'),
-        by_model=cross_validation(f, table, models, 'each model'),
+        hold_out=_validate(f, table, [largest], rule),
+        by_budget=cross_validation(f, table, by_budget, 'each budget'),
+        by_model=cross_validation(f, table, by_model, 'each model'),
       )
-      for f in fitted
+      for f in fits
     ),
     key=lambda c: c.aic,
   )
-  tried = [c for c in candidates if c.hold_out is not None]
-  by_model = _best_of_models(candidates)
+  extrapolated = {c.form: c.hold_out.rms for c in candidates if c.hold_out}
+  best_of_models = min(
+    (c for c in candidates if c.by_model),
+    key=lambda c: c.by_model.error.value if c.by_model else np.inf,
+    default=None,
+  )
   return Selection(
-    candidates=tuple(_behind(c, by_model) for c in candidates),
+    candidates=tuple(_behind(c, best_of_models) for c in candidates),
     by_aic=candidates[0].form,
     by_bic=min(candidates, key=lambda c: c.bic).form,
-    by_hold_out=min(tried, key=_rms).form if tried else None,
-    by_model=by_model.form if by_model else None,
+    by_hold_out=min(extrapolated, key=extrapolated.__getitem__, default=None),
+    by_model=best_of_models.form if best_of_models else None,
   )
-
-
-def hold_out(fit: estimation.Fit, table: tables.Table) -> HoldOut | None:
-  """Refits without the largest budget and predicts it; None if too few rows."""
-  held, rule = largest_budget(table)
-  return _validated(fit, table, [held], rule)
 
 
 def cross_validation(
   fit: estimation.Fit, table: tables.Table, group: np.ndarray | None, rule: str
 ) -> HoldOut | None:
-  """Leaves out each group of rows in turn; None if too few rows would be left.
+  """Holds out each group of rows in turn; None if too few rows would be left.
 
   Args:
     fit: to the whole table.
     table: the rows.
     group: of each row [rows], or None where the table has no such groups.
-    rule: what is left out, in words.
+    rule: which groups these are.
   """
   if group is None or len(np.unique(group)) < 2:
     return None
-  return _validated(fit, table, [group == g for g in np.unique(group)], rule)
-
-
-def _best_of_models(candidates: Sequence[Candidate]) -> Candidate | None:
-  """The form that predicts models best that it has not seen."""
-  tried = [(c.by_model.error.value, c) for c in candidates if c.by_model]
-  return min(tried, key=lambda pair: pair[0])[1] if tried else None
+  return _validate(fit, table, [group == g for g in np.unique(group)], rule)
 
 
 def _behind(candidate: Candidate, best: Candidate | None) -> Candidate:
-  """The candidate with its error over that of the best, model by model."""
+  """The candidate with its error minus that of the best, model by model."""
   if best is None or candidate is best or candidate.by_model is None:
     return candidate
   assert best.by_model is not None
-  over = np.subtract(candidate.by_model.errors, best.by_model.errors)
+  difference = np.subtract(candidate.by_model.errors, best.by_model.errors)
   return dataclasses.replace(
-    candidate, model_error_behind=estimate_lib.mean(over)
+    candidate, model_error_behind=estimate_lib.mean(difference)
   )
 
 
-def _validated(
+def _validate(
   fit: estimation.Fit,
   table: tables.Table,
   folds: Sequence[np.ndarray],
   rule: str,
 ) -> HoldOut | None:
+  """Refits without the rows of each fold, bool [rows], and predicts them."""
   left = min(int((~held).sum()) for held in folds)
   if left <= fit.free.sum() or not all(held.any() for held in folds):
     return None
@@ -189,8 +329,8 @@ def _validated(
   )
 
 
-def _models(table: tables.Table) -> np.ndarray | None:
-  """Which rows are of one model: of one N, or of one width and depth."""
+def models(table: tables.Table) -> np.ndarray | None:
+  """The model of each row: its N, or its width and depth."""
   names = [n for n in ('N', 'width', 'depth') if n in table.columns]
   if not names:
     return None
@@ -199,8 +339,8 @@ def _models(table: tables.Table) -> np.ndarray | None:
   return group if len(np.unique(group)) < table.rows else None
 
 
-def _budgets(table: tables.Table) -> np.ndarray | None:
-  """Which rows are of one budget, or None where costs form no groups."""
+def budgets(table: tables.Table) -> np.ndarray | None:
+  """The budget of each row, or None where costs form no groups."""
   columns = table.columns
   if 'budget' in columns:
     return columns['budget']
@@ -217,15 +357,15 @@ def _budgets(table: tables.Table) -> np.ndarray | None:
 
 
 def largest_budget(table: tables.Table) -> tuple[np.ndarray, str]:
-  """Rows of the largest budget, bool [rows], and how it was told apart.
+  """Rows of the largest budget, bool [rows], and the rule that chose them.
 
   The column budget; else C (or 6 N D) in groups with gaps of more than 10 %
   between them; where that leaves no groups, the highest tenth of it.
   """
-  group = _budgets(table)
+  group = budgets(table)
   if group is not None:
-    told = 'budget' if 'budget' in table.columns else 'group of C'
-    return group == group.max(), f'largest {told}'
+    rule = 'budget' if 'budget' in table.columns else 'group of C'
+    return group == group.max(), f'largest {rule}'
   cost = table.cost
   if cost is None:
     raise errors.UserError(
@@ -233,77 +373,3 @@ def largest_budget(table: tables.Table) -> tuple[np.ndarray, str]:
       f' it has {", ".join(table.columns)}'
     )
   return cost > np.quantile(cost, 0.9), 'highest tenth of C'
-
-
-def to_json(selection: Selection) -> dict[str, Any]:
-  """The content of selection.json."""
-  return dataclasses.asdict(selection)
-
-
-def summary(selection: Selection) -> str:
-  """One line: who wins, by how much, and whether prediction agrees."""
-  first, *rest = selection.candidates
-  behind = (
-    f' (AIC lower by {rest[0].aic_behind:.1f} than {rest[0].form})'
-    if rest
-    else ''
-  )
-  line = f'preferred: {first.form}{behind}'
-  tried = {c.form: c for c in selection.candidates if c.hold_out is not None}
-  if selection.by_hold_out is not None:
-    errors_ = ', '.join(f'{n} {_rms(c):.4f}' for n, c in tried.items())
-    line += (
-      f'; held-out budget best predicted by {selection.by_hold_out}'
-      f' (rms log error {errors_})'
-    )
-  if selection.by_model is not None:
-    errors_ = ', '.join(
-      f'{c.form} {_percent(c.by_model.error)}'
-      for c in selection.candidates
-      if c.by_model
-    )
-    line += (
-      f'; held-out models best predicted by {selection.by_model}'
-      f' (mean relative error {errors_})'
-    )
-  return line
-
-
-def text(selection: Selection) -> str:
-  """A table of the candidates, best AIC first; rms are of the log error."""
-  heads = (
-    'form', 'constants', 'objective', 'AIC behind', 'BIC behind',
-    'rms, largest budget', 'each budget', 'each model',
-    'relative error, each model', 'over the best',
-  )  # fmt: skip
-  lines = [heads] + [
-    (
-      c.form, str(c.parameters), f'{c.objective:.6g}', f'{c.aic_behind:.1f}',
-      f'{c.bic_behind:.1f}',
-      *('-' if h is None else f'{h.rms:.4f}'
-        for h in (c.hold_out, c.by_budget, c.by_model)),
-      _percent(c.by_model.error) if c.by_model else '-',
-      _percent(c.model_error_behind) if c.model_error_behind else '-',
-    )
-    for c in selection.candidates
-  ]  # fmt: skip
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(w) for cell, w in zip(line, widths, strict=True)
-    ).rstrip()
-    for line in lines
-  )
-
-
-def _percent(found: estimate_lib.Estimate) -> str:
-  span = (
-    '' if found.lo is None or found.hi is None
-    else f' [{100 * found.lo:.2f}, {100 * found.hi:.2f}]'
-  )  # fmt: skip
-  return f'{100 * found.value:.2f} %{span}'
-
-
-def _rms(candidate: Candidate) -> float:
-  assert candidate.hold_out is not None
-  return candidate.hold_out.rms

@@ -42,7 +42,7 @@ _POSITIVE = (
   'depth',
   'weight',
 )
-# Beyond these no law of loss has business, and single precision ends soon.
+# Allowed magnitudes: within the range of single precision.
 _LEAST, _MOST = 1e-30, 1e30
 _KNOWN = (
   *parametric.SYMBOLS,
@@ -61,7 +61,7 @@ _KNOWN = (
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of runs. `filters` says how they were chosen, in words for fit.json."""
+  """Rows of runs. `filters` says how they were chosen, for fit.json."""
 
   columns: dict[str, np.ndarray]  # each [rows], float64
   run: np.ndarray  # [rows] str: which rows belong together
@@ -86,12 +86,12 @@ class Table:
 
   @property
   def rows(self) -> int:
-    """How many."""
+    """Number of rows."""
     return len(self.run)
 
   @property
   def weight(self) -> np.ndarray:
-    """Of each row in a fit, [rows]: the column weight, or 1."""
+    """Weight of each row in the objective, [rows]: the column weight, or 1."""
     return self.columns.get('weight', np.ones(self.rows))
 
   @property
@@ -105,7 +105,7 @@ class Table:
 
   @property
   def unit(self) -> str:
-    """What the bootstrap resamples: run, or row where every run has one."""
+    """The bootstrap's unit: run, or row where every run has one."""
     return 'run' if len(np.unique(self.run)) < self.rows else 'row'
 
   @property
@@ -114,7 +114,7 @@ class Table:
     return np.unique(self.run, return_inverse=True)[1]
 
   def take(self, keep: np.ndarray, **filters: Any) -> 'Table':
-    """The rows where `keep` (bool or indices), with a note of why."""
+    """The rows at `keep` (bool or indices); `filters` records the reason."""
     run = self.run[keep]
     return dataclasses.replace(
       self,
@@ -129,7 +129,10 @@ class Table:
     match = re.fullmatch(r'\s*(\w+)\s*(<=|>=|<|>|==|!=)\s*(\S+)\s*', condition)
     name = parametric.SYMBOLS.get(match[1], match[1]) if match else ''
     if not match or name not in self.columns:
-      known = _both_names(self.columns)
+      known = [
+        *self.columns,
+        *(n for n, s in parametric.SYMBOLS.items() if s in self.columns),
+      ]
       raise errors.UserError(
         f'{condition!r}: a condition is COLUMN<=VALUE, or with >=, <, >, ==, '
         f'!=; columns are {", ".join(known)}{errors.nearest(name, known)}'
@@ -175,10 +178,10 @@ def from_rows(
     loss: mean, final or exit.
     rows_used: last, the last evaluation of each finished run; all, every one.
     arms: the arms of a study that count, None for those of the loss; rows
-      without an arm always do.
-    mix_corpora: allows rows of several corpora in one table.
-    source: where they are from, for errors and fit.json.
-    sha256: hash of what was read.
+      without an arm always count.
+    mix_corpora: whether one table may hold rows of several corpora.
+    source: file or folder, for errors and fit.json.
+    sha256: hash of its content.
 
   Raises:
     UserError: on an unknown option, a missing field, rows of another version,
@@ -224,15 +227,15 @@ def read(
     path: the file, or a folder with metrics.jsonl files anywhere below it.
     columns: for a file, our name -> the file's; ours are params (or N), tokens
       (D), exits (G), flops (C), loss, weight, run, budget, width, depth, layer,
-      upstream, downstream, flops_per_token. What is not mapped is looked for
-      under its own name. Where there are FLOPs and no tokens, D = C / (6 N).
+      upstream, downstream, flops_per_token. Other columns are found by
+      these names. Where there are FLOPs and no tokens, D = C / (6 N).
     loss: as in from_rows; for runs of this project only.
-    rows_used: likewise.
-    arms: likewise.
-    mix_corpora: likewise.
+    rows_used: as in from_rows.
+    arms: as in from_rows.
+    mix_corpora: as in from_rows.
     cluster: the column, ours or the file's, whose equal values make rows belong
       together; run, where there is none, is row: each by itself.
-    needs: further columns of the file that a form asks for.
+    needs: further columns of the file, of a form.
   """
   path = pathlib.Path(path)
   records, sha256 = files.read(path)
@@ -263,12 +266,7 @@ def from_records(
 ) -> Table:
   """The table of a file's records, whose columns may have other names.
 
-  Args:
-    records: one a row, of the same keys.
-    columns: as in read.
-    source: where they are from, for errors and fit.json.
-    sha256: hash of what was read.
-    needs: likewise as in read.
+  `columns` and `needs` are as in `read`.
   """
   header = list(records[0])
   mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
@@ -285,19 +283,18 @@ def from_records(
   if 'D' not in arrays and {'N', 'C'} <= set(arrays):
     arrays['D'] = arrays['C'] / (6 * arrays['N'])
     filters['tokens'] = 'flops / (6 params)'
-  long_names = {symbol: name for name, symbol in parametric.SYMBOLS.items()}
   for name in needs:
     if name not in arrays:
-      ours = long_names.get(name, name)
+      ours = parametric.LONG_NAMES.get(name, name)
       raise errors.UserError(
         f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
         f' has {", ".join(header)}: map one by {ours}=...'
       )
-  if 'run' in mapping:
-    run = np.array([str(record.get(mapping['run'])) for record in records])
-  else:
-    run = np.array([str(i) for i in range(len(records))])
-  return Table(arrays, run, source, sha256, dict(mapping), filters)
+  run = [
+    str(record.get(mapping['run']) if 'run' in mapping else i)
+    for i, record in enumerate(records)
+  ]
+  return Table(arrays, np.array(run), source, sha256, mapping, filters)
 
 
 def _clustered(
@@ -326,12 +323,6 @@ def _clustered(
   )
 
 
-def _both_names(symbols: Iterable[str]) -> list[str]:
-  """Columns as the literature has them, and those of a longer name by it."""
-  symbols = list(symbols)
-  return symbols + [n for n, s in parametric.SYMBOLS.items() if s in symbols]
-
-
 def _check_column(
   name: str, values: np.ndarray, source: str, theirs: str = ''
 ) -> None:
@@ -354,11 +345,10 @@ def _mapping(
   source: str,
   known: Sequence[str],
 ) -> dict[str, str]:
-  """Our name -> theirs: what was asked, then what goes by its own name."""
-  long_names = {symbol: name for name, symbol in parametric.SYMBOLS.items()}
+  """Our name -> the file's: the mapped columns, then those of our names."""
   mapping = {}
   for ours, theirs in columns.items():
-    name = long_names.get(ours, ours)
+    name = parametric.LONG_NAMES.get(ours, ours)
     if name not in known:
       raise errors.UserError(
         f'column {ours!r} is unknown{errors.nearest(ours, known)}; allowed'
@@ -372,7 +362,7 @@ def _mapping(
     if name in mapping:
       raise errors.UserError(f'column {name!r} is mapped twice')
     mapping[name] = theirs
-  for name in (long_names.get(name, name) for name in known):
+  for name in (parametric.LONG_NAMES.get(name, name) for name in known):
     for theirs in (name, parametric.SYMBOLS.get(name, name)):
       if name not in mapping and theirs in header:
         mapping[name] = theirs

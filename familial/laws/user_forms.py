@@ -1,4 +1,4 @@
-"""A law of one's own: a Python function of columns and constants, in a file.
+"""User-defined laws: a Python function of columns and constants, in a file.
 
     from familial.laws.user_forms import positive, real
 
@@ -7,9 +7,9 @@
       return E + A / N**alpha + 1 / D
 
 `familial fit --form=FILE.py:law` fits it. Positional arguments are columns of
-the table; keyword-only ones are constants, whose defaults say what values they
-may have and where starts are drawn. It returns the loss, one a row, written in
-operators or jax.numpy; nobody writes a derivative.
+the table; keyword-only ones are constants, whose defaults give their range and
+that of their starts. It returns the loss, one a row, written in operators or
+jax.numpy; JAX differentiates it.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _POINTS = 5  # of the grid of starts, a constant
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-  """What values a constant may have, and the range of its starts."""
+  """The values that a constant may have, and the range of its starts."""
 
   low: float
   high: float
@@ -65,7 +65,7 @@ def within(low: float, high: float) -> Constant:
 def from_function(
   function: Callable[..., Any], name: str = ''
 ) -> parametric.Form:
-  """The form of a function, as the module describes it.
+  """The form of a function.
 
   Raises:
     UserError: if it has no columns, or a constant without a range.
@@ -107,7 +107,7 @@ def from_function(
         f'form {label!r}: its function returned {loss.dtype} of shape'
         f' {loss.shape}; one real number a row is needed, {rows.shape}'
       )
-    # What numpy constants widened goes back to the precision asked for.
+    # NumPy constants widen the dtype; the fit decides on the precision.
     return jnp.log(loss.astype(rows.dtype))
 
   return parametric.Form(

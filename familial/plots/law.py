@@ -13,8 +13,8 @@ import numpy as np
 
 from familial.core import storage
 from familial.core import text as text_lib
-from familial.laws import profile as profiles
-from familial.laws import result as results
+from familial.laws import fit_record
+from familial.laws import inference
 from familial.plots import law_compute
 from familial.plots import law_depth
 from familial.plots import law_families
@@ -29,7 +29,7 @@ _LARGE = 1e3  # a parameter that is read on a logarithmic axis
 _BINS = 8  # of the medians along residuals
 
 
-def draw(found: results.Result, folder: pathlib.Path) -> list[pathlib.Path]:
+def draw(found: inference.Result, folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the figures as PNG; returns their paths.
 
   IsoFLOP curves, frontier and optima for forms of N and D, predicted against
@@ -76,7 +76,7 @@ def save(
 
 
 @style.drawn
-def residuals(found: results.Result) -> Figure:
+def residuals(found: inference.Result) -> Figure:
   """Log residuals against each column of the form, and the predicted loss."""
   columns, prediction = found.table.columns, found.predict(found.table.columns)
   left = 100 * np.log(columns['loss'] / prediction)
@@ -123,7 +123,7 @@ def residuals(found: results.Result) -> Figure:
 
 
 @style.drawn
-def predicted(found: results.Result) -> Figure:
+def predicted(found: inference.Result) -> Figure:
   """The law's loss against the one observed."""
   figure, (ax,) = style.panels(
     1, parts.heading(found, 'Predicted against observed loss'), height=4.6
@@ -151,7 +151,7 @@ def predicted(found: results.Result) -> Figure:
 
 
 @style.drawn
-def profile_curves(found: results.Result) -> Figure:
+def profile_curves(found: inference.Result) -> Figure:
   """The deviance of each parameter, with its intervals."""
   drawn = [found.profiles[name] for name in _free(found)]
   figure, axes = style.panels(
@@ -171,7 +171,7 @@ def profile_curves(found: results.Result) -> Figure:
 
 
 @style.drawn
-def pairs(found: results.Result) -> Figure:
+def pairs(found: inference.Result) -> Figure:
   """Every pair of coordinates over the resamples, with the optimum."""
   form = found.fit.form
   kept = np.flatnonzero(found.fit.free)
@@ -237,7 +237,7 @@ def pairs(found: results.Result) -> Figure:
   )
 
 
-def _free(found: results.Result) -> list[str]:
+def _free(found: inference.Result) -> list[str]:
   return [
     name
     for name, free in zip(found.fit.form.names, found.fit.free, strict=True)
@@ -245,7 +245,7 @@ def _free(found: results.Result) -> list[str]:
   ]
 
 
-def _cloud(found: results.Result) -> np.ndarray:
+def _cloud(found: inference.Result) -> np.ndarray:
   """Fitted coordinates of the resamples that have them all, [s, fitted]."""
   theta = found.bootstrap.theta(found.fit.form)[:, found.fit.free]
   return theta[np.isfinite(theta).all(1)]
@@ -265,7 +265,7 @@ def _medians(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def _profile(
-  ax: mpl_axes.Axes, found: results.Result, profile: profiles.Profile
+  ax: mpl_axes.Axes, found: inference.Result, profile: fit_record.Profile
 ) -> None:
   """One curve, with the profile's interval at the cut-off and the bootstrap's."""
   name, cutoff = profile.name, profile.cutoff
@@ -275,7 +275,7 @@ def _profile(
   usable = np.isfinite(profile.values)
   x = profile.values[usable]
   deviance = np.minimum(profile.deviance[usable], 1e3 * cutoff)
-  ends = [e for e in (spread.lo, spread.hi) if np.isfinite(e)]
+  ends = [e for e in (spread.lo, spread.hi) if e is not None and np.isfinite(e)]
   seen = np.array([*x[deviance <= 4.5 * cutoff], *ends])
   if np.ptp(seen) == 0:
     seen = x

@@ -12,8 +12,8 @@ from matplotlib import figure as mpl_figure
 import numpy as np
 
 from familial.core import text
+from familial.laws import inference
 from familial.laws import levenberg_marquardt
-from familial.laws import result as results
 from familial.plots import law_families as families
 from familial.plots import law_parts as parts
 from familial.plots import style
@@ -23,7 +23,9 @@ _RANGE = 3.0  # how far past the sampled sizes an optimum is still drawn
 
 
 @style.drawn
-def isoflop(found: results.Result, drawn: Sequence[families.Family]) -> Figure:
+def isoflop(
+  found: inference.Result, drawn: Sequence[families.Family]
+) -> Figure:
   """Loss against N, a colour a budget, a panel a granularity."""
   figure, axes = style.panels(
     len(drawn),
@@ -65,7 +67,7 @@ def isoflop(found: results.Result, drawn: Sequence[families.Family]) -> Figure:
 
 @style.drawn
 def loss_frontier(
-  found: results.Result, drawn: Sequence[families.Family]
+  found: inference.Result, drawn: Sequence[families.Family]
 ) -> Figure:
   """Loss against compute: the runs, and the law's best at each C."""
   figure, (ax,) = style.panels(
@@ -112,7 +114,9 @@ def loss_frontier(
 
 
 @style.drawn
-def optimum(found: results.Result, drawn: Sequence[families.Family]) -> Figure:
+def optimum(
+  found: inference.Result, drawn: Sequence[families.Family]
+) -> Figure:
   """Compute-optimal N, D and D / N against C, with parabolas' minima."""
   figure, axes = style.panels(
     3, parts.heading(found, 'Compute-optimal N and D'), height=3.4
@@ -163,7 +167,7 @@ def optimum(found: results.Result, drawn: Sequence[families.Family]) -> Figure:
 
 def _isoflop_curve(
   ax: mpl_axes.Axes,
-  found: results.Result,
+  found: inference.Result,
   family: families.Family,
   i: int,
   shade: Any,

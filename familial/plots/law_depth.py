@@ -11,7 +11,7 @@ from matplotlib import ticker
 import numpy as np
 
 from familial.core import text as text_lib
-from familial.laws import collinearity
+from familial.laws import diagnostics
 from familial.laws import table as tables
 from familial.plots import law_parts as parts
 from familial.plots import style
@@ -37,7 +37,7 @@ def shapes(law: Law, table: tables.Table, title: str) -> Figure:
     table: with width and depth; of each run the last row is drawn.
     title: of the figure.
   """
-  ends = table.take(collinearity.last_rows(table)).columns
+  ends = table.take(diagnostics.last_rows(table)).columns
   law_loss = law.predict(ends)
   figure, axes = style.panels(2, title, height=3.9)
   for ax, (along, per) in zip(

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from familial.laws import frontier
-from familial.laws import result as results
+from familial.laws import inference
 from familial.laws import table as tables
 from familial.plots import law_parts as parts
 
@@ -67,7 +67,7 @@ class Family:
     return values[0], *parts.ends(values[1:], share)
 
 
-def families(found: results.Result) -> list[Family]:
+def families(found: inference.Result) -> list[Family]:
   """The granularities whose optimum the law knows; [] without N and D."""
   cost = found.table.cost
   if cost is None or not {'N', 'D'} <= set(found.fit.form.columns):

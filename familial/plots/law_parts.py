@@ -12,7 +12,7 @@ from matplotlib import ticker
 import numpy as np
 
 from familial.core import text as text_lib
-from familial.laws import result as results
+from familial.laws import inference
 from familial.plots import style
 
 POINTS = 2000  # drawn in a panel, at most
@@ -25,7 +25,7 @@ _SYMBOLS = {
 _LETTERS = 132  # in a line of a note
 
 
-def heading(found: results.Result, what: str) -> str:
+def heading(found: inference.Result, what: str) -> str:
   """A figure's title: what it shows, of which law, on which table."""
   form = pathlib.PurePath(found.fit.form.name).name
   source = pathlib.PurePath(found.table.source).name
@@ -49,7 +49,7 @@ def finish(
   return figure
 
 
-def intervals(found: results.Result) -> str:
+def intervals(found: inference.Result) -> str:
   """What the bands are, in words."""
   done = len(theta(found))
   kept = found.bootstrap.resamples - found.bootstrap.failed
@@ -60,12 +60,12 @@ def intervals(found: results.Result) -> str:
   )
 
 
-def level(found: results.Result) -> str:
+def level(found: inference.Result) -> str:
   """The level of the intervals, as 95 %."""
   return f'{100 * found.bootstrap.level:g} %'
 
 
-def theta(found: results.Result) -> np.ndarray:
+def theta(found: inference.Result) -> np.ndarray:
   """Coordinates of resamples, evenly picked, [at most RESAMPLES, parameters]."""
   every = found.bootstrap.theta(found.fit.form)
   picked = np.linspace(0, len(every) - 1, min(len(every), RESAMPLES))

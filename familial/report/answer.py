@@ -121,11 +121,7 @@ def preferred(results: Results, loss: str) -> str:
 def level(results: Results) -> float:
   """Returns the level of the fits' intervals."""
   return next(
-    (
-      law.record['level']
-      for law in results.fits.values()
-      if law.record.get('level')
-    ),
+    (law.record.level for law in results.fits.values() if law.record.level),
     0.95,
   )
 
@@ -300,7 +296,7 @@ def _doubts(results: Results) -> Iterator[str]:
     )
   flags: dict[str, list[str]] = {}
   for (loss, form), law in results.fits.items():
-    for flag in law.record['flags']:
+    for flag in law.record.flags:
       flags.setdefault(str(flag), []).append(f'{loss} loss, {name_of(form)}')
   for flag, fits in flags.items():
     yield f'{flag} (fit of {text_lib.listing(fits)}).'

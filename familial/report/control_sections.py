@@ -219,8 +219,8 @@ def leverage(results: Results, gallery: html.Gallery) -> Part:
       f' Intervals by bootstrap of the dense law: {text_lib.listing(spans)}.'
     )
   law = results.fits.get(('dense', 'chinchilla'))
-  if law is not None and law.record['flags']:
-    flags = '; '.join(law.record['flags'])
+  if law is not None and law.record.flags:
+    flags = '; '.join(law.record.flags)
     seen += f' The dense law below it is flagged: {flags}.'
   return html.Section(
     'leverage',

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from familial.core import text
+from familial.laws import fit_record
 from familial.laws import forms
-from familial.laws import record
 from familial.laws import table as tables
 from familial.plots import law_depth
 from familial.report import html
@@ -142,7 +142,7 @@ def _shapes(results: Results, gallery: html.Gallery) -> str:
     if None in values.values():
       return html.paragraph(f'{missing}a constant of it has no value.')
     form = forms.get(_FORM)
-    law = record.Law(form, values, {'form': _FORM, 'params': values})
+    law = fit_record.Law(form, fit_record.FitRecord(form=_FORM, params=values))
   rows = [row for run in results.runs if run.finished for row in run.rows]
   if not rows:
     return html.paragraph(

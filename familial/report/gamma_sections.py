@@ -1,7 +1,5 @@
 """The page's sections on the exponent of G."""
 
-import math
-
 from familial.core import text as text_lib
 from familial.plots import gamma as gamma_lib
 from familial.report import answer
@@ -79,22 +77,20 @@ def profile(results: Results, gallery: html.Gallery) -> html.Section | None:
   curves, said = {}, []
   for loss in results_lib.LOSSES:
     form = results.preferred(loss)
-    found = form and (results.fits[loss, form].record.get('profile') or {}).get(
-      'gamma'
-    )
-    if not found or not found.get('values'):
+    found = form and results.fits[loss, form].record.profile.get('gamma')
+    if not found or not len(found.values):
       continue
     name = f'{answer.LOSS_TITLES[loss]}, {answer.name_of(str(form))}'
     curves[name] = (
-      found['values'],
-      [math.nan if x is None else x for x in found['deviance']],
+      found.values.tolist(),
+      found.deviance.tolist(),
     )
-    text = f'{name}: {text_lib.interval(found["lo"], found["hi"])}'
-    if found.get('p_value') is not None:
-      p = found['p_value']
+    text = f'{name}: {text_lib.interval(found.lo, found.hi)}'
+    if found.p_value is not None:
+      p = found.p_value
       small = 'p < 0.0001' if p < 1e-4 else f'p = {text_lib.number(p, 2)}'
       text += f', {small} for γ = 0'
-    said.append((text, found['cutoff']))
+    said.append((text, found.cutoff))
   if not curves:
     return None
   cutoff = max(cut for _, cut in said)

@@ -6,8 +6,8 @@ import numpy as np
 
 from familial.core import text as text_lib
 from familial.laws import definitions
+from familial.laws import fit_record
 from familial.laws import frontier
-from familial.laws import record
 from familial.plots import isoflop as isoflop_lib
 from familial.report import answer
 from familial.report import html
@@ -209,7 +209,7 @@ def _isoflop_seen(
 def _constants(results: Results, loss: str, form: str) -> str:
   """Returns the law and its constants as a table of one row."""
   law = results.fits[loss, form]
-  known = law.record.get('identified') or {}
+  known = law.record.identified
   return html.table(
     [
       f'{html.GREEK.get(name, name)}'
@@ -252,7 +252,7 @@ def _slices(
   )
 
 
-def _at_gamma(law: record.Law, gamma_: float) -> isoflop_lib.Predict:
+def _at_gamma(law: fit_record.Law, gamma_: float) -> isoflop_lib.Predict:
   changed = {**law.params, 'gamma': gamma_}
   return lambda columns: law.form.predict(changed, columns)
 

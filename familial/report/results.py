@@ -12,8 +12,8 @@ import numpy as np
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.laws import fit_record
 from familial.laws import frontier
-from familial.laws import record
 from familial.laws import table as tables
 
 _FIELDS = (
@@ -84,7 +84,7 @@ class Results:
   plan: dict[str, Any]
   summary: dict[str, Any]
   runs: tuple[Run, ...]
-  fits: Mapping[tuple[str, str], record.Law]
+  fits: Mapping[tuple[str, str], fit_record.Law]
   selections: Mapping[str, Any]
 
   def arm(self, *arms: str) -> list[Run]:
@@ -129,9 +129,9 @@ class Results:
   def scores(self, loss: str) -> dict[str, float]:
     """Returns the AIC by form of one loss to 0.01, without the branch law."""
     return {
-      form: round(law.record['aic'], 2)
+      form: round(law.record.aic, 2)
       for (of, form), law in self.fits.items()
-      if of == loss and form != 'branch' and law.record.get('aic') is not None
+      if of == loss and form != 'branch' and law.record.aic is not None
     }
 
   def gammas(self) -> list[Gamma]:
@@ -152,15 +152,15 @@ class Results:
     }
     for (loss, form), law in self.fits.items():
       if 'gamma' in law.params and (loss, form) not in found:
-        profile = (law.record.get('profile') or {}).get('gamma') or {}
+        profile = law.record.profile.get('gamma')
         found[loss, form] = Gamma(
           loss,
           form,
           law.params['gamma'],
           *interval(law, 'gamma'),
-          profile.get('lo'),
-          profile.get('hi'),
-          tuple(law.record['flags']),
+          profile.lo if profile else None,
+          profile.hi if profile else None,
+          law.record.flags,
         )
     order = {loss: rank for rank, loss in enumerate(LOSSES)}
     return sorted(
@@ -213,7 +213,8 @@ class Results:
 
   def table(self, loss: str, form: str) -> tables.Table:
     """Returns the rows that a fit rests on."""
-    arms = self.fits[loss, form].record['table']['filters'].get('arms')
+    source = self.fits[loss, form].record.table
+    arms = source.filters.get('arms') if source else None
     rows = [row for run in self.runs if run.finished for row in run.rows]
     return tables.from_rows(rows, loss, arms=arms, mix_corpora=True)
 
@@ -239,7 +240,7 @@ def read(workdir: pathlib.Path) -> Results:
     summary=_json(workdir / 'summary.json'),
     runs=tuple(_runs(plan, rows)),
     fits={
-      (path.parent.parent.name, path.parent.name): record.load(path)
+      (path.parent.parent.name, path.parent.name): fit_record.load(path)
       for path in sorted(workdir.glob('fits/*/*/fit.json'))
     },
     selections={
@@ -249,10 +250,12 @@ def read(workdir: pathlib.Path) -> Results:
   )
 
 
-def interval(law: record.Law, name: str) -> tuple[float | None, float | None]:
+def interval(
+  law: fit_record.Law, name: str
+) -> tuple[float | None, float | None]:
   """Returns the bootstrap interval of a constant, None where it has none."""
-  spread = (law.record.get('bootstrap') or {}).get(name) or {}
-  return spread.get('lo'), spread.get('hi')
+  spread = law.record.bootstrap.get(name)
+  return (spread.lo, spread.hi) if spread else (None, None)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

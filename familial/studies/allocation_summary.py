@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -15,8 +16,8 @@ from familial.allocation import replay
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
-from familial.laws import record
-from familial.laws import result as results
+from familial.laws import fit_record
+from familial.laws import inference
 from familial.studies import allocation_config
 from familial.studies import summary as summaries
 from familial.studies import sweep
@@ -76,7 +77,7 @@ def write(
     'replays': _replays(study, whole) if complete else None,
   }
   found['summary_line'] = _line(found)
-  record.write_json(workdir / 'summary.json', found)
+  fit_record.write_json(workdir / 'summary.json', found)
   return str(found['summary_line'])
 
 
@@ -140,10 +141,10 @@ def _law(
   try:
     table, _ = compared.rows([curves], study.law.where)
     rows = table.rows
-    found = results.fit(
+    found = inference.fit(
       study.law.form,
       table,
-      results.Options(compute=(far,), profile_all=False),
+      inference.Options(compute=(far,), profile_all=False),
       loss_definition=study.loss,
     )
   except errors.UserError as error:
@@ -152,16 +153,11 @@ def _law(
   return {
     'rows': table.rows,
     'params': {
-      key: {
-        'value': value,
-        'lo': found.interval(key)[0],
-        'hi': found.interval(key)[1],
-      }
-      for key, value in found.fit.params.items()
+      key: dataclasses.asdict(found.interval(key)) for key in found.fit.params
     },
     'extrapolated': {
-      key: {'value': value, 'lo': spread.lo, 'hi': spread.hi}
-      for key, (value, spread) in found.derived.items()
+      key: {'value': derived.value, 'lo': derived.lo, 'hi': derived.hi}
+      for key, derived in found.derived.items()
       if key.startswith('L_opt')
     },
     'identified': found.identified,

@@ -17,7 +17,7 @@ from familial.core import errors
 from familial.core import estimate
 from familial.core import run_folder
 from familial.core import storage
-from familial.laws import record
+from familial.laws import fit_record
 from familial.studies import depth_regimes_config
 from familial.studies import summary as summaries
 from familial.studies import sweep
@@ -67,7 +67,7 @@ def write(
     'differences': list(_differences(study, probes)),
   }
   found['summary_line'] = _line(found)
-  record.write_json(workdir / 'summary.json', found)
+  fit_record.write_json(workdir / 'summary.json', found)
   return str(found['summary_line'])
 
 

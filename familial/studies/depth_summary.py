@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 from typing import Any
 
 from familial.core import errors
+from familial.core import estimate
 from familial.core import run_folder
 from familial.core import storage
-from familial.laws import bootstrap as bootstraps
-from familial.laws import fitting
+from familial.laws import fit_record
 from familial.laws import forms
-from familial.laws import record
-from familial.laws import result as results
-from familial.laws import scan as scans
+from familial.laws import inference
+from familial.laws import selection as selections
+from familial.laws import sensitivity
 from familial.laws import table as tables
 from familial.studies import depth_config
 from familial.studies import paired_comparison
@@ -68,13 +69,13 @@ def write(
   }
   try:
     table = _table(study, rows)
-    options = results.Options(
+    options = inference.Options(
       delta=study.fit.delta,
       starts=study.fit.starts,
       resamples=study.fit.resamples,
       profile_all=False,
     )
-    fitting.run(table, FORMS, folder, options, loss_definition=LOSS)
+    selections.compare(table, FORMS, folder, options, loss_definition=LOSS)
     fits = {
       form: storage.read_json(folder / form / 'fit.json') for form in FORMS
     }
@@ -86,7 +87,7 @@ def write(
   except errors.UserError as error:
     found['notes'].append(str(error))
   found['summary_line'] = _line(found)
-  record.write_json(workdir / 'summary.json', found)
+  fit_record.write_json(workdir / 'summary.json', found)
   return str(found['summary_line'])
 
 
@@ -121,16 +122,16 @@ def _law(fit: dict[str, Any]) -> dict[str, Any]:
 def _scan(
   study: depth_config.DepthConfig,
   table: tables.Table,
-  options: results.Options,
+  options: inference.Options,
 ) -> dict[str, Any]:
   form = forms.get(FORMS[0])
   dropped = sorted({round(share * table.rows) for share in study.cutoffs})
-  found = scans.to_json(form, scans.scan(form, table, dropped, options))
-  return record.plain(found)
+  scan = sensitivity.scan(form, table, dropped, options)
+  return fit_record.plain(dataclasses.asdict(scan))
 
 
 def over_e(
-  table: tables.Table, options: results.Options, aic: float
+  table: tables.Table, options: inference.Options, aic: float
 ) -> dict[str, Any]:
   """The law with E held at shares of the lowest loss, from 0 on.
 
@@ -146,9 +147,9 @@ def over_e(
   form = forms.get(FORMS[0])
   lowest = float(table.columns['loss'].min())
   values = [share * lowest for share in HELD]
-  found = scans.over(form, table, 'E', values, options)
+  found = sensitivity.hold(form, table, 'E', values, options)
   best = min(aic, *(held.aic for held in found))
-  return record.plain({
+  return fit_record.plain({
     'form': form.name,
     'rows': [
       {
@@ -199,7 +200,7 @@ def _line(found: dict[str, Any]) -> str:
   if selection['by_model']:
     best += f', shapes held out {selection["by_model"]}'
   return (
-    f'{FORMS[0]}, {100 * bootstraps.LEVEL:.0f} % bootstrap by run: {exponents}'
+    f'{FORMS[0]}, {100 * estimate.LEVEL:.0f} % bootstrap by run: {exponents}'
     f'{flags}; {best}; {runs}'
   )
 

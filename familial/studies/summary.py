@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Sequence
+import dataclasses
 import math
 import os
 import pathlib
@@ -13,10 +14,10 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.laws import definitions
-from familial.laws import fitting
+from familial.laws import fit_record
+from familial.laws import inference
 from familial.laws import leverage
-from familial.laws import record
-from familial.laws import result
+from familial.laws import selection
 from familial.laws import table as tables
 from familial.studies import config as study_config
 from familial.studies import paired_comparison
@@ -71,7 +72,9 @@ def write(
     'weighting': _weighting(last),
     'frozen': _frozen(last),
     'leverage': _leverage(workdir, rows),
-    'leverage_measured': leverage.measured(rows),
+    'leverage_measured': [
+      dataclasses.asdict(row) for row in leverage.measured(rows)
+    ],
     'gradients': _gradients(workdir),
     'notes': notes,
   }
@@ -84,7 +87,7 @@ def _fit(
   study: study_config.StudyConfig, workdir: pathlib.Path, rows: list[Row]
 ) -> list[str]:
   """Fits every form to every loss; returns what could not be fitted."""
-  options = result.Options(
+  options = inference.Options(
     delta=study.fit.delta,
     starts=study.fit.starts,
     resamples=study.fit.resamples,
@@ -107,7 +110,7 @@ def _fit(
   for folder, of, loss, arms, forms in jobs:
     try:
       table = tables.from_rows(of, loss=loss, arms=arms, source='cells')
-      fitting.run(
+      selection.compare(
         table, forms, workdir / 'fits' / folder, options, loss_definition=loss
       )
     except errors.UserError as error:
@@ -190,7 +193,8 @@ def _leverage(workdir: pathlib.Path, rows: list[Row]) -> list[dict[str, Any]]:
   path = _path(workdir, 'dense', 'chinchilla')
   if not path.exists():
     return []
-  return leverage.of_rows(record.load(path), rows)
+  law = fit_record.load(path)
+  return [row.to_json() for row in leverage.of_rows(law, rows)]
 
 
 def _gradients(workdir: pathlib.Path) -> list[dict[str, Any]]:

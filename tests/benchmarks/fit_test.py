@@ -81,7 +81,7 @@ def test_point_fit(table):
 
 
 def test_warm_bootstrap(table, optimum):
-  weights = bootstraps._weights(table, _RESAMPLES, 0)
+  weights = bootstraps.cluster_weights(table, _RESAMPLES, 0)
   bootstraps.bootstrap(optimum, table, resamples=_RESAMPLES)
   tick = time.perf_counter()
   ours = bootstraps.bootstrap(optimum, table, resamples=_RESAMPLES)
@@ -110,7 +110,7 @@ def test_full_bootstrap(table, optimum):
     optimum, table, resamples=_RESAMPLES, starts=_STARTS
   )
   seconds = time.perf_counter() - tick
-  weights = bootstraps._weights(table, 40, 1)
+  weights = bootstraps.cluster_weights(table, 40, 1)
   problem = optimum.problem(table, weights)
   starts = starts_lib.draw(_FORM, _STARTS, 0)
   points = np.concatenate([optimum.theta[None], optimum.others])

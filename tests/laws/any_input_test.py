@@ -157,7 +157,7 @@ def test_a_damaged_parquet_file_is_read_or_refused(tmp_path, place, byte):
 def test_any_text_of_a_flag_is_taken_or_refused(text):
   table = tables.Table({'N': np.ones(2), 'loss': np.ones(2)}, np.arange(2))
   for function in (
-    command.mapping, table.where, forms.get, lambda t: commands._numbers('c', [t])
+    command.mapping, table.where, forms.get, lambda t: commands.numbers('c', [t])
   ):  # fmt: skip
     try:
       function(text)

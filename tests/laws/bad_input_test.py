@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 
 from familial.core import errors
-from familial.laws import bootstrap as bootstraps
 from familial.laws import estimation
-from familial.laws import fitting
 from familial.laws import forms
-from familial.laws import result as results
 from familial.laws import table as tables
 from tests.laws import points
-
-FEW = results.Options(starts=16, resamples=50)
 
 
 def records_of(columns):
@@ -189,18 +184,6 @@ def test_spaces_around_names_are_no_part_of_them(fit):
   assert record['params'] == pytest.approx(again['params'], rel=1e-6)
 
 
-def test_spaces_around_names_in_json(tmp_path):
-  path = tmp_path / 'points.jsonl'
-  path.write_text(jsonl({' params': 1, 'D ': 2, ' loss ': 3}))
-  assert set(tables.read(path).columns) == {'N', 'D', 'loss'}
-
-
-@pytest.mark.parametrize('rows', range(1, 6))
-def test_fewer_rows_than_constants(refused, rows):
-  few = {k: v[:rows] for k, v in GOOD.items()}
-  assert 'more rows than that' in refused(few)
-
-
 def test_hardly_more_rows_than_constants_promise_nothing(fit):
   columns = points.columns()
   four = {'flops': columns['params'][:4], 'loss': columns['loss'][:4]}
@@ -227,36 +210,6 @@ def test_runs_that_are_all_one_or_few(fit, refused):
   assert record['bootstrap_unit'] == 'run'
   _, record = fit({**columns, 'run': halves}, '--cluster=row')
   assert record['flags'] == [] and record['bootstrap_unit'] == 'row'
-
-
-def test_copies_of_rows_are_flagged_unless_of_one_run():
-  i = np.repeat(np.arange(30), 2)
-  columns = {k: v[i] for k, v in points.columns(30).items()}
-  assert points.law(columns).flags == (
-    'rows that are copies of rows of other runs: 30',
-  )
-  table = tables.Table(
-    {'N': columns['params'], 'D': columns['tokens'], 'loss': columns['loss']},
-    i.astype(str),
-  )
-  assert estimation.fit(forms.get('chinchilla'), table, starts=16).flags == ()
-
-
-@pytest.mark.parametrize(
-  ('column', 'value', 'flag'),
-  [
-    ('params', 1e30, 'column N jumps from 1e+09 to 1e+30'),
-    ('params', 1e-30, 'column N jumps from 1e-30 to'),
-    ('tokens', 1e30, 'column D jumps from 1e+11 to 1e+30'),
-    ('loss', 1e30, 'rows off the law by more than a factor of 2: 1'),
-    ('loss', 1e-30, 'rows off the law by more than a factor of 2: 1'),
-    ('loss', 250.0, 'rows off the law by more than a factor of 2: 1'),
-  ],
-)
-def test_a_value_of_another_unit_is_flagged(column, value, flag):
-  columns = points.columns()
-  columns[column][3] = value
-  assert any(f.startswith(flag) for f in points.law(columns).flags)
 
 
 @pytest.mark.parametrize('column', ['params', 'tokens', 'loss'])
@@ -301,35 +254,6 @@ def test_where_there_is_no_optimum_there_is_a_flag(fit):
 def test_few_resamples_are_flagged(fit):
   line, _ = fit(points.columns(), '--resamples=2')
   assert '2 resamples are too few for 95% intervals' in line
-
-
-def test_no_resample_left_is_no_traceback():
-  columns = points.columns()
-  table = tables.Table(
-    {'N': columns['params'], 'D': columns['tokens'], 'loss': columns['loss']},
-    np.arange(40).astype(str),
-  )
-  result = results.fit('chinchilla', table, FEW)
-  empty = bootstraps.Bootstrap(
-    intervals={
-      n: bootstraps.Interval(np.nan, np.nan, np.nan)
-      for n in result.fit.form.names
-    },
-    samples={n: np.zeros(0) for n in result.fit.form.names},
-    level=0.95, unit='row', resamples=50, failed=50, flags=(), seconds=0.0,
-  )  # fmt: skip
-  without = dataclasses.replace(result, bootstrap=empty)
-  assert not any(without.identified.values())
-  assert 'alpha not identified by the resamples' in without.flags
-  lo, hi = without.predict_interval(table.columns)
-  assert np.isnan(lo).all() and np.isnan(hi).all() and lo.shape == (40,)
-  assert 'alpha' in fitting.summary(without)
-
-
-def test_a_constant_that_nothing_pins_down_may_be_infinite():
-  values = forms.get('chinchilla').values(np.full((2, 5), 1e3))
-  assert np.isinf(values['E']).all()
-  assert (values['alpha'] == 1e3).all()
 
 
 def test_a_form_of_the_library_without_columns():

@@ -26,9 +26,6 @@ def test_intervals_agree_with_the_asymptotic_deviation(make, total, truth):
   assert (found.unit, found.flags) == ('row', ())
   assert found.failed < 6
   assert len(found.samples['E']) == 300 - found.failed
-  quantiles = np.quantile(4 ** found.samples['gamma'], [0.025, 0.975])
-  derived = bootstraps.interval(4 ** found.samples['gamma'], 0.95)
-  np.testing.assert_allclose([derived.lo, derived.hi], quantiles)
   again = bootstraps.bootstrap(fit, table, resamples=300)
   assert again.intervals == found.intervals
   other = bootstraps.bootstrap(fit, table, resamples=300, seed=1)
@@ -41,7 +38,7 @@ def test_whole_runs_are_drawn(make):
     table, run=np.repeat(np.arange(12), 3).astype(str)
   )
   assert families.unit == 'run'
-  weights = bootstraps._weights(families, 50, 0).reshape(50, 12, 3)
+  weights = bootstraps.cluster_weights(families, 50, 0).reshape(50, 12, 3)
   assert (weights == weights[:, :, :1]).all()
   assert (weights[:, :, 0].sum(1) == 12).all()
   assert weights.std() > 0.5
@@ -50,9 +47,9 @@ def test_whole_runs_are_drawn(make):
 def test_each_resample_is_as_good_as_many_starts_make_it(make, total):
   table = make(noise=0.02)
   fit = estimation.fit(total, table, starts=32)
-  weights = bootstraps._weights(table, 6, 0)
+  weights = bootstraps.cluster_weights(table, 6, 0)
   problem = fit.problem(table, weights)
-  ends = bootstraps._refit(fit, problem, lambda done: None)
+  ends = bootstraps.refit(fit, problem, lambda done: None)
   assert ends.converged.all()
   starts = starts_lib.draw(total, 48, 1).block(0, 48)
   target = np.log(table.columns['loss'])
@@ -75,14 +72,12 @@ def test_each_resample_is_as_good_as_many_starts_make_it(make, total):
 
 def test_resamples_that_cannot_tell_are_failures(make, total):
   """One run of G > 1: most of a third of the resamples miss it."""
-  columns = make().columns
   table = make(noise=0.01, G=np.where(np.arange(36) == 7, 2.0, 1.0))
   fit = estimation.fit(total, table, starts=32)
   found = bootstraps.bootstrap(fit, table, resamples=200)
   assert 40 < found.failed < 110  # (1 - 1/36)^36 = 0.363
   assert found.flags == (f'{found.failed} of 200 resamples failed',)
   assert len(found.samples['gamma']) == 200 - found.failed
-  assert set(columns) <= set(table.columns)
 
 
 def test_bad_options(make, total):

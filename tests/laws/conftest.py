@@ -28,9 +28,8 @@ def truth() -> dict[str, float]:
   return dict(TRUTH)
 
 
-@pytest.fixture
-def columns() -> dict[str, np.ndarray]:
-  """Three budgets, four sizes, three granularities: 36 cells."""
+def cells() -> dict[str, np.ndarray]:
+  """Three budgets, four sizes, three granularities: 36 runs."""
   budget, n, g = (
     a.ravel()
     for a in np.meshgrid(
@@ -50,27 +49,31 @@ def columns() -> dict[str, np.ndarray]:
   }
 
 
+def drawn(
+  form: str = 'familial_total',
+  noise: float = 0.0,
+  seed: int = 0,
+  params: dict[str, float] | None = None,
+  **changes: Any,
+) -> tables.Table:
+  """A table of the runs drawn from a form."""
+  columns = {**cells(), **changes}
+  loss = forms.get(form).predict({**TRUTH, **(params or {})}, columns)
+  error = noise * np.random.default_rng(seed).standard_normal(len(loss))
+  return tables.Table(
+    {**columns, 'loss': loss * np.exp(error)},
+    np.array([f'run{i}' for i in range(len(loss))]),
+  )
+
+
 @pytest.fixture
-def make(columns: dict[str, np.ndarray]) -> Callable[..., tables.Table]:
-  """A table drawn from a form, with noise shared by `per_run` rows."""
+def columns() -> dict[str, np.ndarray]:
+  return cells()
 
-  def make(
-    form: str = 'familial_total',
-    noise: float = 0.0,
-    seed: int = 0,
-    params: dict[str, float] | None = None,
-    **changes: Any,
-  ) -> tables.Table:
-    cells = {**columns, **changes}
-    law = forms.get(form)
-    loss = law.predict({**TRUTH, **(params or {})}, cells)
-    error = noise * np.random.default_rng(seed).standard_normal(len(loss))
-    return tables.Table(
-      {**cells, 'loss': loss * np.exp(error)},
-      np.array([f'run{i}' for i in range(len(loss))]),
-    )
 
-  return make
+@pytest.fixture
+def make() -> Callable[..., tables.Table]:
+  return drawn
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_intervals_cover(name):
   )  # fmt: skip
   covered, failed = [], 0
   for law in range(LAWS):
-    weights = bootstraps._weights(table, RESAMPLES, rng)
+    weights = bootstraps.cluster_weights(table, RESAMPLES, rng)
     ends = levenberg_marquardt.solve(
       form, columns, np.tile(points.theta[law], (RESAMPLES, 1)),
       target[law : law + 1], weights, weight_of=np.arange(RESAMPLES), **options,

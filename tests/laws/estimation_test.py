@@ -13,7 +13,6 @@ from scipy import optimize
 from familial.core import errors
 from familial.laws import estimation
 from familial.laws import forms
-from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
 from familial.laws import parametric
 from familial.laws import table as tables
@@ -203,34 +202,6 @@ def test_exits_of_one_run_count_as_one(make):
   assert sd_apart < 0.8 * sd
 
 
-@pytest.mark.parametrize(
-  ('changes', 'params', 'flag'),
-  [
-    ({'G': np.full(36, 2.0)}, {}, 'gamma not identified'),
-    ({'G': np.full(36, 2.0)}, {}, 'column G takes one value'),
-    ({}, {'E': 1e-9}, 'E not identified'),
-    ({'D': 20 * np.geomspace(1e4, 1e6, 36), 'N': np.geomspace(1e4, 1e6, 36)},
-     {}, 'columns N and D are collinear'),
-    ({}, {'alpha': -0.1, 'A': 0.1}, 'alpha is not positive'),
-  ],
-)  # fmt: skip
-def test_what_the_data_cannot_say_is_flagged(make, changes, params, flag):
-  table = make(noise=0.003, seed=3, params=params, **changes)
-  fit = estimation.fit(forms.get('familial_total'), table, starts=64)
-  assert flag in fit.flags
-  if 'not identified' in flag:
-    assert not fit.identified[flag.split()[0]]
-
-
-def test_nothing_is_flagged_where_all_is_well(make):
-  fit = estimation.fit(
-    forms.get('familial_total'), make(noise=0.003), starts=64
-  )
-  assert fit.flags == ()
-  assert fit.basin_hit_rate > 0.5
-  assert fit.condition_number < 1e9
-
-
 def test_a_form_of_ones_own(make):
   table = make(noise=0.01)
   power = parametric.Form(
@@ -266,10 +237,6 @@ def test_bad_input_gives_one_clear_line(make):
   nan = dataclasses.replace(form, log_loss=lambda p, c: c['N'] * jnp.nan)
   with pytest.raises(errors.UserError, match='no finite prediction'):
     estimation.fit(nan, table, starts=8)
-
-
-def test_many_rows_take_little_memory():
-  assert levenberg_marquardt.lanes(2**17, 6) * 2**17 * 10 * 8 <= 2**27
 
 
 @pytest.mark.tables

@@ -4,8 +4,9 @@ from matplotlib import image
 import numpy as np
 import pytest
 
+from familial.laws import fit_record
 from familial.laws import frontier
-from familial.laws import result as results
+from familial.laws import inference
 from familial.laws import table as tables
 from familial.plots import law as law_lib
 from familial.plots import law_compute
@@ -13,7 +14,7 @@ from familial.plots import law_families
 from familial.plots import law_parts
 
 pytestmark = pytest.mark.filterwarnings('error')
-FEW = results.Options(starts=32, resamples=100)
+FEW = inference.Options(starts=32, resamples=100)
 ALWAYS = {'residuals', 'profiles', 'pairs'}
 _FITTED = {}
 _OF_G = {}
@@ -25,7 +26,7 @@ def fitted(make):
 
   def fitted(form):
     if form not in _FITTED:
-      _FITTED[form] = results.fit(form, make(form, 0.01), FEW)
+      _FITTED[form] = inference.fit(form, make(form, 0.01), FEW)
     return _FITTED[form]
 
   return fitted
@@ -53,7 +54,7 @@ def test_files_of_each_form(fitted, tmp_path, form, budget, named):
   if budget:
     one = found.table.take(found.table.columns['budget'] == budget)
     found = dataclasses.replace(found, table=one)
-  paths = found.draw(tmp_path)
+  paths = law_lib.draw(found, tmp_path)
   assert {path.stem for path in paths} == ALWAYS | named
   assert set(paths) == set(tmp_path.iterdir())
   for path in paths:
@@ -197,7 +198,7 @@ def test_flat_profile_and_unidentified_floor(fitted, tmp_path):
       found.bootstrap, samples={**samples, 'E': zeros}
     ),
   )
-  assert len(found.draw(tmp_path)) == 6
+  assert len(law_lib.draw(found, tmp_path)) == 6
   figure = law_lib.profile_curves(found)
   arrows = {
     ax.get_title(loc='left').split(' = ')[0]: marks(ax, '<')
@@ -227,14 +228,14 @@ def test_profile_holds_curve_cutoff_and_both_intervals(fitted):
 
 def test_no_resample_left(fitted, tmp_path):
   found = fitted('chinchilla')
-  spread = results.bootstraps.Interval(np.nan, np.nan, np.nan)
+  spread = fit_record.Resampled(np.nan, np.nan, np.nan, np.nan)
   empty = dataclasses.replace(
     found.bootstrap,
     samples={name: np.zeros(0) for name in found.fit.form.names},
     intervals=dict.fromkeys(found.fit.form.names, spread),
     failed=100,
   )
-  paths = dataclasses.replace(found, bootstrap=empty).draw(tmp_path)
+  paths = law_lib.draw(dataclasses.replace(found, bootstrap=empty), tmp_path)
   assert 'pairs' not in {path.stem for path in paths}
   assert 'frontier' in {path.stem for path in paths}
 

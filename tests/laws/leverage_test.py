@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from familial.core import errors
+from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import leverage
-from familial.laws import record
 from familial.laws import table as tables
 
 LAW = {'E': 1.0, 'A': 8.0, 'B': 100.0, 'alpha': 0.5, 'beta': 0.5}
@@ -37,15 +37,15 @@ def test_is_the_dense_models_compute_over_the_familys():
   losses = [dense_loss(64, 1e4), dense_loss(256, 2e4)]
   [found] = leverage.efficiency_leverage(LAW, family(losses, flops=1e7))
   wanted = (6 * 64 * 1e4 + 6 * 256 * 2e4) / 1e7
-  assert found.leverage == pytest.approx(wanted, rel=1e-12)
-  assert (found.exits, found.unreachable, found.lo) == (2, 0, None)
+  assert found.leverage.value == pytest.approx(wanted, rel=1e-12)
+  assert (found.exits, found.unreachable, found.leverage.lo) == (2, 0, None)
   assert not found.to_json()['infinite']
 
 
 def test_out_of_reach_is_infinite_and_shown():
   # 1 + 8 / 8 = 2 is the best a dense model of 64 parameters ever gets.
   [found] = leverage.efficiency_leverage(LAW, family([1.99, 1.9]))
-  assert found.leverage == np.inf
+  assert found.leverage.value == np.inf
   assert found.unreachable == 1
   record = found.to_json()
   assert (record['leverage'], record['infinite']) == (None, True)
@@ -53,7 +53,7 @@ def test_out_of_reach_is_infinite_and_shown():
   samples = {name: np.full(100, value) for name, value in LAW.items()}
   samples['A'] = np.linspace(7.0, 9.0, 100)
   [found] = leverage.efficiency_leverage(LAW, family([1.99, 1.9]), samples)
-  assert np.isfinite(found.lo) and found.hi == np.inf
+  assert np.isfinite(found.leverage.lo) and found.leverage.hi == np.inf
   assert found.to_json()['hi_infinite']
 
 
@@ -62,7 +62,7 @@ def test_interval_holds_the_point():
   rng = np.random.default_rng(0)
   samples = {k: v * rng.normal(1, 0.01, 200) for k, v in LAW.items()}
   [found] = leverage.efficiency_leverage(LAW, family(losses), samples)
-  assert found.lo < found.leverage < found.hi
+  assert found.leverage.lo < found.leverage.value < found.leverage.hi
 
 
 def test_needs_one_row_an_exit():
@@ -93,20 +93,22 @@ def test_measured_reads_the_compute_off_dense_runs():
     dense_run('better', 1e8, 0.9, exits=2, exit_=2),  # Than any dense run.
     dense_run('cheap', 1e7, 1.3, params=32.0, exits=2, exit_=1),
   ]
-  found = {(r['run'], r['exit']): r for r in leverage.measured(rows)}
+  found = {(r.run, r.exit): r for r in leverage.measured(rows)}
   # `cheap` cost less than its twin, which therefore says nothing of it.
   assert set(found) == {('g2', 1), ('g2', 2)}
   last, first = found['g2', 2], found['g2', 1]
-  assert last['share'] == pytest.approx(0.1) and not last['bound']
-  assert first['share'] == pytest.approx(1.0) and first['bound']
+  assert last.share == pytest.approx(0.1) and not last.bound
+  assert first.share == pytest.approx(1.0) and first.bound
 
 
 def test_of_rows_has_an_interval_where_there_are_samples(rows):
   rows = [{**row, 'width': 8, 'heads': 1} for row in rows]
   samples = {name: np.linspace(0.9, 1.1, 9) * v for name, v in LAW.items()}
-  law = record.Law(forms.get('chinchilla'), LAW, {}, samples)
+  record = fit_record.FitRecord(form='chinchilla', params=LAW)
+  law = fit_record.Law(forms.get('chinchilla'), record, samples)
   [found] = leverage.of_rows(law, rows)
-  assert found['run'] == 'a'
-  assert found['lo'] < found['leverage'] < found['hi']
+  assert found.run == 'a'
+  assert found.leverage.lo < found.leverage.value < found.leverage.hi
   [bare] = leverage.of_rows(dataclasses.replace(law, samples=None), rows)
-  assert bare['lo'] is None and bare['leverage'] == found['leverage']
+  assert bare.leverage.lo is None
+  assert bare.leverage.value == found.leverage.value

@@ -32,10 +32,14 @@ def parquet_bytes(columns):
   return sink.getvalue().to_pybytes()
 
 
+def table(columns):
+  arrays = {
+    parametric.SYMBOLS.get(name, name): np.asarray(values, float)
+    for name, values in columns.items()
+  }
+  return tables.Table(arrays, np.arange(len(arrays['loss'])).astype(str))
+
+
 def law(columns, form='chinchilla', **options):
-  """The fit without a bootstrap, of columns in the literature's names."""
-  names = {n: parametric.SYMBOLS.get(n, n) for n in columns}
-  arrays = {names[n]: np.asarray(v, float) for n, v in columns.items()}
-  runs = np.arange(len(arrays['loss'])).astype(str)
-  table = tables.Table(arrays, runs)
-  return estimation.fit(forms.get(form), table, starts=16, **options)
+  """The fit without a bootstrap, of columns in long names."""
+  return estimation.fit(forms.get(form), table(columns), starts=16, **options)

@@ -44,15 +44,6 @@ def problem_of(table, weights=None):
   )  # fmt: skip
 
 
-def test_order_of_starts_does_not_matter(two_laws, starts):
-  first = estimation.fit(FORM, two_laws, starts=starts)
-  second = estimation.fit(FORM, two_laws, starts=starts[::-1])
-  assert first.followed < first.starts == 700
-  np.testing.assert_array_equal(first.theta, second.theta)
-  np.testing.assert_array_equal(first.others, second.others)
-  assert first.basin_hit_rate == second.basin_hit_rate
-
-
 def test_size_of_blocks_does_not_matter(two_laws, monkeypatch):
   first = estimation.fit(FORM, two_laws, starts=700)
   monkeypatch.setattr(starts_lib, 'BLOCK', 100)
@@ -152,15 +143,15 @@ def test_screening_in_blocks_keeps_the_same_starts(two_laws, monkeypatch):
   weights = np.random.default_rng(0).multinomial(36, np.full(36, 1 / 36), 3)
   problem = problem_of(two_laws, weights.astype(float))
   drawn = starts_lib.draw(FORM, 500, 0)
-  whole = screening._screened(problem, drawn, 40)
+  whole = screening.screened(problem, drawn, 40)
   objective = problem.objective(whole.theta, whole.group)
   np.testing.assert_allclose(whole.objective, objective, rtol=1e-12)
   every = problem.objective(drawn.block(0, 500), np.ones(500, int))
   np.testing.assert_allclose(
     np.sort(whole.objective[whole.group == 1]), np.sort(every)[:40], rtol=1e-12
   )
-  monkeypatch.setattr(screening, '_NUMBERS', 36 * 7)
-  parts = screening._screened(problem, drawn, 40)
+  monkeypatch.setattr(screening, 'NUMBERS', 36 * 7)
+  parts = screening.screened(problem, drawn, 40)
   np.testing.assert_array_equal(parts.theta, whole.theta)
   np.testing.assert_array_equal(parts.group, whole.group)
 

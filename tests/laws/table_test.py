@@ -24,12 +24,6 @@ def test_final_loss_of_the_last_evaluation(rows):
   assert table.dropped == 3
 
 
-def test_mean_loss_keeps_the_backbone(rows):
-  table = tables.from_rows(rows, 'mean')
-  assert by_run(table, 'loss') == {'a': 2.5, 'b': 2.5}
-  assert by_run(table, 'N') == {'a': 100.0, 'b': 50.0}
-
-
 def test_exit_loss_takes_the_exits_own_size_and_dense_tokens(rows):
   table = tables.from_rows(rows, 'exit')
   assert table.run.tolist() == ['a', 'a', 'b']
@@ -52,11 +46,6 @@ def test_rows_of_another_version_are_refused(rows, tmp_path):
       tables.read(read)
 
 
-def test_all_rows(rows):
-  table = tables.from_rows(rows, rows_used='all')
-  assert sorted(table.columns['loss']) == [2.0, 2.5, 4.0, 4.5]
-
-
 def test_runs_that_say_nothing_are_left_out(rows):
   unfinished = [r for r in rows if r['run'] == 'b' or r['step'] < 6]
   assert tables.from_rows(unfinished).run.tolist() == ['b']
@@ -70,14 +59,6 @@ def test_runs_that_say_nothing_are_left_out(rows):
 def test_an_evaluation_written_twice_counts_once(rows):
   twice = [*rows, {**rows[5], 'loss': 2.6}]
   assert by_run(tables.from_rows(twice), 'loss') == {'a': 2.0, 'b': 2.6}
-
-
-def test_arms(rows):
-  other = [{**r, 'arm': 'weighting'} if r['run'] == 'a' else r for r in rows]
-  assert tables.from_rows(other).run.tolist() == ['b']
-  both = tables.from_rows(other, arms=('grid', 'weighting'))
-  assert both.run.tolist() == ['a', 'b']
-  assert both.filters['arms'] == ['grid', 'weighting']
 
 
 def test_corpora_do_not_mix(rows):
@@ -137,35 +118,6 @@ def test_reads_csv_by_a_mapping(tmp_path):
   kept = tables.read(path, mapping).drop_highest(1)
   np.testing.assert_array_equal(kept.columns['loss'], [3.5, 3.0])
   assert (kept.dropped, kept.filters['drop_highest']) == (1, 1)
-
-
-def test_reads_jsonl_by_its_own_names(tmp_path):
-  path = tmp_path / 'points.jsonl'
-  path.write_text('{"N": 1, "D": 2, "loss": 3}\n{"N": 4, "D": 5, "loss": 6}\n')
-  table = tables.read(path)
-  np.testing.assert_array_equal(table.columns['D'], [2, 5])
-  assert table.unit == 'row'
-
-
-@pytest.mark.parametrize(
-  ('lines', 'mapping', 'message'),
-  [
-    (['N,D,loss', '1,2,nan'], {}, "'loss'.*row 1.*above 0"),
-    (['N,D,loss', '1,2,3', '-1,2,3'], {}, "'N'.*row 2.*above 0"),
-    (['N,D,loss', '1,2,0'], {}, "'loss'.*above 0"),
-    (['N,D,loss', '1,2,x'], {}, "'loss'.*'x' in row 1; a number"),
-    (['N,D,loss', '1,2'], {}, '2 cells in row 1, and 3 columns'),
-    (['N,D,loss'], {}, 'no rows'),
-    (['N,D,los', '1,2,3'], {}, "did you mean 'los'"),
-    (['N,D,loss', '1,2,3'], {'parms': 'N'}, "did you mean 'params'"),
-    (['size,loss', '1,2'], {'params': 'siz'}, "did you mean 'size'"),
-  ],
-)
-def test_bad_tables_give_one_clear_line(tmp_path, lines, mapping, message):
-  path = write_csv(tmp_path / 'points.csv', *lines)
-  with pytest.raises(errors.UserError, match=message) as error:
-    tables.read(path, mapping)
-  assert '\n' not in str(error.value)
 
 
 def test_bad_paths_and_options(tmp_path, rows):

@@ -15,7 +15,7 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.data import packing
-from familial.laws import fitting
+from familial.laws import selection
 from familial.model import flops as flops_lib
 from familial.report import html
 from familial.report import page
@@ -202,7 +202,7 @@ def test_a_study_from_its_plan_to_its_page(
       config, run, fingerprint, step, inherited, epochs, losses, *rest
     )
 
-  fit = fitting.run
+  fit = selection.compare
 
   def first(table, forms, out, *options, loss_definition, **named):
     """Fits one law to one loss: each takes seconds to compile."""
@@ -212,7 +212,7 @@ def test_a_study_from_its_plan_to_its_page(
     return fit(table, forms[:1], out / forms[0], *options, **named)
 
   monkeypatch.setattr(rows_lib, 'of_evaluation', lawful)
-  monkeypatch.setattr(fitting, 'run', first)
+  monkeypatch.setattr(selection, 'compare', first)
   monkeypatch.setattr(html, '_DPI', 60)
   study = make_study(
     grid={'budgets': (1e8, 2e8, 4e8, 8e8)},

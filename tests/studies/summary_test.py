@@ -8,7 +8,7 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.laws import definitions
-from familial.laws import fitting
+from familial.laws import selection
 from familial.model import flops as flops_lib
 from familial.studies import cells as cells_lib
 from familial.studies import summary
@@ -77,7 +77,7 @@ def fake_fits(monkeypatch):
         }
         (folder / 'fit.json').write_text(json.dumps(fit))
 
-    monkeypatch.setattr(fitting, 'run', run)
+    monkeypatch.setattr(selection, 'compare', run)
     monkeypatch.setattr(summary, '_leverage', lambda workdir, rows: [])
 
   return use

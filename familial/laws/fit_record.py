@@ -1,0 +1,282 @@
+"""`fit.json`, the record of a fitted law, and the law read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Annotated
+from typing import Any
+from typing import TypeVar
+
+import numpy as np
+
+from familial.core import arrays
+from familial.core import errors
+from familial.core import estimate
+from familial.core import storage
+from familial.laws import forms
+from familial.laws import parametric
+
+SAMPLES = 'bootstrap.npz'
+_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
+T = TypeVar('T')
+
+
+class _FromLists:
+  """Metadata by which pydantic reads an array from lists; null becomes NaN."""
+
+  def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+    from pydantic_core import core_schema
+
+    return core_schema.no_info_plain_validator_function(
+      lambda value: np.array(value, np.float64)
+    )
+
+
+Array = Annotated[np.ndarray, _FromLists()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampled(estimate.Estimate):
+  """An estimate, its percentile interval and its standard deviation.
+
+  All but the value are over the bootstrap resamples that did not fail; NaN where
+  one of them is not finite.
+  """
+
+  sd: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+  """The profile likelihood of one parameter.
+
+  Attributes:
+    name: the parameter.
+    values: of the parameter, ascending, [k]; holds the estimate and, if the
+      parameter has one, its null.
+    deviance: at each value, 0 at the estimate, [k].
+    cutoff: the interval is where the deviance is below.
+    lo: its lower end; None where the profile stays below the cut-off.
+    hi: its upper end; None where the profile stays below the cut-off.
+    level: of the interval.
+    null: the value without effect, or None.
+    p_value: of the null, two-sided; None without one.
+    flags: where it is flat, or found a better optimum than the fit.
+  """
+
+  name: str
+  values: Array
+  deviance: Array
+  cutoff: float
+  lo: float | None
+  hi: float | None
+  level: float
+  null: float | None
+  p_value: float | None
+  flags: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+  """Correlation of the logs of two columns; NaN where one takes one value."""
+
+  columns: tuple[str, ...]
+  value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """Collinearity of a law's columns over runs.
+
+  Attributes:
+    runs: number of runs.
+    correlations: of every two positive columns.
+    condition_number: of the correlation matrix: 1 without collinearity, (1 + |r|)
+      / (1 - |r|) for two columns, infinite where one follows from the others.
+  """
+
+  runs: int
+  correlations: tuple[Correlation, ...]
+  condition_number: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Prediction of rows that were not fitted.
+
+  `rms` and `bias` are of log prediction - log loss; `covered` is the share of
+  rows within the intervals of the law, which leave out a run's own noise.
+  """
+
+  conditions: tuple[str, ...]
+  rows: int
+  rms: float
+  bias: float
+  covered: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The table of a fit: file, hash, mapped columns, how rows were chosen."""
+
+  path: str
+  sha256: str
+  columns: dict[str, str]
+  filters: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitRecord:
+  """The content of `fit.json`; files of earlier versions lack some fields.
+
+  The fields are those of `estimation.Fit`, `bootstrap.Bootstrap` and
+  `inference.Result`; a `delta` of None is that of least squares. A number that
+  is not finite is written as null and read as None, or NaN in an array.
+  """
+
+  form: str
+  equation: str = ''
+  loss_definition: str = ''
+  table: Source | None = None
+  rows: int = 0
+  dropped: int = 0
+  design: Design | None = None
+  params: dict[str, float | None]
+  objective: float | None = None
+  delta: float | None = None
+  asymmetry: float = 1.0
+  starts: int = 0
+  followed: int = 0
+  basin_hit_rate: float | None = None
+  converged: bool = False
+  condition_number: float | None = None
+  identified: dict[str, bool] = dataclasses.field(default_factory=dict)
+  flags: tuple[str, ...] = ()
+  sd: dict[str, float | None] = dataclasses.field(default_factory=dict)
+  covariance: Array | None = None
+  bootstrap: dict[str, Resampled] = dataclasses.field(default_factory=dict)
+  level: float = 0.95
+  bootstrap_unit: str = ''
+  resamples: int | None = None
+  resamples_failed: int | None = None
+  profile: dict[str, Profile] = dataclasses.field(default_factory=dict)
+  derived: dict[str, Resampled] = dataclasses.field(default_factory=dict)
+  held_out: HeldOut | None = None
+  aic: float | None = None
+  bic: float | None = None
+  seed: int = 0
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  backend: str = ''
+  versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+  def to_json(self) -> dict[str, Any]:
+    """The values of the file; the value of a constant stands in `params`."""
+    values = {'schema': storage.SCHEMA, **dataclasses.asdict(self)}
+    for spread in values['bootstrap'].values():
+      del spread['value']
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """A law read back from `fit.json`.
+
+  Attributes:
+    form: the law.
+    record: the content of the file.
+    samples: the constants of the bootstrap's resamples, each [resamples], or
+      None where `bootstrap.npz` does not lie beside the file.
+  """
+
+  form: parametric.Form
+  record: FitRecord
+  samples: dict[str, np.ndarray] | None = None
+
+  @property
+  def params(self) -> dict[str, float]:
+    """The constants by name; NaN where one was not finite."""
+    return {
+      name: math.nan if value is None else value
+      for name, value in self.record.params.items()
+    }
+
+  def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    """The loss at these columns, one a row."""
+    return self.form.predict(self.params, columns)
+
+
+def load(path: str | pathlib.Path) -> Law:
+  """Reads `fit.json` back.
+
+  Raises:
+    UserError: if there is no such file, or it or its `bootstrap.npz` is damaged
+      or of another schema.
+  """
+  try:
+    values = json.loads(pathlib.Path(path).read_text('utf-8'))
+  except (OSError, json.JSONDecodeError) as error:
+    raise errors.UserError(f'cannot read {str(path)!r}: {error}') from error
+  missing = [k for k in _LAW if not isinstance(values, dict) or k not in values]
+  if missing:
+    raise errors.UserError(
+      f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
+    )
+  storage.check_schema(path, values)
+  if '.py' in str(values['form']):
+    raise errors.UserError(
+      f'{str(path)!r} is a law of the file {values["form"]!r}, which is not run '
+      'to read it; load that form and use its predict'
+    )
+  for name, spread in (values['bootstrap'] or {}).items():
+    spread['value'] = values['params'][name]
+  record = from_json(FitRecord, values, path)
+  samples = None
+  beside = pathlib.Path(path).with_name(SAMPLES)
+  if beside.exists():
+    if record.resamples is None or record.resamples_failed is None:
+      raise errors.UserError(
+        f'{str(path)!r} does not count its resamples, which {SAMPLES} holds'
+      )
+    count = max(record.resamples - record.resamples_failed, 0)
+    like = dict.fromkeys(record.params, np.broadcast_to(0.0, count))
+    samples = arrays.load(beside, like)
+  return Law(forms.get(record.form), record, samples)
+
+
+def from_json(cls: type[T], values: Any, path: str | pathlib.Path) -> T:
+  """The record of a class in the values of a JSON file.
+
+  Raises:
+    UserError: naming the first key that is missing or of another type.
+  """
+  import pydantic
+
+  try:
+    return pydantic.TypeAdapter(cls).validate_python(values)
+  except pydantic.ValidationError as error:
+    first = error.errors(include_url=False)[0]
+    key = '.'.join(map(str, first['loc']))
+    raise errors.UserError(f'{path}: {key}: {first["msg"]}') from None
+
+
+def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes JSON atomically; NaN and infinity become null."""
+  text = json.dumps(plain(record), indent=2, allow_nan=False) + '\n'
+  storage.write_text(path, text)
+
+
+def plain(value: Any) -> Any:
+  """Returns a value as JSON has it; NaN and infinity become null."""
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic)):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

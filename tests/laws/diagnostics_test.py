@@ -1,0 +1,121 @@
+"""Collinearity of columns over runs, and the flags of suspect rows."""
+
+import math
+
+import numpy as np
+import pytest
+
+from familial.laws import diagnostics
+from familial.laws import estimation
+from familial.laws import forms
+from familial.laws import table as tables
+from tests.laws import points
+
+
+def made(run, **logs):
+  columns = {name: np.exp(np.array(values)) for name, values in logs.items()}
+  return tables.Table({**columns, 'loss': np.ones(len(run))}, np.array(run))
+
+
+def correlations(design):
+  return {pair.columns: pair.value for pair in design.correlations}
+
+
+def test_correlation_by_hand():
+  # Means 1 and 2/3; covariance 1/3, variances 2/3 and 2/9: r = sqrt(3) / 2.
+  table = made(['a', 'b', 'c'], width=[0.0, 1, 2], depth=[0.0, 1, 1])
+  design = diagnostics.design(table, ('width', 'depth'))
+  r = math.sqrt(3) / 2
+  assert correlations(design) == {('width', 'depth'): pytest.approx(r)}
+  assert design.condition_number == pytest.approx((1 + r) / (1 - r))
+  assert design.runs == 3
+
+
+def test_a_run_counts_once_by_its_last_row():
+  once = made(
+    ['a', 'b', 'c'], width=[0.0, 1, 2], depth=[0.0, 1, 1], D=[3.0, 4, 6]
+  )
+  # As it comes from a table by step: the runs' rows are interleaved.
+  often = made(
+    ['a', 'b', 'b', 'c', 'a', 'a', 'b', 'c'],
+    width=[0.0, 1, 1, 2, 0, 0, 1, 2],
+    depth=[0.0, 1, 1, 1, 0, 0, 1, 1],
+    D=[0.0, 1, 2, 0, 1, 3, 4, 6],
+  )
+  a, b = (
+    correlations(diagnostics.design(t, ('width', 'depth', 'D')))
+    for t in (once, often)
+  )
+  assert a == pytest.approx(b)
+  assert ('width', 'tokens') in a
+
+
+def test_full_grids_constants_and_multiples():
+  width, depth = (v.ravel() for v in np.meshgrid([0.0, 1, 3], [0.0, 2, 3, 7]))
+  run = [str(i) for i in range(12)]
+  grid = diagnostics.design(
+    made(run, width=width, depth=depth), ('width', 'depth')
+  )
+  assert correlations(grid)['width', 'depth'] == pytest.approx(0, abs=1e-12)
+  assert grid.condition_number == pytest.approx(1)
+  x = np.array([0.0, 1, 2, 4])
+  table = made(run[:4], width=x, depth=2 * x + 1, D=np.ones(4))
+  follows = diagnostics.design(table, ('width', 'depth', 'D'))
+  assert correlations(follows)['width', 'depth'] == pytest.approx(1)
+  assert math.isnan(correlations(follows)['width', 'tokens'])
+  assert follows.condition_number == math.inf
+  one = diagnostics.design(table, ('D',))
+  assert one.correlations == () and math.isnan(one.condition_number)
+
+
+def test_copies_of_rows_are_flagged_unless_of_one_run():
+  i = np.repeat(np.arange(30), 2)
+  columns = {k: v[i] for k, v in points.columns(30).items()}
+  assert points.law(columns).flags == (
+    'rows that are copies of rows of other runs: 30',
+  )
+  table = tables.Table(
+    {'N': columns['params'], 'D': columns['tokens'], 'loss': columns['loss']},
+    i.astype(str),
+  )
+  assert estimation.fit(forms.get('chinchilla'), table, starts=16).flags == ()
+
+
+@pytest.mark.parametrize(
+  ('column', 'value', 'flag'),
+  [
+    ('params', 1e30, 'column N jumps from 1e+09 to 1e+30'),
+    ('tokens', 1e-30, 'column D jumps from 1e-30 to'),
+    ('loss', 1e30, 'rows off the law by more than a factor of 2: 1'),
+    ('loss', 1e-30, 'rows off the law by more than a factor of 2: 1'),
+  ],
+)
+def test_a_value_of_another_unit_is_flagged(column, value, flag):
+  columns = points.columns()
+  columns[column][3] = value
+  assert any(f.startswith(flag) for f in points.law(columns).flags)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'params', 'flags'),
+  [
+    (
+      {'G': np.full(36, 2.0)},
+      {},
+      {'gamma not identified', 'column G takes one value'},
+    ),
+    ({}, {'E': 1e-9}, {'E not identified'}),
+    (
+      {'D': 20 * np.geomspace(1e4, 1e6, 36), 'N': np.geomspace(1e4, 1e6, 36)},
+      {},
+      {'columns N and D are collinear'},
+    ),
+    ({}, {'alpha': -0.1, 'A': 0.1}, {'alpha is not positive'}),
+  ],
+)
+def test_what_the_data_cannot_say_is_flagged(make, changes, params, flags):
+  table = make(noise=0.003, seed=3, params=params, **changes)
+  fit = estimation.fit(forms.get('familial_total'), table, starts=64)
+  assert flags <= set(fit.flags)
+  for name, known in fit.identified.items():
+    assert known != (f'{name} not identified' in fit.flags)

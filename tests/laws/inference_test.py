@@ -1,0 +1,324 @@
+"""A law's intervals and derived numbers, and the files that hold them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from familial.core import errors
+from familial.laws import fit_record
+from familial.laws import forms
+from familial.laws import inference
+from familial.laws import leverage
+from familial.laws import selection as selections
+from familial.laws import sensitivity
+
+KEYS = set(
+  'form equation loss_definition table rows dropped params objective delta starts'
+  ' asymmetry followed basin_hit_rate converged condition_number identified flags'
+  ' bootstrap level bootstrap_unit resamples resamples_failed sd covariance profile'
+  ' derived held_out aic bic seed seconds backend versions schema design'.split()
+)
+FEW = inference.Options(starts=32, resamples=100)
+# Where it is not the intervals that count.
+FEWER = dataclasses.replace(FEW, resamples=20, profile_all=False)
+
+
+def read(path):
+  def refuse(constant):
+    raise AssertionError(f'{constant} in JSON')
+
+  return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.fixture(scope='module')
+def dense(request):
+  """The dense law fitted to the small study."""
+  from tests.laws import conftest
+
+  return inference.fit('chinchilla', conftest.drawn('chinchilla', 0.01), FEW)
+
+
+def test_one_form(make, tmp_path):
+  table = make(noise=0.005)
+  fits = selections.compare(table, ['familial_total'], tmp_path, FEW)
+  saved = read(tmp_path / 'fit.json')
+  assert set(saved) == KEYS
+  assert set(saved['params']) == {'E', 'A', 'B', 'alpha', 'beta', 'gamma'}
+  assert set(saved['bootstrap']['gamma']) == {'sd', 'lo', 'hi'}
+  assert set(saved['derived']['2^gamma']) == {'value', 'sd', 'lo', 'hi'}
+  np.testing.assert_allclose(
+    np.sqrt(np.diag(saved['covariance'])), list(saved['sd'].values())
+  )
+  assert set(saved['table']) == {'path', 'sha256', 'columns', 'filters'}
+  assert set(saved['seconds']) == {'compile', 'starts', 'bootstrap'}
+  assert 0.0 in saved['profile']['gamma']['values']
+  law = fit_record.load(tmp_path / 'fit.json')
+  assert fit_record.plain(law.record.to_json()) == saved
+  np.testing.assert_array_equal(
+    law.predict(table.columns), fits.results[tmp_path].predict(table.columns)
+  )
+  assert len(law.samples['gamma']) == 100
+  assert {p.name for p in tmp_path.iterdir()} == {'fit.json', 'bootstrap.npz'}
+  np.savez(tmp_path / fit_record.SAMPLES, gamma=np.zeros(99))
+  with pytest.raises(errors.UserError, match=r'bootstrap\.npz: cannot be read'):
+    fit_record.load(tmp_path / 'fit.json')
+  uncounted = {**saved, 'resamples': None}
+  (tmp_path / 'fit.json').write_text(json.dumps(uncounted))
+  with pytest.raises(errors.UserError, match='does not count its resamples'):
+    fit_record.load(tmp_path / 'fit.json')
+
+
+def test_several_forms(make, tmp_path):
+  names = ['familial_total', 'dense_null']
+  fits = selections.compare(
+    make(noise=0.005), names, tmp_path, FEWER, scan=[0, 3]
+  )
+  assert not (tmp_path / 'fit.json').exists()
+  for name in names:
+    assert read(tmp_path / name / 'fit.json')['form'] == name
+    scan = read(tmp_path / name / 'scan.json')
+    assert [cutoff['dropped'] for cutoff in scan['cutoffs']] == [0, 3]
+    read_back = fit_record.from_json(sensitivity.Scan, scan, 'scan.json')
+    assert read_back == fits.scans[tmp_path / name]
+  saved = read(tmp_path / 'selection.json')
+  assert saved['by_aic'] == fits.selection.by_aic == 'familial_total'
+  assert fits.selection == fit_record.from_json(
+    selections.Selection, saved, 'selection.json'
+  )
+  frames = fits.selection.tables()
+  assert frames['candidates']['form'].to_list() == names
+  best = fits.selection.candidates[0].by_budget.error
+  rows = frames['hold_outs'].rows_by_key(['form', 'kind'], named=True)
+  [row] = rows['familial_total', 'by_budget']
+  assert (row['error'], row['error_lo']) == (best.value, best.lo)
+  assert len(rows) == 4
+
+
+def test_open_intervals_are_null_and_flagged(make, tmp_path):
+  table = make(noise=0.005, G=np.full(36, 2.0))
+  fits = selections.compare(table, ['familial_total'], tmp_path, FEWER)
+  saved = read(tmp_path / 'fit.json')
+  assert saved['profile']['gamma']['lo'] is None
+  assert saved['condition_number'] is None  # infinite
+  assert not saved['identified']['gamma']
+  assert 'gamma not identified' in saved['flags']
+  open_ = fits.results[tmp_path].interval('gamma')
+  assert (open_.lo, open_.hi) == (None, None)
+
+
+def test_leverage_of_rows_takes_the_saved_law(make, rows, tmp_path):
+  selections.compare(
+    make('chinchilla', noise=0.005), ['chinchilla'], tmp_path, FEWER
+  )
+  law = fit_record.load(tmp_path / 'fit.json')
+  [row] = leverage.of_rows(law, rows)
+  assert (row.run, row.exits, row.budget) == ('a', 2, 600.0)
+  assert row.leverage.lo <= row.leverage.value
+
+
+def test_bad_input(make, tmp_path):
+  path = tmp_path / 'fit.json'
+  with pytest.raises(errors.UserError, match="did you mean 'familial_total'"):
+    selections.compare(make(), ['familial_totl'], tmp_path)
+  with pytest.raises(errors.UserError, match='no form'):
+    selections.compare(make(), [], tmp_path)
+  known = dict.fromkeys('form params objective bootstrap flags'.split())
+  for content, said in (
+    (None, 'cannot read'),
+    ('[', 'cannot read'),
+    ('{}', r'no fit\.json'),
+    (json.dumps({**known, 'schema': 99}), 'schema 99 is not 1'),
+    (json.dumps({**known, 'form': 'law.py:law'}), 'is not run'),
+    (json.dumps({**known, 'bootstrap': {}, 'form': 3}), 'form: '),
+  ):
+    if content is not None:
+      path.write_text(content)
+    with pytest.raises(errors.UserError, match=said) as error:
+      fit_record.load(path)
+    assert '\n' not in str(error.value)
+
+
+def test_held_out_rows_are_predicted_and_not_fitted(make):
+  table = make('chinchilla', noise=0.01)
+  conditions = ['budget>1e12', 'params>=3e5']
+  found = inference.fit('chinchilla', table, FEWER, hold_out=conditions)
+  c = table.columns
+  held = (c['budget'] > 1e12) | (c['N'] >= 3e5)
+  assert 0 < held.sum() < 36
+  assert (found.fit.rows, found.held_out.rows) == (36 - held.sum(), held.sum())
+  assert found.held_out.conditions == tuple(conditions)
+  alone = inference.fit('chinchilla', table.take(~held), FEWER)
+  assert alone.held_out is None
+  np.testing.assert_array_equal(alone.fit.theta, found.fit.theta)
+  out = table.take(held).columns
+  left = np.log(alone.predict(out) / out['loss'])
+  assert found.held_out.rms == pytest.approx(np.sqrt(np.mean(left**2)))
+  assert found.held_out.bias == pytest.approx(np.mean(left))
+  lo, hi = alone.predict_interval(out)
+  inside = (lo <= out['loss']) & (out['loss'] <= hi)
+  assert found.held_out.covered == pytest.approx(inside.mean())
+  assert found.tables()['held_out']['rows'].to_list() == [held.sum()]
+  with pytest.raises(errors.UserError, match='no row meets it'):
+    inference.fit('chinchilla', table, FEWER, hold_out=['budget>1e20'])
+
+
+def test_intervals_of_predictions_are_those_of_the_samples(dense):
+  at = {'N': np.array([1e5, 1e9]), 'D': np.array([1e6, 1e11])}
+  s = dense.bootstrap.samples
+  losses = np.stack(
+    [
+      s['E'] + s['A'] / n ** s['alpha'] + s['B'] / d ** s['beta']
+      for n, d in zip(at['N'], at['D'], strict=True)
+    ]
+  )
+  lo, hi = dense.predict_interval(at)
+  np.testing.assert_allclose(lo, np.quantile(losses, 0.025, axis=1))
+  np.testing.assert_allclose(hi, np.quantile(losses, 0.975, axis=1))
+  assert ((lo <= dense.predict(at)) & (dense.predict(at) <= hi)).all()
+
+
+def test_derived_intervals_are_those_of_the_samples(make):
+  table = make('chinchilla', noise=0.01)
+  without = {k: v for k, v in table.columns.items() if k != 'C'}
+  table = dataclasses.replace(table, columns=without)  # so that C = 6 N D
+  options = dataclasses.replace(FEW, compute=(1e12, 1e15), profile_all=False)
+  found = inference.fit('chinchilla', table, options)
+
+  def n_opt(p, compute):
+    both = p['alpha'] + p['beta']
+    scale = (p['alpha'] * p['A'] / (p['beta'] * p['B'])) ** (1 / both)
+    return scale * (compute / 6) ** (p['beta'] / both)
+
+  for compute in options.compute:
+    at = f'(C={compute:.4g})'
+    n = n_opt(found.bootstrap.samples, compute)
+    best = n_opt(found.fit.params, compute)
+    for name, value, samples in (
+      ('N_opt', best, n),
+      ('D_opt', compute / (6 * best), compute / (6 * n)),
+      ('tokens_per_param', compute / (6 * best**2), compute / (6 * n**2)),
+    ):
+      derived = found.derived[name + at]
+      assert derived.value == pytest.approx(value, rel=1e-6)
+      ends = np.quantile(samples, [0.025, 0.975])
+      np.testing.assert_allclose([derived.lo, derived.hi], ends, rtol=1e-6)
+      assert derived.sd == pytest.approx(np.std(samples, ddof=1), rel=1e-6)
+    a, b = found.derived['a' + at], found.derived['b' + at]
+    assert a.value + b.value == pytest.approx(1, rel=1e-9)
+    assert a.lo == pytest.approx(1 - b.hi, rel=1e-6)
+
+
+def test_gamma_derives_its_penalties_with_intervals(make):
+  found = inference.fit('familial_total', make(noise=0.01), FEWER)
+  penalty, gamma = found.derived['4^gamma'], found.bootstrap.intervals['gamma']
+  assert penalty.value == pytest.approx(4 ** found.fit.params['gamma'])
+  assert gamma.value == found.fit.params['gamma']
+  np.testing.assert_allclose(
+    [penalty.lo, penalty.hi],
+    np.quantile(4 ** found.bootstrap.samples['gamma'], [0.025, 0.975]),
+  )
+
+
+def test_resamples_and_open_profiles_decide_what_is_identified(make):
+  found = inference.fit('chinchilla', make('dense_null', noise=0.001), FEW)
+  assert all(found.fit.identified.values()) and all(found.identified.values())
+  rng = np.random.default_rng(0)
+  wide = {
+    **found.bootstrap.samples,
+    'alpha': 0.33 + 3 * rng.standard_normal(100),
+    'A': found.fit.params['A'] * np.exp(0.3 * rng.standard_normal(100)),
+  }
+  scattered = dataclasses.replace(
+    found, bootstrap=dataclasses.replace(found.bootstrap, samples=wide)
+  )
+  assert [n for n, known in scattered.identified.items() if not known] == [
+    'alpha'
+  ]
+  assert 'alpha not identified by the resamples' in scattered.flags
+  flat = dataclasses.replace(found.profiles['beta'], lo=None, hi=None)
+  half = dataclasses.replace(found.profiles['E'], lo=None)
+  opened = dataclasses.replace(
+    found, profiles={**found.profiles, 'beta': flat, 'E': half}
+  )
+  assert not opened.identified['beta'] and opened.identified['E']
+  spread, ends = found.bootstrap.intervals['E'], opened.interval('E')
+  assert (ends.value, ends.lo, ends.hi) == (spread.value, None, spread.hi)
+
+
+def test_without_a_resample_nothing_is_identified(dense):
+  nan = fit_record.Resampled(np.nan, np.nan, np.nan, np.nan)
+  empty = dataclasses.replace(
+    dense.bootstrap,
+    intervals=dict.fromkeys(dense.fit.form.names, nan),
+    samples={n: np.zeros(0) for n in dense.fit.form.names},
+    failed=100,
+  )
+  without = dataclasses.replace(dense, bootstrap=empty)
+  assert not any(without.identified.values())
+  assert 'alpha not identified by the resamples' in without.flags
+  lo, hi = without.predict_interval(dense.table.columns)
+  assert np.isnan(lo).all() and np.isnan(hi).all() and lo.shape == (36,)
+  assert without.tables()['resamples'].height == 0
+
+
+def test_tables_hold_the_results_numbers(dense):
+  frames = dense.tables()
+  constants = {row['name']: row for row in frames['constants'].to_dicts()}
+  assert set(constants) == set(dense.fit.params)
+  for name, row in constants.items():
+    ends, profile = dense.interval(name), dense.profiles[name]
+    assert (row['value'], row['lo'], row['hi']) == (
+      ends.value, ends.lo, ends.hi,
+    )  # fmt: skip
+    assert (row['profile_lo'], row['profile_hi']) == (profile.lo, profile.hi)
+    assert row['identified'] == dense.identified[name]
+  rows = frames['rows']
+  np.testing.assert_array_equal(
+    rows['prediction'], dense.predict(dense.table.columns)
+  )
+  np.testing.assert_allclose(
+    rows['residual'], np.log(rows['loss'] / rows['prediction'])
+  )
+  assert frames['profiles'].height == sum(
+    len(p.values) for p in dense.profiles.values()
+  )
+  np.testing.assert_array_equal(
+    frames['resamples']['alpha'], dense.bootstrap.samples['alpha']
+  )
+  assert set(frames['derived']['name']) == set(dense.derived)
+  assert frames['held_out'].is_empty()
+
+
+def test_without_rows_of_high_loss_what_bends_a_law_is_gone(make):
+  form, table = forms.get('power_of_compute'), make('power_of_compute')
+  loss = table.columns['loss']
+  highest = np.argsort(loss)[-5:]
+  bent = loss.copy()
+  bent[highest] *= np.linspace(1.2, 1.6, 5)
+  table.columns['loss'] = bent
+  options = dataclasses.replace(FEWER, delta=np.inf)
+  scan = sensitivity.scan(form, table, [0, 5], options)
+  whole, cut = scan.cutoffs
+  assert (whole.dropped, whole.rows, whole.below) == (0, 36, bent.max())
+  plain = inference.fit(form, table, options)
+  assert whole.params == {name: plain.interval(name) for name in form.names}
+  assert cut.rows == 31 and cut.below <= loss.max()
+  assert cut.params['alpha'].value == pytest.approx(0.33, abs=1e-5)
+  assert abs(whole.params['alpha'].value - 0.33) > 0.05
+  with pytest.raises(
+    errors.UserError, match='drop_highest=36: allowed is 0 to'
+  ):
+    sensitivity.scan(form, table, [36], options)
+
+
+def test_a_held_constant_counts_in_the_aic(make):
+  form, table = forms.get('chinchilla'), make('chinchilla', noise=0.01)
+  free = inference.fit(form, table, FEWER)
+  values = [free.fit.params['E'], 0.5]
+  at_optimum, far = sensitivity.hold(form, table, 'E', values, FEWER)
+  assert at_optimum.objective == pytest.approx(free.fit.objective, rel=1e-9)
+  assert at_optimum.aic == pytest.approx(free.fit.aic, abs=1e-6)
+  assert (far.value, far.params['E']) == (0.5, 0.5)
+  assert far.objective > at_optimum.objective and far.aic > at_optimum.aic
