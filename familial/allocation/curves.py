@@ -1,12 +1,13 @@
-"""Learning curves: what a candidate's loss is after so much compute.
+"""Learning curves: a candidate's loss after so much compute.
 
-A curve counts as the lowest loss seen so far. Between its points it is linear in
-(ln C, L); before its first point nothing is known, and after its last it stays.
+The loss at a compute is the lowest loss seen so far. Between its points a curve is
+linear in (ln C, L); before the first it is unknown, and after the last constant.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -27,11 +28,11 @@ class Curve:
   Attributes:
     name: of the candidate.
     flops: of training so far, increasing, [points].
-    loss: in nats at those, finite, [points].
-    columns: what a law needs besides, N, D and G as known, each [points].
+    loss: in nats, finite, [points].
+    columns: a law's other columns (N, D, G) as known, each [points].
     features: numbers that describe the candidate, by name.
-    diverged_at: FLOPs after which a loss was not finite, where it ended; None.
-    unseen: FLOPs that it was trained to without another point; 0 for none.
+    diverged_at: FLOPs at which a loss was not finite and training ended, or None.
+    unseen: FLOPs spent in all if there is no point there; 0 for none.
   """
 
   name: str
@@ -44,22 +45,22 @@ class Curve:
 
   @property
   def diverged(self) -> bool:
-    """Whether it cannot go on."""
+    """Whether training ended by divergence."""
     return self.diverged_at is not None
 
   @property
   def end(self) -> float:
-    """FLOPs that were spent on it."""
+    """FLOPs spent on it."""
     last = float(self.flops[-1]) if len(self.flops) else 0.0
     return max(self.unseen, self.diverged_at or 0.0, last)
 
   @property
   def best(self) -> float:
-    """Its lowest loss; inf where it has no point."""
+    """Its lowest loss; inf if it has no point."""
     return float(self.loss.min(initial=math.inf))
 
   def at(self, flops: Any) -> np.ndarray:
-    """Its loss after so many FLOPs, of any shape; inf before its first point."""
+    """Returns the loss at FLOPs of any shape; inf before the first point."""
     wanted = np.asarray(flops, np.float64)
     if not len(self.flops):
       return np.full(wanted.shape, np.inf)
@@ -67,14 +68,15 @@ class Curve:
     return np.where(wanted < self.flops[0], np.inf, loss)
 
   def at_log(self, log_flops: Any) -> np.ndarray:
-    """Its loss at ln FLOPs within its points; at its ends beyond them."""
+    """Returns the loss at ln FLOPs; that of the nearest end beyond the points."""
     lowest = np.minimum.accumulate(self.loss)
     return np.asarray(np.interp(log_flops, np.log(self.flops), lowest))
 
   def cut(self, flops: float) -> 'Curve':
-    """What is known of it after so many FLOPs; its last point is there, if any.
+    """Returns what is known after so many FLOPs, with a last point there.
 
-    Unlike `at`, a loss above an earlier one stays what it is.
+    Losses of points stay, unlike those of `at`, also above an earlier one. A cut
+    beyond the last point has no point there.
     """
     if flops >= self.end:
       return self
@@ -94,7 +96,7 @@ class Curve:
       flops=np.append(known.flops, flops),
       loss=np.append(known.loss, self.at(flops)),
       columns={
-        # In proportion to the compute: N stays, D grows with C.
+        # Linear in compute: N is constant, D is proportional to C.
         name: np.append(
           known.columns[name], np.interp(flops, self.flops, values)
         )
@@ -105,18 +107,21 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """The curves of a table, and what to know of it before it is believed."""
+  """The curves of a table.
+
+  Attributes:
+    curves: at least two.
+    source: path of the table, or what generated it.
+    sha256: of the file; '' for none.
+    flags: what was corrected or left out.
+    law: constants of the law that the curves obey, or None if it is unknown.
+  """
 
   curves: tuple[Curve, ...]
   source: str = ''
   sha256: str = ''
   flags: tuple[str, ...] = ()
-  law: Mapping[str, float] | None = None  # that they obey, where it is known
-
-  @property
-  def cost(self) -> float:
-    """FLOPs to train all of them to their ends."""
-    return sum(curve.end for curve in self.curves)
+  law: Mapping[str, float] | None = None
 
 
 def read(
@@ -125,26 +130,28 @@ def read(
   curve: Sequence[str] = (),
   loss: str = 'final',
 ) -> Curves:
-  """The curves of a CSV, JSONL or Parquet file, or of this project's runs.
+  """Reads the curves of a CSV, JSONL or Parquet file, or of this project's runs.
 
-  Rows out of order are sorted, of two at one compute the later one counts, and
+  Rows are sorted by compute, the last of several rows at one compute counts, and
   curves of fewer than two points are left out; each is a flag. An empty loss was
-  not measured; one that is not finite ends its curve, unless others follow.
+  not measured. A loss that is not finite ends its curve, unless finite ones follow.
 
   Args:
-    path: the file, or a folder with metrics.jsonl files anywhere below it.
-    columns: our name -> the file's, as `laws.read` takes them; flops, or params
-      and tokens, and loss are needed.
-    curve: the file's columns whose values tell curves apart; by default `run`.
-      Those that are numbers are the candidates' features.
+    path: file, or folder with metrics.jsonl files at any depth.
+    columns: our name -> the file's, as in `laws.read`; loss and flops, or loss,
+      params and tokens, are needed.
+    curve: the file's columns that identify a curve, by default `run`. Numeric
+      ones are features of the candidates.
     loss: of this project's runs: mean or final.
 
   Raises:
-    UserError: on a missing column, a compute that is no number above 0, or
+    UserError: for a missing column, a compute that is not a number above 0, or
       fewer than two curves.
   """
   path = pathlib.Path(path)
   records, sha256 = files.read(path)
+  ended: dict[str, float] = {}
+  keys: list[str] = []
   if not columns and tables.is_ours(records):
     if curve:
       raise errors.UserError(
@@ -158,39 +165,54 @@ def read(
     }
     rows = [r for r in records if r.get('status') != 'diverged']
     table = tables.from_rows(rows, loss, 'all', source=str(path), sha256=sha256)
-    names, labels = [str(run) for run in table.run], {}
+    names = [str(run) for run in table.run]
     finite = np.ones(table.rows, bool)
   else:
-    name = (columns or {}).get('loss', 'loss')
+    columns = columns or {}
+    name = columns.get('loss', 'loss')
     records = [r for r in records if r.get(name, 0) not in (None, '')]
     if not records:
       raise errors.UserError(f'{path}: no row has a loss')
     finite = np.array([_finite(record.get(name)) for record in records])
     table = tables.from_records(
-      _with_losses(records, finite, columns or {}),
-      columns or {},
+      # The table takes finite losses alone; those of other rows are not used.
+      [
+        record if known else {**record, name: 1.0}
+        for record, known in zip(records, finite, strict=True)
+      ],
+      columns,
       str(path),
       sha256,
     )
-    keys = [_known(name, record, path) for record in records for name in curve]
-    keys = list(dict.fromkeys(keys))
-    if not keys and 'run' not in table.mapping:
+    keys = list(dict.fromkeys(curve)) or [table.mapping.get('run', '')]
+    if keys == ['']:
       raise errors.UserError(
         f'--curve: {path} has no column run; name those that tell its curves'
         f' apart; it has {", ".join(records[0])}'
       )
-    keys = keys or [table.mapping['run']]
+    for key, record in itertools.product(keys, records):
+      if key not in record:
+        raise errors.UserError(
+          f'--curve: {path} has no column {key!r}{errors.nearest(key, record)};'
+          f' it has {", ".join(record)}'
+        )
     names = [
       ', '.join(f'{key} {record[key]}' for key in keys) for record in records
     ]
-    ended = {}
-    labels = {key: [record[key] for record in records] for key in keys}
   if table.cost is None:
     raise errors.UserError(
       f'{path} has no column flops, nor params and tokens, of which compute'
       ' follows: map them by --columns'
     )
-  return _curves(table, table.cost, finite, names, labels, ended)
+  labels = {key: _floats([record[key] for record in records]) for key in keys}
+  return _curves(
+    table,
+    table.cost,
+    finite,
+    names,
+    {key: values for key, values in labels.items() if values is not None},
+    ended,
+  )
 
 
 def of_run(
@@ -200,38 +222,86 @@ def of_run(
   features: Mapping[str, float],
   last: float = math.inf,
 ) -> Curve:
-  """The curve of one run of this project, whatever it holds so far.
+  """Returns the curve of one run of this project so far.
 
   Args:
     name: of the candidate.
-    rows: of its run; there may be none yet.
+    rows: of its run; may be empty.
     loss: mean or final.
     features: of the candidate.
-    last: step whose losses count as the last: what follows is spent, not seen.
+    last: step of the last loss that counts; later steps are spent, not seen.
   """
   spent = max((float(row['flops']) for row in rows), default=0.0)
-  ends = [row['flops'] for row in rows if row['status'] == 'diverged']
+  diverged = [row['flops'] for row in rows if row['status'] == 'diverged']
+  # The arm is a study's own; a run's curve does not depend on it.
   rows = [
-    row for row in rows if row['status'] != 'diverged' and row['step'] <= last
+    {**row, 'arm': None}
+    for row in rows
+    if row['status'] != 'diverged' and row['step'] <= last
   ]
-  diverged_at = float(ends[0]) if ends else None
-  if not rows:
-    nothing = np.zeros(0)
-    return Curve(name, nothing, nothing, {}, features, diverged_at, spent)
-  # A study's own arms are no concern of a curve.
-  rows = [{**row, 'arm': None} for row in rows]
-  columns = tables.from_rows(rows, loss, 'all').columns
-  taken = {key: columns[key] for key in _LAW if key in columns}
-  unseen = spent if spent > columns['C'][-1] else 0.0
+  columns = tables.from_rows(rows, loss, 'all').columns if rows else {}
+  nothing = np.zeros(0)
+  flops = columns.get('C', nothing)
   return Curve(
     name,
-    columns['C'],
-    columns['loss'],
-    taken,
+    flops,
+    columns.get('loss', nothing),
+    {key: columns[key] for key in _LAW if key in columns},
     features,
-    diverged_at,
-    unseen,
+    float(diverged[0]) if diverged else None,
+    spent if not len(flops) or spent > flops[-1] else 0.0,
   )
+
+
+def rows(
+  selections: Sequence[Sequence[Curve]], where: Sequence[str] = ()
+) -> tuple[tables.Table, np.ndarray]:
+  """Returns the points of selections of curves as one table.
+
+  Args:
+    selections: of curves as far as they are known; curves of one name are one
+      run.
+    where: conditions on the rows that count.
+
+  Returns:
+    Every point once, and weights [selections, rows], 1 if a selection has the
+    point.
+
+  Raises:
+    UserError: if no curve has a point, or no point meets the conditions.
+  """
+  numbers: dict[tuple[str, float], int] = {}
+  points: list[dict[str, float]] = []
+  members: list[list[int]] = []
+  for curves in selections:
+    members.append([])
+    for curve in curves:
+      for i, flops in enumerate(curve.flops):
+        key = curve.name, float(flops)
+        if key not in numbers:
+          numbers[key] = len(points)
+          columns = {name: part[i] for name, part in curve.columns.items()}
+          points.append({'loss': curve.loss[i], 'C': flops, **columns})
+        members[-1].append(numbers[key])
+  if not points:
+    raise errors.UserError('no curve has a loss; a law needs some')
+  table = tables.Table(
+    {name: np.array([p[name] for p in points], float) for name in points[0]},
+    np.array([name for name, _ in numbers]),
+  )
+  weights = np.zeros((len(selections), table.rows))
+  for number, chosen in enumerate(members):
+    weights[number, chosen] = 1.0
+  keep = meets(table, where)
+  return table.take(keep, where=list(where)), weights[:, keep]
+
+
+def meets(table: tables.Table, where: Sequence[str]) -> np.ndarray:
+  """Returns which rows of a table meet all conditions, bool [rows]."""
+  keep = np.ones(table.rows, bool)
+  for condition in where:
+    keep &= table.where(condition)
+  return keep
 
 
 def _curves(
@@ -239,97 +309,71 @@ def _curves(
   flops: np.ndarray,
   finite: np.ndarray,
   names: Sequence[str],
-  labels: Mapping[str, Sequence[Any]],
+  labels: Mapping[str, np.ndarray],
   ended: dict[str, float],
 ) -> Curves:
-  """Curves in the order in which the table first names them."""
-  found, unsorted, twice, short, gaps = [], 0, 0, 0, 0
-  numbers = {key: _floats(values) for key, values in labels.items()}
+  """Returns the curves in the order in which the table first names them."""
+  curves, unsorted, repeated, short, gaps = [], 0, 0, 0, 0
   rows_of: dict[str, list[int]] = {}
   for row, name in enumerate(names):
     rows_of.setdefault(name, []).append(row)
-  for name, rows in rows_of.items():
-    order = np.array(rows)[np.argsort(flops[rows], kind='stable')]
-    unsorted += bool((np.diff(flops[rows]) < 0).any())
+  for name, own in rows_of.items():
+    order = np.array(own)[np.argsort(flops[own], kind='stable')]
+    unsorted += bool((np.diff(flops[own]) < 0).any())
     last = np.append(np.diff(flops[order]) > 0, True)
-    twice += not last.all()
+    repeated += not last.all()
     order = order[last]
-    if not finite[order[-1]]:  # Of those at its end, the first.
+    if not finite[order[-1]]:  # It ends at the first of the last such rows.
       known = np.flatnonzero(finite[order])
-      first = order[known[-1] + 1 if len(known) else 0]
-      ended = {**ended, name: float(flops[first])}
-      order = order[: known[-1] + 1] if len(known) else order[:0]
+      count = known[-1] + 1 if len(known) else 0
+      ended = {**ended, name: float(flops[order[count]])}
+      order = order[:count]
     gaps += not finite[order].all()
     order = order[finite[order]]
     if len(order) < 2:
       short += 1
       continue
-    taken = {
-      name: table.columns[name][order] for name in _LAW if name in table.columns
+    columns = {
+      key: table.columns[key][order] for key in _LAW if key in table.columns
     }
-    features = {
-      key: float(values[order[0]])
-      for key, values in numbers.items()
-      if values is not None
-    }
-    if 'N' in taken:
-      features['params'] = float(taken['N'][-1])
-    if 'G' in taken:
-      features['exits'] = float(taken['G'][-1])
-    losses, at = table.columns['loss'][order], ended.get(name)
-    found.append(Curve(name, flops[order], losses, taken, features, at))
+    features = {key: float(values[order[0]]) for key, values in labels.items()}
+    for key, feature in (('N', 'params'), ('G', 'exits')):
+      if key in columns:
+        features[feature] = float(columns[key][-1])
+    loss = table.columns['loss'][order]
+    curves.append(
+      Curve(name, flops[order], loss, columns, features, ended.get(name))
+    )
   flags = [
     f'{count} of {len(rows_of)} curves {what}'
     for count, what in (
       (unsorted, 'were not in order of compute, and were sorted'),
-      (twice, 'had several rows at one compute; the last of them counts'),
+      (repeated, 'had several rows at one compute; the last of them counts'),
       (short, 'had fewer than two points, and were left out'),
       (gaps, 'had losses between others that are not finite, left out'),
       (len(ended), 'end where a loss was not finite'),
     )
     if count
   ]
-  if len(found) < 2:
+  if len(curves) < 2:
     raise errors.UserError(
-      f'{table.source} has {len(found)} curves of two points or more; at least'
+      f'{table.source} has {len(curves)} curves of two points or more; at least'
       ' two are needed (--curve names the columns that tell them apart)'
     )
-  return Curves(tuple(found), table.source, table.sha256, tuple(flags))
+  return Curves(tuple(curves), table.source, table.sha256, tuple(flags))
 
 
 def _finite(value: Any) -> bool:
-  """Whether a cell holds a loss; what is not a number is refused elsewhere."""
+  """Whether a cell holds a finite loss; text is left to the table to refuse."""
   try:
     return math.isfinite(float(value))
   except (TypeError, ValueError):
     return True
 
 
-def _with_losses(
-  records: Sequence[dict[str, Any]],
-  finite: np.ndarray,
-  columns: Mapping[str, str],
-) -> list[dict[str, Any]]:
-  """The records with some number for each loss that is none."""
-  name = columns.get('loss', 'loss')
-  return [
-    record if known else {**record, name: 1.0}
-    for record, known in zip(records, finite, strict=True)
-  ]
-
-
 def _floats(values: Sequence[Any]) -> np.ndarray | None:
-  """Values as numbers, or None where one is none."""
+  """Values as numbers, or None if one is not a number."""
   try:
     return np.array([float(value) for value in values])
   except (TypeError, ValueError):
     return None
-
-
-def _known(name: str, header: Mapping[str, Any], path: pathlib.Path) -> str:
-  if name not in header:
-    raise errors.UserError(
-      f'--curve: {path} has no column {name!r}{errors.nearest(name, header)}; it'
-      f' has {", ".join(header)}'
-    )
-  return name

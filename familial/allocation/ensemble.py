@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from familial.allocation import halving
 from familial.allocation import surrogate
 from familial.laws import levenberg_marquardt
 
@@ -70,7 +71,7 @@ def predictor(family: str) -> surrogate.Surrogate:
 
   def predict(
     observed: surrogate.Observed, keys: jax.Array
-  ) -> surrogate.Prediction:
+  ) -> halving.Prediction:
     count = len(observed.active_SxM)
     # As many parts as there are cores, of one size: one program for all.
     parts = min(levenberg_marquardt.threads(), count)
@@ -85,7 +86,7 @@ def predictor(family: str) -> surrogate.Surrogate:
     found = levenberg_marquardt.side_by_side(
       [functools.partial(part, number) for number in range(parts)]
     )
-    return surrogate.Prediction(
+    return halving.Prediction(
       *(np.concatenate(x)[:count] for x in zip(*found, strict=True))
     )
 

@@ -1,9 +1,10 @@
-"""From curves to a compute frontier, and how far apart two frontiers are.
+"""Compute frontiers of learning curves, lines through them, and their areas.
 
-Symbols as in the literature: C FLOPs, L loss in nats per token.
+C is compute in FLOPs, L the loss in nats per token.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from familial.laws import levenberg_marquardt
 from familial.laws import table as tables
 
 POINTS = 100  # of a frontier
-WIDTH = 30.0
+WIDTH = 30.0  # factor of compute over which a line is fitted
 MATCHES = ('interpolated', 'nearest')
 
 
@@ -33,9 +34,9 @@ class Line(NamedTuple):
 
 
 def span(curves: Sequence[curves_lib.Curve]) -> tuple[float, float]:
-  """The compute over which a line is fitted: the last factor of WIDTH trained.
+  """Returns the FLOPs over which a line is fitted: the last factor of WIDTH.
 
-  Further down all curves pass through the same transients.
+  At less compute the curves are all in the same transient.
   """
   high = max(curve.end for curve in curves)
   return high / WIDTH, high
@@ -46,13 +47,13 @@ def frontier(
   flops: np.ndarray,
   match: str = 'interpolated',
 ) -> np.ndarray:
-  """The best loss over curves at each C.
+  """Returns the best loss over curves at each C.
 
   Args:
     curves: at least one; a curve's lowest loss counts beyond its end too.
     flops: C, [points].
-    match: `interpolated` on the curves' running minima, or `nearest`: of each
-      curve the point nearest in log C counts (arXiv 2605.17234).
+    match: `interpolated` on the curves' running minima, or `nearest`, the point
+      of each curve nearest in log C (arXiv 2605.17234).
   """
   if match not in MATCHES:
     raise errors.UserError(
@@ -61,12 +62,12 @@ def frontier(
   if match == 'interpolated':
     return np.min([curve.at(flops) for curve in curves], axis=0)
   log_c = np.log(flops)[:, None]
-  found = [
+  nearest = [
     curve.loss[np.argmin(np.abs(log_c - np.log(curve.flops)), axis=1)]
     for curve in curves
     if len(curve.flops)
   ]
-  return np.min(found, axis=0)
+  return np.min(nearest, axis=0)
 
 
 def line(
@@ -75,13 +76,16 @@ def line(
   high: float,
   match: str = 'interpolated',
 ) -> Line:
-  """The straight line through the frontier in log-log, by least squares.
+  """Returns the least-squares line through the frontier in log-log.
 
   Args:
-    curves: as in frontier.
-    low: the C of its first point.
-    high: and of its last one of POINTS, evenly spaced in log C.
-    match: as in frontier.
+    curves: as in `frontier`.
+    low: C of the first of POINTS points, evenly spaced in log C.
+    high: C of the last point.
+    match: as in `frontier`.
+
+  Returns:
+    The line, NaN for fewer than two points.
   """
   flops = np.geomspace(low, high, POINTS)
   loss = frontier(curves, flops, match)
@@ -92,21 +96,41 @@ def line(
   return Line(float(slope), float(level))
 
 
-def described(curves: Sequence[curves_lib.Curve]) -> list[dict[str, Any]]:
-  """A frontier as a line, and as a power law with an irreducible term.
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """A frontier as a line and as a power law with an irreducible term.
 
-  Args:
-    curves: as in frontier; their span is described.
-
-  Returns:
-    A record for each of MATCHES: `slope` and `level` of the line and `residual`,
-    the root mean square of what it leaves of ln L, and for L = E + A / C^alpha
-    `E`, `A`, `alpha` and `residual_E`.
+  Attributes:
+    match: one of MATCHES.
+    low: FLOPs from which the frontier is described,
+    high: to which it is.
+    slope: of the line ln L = slope ln C + level.
+    level: of the line.
+    residual: root mean square of what the line leaves of ln L.
+    E: of L = E + A / C^alpha.
+    A: likewise.
+    alpha: likewise.
+    residual_E: root mean square of what that law leaves of ln L.
   """
+
+  match: str
+  low: float
+  high: float
+  slope: float
+  level: float
+  residual: float
+  E: float
+  A: float
+  alpha: float
+  residual_E: float
+
+
+def describe(curves: Sequence[curves_lib.Curve]) -> tuple[Description, ...]:
+  """Returns the frontier's description over the curves' span by each match."""
   low, high = span(curves)
   flops = np.geomspace(low, high, POINTS)
   form = forms.get('power_of_compute')
-  found: list[dict[str, Any]] = []
+  descriptions = []
   for match in MATCHES:
     loss = frontier(curves, flops, match)
     straight = line(curves, low, high, match)
@@ -116,19 +140,19 @@ def described(curves: Sequence[curves_lib.Curve]) -> list[dict[str, Any]]:
     theta, _ = estimation.fit_groups(form, table, np.ones((1, known.sum())))
     [bent] = levenberg_marquardt.evaluate(form, columns, theta)[0]
     constants = form.values(theta[0])
-    found.append(
-      {
-        'match': match,
-        'low': low,
-        'high': high,
-        'slope': straight.slope,
-        'level': straight.level,
-        'residual': _rms(np.log(straight(flops[known]) / loss[known])),
+    descriptions.append(
+      Description(
+        match=match,
+        low=low,
+        high=high,
+        slope=straight.slope,
+        level=straight.level,
+        residual=_rms(np.log(straight(flops[known]) / loss[known])),
         **{name: float(constants[name]) for name in form.names},
-        'residual_E': _rms(bent - np.log(loss[known])),
-      }
+        residual_E=_rms(bent - np.log(loss[known])),
+      )
     )
-  return found
+  return tuple(descriptions)
 
 
 def _rms(residual: np.ndarray) -> float:
@@ -136,10 +160,9 @@ def _rms(residual: np.ndarray) -> float:
 
 
 def area(a: Line, b: Line, low: float, high: float) -> float:
-  """AbC: the area between two lines in ln L over ln C, from low to high.
+  """Returns the area between two lines in ln L over ln C (AbC).
 
-  0 where they are one; two that differ by 1 % in loss everywhere have 0.01 for
-  each factor e of compute.
+  Two lines that differ by 1 % in loss have 0.01 per factor e of compute.
   """
   x, y = np.log(low), np.log(high)
   at_low = (a.slope - b.slope) * x + a.level - b.level

@@ -1,153 +1,70 @@
-"""Successive Halving: rounds in which survivors train on and the worse leave.
+"""Successive Halving: the best candidates of each round train on.
 
 Jamieson and Talwalkar (2016), with surrogates as in arXiv 2605.17234: in round r
 each of the |M_r| survivors gets C_r = B / (|M_r| R) more FLOPs, R the number of
-rounds; then the |M_r| // eta of lowest score stay.
+rounds; the |M_r| // eta of lowest score survive.
+
+Dimensions: S allocations in lockstep, M survivors of each.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import fractions
 import math
-from typing import Any
 from typing import NamedTuple
-from typing import Protocol
 
 import numpy as np
 
 from familial.allocation import curves as curves_lib
-from familial.allocation import ledger as ledger_lib
-from familial.allocation import surrogate
+from familial.allocation import rounds
 from familial.core import errors
 
 
-class Source(Protocol):
-  """Candidates that can be trained, or whose training is replayed."""
-
-  names: Sequence[str]  # of the candidates
-  features: Sequence[Mapping[str, float]]  # of each
-
-  def limit(self, candidate: int) -> float:
-    """Returns the FLOPs after which a candidate takes no more."""
-
-  def step(self, candidate: int) -> float:
-    """Returns the least FLOPs by which a candidate goes on; 0 for any."""
-
-  def point(self, candidate: int, flops: float) -> Mapping[str, float]:
-    """Returns what a law needs of a candidate after so many FLOPs: N, D, G."""
-
-  def advance(
-    self, targets: Mapping[int, float]
-  ) -> Mapping[int, curves_lib.Curve]:
-    """Trains candidates on, each to at most so many FLOPs in all.
-
-    Returns:
-      What is then known of each; its `end` is what it has spent.
-    """
-
-
 class Survey(NamedTuple):
-  """What survivors are ranked by: S allocations in one round, M survivors each.
+  """What survivors are ranked by after a round.
 
   Attributes:
     sources: of each allocation.
-    alive_SxM: numbers of the survivors among its candidates.
-    curves: what is known of each, [S][M].
-    target_SxM: FLOPs that the round allowed each in all; one that has less has
-      ended.
-    end_SxM: FLOPs that each takes in all if it survives to the end.
-    round: from 0.
+    alive_SxM: numbers of the survivors.
+    curves: of each survivor so far, [S][M].
+    end_SxM: FLOPs spent on each if it survives to the last round.
+    round: number of the round, from 0.
   """
 
-  sources: Sequence[Source]
+  sources: Sequence[rounds.Source]
   alive_SxM: np.ndarray
   curves: Sequence[Sequence[curves_lib.Curve]]
-  target_SxM: np.ndarray
   end_SxM: np.ndarray
   round: int
 
   @property
   def seen_SxM(self) -> np.ndarray:
-    """The lowest loss so far; inf where none was seen."""
+    """The lowest loss so far; inf before the first."""
     return np.array([[curve.best for curve in row] for row in self.curves])
 
 
+class Prediction(NamedTuple):
+  """Loss in nats and its predictive interval, each [S, M]; NaN for none."""
+
+  mean: np.ndarray
+  lo: np.ndarray
+  hi: np.ndarray
+
+
 class Ranking(NamedTuple):
-  """Scores [S, M], of which the lowest survive, and what they rest on."""
+  """Scores [S, M], the lowest of which survive, and their predictions."""
 
   score_SxM: np.ndarray
-  prediction: surrogate.Prediction | None = None
+  prediction: Prediction | None = None
 
 
-Rank = Callable[[Survey], Ranking]
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-  """One round of one allocation; lists go by survivor, in their order.
-
-  Attributes:
-    alive: numbers of the survivors it began with.
-    share: FLOPs that each was offered; of policy `law` all together.
-    spent: FLOPs of each in all, after the round.
-    seen: lowest loss of each so far; None where none was seen.
-    score: what they were ranked by; None where nothing is known, or after a
-      last round, which ranks no more.
-    end: FLOPs that each takes in all if it survives to the last round.
-    predicted: mean, lo and hi of the loss there, where a surrogate was asked;
-      None for those of which it sees too little, or which have ended.
-    kept: numbers of those that survive it.
-  """
-
-  alive: tuple[int, ...]
-  share: float
-  spent: tuple[float, ...]
-  seen: tuple[float | None, ...]
-  score: tuple[float | None, ...]
-  end: tuple[float, ...]
-  predicted: tuple[tuple[float, float, float] | None, ...] | None
-  kept: tuple[int, ...]
-
-
-def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[Round]:
-  """Rounds from what JSON makes of them."""
-  fields = [field.name for field in dataclasses.fields(Round)]
-  return [Round(**{key: _tuples(row[key]) for key in fields}) for row in rows]
-
-
-@dataclasses.dataclass(frozen=True)
-class Allocation:
-  """How a budget was spent, and what is known of every candidate after it.
-
-  Attributes:
-    budget: FLOPs allowed.
-    spent: FLOPs of each candidate.
-    rounds: in order.
-    curves: of each candidate, as far as it was trained.
-  """
-
-  budget: float
-  spent: tuple[float, ...]
-  rounds: tuple[Round, ...]
-  curves: tuple[curves_lib.Curve, ...]
-
-  @property
-  def total(self) -> float:
-    """FLOPs spent in all."""
-    return math.fsum(self.spent)
-
-  @property
-  def best(self) -> float:
-    """The lowest loss that was seen."""
-    return min(curve.best for curve in self.curves)
+Rank = Callable[[Survey, int], Ranking]  # of a survey and a seed
 
 
 def survivors(candidates: int, eta: int) -> tuple[int, ...]:
-  """How many train in each round: max(1, ceil(log_eta candidates)) of them.
+  """Returns how many train in each of max(1, ceil(log_eta candidates)) rounds.
 
-  In whole numbers: floating logarithms give 4 rounds for 125 and 5.
+  By integers: the floating logarithm gives 4 rounds for 125 and 5.
   """
   counts = [candidates]
   power = eta
@@ -157,97 +74,8 @@ def survivors(candidates: int, eta: int) -> tuple[int, ...]:
   return tuple(counts)
 
 
-def run(
-  sources: Sequence[Source],
-  budget: float,
-  eta: int,
-  rank: Rank,
-  decided: Sequence[Round] = (),
-  on_round: Callable[[list[Round]], Any] = lambda rounds: None,
-) -> list[Allocation]:
-  """Allocates a budget among each source's candidates, in lockstep.
-
-  Survivors of one score stay in the order of the candidates. One that diverged
-  has the worst score, whatever it was before.
-
-  Args:
-    sources: S of them, with equally many candidates; they do not know of one
-      another.
-    budget: FLOPs of each allocation.
-    eta: of the survivors of a round one in so many stays.
-    rank: by what.
-    decided: first rounds of an allocation that was interrupted (S = 1), whose
-      decisions stand.
-    on_round: called after each round that was not decided before, with that of
-      every allocation.
-
-  Raises:
-    UserError: if candidates, eta or the budget are too small for a round.
-  """
-  count = len(sources[0].names)
-  check(count, budget, eta)
-  counts = survivors(count, eta)
-  shares = [
-    fractions.Fraction(budget) / (alive * len(counts)) for alive in counts
-  ]
-  ledgers = [ledger_lib.Ledger(budget, count) for _ in sources]
-  alive_SxM = np.tile(np.arange(count), (len(sources), 1))
-  known: list[dict[int, curves_lib.Curve]] = [{} for _ in sources]
-  rounds: list[list[Round]] = [[] for _ in sources]
-  for number, share in enumerate(shares):
-    target_SxM = np.zeros(alive_SxM.shape)
-    for s, source in enumerate(sources):
-      targets = {int(i): ledgers[s].target(int(i), share) for i in alive_SxM[s]}
-      target_SxM[s] = list(targets.values())
-      reached = source.advance(
-        {i: min(flops, source.limit(i)) for i, flops in targets.items()}
-      )
-      ledgers[s].charge({i: curve.end for i, curve in reached.items()})
-      known[s].update(reached)
-    later = float(sum(shares[number + 1 :]))
-    survey = Survey(
-      sources=sources,
-      alive_SxM=alive_SxM,
-      curves=[
-        [known[s][int(i)] for i in row] for s, row in enumerate(alive_SxM)
-      ],
-      target_SxM=target_SxM,
-      end_SxM=np.array(
-        [
-          [
-            min(target + later, source.limit(int(i)))
-            for i, target in zip(alive, targets, strict=True)
-          ]
-          for source, alive, targets in zip(
-            sources, alive_SxM, target_SxM, strict=True
-          )
-        ]
-      ),
-      round=number,
-    )
-    last = number == len(shares) - 1
-    ranking, kept_SxK = _decide(
-      survey, rank, None if last else counts[number + 1], decided
-    )
-    for s, ledger in enumerate(ledgers):
-      made = _round(survey, ranking, s, float(share), ledger, kept_SxK[s])
-      rounds[s].append(decided[number] if number < len(decided) else made)
-    if number >= len(decided):
-      on_round([each[-1] for each in rounds])
-    alive_SxM = kept_SxK
-  return [
-    Allocation(
-      budget=budget,
-      spent=tuple(map(float, ledger.spent)),
-      rounds=tuple(each),
-      curves=tuple(curves[i] for i in range(count)),
-    )
-    for ledger, each, curves in zip(ledgers, rounds, known, strict=True)
-  ]
-
-
 def check(candidates: int, budget: float, eta: int) -> None:
-  """Refuses what cannot be allocated."""
+  """Refuses an allocation that has no round."""
   if candidates < 2:
     raise errors.UserError(f'candidates: {candidates}; at least 2 are needed')
   if eta < 2:
@@ -258,57 +86,92 @@ def check(candidates: int, budget: float, eta: int) -> None:
     )
 
 
-def _decide(
-  survey: Survey, rank: Rank, count: int | None, decided: Sequence[Round]
-) -> tuple[Ranking | None, np.ndarray]:
-  """The ranking and the survivors [S, count]; the last round ranks no more."""
-  if survey.round < len(decided):
-    return None, np.array([decided[survey.round].kept])
-  if count is None:
-    return None, survey.alive_SxM
-  ranking = rank(survey)
+def run(
+  sources: Sequence[rounds.Source],
+  budgets: Sequence[float],
+  settings: rounds.Settings,
+  rank: Rank,
+) -> list[rounds.Allocation]:
+  """Allocates each source's budget among its candidates.
+
+  Equal scores rank in the order of the candidates; one that diverged has the
+  worst score.
+
+  Args:
+    sources: S of them, with equally many candidates; independent.
+    budgets: FLOPs of each.
+    settings: of the allocations.
+    rank: scores the survivors of a round.
+
+  Raises:
+    UserError: if candidates, eta or a budget are too small for a round.
+  """
+  candidates = len(sources[0].names)
+  for budget in budgets:
+    check(candidates, budget, settings.eta)
+  counts = survivors(candidates, settings.eta)
+  ledgers = list(map(rounds.Ledger, sources, budgets))
+  alive_SxM = np.tile(np.arange(candidates), (len(sources), 1))
+  for number in range(len(counts)):
+    end_SxM = np.zeros(alive_SxM.shape)
+    shares = []
+    for s, (ledger, alive) in enumerate(
+      zip(ledgers, alive_SxM.tolist(), strict=True)
+    ):
+      share, *later = (
+        fractions.Fraction(ledger.budget) / (n * len(counts))
+        for n in counts[number:]
+      )
+      limits = {i: ledger.source.limit(i) for i in alive}
+      targets = {i: ledger.target(i, share) for i in alive}
+      ledger.advance({i: min(targets[i], limits[i]) for i in alive})
+      more = float(sum(later))
+      end_SxM[s] = [min(targets[i] + more, limits[i]) for i in alive]
+      shares.append(float(share))
+    known = [
+      [ledger.known[i] for i in alive]
+      for ledger, alive in zip(ledgers, alive_SxM.tolist(), strict=True)
+    ]
+    survey = Survey(sources, alive_SxM, known, end_SxM, number)
+    if number < len(settings.decided):
+      closed = settings.decided[number]
+      ledgers[0].rounds.append(closed)
+      alive_SxM = np.array([closed.kept])
+      continue
+    ranking, kept_SxK = None, alive_SxM
+    if number + 1 < len(counts):
+      ranking = _ranking(survey, rank, settings.seed)
+      best = ranking.score_SxM.argsort(axis=1, kind='stable')
+      best = np.sort(best[:, : counts[number + 1]], axis=1)
+      kept_SxK = np.take_along_axis(alive_SxM, best, axis=1)
+    for s, ledger in enumerate(ledgers):
+      ledger.close_round(
+        alive_SxM[s].tolist(),
+        shares[s],
+        end_SxM[s],
+        kept_SxK[s].tolist(),
+        *_of_allocation(ranking, s),
+      )
+    settings.on_round([ledger.rounds[-1] for ledger in ledgers])
+    alive_SxM = kept_SxK
+  return [ledger.allocation() for ledger in ledgers]
+
+
+def _ranking(survey: Survey, rank: Rank, seed: int) -> Ranking:
+  """The ranking with the worst score for what diverged or has none."""
+  ranking = rank(survey, seed)
   diverged = [[curve.diverged for curve in row] for row in survey.curves]
-  score = np.where(diverged, np.inf, ranking.score_SxM)
-  score = np.where(np.isnan(score), np.inf, score)
-  order = np.argsort(score, axis=1, kind='stable')[:, :count]
-  kept = np.take_along_axis(survey.alive_SxM, np.sort(order, axis=1), axis=1)
-  return ranking._replace(score_SxM=score), kept
+  worst = np.isnan(ranking.score_SxM) | diverged
+  return ranking._replace(score_SxM=np.where(worst, np.inf, ranking.score_SxM))
 
 
-def _round(
-  survey: Survey,
-  ranking: Ranking | None,
-  s: int,
-  share: float,
-  ledger: ledger_lib.Ledger,
-  kept: np.ndarray,
-) -> Round:
-  """What is to be remembered of a round of one allocation."""
-  alive = survey.alive_SxM[s]
-  predicted = None
-  if ranking is not None and ranking.prediction is not None:
-    columns = [part[s].tolist() for part in ranking.prediction]
-    predicted = tuple(
-      each if all(map(math.isfinite, each)) else None
-      for each in zip(*columns, strict=True)
-    )
-  score = [None] * len(alive) if ranking is None else ranking.score_SxM[s]
-  return Round(
-    alive=tuple(map(int, alive)),
-    share=share,
-    spent=tuple(float(ledger.spent[i]) for i in alive),
-    seen=tuple(map(_finite, survey.seen_SxM[s])),
-    score=tuple(map(_finite, score)),
-    end=tuple(map(float, survey.end_SxM[s])),
-    predicted=predicted,
-    kept=tuple(map(int, kept)),
-  )
-
-
-def _finite(value: float | None) -> float | None:
-  known = value is not None and math.isfinite(value)
-  return float(value) if known else None  # type: ignore[arg-type]
-
-
-def _tuples(value: Any) -> Any:
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _of_allocation(
+  ranking: Ranking | None, s: int
+) -> tuple[list[float] | None, list[list[float]] | None]:
+  """Scores and predictions of one allocation."""
+  if ranking is None:
+    return None, None
+  score = ranking.score_SxM[s].tolist()
+  if ranking.prediction is None:
+    return score, None
+  return score, np.stack(ranking.prediction, axis=2)[s].tolist()

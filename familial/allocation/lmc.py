@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from familial.allocation import coregionalisation
+from familial.allocation import halving
 from familial.allocation import lbfgs
 from familial.allocation import surrogate
 from familial.laws import levenberg_marquardt
@@ -35,7 +36,7 @@ _WHITE = np.eye(3)[:, coregionalisation.WHITE, None]
 
 def predict(
   observed: surrogate.Observed, keys: jax.Array
-) -> surrogate.Prediction:
+) -> halving.Prediction:
   """The linear model of coregionalisation, fitted to each allocation by itself.
 
   The interval is of a loss that would be seen, white noise included. Losses are
@@ -58,7 +59,7 @@ def predict(
       curves.mean + curves.sd * where
       for where in (middle, middle - half, middle + half)
     )
-  return surrogate.Prediction(mean, lo, hi)
+  return halving.Prediction(mean, lo, hi)
 
 
 class Fit(NamedTuple):

@@ -1,5 +1,7 @@
 """`familial allocate`."""
 
+import pathlib
+
 from absl import flags
 
 from familial.cli import command
@@ -127,14 +129,22 @@ def _allocate(values: flags.FlagValues) -> str:
     from familial.studies import allocation
 
     return allocation.run(templates.allocation(values.config), values.out)
-  from familial.allocation import study
+  from familial.allocation import comparison
 
   config = (
     _replay(values)
     if values.config is None
     else allocation_config.read(values.config)
   )
-  return study.run(config, values.out, draw=values.draw)
+  out = pathlib.Path(values.out)
+  result, cells = comparison.run(config, out)
+  path = out / comparison.RESULT
+  if values.draw:
+    from familial.report import replay_page
+
+    examples = [(cell.grid, cell.allocations) for cell in cells]
+    path = replay_page.write(result.record(), examples, out)
+  return f'{result.summary_line} -> {path}'
 
 
 def _replay(values: flags.FlagValues):  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ import numpy as np
 
 from familial.allocation import curves as curves_lib
 from familial.allocation import frontier
-from familial.allocation import halving
+from familial.allocation import rounds as rounds_lib
 from familial.allocation import surrogate
 from familial.core import text
 from familial.plots import law_parts as parts
@@ -51,10 +51,10 @@ class Course(NamedTuple):
   title: str
   whole: Sequence[curves_lib.Curve]
   known: Sequence[curves_lib.Curve]
-  rounds: Sequence[halving.Round]
+  rounds: Sequence[rounds_lib.Round]
 
 
-def pruned(rounds: Sequence[halving.Round]) -> dict[int, int]:
+def pruned(rounds: Sequence[rounds_lib.Round]) -> dict[int, int]:
   """The round, from 1, after which candidates left; others are not in it."""
   found: dict[int, int] = {}
   for number, made in enumerate(rounds, 1):
@@ -64,7 +64,7 @@ def pruned(rounds: Sequence[halving.Round]) -> dict[int, int]:
 
 
 def predictions(
-  rounds: Sequence[halving.Round],
+  rounds: Sequence[rounds_lib.Round],
 ) -> dict[int, tuple[float, float, float, float, float]]:
   """The last prediction of each candidate that has one.
 

@@ -12,7 +12,7 @@ from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-from familial.allocation import compared
+from familial.allocation import comparison
 from familial.allocation import surrogate
 from familial.core import text
 from familial.plots import allocation
@@ -29,8 +29,8 @@ _LEAST = 0.3  # % either way that an axis of gains shows
 def gains(cells: Cells) -> Figure:
   """Gain over sh of every policy, a panel a cell, with the oracle's as bound."""
   figure, axes = _of_cells(cells, 'Loss gained over Successive Halving, %')
-  names = [n for n in _names(cells) if n != compared.BASE]
-  names = [n for n in names if n != compared.BOUND] + [compared.BOUND]
+  names = [n for n in _names(cells) if n != comparison.BASE]
+  names = [n for n in names if n != comparison.BOUND] + [comparison.BOUND]
   for ax, cell in zip(axes, cells, strict=True):
     rows = {n: cell['policies'][n]['gain'] for n in names}
     known = [r['value'] for r in rows.values() if r['value'] is not None]
@@ -44,7 +44,7 @@ def gains(cells: Cells) -> Figure:
     lows = [allocation.PERCENT * low for low in lows if low is not None]
     left = min([-_LEAST, *lows])
     ax.set_xlim(max(1.15 * left, -2 * right), right)
-    bound = rows[compared.BOUND]['value']
+    bound = rows[comparison.BOUND]['value']
     if bound is not None:
       ax.axvspan(0, allocation.PERCENT * bound, color='#eeeeee', lw=0, zorder=0)
     ax.axvline(0, color='black', lw=0.9)
@@ -59,7 +59,7 @@ def gains(cells: Cells) -> Figure:
   return parts.finish(
     figure,
     axes,
-    f'Bars: intervals of {allocation.PERCENT * compared.LEVEL:g} % of the mean over draws.'
+    f'Bars: intervals of {allocation.PERCENT * comparison.LEVEL:g} % of the mean over draws.'
     " Grey: from 0 to the oracle's gain, which no policy of the same rounds can"
     ' pass by best loss. An arrow: beyond the panel, at the value beside it',
   )
@@ -153,7 +153,7 @@ def law_errors(cells: Cells, beyond: float) -> Figure:
     figure,
     axes,
     'Against the whole grid, or the law that curves obey; medians over draws with'
-    f' intervals of {allocation.PERCENT * compared.LEVEL:g} %. What is not spent is saved.'
+    f' intervals of {allocation.PERCENT * comparison.LEVEL:g} %. What is not spent is saved.'
     ' Errors of 0 are left out',
   )
 

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from familial.allocation import curves as curves_lib
-from familial.allocation import halving
+from familial.allocation import rounds as rounds_lib
 from familial.core import run_folder
 from familial.core import storage
 from familial.core import text as text_lib
@@ -33,7 +33,7 @@ class Live:
 
   results: results_lib.Results
   config: Row
-  rounds: Sequence[halving.Round]
+  rounds: Sequence[rounds_lib.Round]
   curves: Sequence[curves_lib.Curve]
 
   @property
@@ -129,7 +129,7 @@ def read(results: results_lib.Results, workdir: pathlib.Path) -> Live:
   return Live(
     results,
     config,
-    halving.from_rows(storage.read_rows(rounds)) if rounds.exists() else [],
+    rounds_lib.from_rows(storage.read_rows(rounds)) if rounds.exists() else [],
     [
       curves_lib.of_run(
         cell['cell'],

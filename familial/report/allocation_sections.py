@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from familial.allocation import compared
+from familial.allocation import comparison
 from familial.core import text
 from familial.plots import allocation
 from familial.report import allocation_results
@@ -272,7 +272,7 @@ def replays(live: Live) -> Part:
     [
       'policy',
       'loss',
-      f'gain over {compared.BASE}',
+      f'gain over {comparison.BASE}',
       'spent, FLOPs',
       'regret',
       'law off by',

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from familial.allocation import compared
+from familial.allocation import comparison
 from familial.allocation import frontier
 from familial.allocation import policies
 from familial.allocation import surrogate
@@ -101,7 +101,7 @@ REPLAYED = {
     'The prediction that nothing changes: the lowest loss seen.'
   ),
   'Interval': (
-    f'Percentiles ({100 * compared.LEVEL:g} %) over resampled draws. Draws share'
+    f'Percentiles ({100 * comparison.LEVEL:g} %) over resampled draws. Draws share'
     ' curves: it says how sure the mean over draws is, not how other curves'
     ' would do.'
   ),
@@ -112,7 +112,7 @@ def definitions(more: Mapping[str, str]) -> html.Section:
   """What every quantity means, and every policy."""
   named = {
     f'Policy {name}': POLICIES[name]
-    for name in policies.NAMES
+    for name in policies.POLICIES
     if name in POLICIES
   }
   return html.Section(

@@ -7,9 +7,9 @@ import html as html_lib
 import pathlib
 from typing import Any
 
-from familial.allocation import compared
+from familial.allocation import comparison
 from familial.allocation import curves as curves_lib
-from familial.allocation import halving
+from familial.allocation import rounds as rounds_lib
 from familial.allocation import surrogate
 from familial.core import storage
 from familial.core import text as text_lib
@@ -19,7 +19,7 @@ from familial.report import replay_sections
 
 Cell = Mapping[str, Any]
 # Of each cell the first draw: its curves, and what every policy made of them.
-Example = tuple[Sequence[curves_lib.Curve], Mapping[str, halving.Allocation]]
+Example = tuple[Sequence[curves_lib.Curve], Mapping[str, rounds_lib.Allocation]]
 _SUBTITLE = (
   'Learning curves that are known are trained again as if they were not: each'
   ' policy spends one budget on a random choice of them, and is held against'
@@ -103,7 +103,7 @@ def _headline(cells: Sequence[Cell]) -> str:
   bounds = [
     value
     for c in cells
-    if (value := c['policies'][compared.BOUND]['gain']['value']) is not None
+    if (value := c['policies'][comparison.BOUND]['gain']['value']) is not None
   ]
   text = (
     f'Against Successive Halving, in {text_lib.count(len(cells), "comparison")}:'
@@ -125,13 +125,16 @@ def _of_cell(cells: Sequence[Cell], cell: Cell) -> str:
   rows = {n: cell['policies'][n] for n in replay_sections.contenders([cell])}
   rows = {n: r for n, r in rows.items() if r['gain']['value'] is not None}
   where = replay_sections.name_of(cells, cell)
-  saving = cell['policies'][compared.BASE]['saving']['value']
+  saving = cell['policies'][comparison.BASE]['saving']['value']
   text = f'{where} ({_saved(saving)})'
   if not rows:
     return f'{text}: no policy but sh and the oracle has a result.'
   best = max(rows, key=lambda n: rows[n]['gain']['value'])
   text += f': best is {best}, {allocation_words.gain(rows[best]["gain"])}'
-  share, bound = rows[best]['share_of_bound'], cell['policies'][compared.BOUND]
+  share, bound = (
+    rows[best]['share_of_bound'],
+    cell['policies'][comparison.BOUND],
+  )
   if (bound['gain']['lo'] or 0) > 0 and share['value'] is not None:
     text += (
       f", {text_lib.number(100 * share['value'], 2)} % of the oracle's"
@@ -145,7 +148,7 @@ def _of_cell(cells: Sequence[Cell], cell: Cell) -> str:
   laws = {
     name: row['law_error']
     for name, row in cell['policies'].items()
-    if name != compared.BOUND and row['law_fits'] >= _FITTED * cell['draws']
+    if name != comparison.BOUND and row['law_fits'] >= _FITTED * cell['draws']
   }
   if laws:
     least = min(laws, key=lambda n: laws[n]['value'])
@@ -201,7 +204,7 @@ def _doubts(result: Mapping[str, Any]) -> Iterator[str]:
   rich = [
     replay_sections.name_of(cells, cell)
     for cell in cells
-    if (cell['policies'][compared.BASE]['saving']['value'] or 0) < 0
+    if (cell['policies'][comparison.BASE]['saving']['value'] or 0) < 0
   ]
   if rich:
     yield (

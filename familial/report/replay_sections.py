@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from familial.allocation import compared
+from familial.allocation import comparison
 from familial.allocation import curves as curves_lib
-from familial.allocation import halving
+from familial.allocation import rounds as rounds_lib
 from familial.core import text as text_lib
 from familial.plots import allocation
 from familial.plots import replay
@@ -20,7 +20,7 @@ Cells = Sequence[Cell]
 def contenders(cells: Cells) -> list[str]:
   """Policies beside what they are compared with and the bound."""
   names = dict.fromkeys(name for cell in cells for name in cell['policies'])
-  return [n for n in names if n not in (compared.BASE, compared.BOUND)]
+  return [n for n in names if n not in (comparison.BASE, comparison.BOUND)]
 
 
 def name_of(cells: Cells, cell: Cell) -> str:
@@ -93,7 +93,7 @@ def law(result: Mapping[str, Any], gallery: html.Gallery) -> html.Section | str:
       ' the left.',
     )
   for cell in cells:
-    saving = cell['policies'][compared.BASE]['saving']
+    saving = cell['policies'][comparison.BASE]['saving']
     body += html.table(
       [
         'policy',
@@ -213,7 +213,7 @@ def calibration(
 def draws(
   result: Mapping[str, Any],
   examples: Sequence[
-    tuple[Sequence[curves_lib.Curve], Mapping[str, halving.Allocation]]
+    tuple[Sequence[curves_lib.Curve], Mapping[str, rounds_lib.Allocation]]
   ],
   gallery: html.Gallery,
 ) -> html.Section:
@@ -223,7 +223,7 @@ def draws(
   for number, (cell, (grid, allocations)) in enumerate(
     zip(cells, examples, strict=True)
   ):
-    names = [compared.BASE, *_best_surrogate(cell)]
+    names = [comparison.BASE, *_best_surrogate(cell)]
     made = {name: allocations[name] for name in names}
     part = gallery.show(
       f'draw_{number}',

@@ -15,9 +15,9 @@ import pathlib
 from typing import Any
 
 from familial.allocation import curves as curves_lib
-from familial.allocation import halving
 from familial.allocation import optimal_design
 from familial.allocation import policies
+from familial.allocation import rounds as rounds_lib
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
@@ -78,9 +78,8 @@ def _candidate(
     batch_tokens = study.train['batch_size'] * study.data.seq_len
     step = batch_tokens * flops_lib.train(model, study.data.seq_len)
     steps = math.floor(study.horizon / step)
-    first = len(halving.survivors(_count(study), _eta(study))) * _count(study)
-    if study.policy == policies.LAW:
-      first = 1  # It trains whom it wants.
+    # A policy without a bracket may give one candidate everything.
+    first = len(_survivors(study)) * _count(study) or 1
     if steps < 1 or study.budget / first < step:
       raise errors.UserError(
         f'budget: {study.budget:g} FLOPs give it {study.budget / first:.3g} in'
@@ -124,9 +123,7 @@ def plan(
 ) -> dict[str, Any]:
   """Returns the plan of the whole grid, with what the allocation takes of it."""
   made = plan_lib.make('allocation', study, cells, corpus, speed, workers)
-  survivors = halving.survivors(len(cells), _eta(study))
-  if study.policy == policies.LAW:
-    survivors = ()  # Nobody is pruned.
+  survivors = _survivors(study)
   return {
     **made,
     'budget': study.budget,
@@ -160,8 +157,8 @@ def _lines(made: dict[str, Any]) -> Iterator[str]:
   )
 
 
-def _eta(study: AllocationConfig) -> int:
-  return policies.eta_of(study.policy, _count(study), study.eta)
+def _survivors(study: AllocationConfig) -> tuple[int, ...]:
+  return policies.get(study.policy).survivors(_count(study), study.eta)
 
 
 def execute(
@@ -181,7 +178,7 @@ def execute(
 
 def allocate(
   study: AllocationConfig, cells: Cells, workdir: pathlib.Path, **how: Any
-) -> halving.Allocation:
+) -> rounds_lib.Allocation:
   """Allocates the budget, as far as it is not yet; returns how."""
   # Whoever shares the folder waits, and finds the rounds decided.
   with storage.lock(workdir, wait=True):
@@ -190,27 +187,28 @@ def allocate(
 
 def _allocate(
   study: AllocationConfig, cells: Cells, workdir: pathlib.Path, **how: Any
-) -> halving.Allocation:
+) -> rounds_lib.Allocation:
   path = workdir / allocation_summary.ROUNDS
 
-  def note(rounds: list[halving.Round]) -> None:
+  def note(rounds: list[rounds_lib.Round]) -> None:
     rows = [*storage.read_rows(path), dataclasses.asdict(rounds[0])]
     lines = [json.dumps({'schema': storage.SCHEMA, **row}) for row in rows]
     # The whole file at once: a half-written round was never decided.
     storage.write_text(path, '\n'.join([*lines, '']))
     print(_said(cells, rounds[0]), flush=True)
 
-  [found] = policies.allocate(
-    study.policy,
+  [allocation] = policies.get(study.policy).allocate(
     [Live(study, cells, workdir, **how)],
-    study.budget,
-    study.eta,
-    study.law,
-    cells[0].train.seed,
-    allocation_summary.decided(workdir),
-    note,
+    [study.budget],
+    rounds_lib.Settings(
+      study.eta,
+      study.law,
+      cells[0].train.seed,
+      allocation_summary.decided(workdir),
+      note,
+    ),
   )
-  return found
+  return allocation
 
 
 class Live:
@@ -300,7 +298,7 @@ class Live:
     )
 
 
-def _said(cells: Cells, made: halving.Round) -> str:
+def _said(cells: Cells, made: rounds_lib.Round) -> str:
   """A round in a line."""
   seen = [loss for loss in made.seen if loss is not None]
   best = f'{min(seen):.4f}' if seen else 'none'

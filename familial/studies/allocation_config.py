@@ -6,7 +6,6 @@ from typing import Any
 
 from familial.allocation import config as allocation_config
 from familial.allocation import halving
-from familial.allocation import optimal_design
 from familial.allocation import policies
 from familial.core import errors
 from familial.data import config as data_config
@@ -69,15 +68,14 @@ class AllocationConfig:
     halving.check(
       len(self.shapes) * len(self.granularities), self.budget, self.eta
     )
-    policies.check(self.policy)
-    if self.policy == policies.ORACLE:
+    policy = policies.get(self.policy)
+    if not policy.live:
       raise errors.UserError(
         f'policy: {self.policy!r} knows the future, which replays alone have'
       )
     if self.law.form:
       forms.get(self.law.form)
-    if self.policy == policies.LAW:
-      optimal_design.check(self.law)
+    policy.check(self.law)
     schedule = self.train.get('schedule')
     if schedule not in SCHEDULES:
       raise errors.UserError(

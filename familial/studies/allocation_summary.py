@@ -7,12 +7,11 @@ import math
 import pathlib
 from typing import Any
 
-from familial.allocation import compared
 from familial.allocation import curves as curves_lib
-from familial.allocation import halving
 from familial.allocation import optimal_design
 from familial.allocation import policies
 from familial.allocation import replay
+from familial.allocation import rounds as rounds_lib
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
@@ -81,9 +80,9 @@ def write(
   return str(found['summary_line'])
 
 
-def decided(workdir: pathlib.Path) -> list[halving.Round]:
+def decided(workdir: pathlib.Path) -> list[rounds_lib.Round]:
   """Returns the rounds that were decided on in a study's folder."""
-  return halving.from_rows(storage.read_rows(workdir / ROUNDS))
+  return rounds_lib.from_rows(storage.read_rows(workdir / ROUNDS))
 
 
 def _curves(
@@ -101,7 +100,7 @@ def _curves(
     yield curves_lib.of_run(row['cell'], rows, study.loss, features, last)
 
 
-def _spent(rounds: Sequence[halving.Round], count: int) -> list[float]:
+def _spent(rounds: Sequence[rounds_lib.Round], count: int) -> list[float]:
   """Returns the FLOPs that the allocation spent on each candidate."""
   spent = [0.0] * count
   for made in rounds:
@@ -113,7 +112,7 @@ def _spent(rounds: Sequence[halving.Round], count: int) -> list[float]:
 def _candidates(
   curves: Sequence[curves_lib.Curve],
   spent: Sequence[float],
-  rounds: Sequence[halving.Round],
+  rounds: Sequence[rounds_lib.Round],
 ) -> Iterator[dict[str, Any]]:
   """Yields each candidate's end; `pruned` is the round after which it left."""
   for i, curve in enumerate(curves):
@@ -139,7 +138,7 @@ def _law(
   """Fits the law to curves and writes it, or says why there is none."""
   rows = 0
   try:
-    table, _ = compared.rows([curves], study.law.where)
+    table, _ = curves_lib.rows([curves], study.law.where)
     rows = table.rows
     found = inference.fit(
       study.law.form,
@@ -202,22 +201,18 @@ def _replays(
 
   Each in one allocation of all candidates: nothing here has an interval.
   """
-  names = [
-    name
-    for name in (compared.BASE, *policies.NAMES)
-    if name != policies.LAW or optimal_design.knows(study.law)
-  ]
   seed = study.train.get('seed', train_config.TrainConfig.seed)
+  settings = rounds_lib.Settings(study.eta, study.law, seed)
   allocations = {
-    name: policies.allocate(
-      name, [replay.Replay(whole)], study.budget, study.eta, study.law, seed
+    name: policies.get(name).allocate(
+      [replay.KnownCurves(whole)], [study.budget], settings
     )
-    for name in dict.fromkeys(names)
+    for name in dict.fromkeys((policies.BASE, *policies.POLICIES))
+    if name != policies.LAW or optimal_design.has_prior(study.law)
   }
-  found = compared.outcomes(allocations, [whole], study.budget, study.law)
+  outcomes = replay.outcomes(allocations, [whole], study.budget, study.law)
   return {
-    name: {key: float(values[0]) for key, values in mine._asdict().items()}
-    for name, mine in found.items()
+    name: dataclasses.asdict(outcome) for name, [outcome] in outcomes.items()
   }
 
 

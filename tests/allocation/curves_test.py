@@ -1,5 +1,7 @@
 """Learning curves: what is known of them when, and what tables may hold."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,7 +62,6 @@ def test_a_table_gives_its_curves_and_what_describes_them(tmp_path):
   assert second.loss.tolist() == [6, 4, 2]
   assert second.columns['D'].tolist() == [1, 2, 4]
   assert second.features == {'width': 16.0, 'params': 40.0}
-  assert found.cost == 6 * 4 * (10 + 40)
   assert found.flags == ()
   # Compute follows from N and D where no column has it.
   rows = [row.rsplit(',', 2) for row in GOOD]
@@ -138,3 +139,17 @@ def test_what_tells_curves_apart_must_be_said_and_there(tmp_path):
   path = write(tmp_path, ['a,1', 'a,2', 'b,1', 'b,2'], 'run,loss')
   with pytest.raises(errors.UserError, match='no column flops'):
     curves.read(path)
+
+
+def test_points_count_once_and_where_they_may():
+  curve = curves.Curve(
+    'a', np.array([6.0, 12.0]), np.array([3.0, 2.0]),
+    {'N': np.ones(2), 'D': np.array([1.0, 2.0])},
+  )  # fmt: skip
+  other = dataclasses.replace(curve, name='b')
+  table, weights = curves.rows([[curve, other], [curve.cut(9.0)]])
+  assert table.rows == 5  # 6 and 12 of each, and a's 9.
+  np.testing.assert_array_equal(weights.sum(axis=1), [4, 2])
+  assert table.columns['D'][weights[1] > 0].tolist() == [1.0, 1.5]
+  table, weights = curves.rows([[curve, other], [curve]], ('tokens>=2',))
+  assert table.rows == 2 and weights.tolist() == [[1, 1], [1, 0]]

@@ -46,12 +46,12 @@ def test_a_line_through_a_power_law_is_that_law(match):
 def test_an_irreducible_term_is_found_and_a_line_is_not_that():
   flops = np.geomspace(1e3, 3e5, 400)
   curve = curves.Curve('a', flops, 2.0 + 7.0 * flops**-0.3)
-  found, nearest = frontier.described([curve])
-  assert (found['match'], nearest['match']) == frontier.MATCHES
-  assert found['E'] == pytest.approx(2.0, rel=1e-3)
-  assert found['A'] == pytest.approx(7.0, rel=1e-2)
-  assert found['alpha'] == pytest.approx(0.3, rel=1e-2)
-  assert found['residual_E'] < 1e-5 < 1e-3 < found['residual']
+  found, nearest = frontier.describe([curve])
+  assert (found.match, nearest.match) == frontier.MATCHES
+  assert found.E == pytest.approx(2.0, rel=1e-3)
+  assert found.A == pytest.approx(7.0, rel=1e-2)
+  assert found.alpha == pytest.approx(0.3, rel=1e-2)
+  assert found.residual_E < 1e-5 < 1e-3 < found.residual
 
 
 def test_the_area_between_lines_is_the_integral():

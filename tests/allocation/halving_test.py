@@ -7,15 +7,13 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from familial.allocation import compared
-from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
-from familial.allocation import ledger
 from familial.allocation import policies
 from familial.allocation import replay
-from familial.allocation import surrogate
+from familial.allocation import rounds
 from familial.core import errors
+from tests.allocation import replays
 
 
 def curve(name, losses, step=1.0, diverged_at=None):
@@ -31,11 +29,8 @@ def line(name, level, points=64):
   return curve(name, [level] * points)
 
 
-def allocate(name, grid, budget, eta=2, seed=0):
-  law = config.Law()
-  return policies.allocate(name, [replay.Replay(grid)], budget, eta, law, seed)[
-    0
-  ]
+def allocate(name, grid, budget, eta=2, **settings):
+  return replays.allocate(name, [grid], budget, eta=eta, **settings)[0]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +102,7 @@ def test_what_has_shown_no_loss_yet_goes_first():
   late = curves.Curve('late', np.array([50.0, 60]), np.array([0.1, 0.1]))
   found = allocate('sh', [late, line('b', 2.0)], 4.0, eta=2)
   assert found.rounds[0].seen == (None, 2.0)
-  # Two candidates make one round at eta = 2: of four there are two.
+  # Two candidates make one round at eta = 2, four make two.
   found = allocate('sh', [late, *[line(n, 2.0) for n in 'bcd']], 8.0)
   assert 0 not in found.rounds[0].kept
   assert found.spent[0] == 1.0  # Trained, though nothing was seen of it.
@@ -135,13 +130,13 @@ def test_an_unknown_policy_is_one_line():
 
 
 def test_the_ledger_gives_nothing_back_and_never_exceeds():
-  book = ledger.Ledger(10.0, 2)
-  book.charge({0: 4.0})
+  ledger = rounds.Ledger(replay.KnownCurves([line('a', 1.0)] * 2), 10.0)
+  ledger.charge({0: 4.0})
   with pytest.raises(ValueError, match='candidate 0: 3 FLOPs, after 4'):
-    book.charge({0: 3.0})
+    ledger.charge({0: 3.0})
   with pytest.raises(ValueError, match='exceed the budget'):
-    book.charge({1: 6.1})
-  assert book.total == 4.0
+    ledger.charge({1: 6.1})
+  assert ledger.total == 4.0
 
 
 @st.composite
@@ -164,13 +159,12 @@ def grids(draw):
 def test_no_policy_of_a_bracket_beats_the_oracle(grid, budget, eta):
   rng = np.random.default_rng(0)
 
-  def any_rank(survey):
+  def any_rank(survey, seed):
     return halving.Ranking(rng.uniform(size=survey.alive_SxM.shape))
 
   bound = allocate('oracle', grid, budget, eta)
-  sources = [replay.Replay(grid)]
-  [wild] = halving.run(sources, budget, eta, any_rank)
-  for found in (wild, allocate('sh', grid, budget, eta), bound):
+  wild = policies.SuccessiveHalving(any_rank)
+  for found in (*(allocate(p, grid, budget, eta) for p in (wild, 'sh')), bound):
     assert found.best >= bound.best
     assert found.total <= budget
     for i, whole in enumerate(grid):
@@ -181,43 +175,14 @@ def test_no_policy_of_a_bracket_beats_the_oracle(grid, budget, eta):
 def test_decisions_that_stand_are_not_made_again():
   grid = [line(str(i), 1.0 + i) for i in range(8)]
   whole = allocate('sh', grid, 80.0)
-  told = []
-
-  def worst(survey):
-    return halving.Ranking(-survey.seen_SxM)
-
-  [again] = halving.run(
-    [replay.Replay(grid)], 80.0, 2, worst, whole.rounds[:1], told.append
+  heard = []
+  worst = policies.SuccessiveHalving(
+    lambda survey, seed: halving.Ranking(-survey.seen_SxM)
+  )
+  again = allocate(
+    worst, grid, 80.0, decided=whole.rounds[:1], on_round=heard.append
   )
   assert again.rounds[0] == whole.rounds[0]
   assert again.rounds[1].alive == whole.rounds[1].alive == (0, 1, 2, 3)
   assert again.rounds[1].kept == (2, 3)  # By another rank than before.
-  assert len(told) == 2
-
-
-def test_what_is_not_predicted_is_said_to_be_so(monkeypatch):
-  def flat(observed, keys):
-    """Right of what is known by now, which comes second; else 3 nats."""
-    mean = observed.loss_SxMxT[:, :, -1].copy()
-    mean[: len(mean) // 2] = 3.0
-    return surrogate.Prediction(mean, 0.9 * mean, 1.1 * mean)
-
-  monkeypatch.setitem(policies.SURROGATES, 'sh_lmc', flat)
-  # The second ends within the first round: there is nothing to predict.
-  grid = [line('a', 3.0), line('b', 2.0, points=4), line('c', 5.0)]
-  allocation = allocate('sh_lmc', grid, 60.0)
-  made = allocation.rounds[0]
-  assert made.score == (3.0, 2.0, 3.0)
-  assert made.predicted == (
-    pytest.approx((3.0, 2.7, 3.3)),
-    None,
-    pytest.approx((3.0, 2.7, 3.3)),
-  )
-  # Of the truth, 3 and 5 nats, one interval holds the first.
-  [found] = compared.calibration([allocation], [grid])
-  assert found['predictions'] == 2
-  assert found['coverage']['value'] == 0.5
-  for name, value in {
-    'error': 0.2, 'bias': -0.2, 'held_error': 0.0, 'width': (0.2 + 0.12) / 2,
-  }.items():  # fmt: skip
-    assert found[name] == pytest.approx(value), name
+  assert len(heard) == 2

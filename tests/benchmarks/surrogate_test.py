@@ -23,7 +23,7 @@ pytestmark = pytest.mark.bench
 _CURVES, _POINTS = 20, 20
 
 
-def _curves(draws, curves):
+def noisy_power_laws(draws, curves):
   """Noisy power laws of compute, observed over two and a half decades."""
   rng = np.random.default_rng(0)
   log_c = np.linspace(np.log(1e13), np.log(3e15), _POINTS)
@@ -65,7 +65,7 @@ def _peer(y_TxM, active_M):
 
 
 def test_decision():
-  observed = _curves(1, _CURVES)
+  observed = noisy_power_laws(1, _CURVES)
   keys = jax.random.split(jax.random.key(0), 1)
   jax.clear_caches()
   seconds = []
@@ -99,7 +99,7 @@ def test_decision():
 @pytest.mark.parametrize('curves', [20, 10, 5, 2])
 def test_many_allocations(curves):
   draws = 100
-  observed = _curves(draws, curves)
+  observed = noisy_power_laws(draws, curves)
   keys = jax.random.split(jax.random.key(0), draws)
   tick = time.perf_counter()
   lmc.predict(observed, keys)

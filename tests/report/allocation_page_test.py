@@ -9,14 +9,15 @@ import pytest
 
 from familial.allocation import curves
 from familial.allocation import halving
-from familial.allocation import replay
-from familial.allocation import surrogate
+from familial.allocation import policies
+from familial.allocation import rounds as rounds_lib
 from familial.core import run_folder
 from familial.core import storage
 from familial.model import flops as flops_lib
 from familial.report import page
 from familial.training import config as training_config
 from familial.training import rows as rows_lib
+from tests.allocation import replays
 from tests.report import conftest
 from tests.report import page_test
 
@@ -45,7 +46,9 @@ class Study:
       for cell, rows in zip(self.cells, self.rows, strict=True)
     ]
     rank = expects if policy == POLICY else by_seen
-    [self.found] = halving.run([replay.Replay(self.curves)], BUDGET, 2, rank)
+    [self.found] = replays.allocate(
+      policies.SuccessiveHalving(rank), [self.curves], BUDGET
+    )
 
   def _cell(self, width, depth, exits):
     shape = conftest.model(width, depth, exits)
@@ -129,15 +132,15 @@ class Study:
     (self.workdir / name).write_text(json.dumps(value, allow_nan=False))
 
 
-def expects(survey):
+def expects(survey, seed):
   """Ranks by seven tenths of the last loss."""
   seen = survey.seen_SxM
   return halving.Ranking(
-    0.7 * seen, surrogate.Prediction(0.7 * seen, 0.6 * seen, 0.9 * seen)
+    0.7 * seen, halving.Prediction(0.7 * seen, 0.6 * seen, 0.9 * seen)
   )
 
 
-def by_seen(survey):
+def by_seen(survey, seed):
   return halving.Ranking(survey.seen_SxM)
 
 
@@ -251,10 +254,10 @@ def test_law_prunes_nobody_and_may_train_nobody(tmp_path):
   made = Study(tmp_path / 'study', 'law')
   seen = made.curves[1].cut(1e11)
   rounds = [
-    halving.Round(
+    rounds_lib.Round(
       (1,), BUDGET / 2, (1e11,), (seen.best,), (None,), (1e11,), None, (1,)
     ),
-    halving.Round((), BUDGET / 2, (), (), (), (), None, ()),
+    rounds_lib.Round((), BUDGET / 2, (), (), (), (), None, ()),
   ]
   made.found = dataclasses.replace(
     made.found, rounds=tuple(rounds), spent=(0.0, 1e11, 0.0, 0.0)

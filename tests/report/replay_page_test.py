@@ -6,9 +6,10 @@ import json
 import pytest
 
 from experiments import allocation
+from familial.allocation import comparison
 from familial.allocation import config as allocation_config
+from familial.allocation import halving
 from familial.allocation import policies
-from familial.allocation import study
 from familial.allocation import surrogate
 from familial.report import replay_page
 from tests.report import page_test
@@ -17,7 +18,7 @@ from tests.report import page_test
 def bold(observed, keys):
   """A surrogate that expects far too much, and is sure of it."""
   last = observed.loss_SxMxT[:, :, -1]
-  return surrogate.Prediction(0.5 * last, 0.49 * last, 0.51 * last)
+  return halving.Prediction(0.5 * last, 0.49 * last, 0.51 * last)
 
 
 @pytest.fixture(scope='module')
@@ -27,20 +28,15 @@ def replayed(tmp_path_factory):
   config = allocation.get_config('test')
   config.policies = ('uniform', 'sh_lmc')
   config.law.form = ''
-  kept = []
-
-  def keep(result, examples, folder):
-    kept.extend([result, examples])
-    return write(result, examples, folder)
-
-  write = replay_page.write
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(policies.SURROGATES, 'sh_lmc', bold)
-    patch.setattr(replay_page, 'write', keep)
-    line = study.run(allocation_config.read(config), out)
-  assert line.endswith(str(out / 'index.html'))
+    policy = policies.SuccessiveHalving(surrogate.ranked_by(bold))
+    patch.setitem(policies.POLICIES, 'sh_lmc', policy)
+    summary, cells = comparison.run(allocation_config.read(config), out)
+  result = summary.record()
+  examples = [(cell.grid, cell.allocations) for cell in cells]
+  replay_page.write(result, examples, out)
   text = (out / 'index.html').read_text('utf-8')
-  return out, *kept, page_test.Checker(text)
+  return out, result, examples, page_test.Checker(text)
 
 
 def test_it_holds_every_cell_and_needs_nothing_else(replayed):
@@ -58,7 +54,7 @@ def test_it_holds_every_cell_and_needs_nothing_else(replayed):
   # Gains, coverage, errors of predictions, and two of the first draw.
   assert len(page.images) == 5
   assert len(list((out / 'figures').glob('*.png'))) == len(page.images)
-  saved = json.loads((out / study.RESULT).read_text())
+  saved = json.loads((out / comparison.RESULT).read_text())
   assert saved['summary_line'] == result['summary_line']
   assert result['summary_line'] in page.text
 

@@ -15,7 +15,6 @@ from experiments import allocation_live
 from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
-from familial.allocation import policies
 from familial.allocation import replay
 from familial.cli import main
 from familial.core import errors
@@ -26,6 +25,7 @@ from familial.studies import allocation_summary
 from familial.studies import cells as cells_lib
 from familial.studies import sweep
 from familial.studies import templates
+from tests.allocation import replays
 
 
 @pytest.fixture(scope='session')
@@ -95,8 +95,8 @@ def test_what_is_live_is_what_its_own_curves_replay(whole):
   source = allocation.Live(study, cells, workdir)
   known = source.advance({i: cells_lib.cost(c) for i, c in enumerate(cells)})
   curves = [known[i] for i in range(len(cells))]
-  [again] = policies.allocate(
-    'sh', [replay.Replay(curves)], study.budget, study.eta, study.law, 0
+  [again] = replays.allocate(
+    study.policy, [curves], study.budget, eta=study.eta, law=study.law
   )
   live = _rounds(workdir)
   assert [r.kept for r in again.rounds] == [r.kept for r in live]
@@ -208,7 +208,7 @@ def test_losses_of_a_decay_are_spent_and_not_seen(make):
   # Cut within the decay, that much is spent; nothing more is seen.
   part = curve.cut(20_000.0)
   assert part.end == 20_000.0 and len(part.flops) == 2
-  assert replay.Replay([curve]).limit(0) == 18_000.0
+  assert replay.KnownCurves([curve]).limit(0) == 18_000.0
 
 
 @pytest.mark.slow

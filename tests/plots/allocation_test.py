@@ -4,17 +4,17 @@ from matplotlib import colors
 import numpy as np
 import pytest
 
-from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import frontier
 from familial.allocation import halving
 from familial.allocation import policies
-from familial.allocation import replay
+from familial.allocation import rounds
 from familial.allocation import surrogate
 from familial.allocation import synthetic
 from familial.plots import allocation
 from familial.plots import replay as replay_lib
 from familial.plots import style
+from tests.allocation import replays
 
 BUDGET = 1e18
 
@@ -22,7 +22,7 @@ BUDGET = 1e18
 def certain(observed, keys):
   """A surrogate that expects nine tenths of the last loss."""
   last = observed.loss_SxMxT[:, :, -1]
-  return surrogate.Prediction(0.9 * last, 0.8 * last, 0.95 * last)
+  return halving.Prediction(0.9 * last, 0.8 * last, 0.95 * last)
 
 
 @pytest.fixture
@@ -31,11 +31,9 @@ def grid():
 
 
 @pytest.fixture
-def allocate(monkeypatch, grid):
-  monkeypatch.setitem(policies.SURROGATES, 'sh_lmc', certain)
-  return lambda name: policies.allocate(
-    name, [replay.Replay(grid)], BUDGET, 2, config.Law(), 0
-  )[0]
+def allocate(grid):
+  named = {'sh_lmc': policies.SuccessiveHalving(surrogate.ranked_by(certain))}
+  return lambda name: replays.allocate(named.get(name, name), [grid], BUDGET)[0]
 
 
 def lines(ax, label):
@@ -95,10 +93,10 @@ def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
     grid[0].cut(1e17),
     *(curves.Curve(c.name, nothing, nothing) for c in grid[1:]),
   ]
-  one = halving.Round(
+  one = rounds.Round(
     (0,), 1e17, (1e17,), (known[0].best,), (None,), (1e17,), None, (0,)
   )
-  none = halving.Round((), 1e17, (), (), (), (), None, ())
+  none = rounds.Round((), 1e17, (), (), (), (), None, ())
   [ax] = allocation.courses(
     [allocation.Course('law', grid, known, [one, none])]
   ).axes
@@ -176,6 +174,6 @@ def test_errors_are_drawn_against_what_was_spent():
 
 
 def test_every_policy_has_a_look_of_its_own():
-  looks = {allocation.look(name) for name in policies.NAMES}
-  assert len(looks) == len(policies.NAMES)
+  looks = {allocation.look(name) for name in policies.POLICIES}
+  assert len(looks) == len(policies.POLICIES)
   assert style.OTHER not in looks
