@@ -1,11 +1,12 @@
-"""A surrogate of small networks that give the coefficients of a curve.
+"""A surrogate of small networks that predict the coefficients of a curve family.
 
-From a candidate's features and a summary of its curve so far, each network
-gives the coefficients of one family of curves (Kadra et al. 2023, "deep power
-laws"), so that curves alike share what they have learned. On synthetic power
-laws, the power law and MMF extrapolate over a decade; an exponential in compute
-levels off at once, so it ranks little better than the last loss, and its
-interval does not know that.
+Each network maps a candidate's features and a summary of its curve so far to the
+coefficients of one family of curves (Kadra et al. 2023, "deep power laws"), so that
+similar curves share parameters. On synthetic power laws, the power law and MMF
+extrapolate over a decade; an exponential in compute saturates at once, ranks little
+better than the last loss, and its interval is too narrow.
+
+Dimensions: S allocations, M curves, T points, K members, I inputs.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import numpy as np
+import optax
 from scipy import stats
 
 from familial.allocation import halving
@@ -28,23 +30,25 @@ from familial.laws import levenberg_marquardt
 MEMBERS = 5
 ITERATIONS = 1000
 _HIDDEN = 16
-_RATE = 0.02  # Adam's first, which falls to 0 along a cosine
-_FAST, _SLOW = 0.9, 0.99  # Adam's averages
-_LAST = 0.3  # of the usual scale: curves start alike within a network
+_RATE = 0.02  # Adam's initial learning rate, decayed to 0 along a cosine
+_B2 = 0.99  # Adam's decay of the squared gradient
+_LAST = 0.3  # relative scale of the last layer: curves start alike in a network
 _DELTA = 0.005  # Huber's threshold on the log residual: about a run's noise
-_LATE = 4  # the weight of a point grows with this power of its place
-_TAIL = 2  # last points that the prediction is moved through
-_REACH = 1.0  # residuals that an extrapolation by the observed width adds
-_EVEN = 1e-3  # spread of a summary below which curves count as equal
+_LATE = 4  # a point's weight grows with this power of its number
+_TAIL = 2  # last points, whose mean residual is added to the prediction
+_REACH = 1.0  # residuals added to the interval per observed width of ln C
+_EVEN = 1e-3  # added to the spread of a summary before dividing by it
 _ONE = np.log(np.e - 1)  # softplus of this is 1
 _QUANTILE = stats.t.ppf((1 + surrogate.LEVEL) / 2, MEMBERS - 1)
 
 
 class Family(NamedTuple):
-  """Curves a + b exp(-fall(shape, u)) of u = ln(C / C_last), with fall 0 at 0.
+  """Curves a + b exp(-fall(shape, u)) of u = ln(C / C_last), fall(shape, 0) = 0.
 
-  Losses are in units of the curve's last one. `start` holds what a, b and the
-  shape coefficients, all positive, are before training.
+  Attributes:
+    start: a, b and the shape coefficients before training, all positive, in
+      units of the curve's last loss.
+    fall: of the shape coefficients and u.
   """
 
   start: tuple[float, ...]
@@ -67,27 +71,27 @@ FAMILIES = {
 
 
 def predictor(family: str) -> surrogate.Surrogate:
-  """The surrogate of one of FAMILIES; it needs three points or more a curve."""
+  """Returns the surrogate of one of FAMILIES; curves need three points."""
 
   def predict(
     observed: surrogate.Observed, keys: jax.Array
   ) -> halving.Prediction:
     count = len(observed.active_SxM)
-    # As many parts as there are cores, of one size: one program for all.
+    # As many parts as cores, of one size, so that one program serves all.
     parts = min(levenberg_marquardt.threads(), count)
     size = math.ceil(count / parts)
 
     def part(number: int) -> list[np.ndarray]:
       chosen = np.minimum(np.arange(size) + number * size, count - 1)
-      mine = surrogate.Observed(*(np.asarray(x)[chosen] for x in observed))
+      own = surrogate.Observed(*(np.asarray(x)[chosen] for x in observed))
       with jax.enable_x64(True):
-        return list(map(np.asarray, _program(family, mine, keys[chosen])))
+        return list(map(np.asarray, _program(family, own, keys[chosen])))
 
-    found = levenberg_marquardt.side_by_side(
+    computed = levenberg_marquardt.side_by_side(
       [functools.partial(part, number) for number in range(parts)]
     )
     return halving.Prediction(
-      *(np.concatenate(x)[:count] for x in zip(*found, strict=True))
+      *(np.concatenate(x)[:count] for x in zip(*computed, strict=True))
     )
 
   return predict
@@ -97,7 +101,7 @@ def predictor(family: str) -> surrogate.Surrogate:
 def _program(
   family: str, observed: surrogate.Observed, keys: jax.Array
 ) -> tuple[jax.Array, ...]:
-  """All allocations, one after another: a network's numbers stay in cache."""
+  """All allocations in sequence, so that a network's state stays in cache."""
   one = functools.partial(_allocation, FAMILIES[family])
   return jax.lax.map(lambda given: one(*given), (observed, keys))
 
@@ -121,7 +125,7 @@ def _allocation(
     ],
     axis=1,
   )
-  # Late points say most of what follows; the first ones may be of a warm-up.
+  # Late points predict best; the first ones may be of a warm-up.
   weight_T = jnp.arange(1.0, len(u_T) + 1) ** _LATE
   weight_T /= weight_T.sum()
   weight_MxT = active_M[:, None] * weight_T / jnp.maximum(active_M.sum(), 1)
@@ -129,7 +133,7 @@ def _allocation(
   member = functools.partial(
     _member, family, inputs_MxI, u_T, target_MxT, weight_MxT, end_M, *spread
   )
-  # One draw for all: each more would add half a second to the compilation.
+  # A single draw: each further one adds half a second to the compilation.
   size = spread[0].size + target_MxT.size
   draw_KxR = jax.random.normal(key, (MEMBERS, size))
   ends_KxM, fits_KxMxT = jax.vmap(member)(draw_KxR)
@@ -149,7 +153,7 @@ def _summary(
 ) -> jax.Array:
   """Each curve's level and its early and late slope, standardised: [M, 3].
 
-  Without these, curves of equal features would get equal coefficients.
+  They distinguish curves of equal features.
   """
   middle = len(u_T) // 2
   first_M, middle_M, last_M = (log_loss_MxT[:, i] for i in (0, middle, -1))
@@ -170,9 +174,9 @@ def _summary(
 def _spread(
   inputs: int, outputs: int
 ) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-  """How far a network's numbers are from 0 before training, in one row.
+  """Deviations of a network's parameters before training, as one vector.
 
-  Also what gives them back as layers of weights and biases.
+  Also the function that splits such a vector into layers' weights and biases.
   """
   sizes = (inputs, _HIDDEN, _HIDDEN, outputs)
   scales = (inputs**-0.5, _HIDDEN**-0.5, _LAST * _HIDDEN**-0.5)
@@ -199,8 +203,8 @@ def _member(
 ) -> tuple[jax.Array, jax.Array]:
   """One network's log loss at the ends [M] and at the points [M, T].
 
-  It starts from coefficients of its own and weighs the points by a Bayesian
-  bootstrap of its own: with the same points, members agree far too well.
+  Members differ by their initial parameters and by a Bayesian bootstrap of the
+  points; with equal weights they agree too closely.
   """
   start = jnp.array(family.start[2:])[:, None, None]
   share_start = np.log(family.start[1] / family.start[0])
@@ -222,23 +226,21 @@ def _member(
     huber = jnp.where(size < 1, 0.5 * size**2, size - 0.5)
     return (weight_MxT * huber).sum()
 
-  theta = _adam(objective, theta)
+  theta = minimise(objective, theta)
   return log_curve(theta, end_M[:, None])[:, 0], log_curve(theta, u_T)
 
 
-def _adam(
+def minimise(
   objective: Callable[[jax.Array], jax.Array], theta: jax.Array
 ) -> jax.Array:
-  """Where ITERATIONS of Adam end."""
+  """Returns the parameters after ITERATIONS of Adam."""
+  schedule = optax.cosine_decay_schedule(_RATE, ITERATIONS)
+  optimizer = optax.adam(schedule, b2=_B2)
 
-  def step(i: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    theta, mean, square = state
-    gradient = jax.grad(objective)(theta)
-    mean = _FAST * mean + (1 - _FAST) * gradient
-    square = _SLOW * square + (1 - _SLOW) * gradient**2
-    rate = _RATE * 0.5 * (1 + jnp.cos(jnp.pi * i / ITERATIONS))
-    rate *= jnp.sqrt(1 - _SLOW ** (i + 1.0)) / (1 - _FAST ** (i + 1.0))
-    return theta - rate * mean / (jnp.sqrt(square) + 1e-8), mean, square
+  def step(_: Any, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+    theta, state = carry
+    updates, state = optimizer.update(jax.grad(objective)(theta), state)
+    return theta + updates, state
 
-  zero = jnp.zeros_like(theta)
-  return jax.lax.fori_loop(0, ITERATIONS, step, (theta, zero, zero))[0]
+  start = theta, optimizer.init(theta)
+  return jax.lax.fori_loop(0, ITERATIONS, step, start)[0]
