@@ -40,8 +40,7 @@ class PolicySummary:
   not of other curves.
 
   Attributes:
-    best: mean of `replay.Outcome.best`; also spent, gain, regret, saving, slope
-      and area.
+    best: mean of `replay.Outcome.best`; the fields down to `area` likewise.
     line_error: median absolute error of the frontier's line; infinite in draws
       without one.
     line_error_less: mean difference of that error of `sh` to this policy's,
@@ -95,20 +94,12 @@ class Calibration:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """Where curves come from: a path, or a description with no SHA-256."""
-
-  path: str
-  sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
 class CellSummary:
   """A cell of a replay.
 
   Attributes:
     table: name of the curves.
-    source: of the curves.
+    source: `path` and `sha256` of the curves.
     flags: what was corrected or left out in reading them.
     curves: number of curves.
     candidates: number drawn.
@@ -122,7 +113,7 @@ class CellSummary:
   """
 
   table: str
-  source: Source
+  source: Mapping[str, str]
   flags: tuple[str, ...]
   curves: int
   candidates: int
@@ -234,7 +225,7 @@ def summarise(cell: replay.Cell, eta: int) -> CellSummary:
   }
   return CellSummary(
     table=cell.table,
-    source=Source(cell.pool.source, cell.pool.sha256),
+    source={'path': cell.pool.source, 'sha256': cell.pool.sha256},
     flags=cell.pool.flags,
     curves=len(cell.pool.curves),
     candidates=cell.candidates,

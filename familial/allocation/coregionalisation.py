@@ -1,19 +1,18 @@
-"""Gaussian processes of many curves on one grid, without their full covariance.
+"""Coregionalised Gaussian processes of curves on one grid, by structure.
 
-Curves i and j at points s and t covary as the sum over three kernels of
+The covariance of curves i and j at points s and t is the sum over three kernels of
 B_ij k(s, t), B = w w' + diag(kappa): a decay, white noise [s = t] and a bias, 1.
 In the eigenbasis of the decay kernel, K = U diag(lam) U', decay and white noise
-fall apart into T blocks over the curves, A_k = diag(kappa_white + lam_k
+separate into T blocks over the curves, A_k = diag(kappa_white + lam_k
 kappa_decay) + w_white w_white' + lam_k w_decay w_decay', which are diagonal plus
 rank two. With u = U' 1 the covariance is
 
   C = blocks(A_k) + (u u') (x) B_bias,
 
-and the bias, of rank M + 1, is added by Woodbury's identity. So the likelihood
-takes O(T^3 + T M^2 + M^3) instead of O(T^3 M^3). The derivative of the
-eigenbasis, which does not exist where eigenvalues meet, is never taken: the
-gradient is written out with respect to w, kappa and K. (Libraries of Gaussian
-processes, such as tinygp, have this model's kernels, and take the full covariance.)
+and the bias, of rank M + 1, is added by Woodbury's identity. The likelihood costs
+O(T^3 + T M^2 + M^3) instead of the O(T^3 M^3) of the full covariance, which
+libraries such as tinygp factor. The gradient is written out with respect to w, kappa
+and K, since the eigenbasis has no derivative where eigenvalues coincide.
 
 Dimensions: Q = 3 kernels, M curves, T points, k and l in the eigenbasis.
 """
@@ -38,7 +37,7 @@ class Covariance(NamedTuple):
 
 
 class Factor(NamedTuple):
-  """What a covariance's inverse is made of: A_k^-1 = diag(inverse_k) - F_k' F_k.
+  """Factors of the inverse, with A_k^-1 = diag(inverse_k) - F_k' F_k.
 
   `middle_MxM` is S = R (I + R' G R)^-1 R' with R R' = B_bias, and `outer_MxM` is
   G = sum_k u_k^2 A_k^-1, so that
@@ -99,10 +98,9 @@ def solve(factor: Factor, z_TxM: jax.Array) -> jax.Array:
 def likelihood(
   covariance: Covariance, y_TxM: jax.Array
 ) -> tuple[jax.Array, Covariance]:
-  """Minus the log likelihood of the curves, less a constant, and its gradient.
+  """Returns minus the log likelihood, less T M ln(2 pi) / 2, and its gradient.
 
-  The constant is T M ln(2 pi) / 2. The gradient with respect to the decay kernel
-  is that of a function of all its entries, each by itself.
+  The gradient treats all entries of the decay kernel as independent.
   """
   f = factor(covariance)
   w, kappa = covariance.w_QxM, covariance.kappa_QxM
@@ -175,13 +173,13 @@ def posterior(
   cross_MxT: jax.Array,
   variance_M: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean and variance of each curve where it is asked, without its white noise.
+  """Returns each curve's mean and variance at a time of its own, without noise.
 
   Args:
     covariance: of the curves at their points.
     y_TxM: the curves.
-    cross_MxT: the decay kernel between where each curve is asked and the points.
-    variance_M: the decay kernel there.
+    cross_MxT: decay kernel between the curve's time and the points.
+    variance_M: decay kernel at the curve's time.
   """
   f = factor(covariance)
   w, kappa = covariance.w_QxM, covariance.kappa_QxM
@@ -206,10 +204,10 @@ def _blocks(factor: Factor, z_TxM: jax.Array) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def _eigh(kernel_TxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Eigenvalues and vectors; of a batch, one matrix after another.
+  """Eigenvalues and vectors; a batch is decomposed one matrix at a time.
 
-  XLA spreads a batch over its pool of threads and waits there: two such programs
-  at once have waited for one another for ever (jax 0.10 on CPU).
+  XLA's batched decomposition waits in its pool of threads, and two such programs
+  at once deadlocked (jax 0.10 on CPU).
   """
   return tuple(jnp.linalg.eigh(kernel_TxT, symmetrize_input=False))
 

@@ -1,4 +1,14 @@
-"""A Gaussian process over all the curves: how each goes on, told by the others."""
+"""A surrogate: one Gaussian process over all curves of an allocation.
+
+The model is a linear model of coregionalisation of a freeze-thaw kernel (Swersky
+et al. 2014), white noise and a bias. Its parameters maximise the posterior, from
+several random starts. A point x_P holds w [3, M], ln kappa [3, M] and the kernel's
+ln alpha and ln beta, as deviations from the means of weak normal priors in units of
+their deviations: in these units a descent needs a third of the steps. The priors
+are of curves of unit variance over a unit of time, the logarithm of compute.
+
+Dimensions: S allocations, M curves, T points, P parameters, L starts.
+"""
 
 from collections.abc import Callable
 import concurrent.futures
@@ -17,32 +27,47 @@ from familial.allocation import surrogate
 from familial.laws import levenberg_marquardt
 
 RESTARTS = 20
-_LANES = 10  # restarts that descend together
-_NOISE = 1e-6  # least variance of the white noise, of standardised curves
-_LEAST_SD = 1e-6  # nats, for curves that do not move
-_EVALUATIONS = 1500  # of a restart, at most
-_GRADIENT = 1e-3  # largest derivative of a restart that has converged
-_GAIN, _PATIENCE = 1e-4, 5  # nats; after so many smaller ones it has as well
-
-# The parameters are w [3, M], ln kappa [3, M], ln alpha and ln beta, with weak
-# normal priors for curves of unit variance over a unit of time. A point is their
-# deviations from the priors' means in the priors' units: so measured, a descent
-# takes a third of the steps. Of the kernels in order: decay, white noise, bias.
+_LANES = 10  # starts in one program
+_NOISE = 1e-6  # least variance of the white noise of standardised curves
+_LEAST_SD = 1e-6  # nats, for curves that are constant
+# Of the kernels DECAY, WHITE, BIAS.
 _W_SD = np.array([1.0, 0.1, 1.0])
-_KAPPA_MEAN, _KAPPA_SD = np.log([1.0, 1e-4, 1.0]), np.array([1.0, 1.0, 1.0])
-_RATE_SD = np.array([1.0, 1.0])
+_KAPPA_MEAN = np.log([1.0, 1e-4, 1.0])
 _WHITE = np.eye(3)[:, coregionalisation.WHITE, None]
+
+
+class Curves(NamedTuple):
+  """Curves of one allocation in the model's units.
+
+  Attributes:
+    y_TxM: losses, jointly of mean 0 and deviation 1; 0 if not active.
+    end_M: time of the wanted loss; the points are at times 0 to 1.
+    mean: of the losses, in nats.
+    sd: of the losses, in nats.
+  """
+
+  y_TxM: np.ndarray
+  end_M: np.ndarray
+  mean: float
+  sd: float
+
+
+class Fit(NamedTuple):
+  """The best of the restarts: its point, and minus its log posterior."""
+
+  x_P: np.ndarray
+  value: float
 
 
 def predict(
   observed: surrogate.Observed, keys: jax.Array
 ) -> halving.Prediction:
-  """The linear model of coregionalisation, fitted to each allocation by itself.
+  """Predicts losses from a fit to each allocation; see `surrogate.Surrogate`.
 
-  The interval is of a loss that would be seen, white noise included. Losses are
-  taken as they are: a power law of compute with an irreducible term is then an
-  exponential that tends to a level, which decay and bias can be; in log loss the
-  level bends it, and the intervals are far too narrow.
+  Intervals are of observed losses, white noise included. Losses are not logarithmic:
+  a power law of compute with an irreducible term is an exponential of time that
+  tends to a level, which decay and bias represent, while ln L is not, and gave far
+  too narrow intervals.
   """
   mean, lo, hi = np.empty((3, *np.shape(observed.active_SxM)))
   for s, best in enumerate(fit(observed, keys)):
@@ -56,71 +81,48 @@ def predict(
       )
     half = sd * stats.norm.ppf(0.5 + surrogate.LEVEL / 2)
     mean[s], lo[s], hi[s] = (
-      curves.mean + curves.sd * where
-      for where in (middle, middle - half, middle + half)
+      curves.mean + curves.sd * y
+      for y in (middle, middle - half, middle + half)
     )
   return halving.Prediction(mean, lo, hi)
 
 
-class Fit(NamedTuple):
-  """The best of the restarts: its point, and minus its log posterior."""
-
-  x_P: np.ndarray
-  value: float
-
-
 def fit(observed: surrogate.Observed, keys: jax.Array) -> list[Fit]:
-  """The model of each allocation.
+  """Fits the model to each allocation.
 
-  Restarts descend by tens, as many such programs at once as there are cores, so
-  that an allocation's is the same program whatever the number of allocations.
+  Starts descend by tens, in as many threads as cores: an allocation's program does
+  not depend on the number of allocations.
   """
-
   _, curves, points = observed.loss_SxMxT.shape
   with jax.enable_x64(True):
     program = _descent(points, curves)
 
-  def descend(s: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+  def descend(s: int, first: int) -> lbfgs.Minimum:
     active_M = np.asarray(observed.active_SxM[s], bool)
-    with jax.enable_x64(True):  # of this thread
+    with jax.enable_x64(True):  # It holds for one thread.
       x_LxP = starts(keys[s], curves)[first : first + _LANES]
-      found = program(x_LxP, standardised(observed, s).y_TxM, active_M)
-      return np.asarray(found.x), np.asarray(found.value)
+      minimum = program(x_LxP, standardised(observed, s).y_TxM, active_M)
+      return lbfgs.Minimum(*jax.tree.map(np.asarray, minimum))
 
-  with concurrent.futures.ThreadPoolExecutor(
-    levenberg_marquardt.threads()
-  ) as pool:
+  threads = levenberg_marquardt.threads()
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     jobs = [
       [pool.submit(descend, s, i) for i in range(0, RESTARTS, _LANES)]
       for s in range(len(keys))
     ]
   fits = []
   for job in jobs:
-    ends, values = zip(*(part.result() for part in job), strict=True)
-    value = np.concatenate(values)
+    parts = [future.result() for future in job]
+    value = np.concatenate([part.value for part in parts])
     best = value.argmin()
-    fits.append(Fit(np.concatenate(ends)[best], float(value[best])))
+    fits.append(
+      Fit(np.concatenate([part.x for part in parts])[best], float(value[best]))
+    )
   return fits
 
 
-class Curves(NamedTuple):
-  """Curves of one allocation as the model sees them.
-
-  Attributes:
-    y_TxM: losses, of mean 0 and deviation 1 together; 0 where not active.
-    end_M: the time asked, of points from 0 to 1.
-    mean: of the losses in nats,
-    sd: likewise.
-  """
-
-  y_TxM: np.ndarray
-  end_M: np.ndarray
-  mean: float
-  sd: float
-
-
 def standardised(observed: surrogate.Observed, s: int) -> Curves:
-  """The curves of allocation s."""
+  """Returns the curves of allocation s in the model's units."""
   active_M = np.asarray(observed.active_SxM[s], bool)
   loss_TxM = np.asarray(observed.loss_SxMxT[s], np.float64).T
   seen = loss_TxM[:, active_M] if active_M.any() else np.zeros(1)
@@ -132,42 +134,40 @@ def standardised(observed: surrogate.Observed, s: int) -> Curves:
 
 
 def starts(key: jax.Array, curves: int) -> jax.Array:
-  """Where the restarts begin, [RESTARTS, P]: drawn from the prior."""
+  """Draws the starts from the prior, [RESTARTS, P]."""
   return jax.random.normal(key, (RESTARTS, 6 * curves + 2), np.float64)
 
 
 def objective(
   x_P: jax.Array, y_TxM: jax.Array, active_M: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Minus the log posterior, less a constant, and its gradient [P]."""
-  made, pull = jax.vjp(lambda x: covariance(x, len(y_TxM), active_M), x_P)
-  value, by_made = coregionalisation.likelihood(made, y_TxM)
-  return value + 0.5 * jnp.sum(x_P**2), pull(by_made)[0] + x_P
+  """Returns minus the log posterior, up to a constant, and its gradient [P]."""
+  model, pull = jax.vjp(lambda x: covariance(x, len(y_TxM), active_M), x_P)
+  value, by_model = coregionalisation.likelihood(model, y_TxM)
+  return value + 0.5 * jnp.sum(x_P**2), pull(by_model)[0] + x_P
 
 
 def covariance(
   x_P: jax.Array, points: int, active_M: jax.Array
 ) -> coregionalisation.Covariance:
-  """Of curves at times from 0 to 1; one that is not active is noise of its own."""
+  """Returns the covariance at times 0 to 1; inactive curves are white noise."""
   w, log_kappa = x_P[:-2].reshape(2, 3, -1)
-  w = _W_SD[:, None] * w
-  log_kappa = _KAPPA_MEAN[:, None] + _KAPPA_SD[:, None] * log_kappa
   time_T = jnp.linspace(0.0, 1.0, points)
-  floor, idle = _NOISE * _WHITE, 1.0 * _WHITE
+  kappa = jnp.exp(_KAPPA_MEAN[:, None] + log_kappa) + _NOISE * _WHITE
   return coregionalisation.Covariance(
-    jnp.where(active_M, w, 0.0),
-    jnp.where(active_M, jnp.exp(log_kappa) + floor, idle),
+    jnp.where(active_M, _W_SD[:, None] * w, 0.0),
+    jnp.where(active_M, kappa, _WHITE),
     _decay(x_P, time_T[:, None] + time_T),
   )
 
 
 def _decay(x_P: jax.Array, both: jax.Array) -> jax.Array:
-  """The freeze-thaw kernel (1 + (s + t) / beta)^-alpha, at s + t.
+  """The freeze-thaw kernel (1 + (s + t) / beta)^-alpha at s + t.
 
-  It mixes exponentials in time, their rates gamma distributed: power laws of
-  compute, for time is its logarithm.
+  It is a mixture of exponentials of time, that is of power laws of compute, with
+  gamma-distributed rates.
   """
-  alpha, beta = jnp.exp(_RATE_SD * x_P[-2:])
+  alpha, beta = jnp.exp(x_P[-2:])
   return jnp.exp(-alpha * jnp.log1p(both / beta))
 
 
@@ -175,48 +175,37 @@ def _decay(x_P: jax.Array, both: jax.Array) -> jax.Array:
 def _descent(points: int, curves: int) -> Callable[..., lbfgs.Minimum]:
   """The compiled descent of _LANES starts."""
 
-  def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(dimensions, np.float64)
-
-  return (
-    jax.jit(_descend)
-    .lower(
-      shape(_LANES, 6 * curves + 2),
-      shape(points, curves),
-      jax.ShapeDtypeStruct((curves,), np.bool_),
+  def descend(
+    x_LxP: jax.Array, y_TxM: jax.Array, active_M: jax.Array
+  ) -> lbfgs.Minimum:
+    each = jax.vmap(objective, in_axes=(0, None, None))
+    return lbfgs.minimise(
+      lambda x: each(x, y_TxM, active_M),
+      x_LxP,
+      gradient_tolerance=1e-3,
+      gain=1e-4,  # nats
+      patience=5,
+      evaluations=1500,
     )
-    .compile()
-  )
 
-
-def _descend(
-  x_LxP: jax.Array, y_TxM: jax.Array, active_M: jax.Array
-) -> lbfgs.Minimum:
-  """Where each of the starts ends."""
-  each = jax.vmap(objective, in_axes=(0, None, None))
-  return lbfgs.minimise(
-    lambda x: each(x, y_TxM, active_M),
-    x_LxP,
-    gradient_tolerance=_GRADIENT,
-    gain=_GAIN,
-    patience=_PATIENCE,
-    evaluations=_EVALUATIONS,
-  )
+  shapes = (_LANES, 6 * curves + 2), (points, curves), (curves,)
+  arguments = map(jax.ShapeDtypeStruct, shapes, (np.float64, np.float64, bool))
+  return jax.jit(descend).lower(*arguments).compile()
 
 
 @jax.jit
 def _extrapolate(
   x_P: jax.Array, y_TxM: jax.Array, active_M: jax.Array, end_M: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean and deviation of what is seen of each curve at its end, [M]."""
-  made = covariance(x_P, len(y_TxM), active_M)
+  """Mean and deviation of each curve's observed loss at its end, [M]."""
+  model = covariance(x_P, len(y_TxM), active_M)
   time_T = jnp.linspace(0.0, 1.0, len(y_TxM))
   mean, variance = coregionalisation.posterior(
-    made,
+    model,
     y_TxM,
     _decay(x_P, end_M[:, None] + time_T),
     _decay(x_P, 2 * end_M),
   )
   white = coregionalisation.WHITE
-  noise = made.w_QxM[white] ** 2 + made.kappa_QxM[white]
+  noise = model.w_QxM[white] ** 2 + model.kappa_QxM[white]
   return mean, jnp.sqrt(jnp.maximum(variance, 0.0) + noise)

@@ -124,11 +124,6 @@ def test_what_cannot_be_allocated_is_one_line(candidates, budget, eta, what):
     allocate('sh', grid, budget, eta)
 
 
-def test_an_unknown_policy_is_one_line():
-  with pytest.raises(errors.UserError, match=r"'orakel'.*'oracle'"):
-    allocate('orakel', [line('a', 1.0), line('b', 1.0)], 1.0)
-
-
 def test_the_ledger_gives_nothing_back_and_never_exceeds():
   ledger = rounds.Ledger(replay.KnownCurves([line('a', 1.0)] * 2), 10.0)
   ledger.charge({0: 4.0})
