@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from familial.allocation import curves as curves_lib
-from familial.core import errors
 from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import levenberg_marquardt
@@ -55,10 +54,6 @@ def frontier(
     match: `interpolated` on the curves' running minima, or `nearest`, the point
       of each curve nearest in log C (arXiv 2605.17234).
   """
-  if match not in MATCHES:
-    raise errors.UserError(
-      f'match: {match!r} is not one of {", ".join(MATCHES)}'
-    )
   if match == 'interpolated':
     return np.min([curve.at(flops) for curve in curves], axis=0)
   log_c = np.log(flops)[:, None]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from familial.allocation import curves as curves_lib
-from familial.core import errors
 
 LAW = {'A': 482.01, 'B': 2085.43, 'alpha': 0.3478, 'beta': 0.3658, 'E': 1.8172}
 NOISES = ('clean', 'white', 'brownian', 'ornstein_uhlenbeck')
@@ -31,16 +30,11 @@ def curves(
 
   Args:
     count: of curves.
-    noise: of ln L along a curve: `clean`, `white` (independent), `brownian`
-      (a random walk in ln D) or `ornstein_uhlenbeck` (stationary).
+    noise: of ln L along a curve, one of NOISES: `white` is independent,
+      `brownian` a random walk in ln D, `ornstein_uhlenbeck` stationary.
     seed: of sizes and noise.
     law: its constants A, B, alpha, beta and E.
   """
-  if noise not in NOISES:
-    raise errors.UserError(
-      f'noise: {noise!r} is not one of {", ".join(NOISES)}'
-      f'{errors.nearest(noise, NOISES)}'
-    )
   rng = np.random.default_rng(seed)
   low, high = np.log(SIZES)
   sizes = np.exp(rng.uniform(low, high, count))

@@ -43,18 +43,7 @@ def point():
     )
 
 
-def test_likelihood_and_gradient_are_those_of_the_full_covariance(point):
-  _, covariance, y = point
-  value, gradient = jax.jit(coregionalisation.likelihood)(covariance, y)
-  theirs, slopes = jax.jit(jax.value_and_grad(dense.likelihood))(covariance, y)
-  np.testing.assert_allclose(value, theirs, rtol=1e-9)
-  for ours, slope in zip(gradient, slopes, strict=True):
-    np.testing.assert_allclose(
-      ours, slope, rtol=1e-6, atol=1e-9 * np.abs(slope).max()
-    )
-
-
-def test_gradient_of_the_objective(point):
+def test_objective_and_gradient_are_those_of_the_full_covariance(point):
   x, _, y = point
   active = np.ones(CURVES, bool)
 
