@@ -20,11 +20,11 @@ from familial.core import errors
 from familial.data import batches as batches_lib
 from familial.model import config as model_config
 from familial.model import transformer
+from familial.training import evaluation
 
 Array = jax.Array
 GROUPS = 32  # of consecutive windows, over which errors are taken
 CLASSES = 16  # of positions, the last one open
-_LOGITS = 2**24  # in memory at once, 64 MiB of float32
 
 DEFINITIONS = {
   **trajectories.DEFINITIONS,
@@ -120,7 +120,7 @@ def _pass(
   batch: dict[str, Array],
 ) -> tuple[trajectories.Tally, dict[str, Array]]:
   """Returns what a batch adds, and its early stops by class of position."""
-  inputs, targets = batch['inputs_BxL'], batch['targets_BxL']
+  inputs = batch['inputs_BxL']
   documents = batch.get('segments_BxL')
   apply = _layer(model, layers, documents)
   x_BxLxD = params['embedding'][inputs].astype(jnp.float32)
@@ -132,12 +132,7 @@ def _pass(
   last = model.granularity
 
   def nats(exit_: int, x_BxLxD: Array) -> Array:
-    if exit_ < last:
-      h = transformer.head_state(params, model, exit_, x_BxLxD, documents)
-    else:
-      h = transformer.head_norm(params[f'exit_{last}'], model, x_BxLxD)
-    w_DxV = transformer.unembedding(params, model, exit_)
-    return _nats(h, w_DxV, targets, max(1, _LOGITS // model.vocab_size))
+    return evaluation.read_exit(params, model, exit_, x_BxLxD, batch)[0]
 
   values['loss'] = jax.lax.map(lambda x: nats(last, x), states)
   loss_BxL = values['loss'][-1]
@@ -201,23 +196,6 @@ def _changes(depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   order[depth + swapped, swapped + 1] -= 1
   at = np.concatenate([np.arange(depth), swapped])
   return at, np.concatenate([np.arange(depth) + 1, swapped]), order
-
-
-def _nats(
-  h_BxLxD: Array, w_DxV: Array, targets_BxL: Array, at_once: int
-) -> Array:
-  """Returns cross-entropies [B, L]; logits are there for `at_once` positions."""
-
-  def one(position: tuple[Array, Array]) -> Array:
-    h_D, target = position
-    logits_V = transformer.read_out(h_D, w_DxV)
-    return jax.nn.logsumexp(logits_V) - logits_V[target]
-
-  positions = (h_BxLxD.reshape(-1, h_BxLxD.shape[-1]), targets_BxL.reshape(-1))
-  at_once = min(at_once, targets_BxL.size)
-  return jax.lax.map(one, positions, batch_size=at_once).reshape(
-    targets_BxL.shape
-  )
 
 
 def _by_class(positions: Array, early: Array, counted: Array) -> Array:

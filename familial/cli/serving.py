@@ -1,16 +1,28 @@
 """`familial evaluate`, `generate` and `relay`."""
 
+from collections.abc import Sequence
+import dataclasses
+import importlib.util
 import json
 import os
+import pathlib
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 from typing import Any
 
 from absl import flags
 
 from familial.cli import command
 from familial.core import errors
+
+if TYPE_CHECKING:
+  from familial.serving import benchmark as benchmark_lib
+  from familial.serving import evaluate as evaluate_lib
+  from familial.serving import generate as generate_lib
+
+_EXTRA = "needs the extra, pip install 'familial[relay]'"
 
 # The modes of `generate` that use a flag; all others are used by all.
 _MODES = {
@@ -198,14 +210,146 @@ def _evaluate(values: flags.FlagValues) -> str:
       )
   tokens = values.tokens or None
   model = load.load(values.checkpoint, values.step)
-  found = evaluate.evaluate(model, exits, tokens=tokens)
-  out = values.out or model.folder / 'evaluation' / str(model.step)
-  line = evaluate.write(found, out, draw=values.draw)
+  evaluation = evaluate.evaluate(model, exits, tokens=tokens)
+  default = model.folder / 'evaluation' / str(model.step)
+  out = pathlib.Path(values.out or default)
+  _write(out / 'evaluation.json', evaluation)
+  if values.draw:
+    from familial.plots import evaluation as plots
+
+    plots.draw(evaluation, out)
   if values.decode:
     measured = benchmark.measure(model, tokens=tokens, say=_warn)
-    benchmark.write(measured, out, draw=values.draw)
-    print(benchmark.text(measured))
-  return line
+    if importlib.util.find_spec('grpc') is None:
+      _warn(f'--decode: no relay is measured: {_EXTRA}')
+    else:
+      from familial.relay import benchmark as relay_benchmark
+
+      measured = relay_benchmark.add_hops(
+        measured, model, tokens=tokens, say=_warn
+      )
+    _write(out / 'decoding.json', measured)
+    if values.draw:
+      plots.save(plots.decoding(measured), out / 'decoding.png')
+    print(_decoding_text(measured))
+  return f'{_evaluation_text(evaluation)} -> {out / "evaluation.json"}'
+
+
+def _write(path: pathlib.Path, record: Any) -> None:
+  from familial.core import storage
+
+  values = {'schema': storage.SCHEMA, **dataclasses.asdict(record)}
+  storage.write_json(path, values)
+
+
+def _evaluation_text(evaluation: 'evaluate_lib.Evaluation') -> str:
+  """Returns tables of the exits and thresholds, and a summary line."""
+  rows: list[tuple[str, ...]] = [
+    ('exit', 'layer', 'N', 'nats/token', 'error', 'nats/byte', 'top-1',
+     'calibration error'),
+  ]  # fmt: skip
+  rows += [
+    (
+      str(score.exit),
+      str(score.layer),
+      f'{score.params:,}',
+      f'{score.loss:.4f}',
+      _or_dash('{:.4f}', score.loss_error),
+      f'{score.loss_per_byte:.4f}',
+      f'{100 * score.accuracy:.2f} %',
+      f'{100 * score.calibration_error:.2f} %',
+    )
+    for score in evaluation.exits
+  ]
+  parts = [_table(rows)]
+  last = evaluation.exits[-1]
+  if evaluation.oracle:
+    rows = [
+      ('confidence', 'threshold', 'nats/token', 'increase', 'layers',
+       'deferred', 'answered by exit'),
+    ]  # fmt: skip
+    for name, o in (
+      *evaluation.chosen.items(), ('best exit', evaluation.oracle)
+    ):  # fmt: skip
+      interval = ''
+      if o.increase_low is not None and o.increase_high is not None:
+        low, high = 100 * o.increase_low, 100 * o.increase_high
+        interval = f' [{low:.2f}, {high:.2f}]'
+      rows.append(
+        (
+          name,
+          _or_dash('{:.6g}', o.threshold),
+          f'{o.loss:.4f}',
+          f'{100 * o.increase:.2f} %{interval}',
+          f'{o.layers:.2f}',
+          f'{o.layers_deferred:.2f}',
+          ', '.join(f'{100 * share:.1f} %' for share in o.shares),
+        )
+      )
+    parts.append(
+      'Lowest thresholds with a loss at most 1 % above exit '
+      f"{last.exit}'s, of {last.layer} layers:\n{_table(rows)}"
+    )
+  losses = ', '.join(f'{score.loss:.4f}' for score in evaluation.exits)
+  parts.append(
+    f'{evaluation.run} at step {evaluation.step}: loss by exit {losses} nats '
+    f'per token, over {evaluation.tokens:,} tokens'
+  )
+  return '\n\n'.join(parts)
+
+
+def _decoding_text(measured: 'benchmark_lib.Decoding') -> str:
+  """Returns a table of the modes, and one of a relay's hops."""
+  rows: list[tuple[str, ...]] = [
+    ('mode', 'how', 'texts', 'tokens/s', 'threshold', 'loss', 'layers',
+     'shares of exits, or of drafts accepted'),
+  ]  # fmt: skip
+  rows += [
+    (
+      speed.mode,
+      speed.detail,
+      str(speed.rows),
+      f'{speed.tokens / speed.seconds:,.0f}',
+      _or_dash('{:.3f}', speed.threshold),
+      _or_dash('{:+.1%}', speed.loss_increase),
+      _or_dash('{:.0%}', speed.layers),
+      ', '.join(f'{share:.0%}' for share in speed.shares),
+    )
+    for speed in measured.speeds
+  ]
+  text = _table(rows)
+  if measured.hops:
+    rows = [
+      ('relay: states', 'to exit', 'bytes/token both ways', 'tokens as float32',
+       'error of states', 'held-out loss'),
+    ]  # fmt: skip
+    rows += [
+      (
+        hop.dtype,
+        str(hop.to),
+        f'{hop.bytes:.0f}',
+        f'{hop.agree:.1%}',
+        _or_dash('{:.2%}', hop.state_error),
+        f'{hop.loss_increase:+.3%}',
+      )
+      for hop in measured.hops
+    ]
+    text += f'\n\n{_table(rows)}'
+  return text
+
+
+def _or_dash(form: str, value: float | None) -> str:
+  return '-' if value is None else form.format(value)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.rjust(width) for cell, width in zip(row, widths, strict=True)
+    )
+    for row in rows
+  )
 
 
 def _generate(values: flags.FlagValues) -> str:
@@ -221,43 +365,72 @@ def _generate(values: flags.FlagValues) -> str:
         f'--{flag}: not used by --mode={values.mode}, only by '
         f'{" and ".join(modes)}'
       )
-  compilation.prepare()
-  options = generate.Options(
-    mode=values.mode,
-    exit=values.exit,
-    draft_exit=values.draft_exit,
-    drafts=values.drafts,
-    max_tokens=values.max_tokens,
-    policy=sampling.Policy(
-      sampling.Sampling(
-        values.temperature, values.top_k, values.top_p, values.seed
-      ),
-      values.confidence,
-      values.threshold,
-      values.fill,
-    ),
-  )
   if values.mode == 'relay':
+    _require_grpc('--mode=relay')
+  compilation.prepare()
+  policy = sampling.Policy(
+    sampling.Sampling(
+      values.temperature, values.top_k, values.top_p, values.seed
+    ),
+    values.confidence,
+    values.threshold,
+    values.fill,
+  )
+  made: generate.Generation
+  if values.mode == 'relay':
+    from familial.relay import generate as relay_generate
+
     if not values.servers:
       raise errors.UserError(
         '--servers: mode relay needs HOST:PORT of each segment, in order'
       )
-    outcome = generate.relay(
+    made = relay_generate.run(
       load.tokenizer_of(values.checkpoint), values.servers, values.prompt,
-      options, dtype=values.state_dtype, say=_warn,
+      policy, values.max_tokens, dtype=values.state_dtype, say=_warn,
     )  # fmt: skip
   else:
+    options = generate.Options(
+      mode=values.mode,
+      exit=values.exit,
+      draft_exit=values.draft_exit,
+      drafts=values.drafts,
+      max_tokens=values.max_tokens,
+      policy=policy,
+    )
     model = load.load(values.checkpoint, values.step)
-    outcome = generate.run(model, values.prompt, options)
-  for text in outcome.texts:
+    made = generate.run(model, values.prompt, options)
+  for text in made.texts:
     print(text, flush=True)
+  report = made.report()
   if values.out:
-    storage.write_json(values.out, {'texts': outcome.texts, **outcome.report})
-  return generate.line(outcome.report)
+    storage.write_json(values.out, report)
+  return _generation_line(made, report)
+
+
+def _generation_line(
+  made: 'generate_lib.Generation', report: dict[str, Any]
+) -> str:
+  rate = made.tokens / made.seconds
+  shares = ', '.join(f'{e}: {share:.0%}' for e, share in made.shares.items())
+  parts = [
+    f'{made.mode}: {made.tokens} tokens in {made.seconds:.2f} s ({rate:,.0f} '
+    'tokens/s with compiling)',
+    f'by exit {shares}',
+  ]
+  if made.drafting:
+    parts.append(f'{made.drafting.acceptance:.0%} of drafts accepted')
+  parts += [
+    f'{hop["server"]} {hop["positions"]} positions, '
+    f'{hop["bytes_sent"] + hop["bytes_received"]} bytes both ways, '
+    f'{hop["milliseconds_median"]:.1f} ms a call'
+    for hop in report.get('hops', [])
+  ]
+  return '; '.join(parts)
 
 
 def _relay(values: flags.FlagValues) -> str:
-  # Its library would print about a port in use, beside our line.
+  _require_grpc('relay')
+  # The library would print about a port in use, beside our line.
   os.environ.setdefault('GRPC_VERBOSITY', 'NONE')
   from familial.convert import segments
   from familial.relay import server
@@ -272,13 +445,13 @@ def _relay(values: flags.FlagValues) -> str:
       'most allowed'
     )
   relay = server.Relay(segment, values.slots, context, rows=values.rows)
-  relay.tier.warm()
+  relay.engine.warm()
   with server.serve(relay, values.port, values.host) as port:
     print(
       f'segment {segment.index} of {len(segment.exits)}, up to exit '
       f'{segment.exit}, of model {segment.fingerprint}: listening on port '
       f'{port}; {json.dumps(segments.nbytes(segment))} bytes of parameters, '
-      f'{relay.tier.nbytes} of caches',
+      f'{relay.engine.nbytes} of caches',
       flush=True,
     )
     stop = threading.Event()
@@ -286,6 +459,11 @@ def _relay(values: flags.FlagValues) -> str:
       signal.signal(number, lambda *_: stop.set())
     stop.wait()
   return f'port {port}: stopped'
+
+
+def _require_grpc(what: str) -> None:
+  if importlib.util.find_spec('grpc') is None:
+    raise errors.UserError(f'{what}: {_EXTRA}')
 
 
 def _warn(line: str) -> None:

@@ -1,4 +1,4 @@
-"""A trained model grown into a larger one, as a folder to train on."""
+"""Expansion of a trained model into a larger one, as a folder to train."""
 
 import dataclasses
 import os
@@ -25,16 +25,16 @@ def expand(
   out: str | os.PathLike[str],
   step: str = 'last',
 ) -> str:
-  """Writes a model grown from a run's; returns a line on what it is.
+  """Writes the model that a parent grows into; returns a summary line.
 
-  A run of that model trains it on with the folder as its `train.init_from`: its
-  FLOPs count what the parent cost, and its data go on where the parent stopped.
-  No array of the parent is in memory as a whole.
+  A run whose `train.init_from` is the folder continues training it: its FLOPs
+  include the parent's, and its data continue where the parent stopped. No array
+  of the parent is in memory as a whole.
 
   Args:
-    folder: of the run, export or import.
-    to: a run of the grown model: its `model`, `growth` and `train.seed` are read;
-      data, layout and the rest of `train` stay the parent's.
+    folder: folder of the parent, a run, export or import.
+    to: run of the grown model, of which `model`, `growth` and `train.seed` are
+      read; data, layout and the rest of `train` are the parent's.
     out: the folder to make.
     step: last, best, or a number.
 
@@ -65,7 +65,7 @@ def expand(
   if to.growth.state == 'reset':
     state = state._replace(opt_state=())
   state = warm_start.grow(state, folder, number, growth, to.train)
-  # Of the optimizer, all but its moments begins anew.
+  # All of the optimizer's state but the moments starts at zero.
   state = jax.tree.map(
     lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.zeros_like(leaf),
     state,

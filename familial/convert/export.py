@@ -1,7 +1,7 @@
-"""An exit as a model of its own, for this project or as a Llama's files.
+"""Export of an exit as a stand-alone model, or of segments.
 
-Nothing else of the family is in it: the layers up to the exit, its branch, its
-norm, what it reads its logits with, and the embedding.
+A stand-alone model has the embedding, the layers up to the exit, and the exit's
+branch, norm and unembedding.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import step as step_lib
 
-# Where a layer's parameters are, by their names in a Llama's files; there a
+# Paths of a layer's parameters by their names in the files of a Llama, where a
 # matrix is (out, in).
 LAYER = {
   'input_layernorm': ('attention_norm', 'gain'),
@@ -51,15 +51,10 @@ LAYER = {
 def submodel(
   params: transformer.Params, model: model_config.ModelConfig, exit_: int
 ) -> tuple[transformer.Params, model_config.ModelConfig]:
-  """Returns exit 1..G as a family of one exit: its parameters and its shape.
+  """Returns the parameters and shape of exit 1..G as a family of one exit.
 
-  Its logits are the exit's in the family: to the bit where both are computed by
-  programs of equal shapes, so operation by operation, else to rounding.
-
-  Args:
-    params: of the family.
-    model: its shape.
-    exit_: which.
+  Its logits equal the exit's in the family bit for bit if programs of equal
+  shapes compute both, and otherwise to rounding.
   """
   shape = model.submodel(exit_)
   head = params[f'exit_{exit_}']
@@ -83,15 +78,10 @@ def submodel(
 def to_familial(
   model: load.Model, exit_: int, out: str | os.PathLike[str]
 ) -> None:
-  """Writes an exit as a model that every command reads.
+  """Writes exit 1..G as a model that every command reads.
 
-  A run trains it on with the folder as its `train.init_from`: from its
-  parameters, with a fresh optimizer, and its FLOPs count what the family cost.
-
-  Args:
-    model: the family.
-    exit_: which, 1..G.
-    out: the folder to make.
+  A run whose `train.init_from` is the folder continues training it with a fresh
+  optimizer; its FLOPs include the family's.
 
   Raises:
     UserError: if there is no such exit, or `out` is not empty.
@@ -125,15 +115,10 @@ def to_familial(
 def to_hugging_face(
   model: load.Model, exit_: int, out: str | os.PathLike[str]
 ) -> None:
-  """Writes an exit as a LlamaForCausalLM of `transformers`, in float32.
+  """Writes exit 1..G as a LlamaForCausalLM of `transformers`, in float32.
 
   The scale of the logits is folded into the last norm. The tokenizer puts the
-  separator before a text, as a model is prompted here.
-
-  Args:
-    model: the family.
-    exit_: which, 1..G.
-    out: the folder to make.
+  separator before a text, as prompts are encoded here.
 
   Raises:
     UserError: if there is no such exit, or `out` is not empty.
@@ -158,7 +143,7 @@ def to_hugging_face(
         'eos_token': tokenizers_lib.SEPARATOR,
         'clean_up_tokenization_spaces': False,
         'model_max_length': model.context,
-        # A text that spells the separator out is still only text.
+        # A text that contains the separator's name is only text.
         'split_special_tokens': True,
       },
     )
@@ -196,25 +181,20 @@ def to_hugging_face(
 def to_segments(
   model: load.Model, exit_: int, out: str | os.PathLike[str]
 ) -> None:
-  """Writes the segments up to an exit, in folders segment_0, segment_1, ...
-
-  Args:
-    model: the family.
-    exit_: the last one's, 1..G.
-    out: the folder to make.
+  """Writes the segments up to exit 1..G, in folders segment_0, segment_1, ...
 
   Raises:
     UserError: if there is no such exit, or `out` is not empty.
   """
-  shape = model.config.model
-  shape.submodel(exit_)  # Refuses what is no exit.
+  model.config.model.submodel(exit_)  # Refuses an exit that does not exist.
   cuts = range(1, exit_ + 1)
+  parts = segments.split(
+    model.params, model.config.model, model.context, cuts, model.tokenizer.mark
+  )
   with _whole(out) as folder:
-    for segment in segments.split(
-      model.params, shape, model.context, cuts, model.tokenizer.mark
-    ):
+    for part in parts:
       segments.save(
-        segment, folder / f'segment_{segment.index}', model.tokenizer_path
+        part, folder / f'segment_{part.index}', model.tokenizer_path
       )
 
 
@@ -226,17 +206,17 @@ def write(
   tokenizer: str,
   opt_state: Any = None,
 ) -> None:
-  """Writes a model's folder: all of it, or nothing.
+  """Writes a model's folder atomically.
 
-  It is laid out as a run's, with a checkpoint of step 0 and no rows.
+  It has the layout of a run's, with a checkpoint of step 0 and no rows.
 
   Args:
     out: the folder to make.
-    config: of the model.
-    lineage: where it comes from.
-    params: its parameters.
-    tokenizer: the text of its tokenizer's file; '' for bytes.
-    opt_state: of its optimizer; by default a fresh one.
+    config: config of the model.
+    lineage: contents of lineage.json.
+    params: parameters.
+    tokenizer: text of the tokenizer's file; '' for bytes.
+    opt_state: state of the optimizer; a fresh one by default.
 
   Raises:
     UserError: if `out` is not empty.
@@ -252,7 +232,7 @@ def write(
     run_folder.open_folder(folder, config, lineage)
     if tokenizer:
       storage.write_text(folder / load.TOKENIZER, tokenizer)
-    # Array after array: a large model is not in memory twice.
+    # One array at a time, so that a large model is not in memory twice.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = checkpoint.Checkpoints(
       folder / 'checkpoints', 1, at_once=largest // 10**9 + 1
@@ -264,14 +244,14 @@ def write(
 
 
 def spent(config: train_config.RunConfig, step: int) -> int:
-  """Returns the FLOPs of a run's own steps, up to one of them."""
+  """Returns the FLOPs of a run's own steps up to a step."""
   train, seq_len = config.train, config.data.seq_len
   tokens = step * train.batch_size * seq_len
   return tokens * flops.train(config.model, seq_len, train.trained)
 
 
 def check_out(out: str | os.PathLike[str]) -> None:
-  """Refuses what is neither new nor an empty folder."""
+  """Refuses a path that exists, unless it is an empty folder."""
   out = pathlib.Path(out)
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise errors.UserError(
@@ -281,7 +261,7 @@ def check_out(out: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Yields a folder to fill, which is `out` once nothing went wrong."""
+  """Yields a temporary folder, which becomes `out` unless an error is raised."""
   check_out(out)
   out = pathlib.Path(out).absolute()
   temporary = out.with_name(f'.{out.name}.{uuid.uuid4().hex[:12]}.tmp')
@@ -295,7 +275,7 @@ def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def _tokenizer_text(model: load.Model) -> str:
-  """Returns what the file of a model's tokenizer holds; '' for bytes."""
+  """Returns the text of a model's tokenizer file; '' for bytes."""
   path = model.tokenizer_path
   return pathlib.Path(path).read_text('utf-8') if path else ''
 
@@ -303,7 +283,7 @@ def _tokenizer_text(model: load.Model) -> str:
 def _tensors(
   params: transformer.Params, shape: model_config.ModelConfig
 ) -> dict[str, np.ndarray]:
-  """Returns a model of one exit by a Llama's names."""
+  """Returns the tensors of a model of one exit by their names in a Llama."""
   gain_D = params['exit_1']['norm']['gain'] * (shape.base_width / shape.width)
   tensors: dict[str, Any] = {
     'model.embed_tokens.weight': params['embedding'],
@@ -324,7 +304,7 @@ def _tensors(
 
 
 def _llama_tokenizer(model: load.Model) -> str:
-  """Returns a tokenizer's file that puts the separator before a text."""
+  """Returns the text of a tokenizer file that puts the separator first."""
   import tokenizers
 
   text, name = _tokenizer_text(model), tokenizers_lib.SEPARATOR
@@ -336,11 +316,11 @@ def _llama_tokenizer(model: load.Model) -> str:
 
 
 def _bytes() -> Any:
-  """Returns our byte tokenizer as a BPE without merges."""
+  """Returns the byte tokenizer as a BPE without merges."""
   import tokenizers
 
-  # Byte-level files write these bytes as themselves, and the others in order
-  # as the characters from 256 on.
+  # The byte-level alphabet has these bytes as themselves, and the others in
+  # order as the characters from 256 on.
   printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = [byte for byte in range(0x100) if byte not in printed]
   numbers = {chr(byte): byte for byte in printed}

@@ -1,4 +1,4 @@
-"""A Llama's files as a family: exits are added to a model trained elsewhere."""
+"""Import of a Llama of `transformers` as a family, with exits added."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,7 +22,7 @@ from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import config as train_config
 
-# By architecture, what a config that leaves it out means.
+# Defaults of each architecture's config.
 _DEFAULTS: dict[str, dict[str, Any]] = {
   'LlamaForCausalLM': {'rope_theta': 10_000.0},
   'MistralForCausalLM': {
@@ -31,8 +31,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     'sliding_window': 4096,
   },
 }
-# Values without which something is computed that is not computed here; the
-# first is meant where a config leaves it out.
+# Supported values of keys whose other values change the computation; the first
+# is the default.
 _PLAIN: dict[str, tuple[Any, ...]] = {
   'hidden_act': ('silu',),
   'attention_bias': (False,),
@@ -55,32 +55,29 @@ def from_hugging_face(
   exit_kind: str,
   out: str | os.PathLike[str],
 ) -> str:
-  """Writes a Llama of `transformers` as a model folder; returns one line on it.
+  """Writes a Llama of `transformers` as a model folder; returns a summary line.
 
-  The last exit is that model, to rounding. Another exit begins as the last one
-  at its layer: with its norm and its unembedding, and as a branch with the
-  trunk layer that comes next. It needs training, and how deep an exit must
-  stand to be of use is for that to say.
+  The last exit equals that model to rounding. The other exits start from copies
+  of its norm and unembedding, and a branch from the next trunk layer; they need
+  training. The tokenizer's end-of-text token (the first `eos_token_id`) becomes
+  the separator; rows of the vocabulary without a token are left out. The FLOPs
+  of earlier training are unknown and count as 0; `train` and the corpus of the
+  written config have no meaning.
 
-  The tokenizer's end-of-text token (`eos_token_id`, the first where there are
-  several) becomes our separator, which ends every document and begins every
-  text; rows of the vocabulary that have no token are left out.
-
-  Training on needs a run of this very model (`model` in config.json) whose
-  `train.init_from` is the folder, on a corpus packed with its tokenizer:
-  `data.tokenizer=OUT/tokenizer.json` with `data.vocab_size` as here. What it
-  cost before is not known: its FLOPs count from 0. Of its config, `train` and
-  the corpus say nothing.
+  To continue training, a run of this model (`model` in config.json) has the
+  folder as `train.init_from`, on a corpus packed with its tokenizer
+  (`data.tokenizer=OUT/tokenizer.json`, `data.vocab_size` as here).
 
   Args:
-    folder: with config.json, tokenizer.json, and model.safetensors or shards.
-    exits: the layers after which an exit stands; the last layer always has one.
+    folder: folder with config.json, tokenizer.json, and model.safetensors or
+      shards.
+    exits: layers that an exit follows; the last layer always has one.
     exit_kind: head, separate or branch.
     out: the folder to make.
 
   Raises:
-    UserError: if the model is none that can be computed here, its files do not
-      fit its config, or `out` is not empty.
+    UserError: if the model is not supported, its files do not fit its config, or
+      `out` is not empty.
   """
   export.check_out(out)
   folder = pathlib.Path(folder)
@@ -130,7 +127,7 @@ def from_hugging_face(
 
 
 def _values(path: pathlib.Path) -> dict[str, Any]:
-  """Returns a config, if it is of a model that can be computed here."""
+  """Returns a config with its defaults, if the model is supported."""
   values = storage.read_json(path)
   if not isinstance(values, dict):
     raise errors.UserError(f'{path} holds no config')
@@ -162,7 +159,7 @@ def _model(
   exits: Sequence[int],
   exit_kind: str,
 ) -> model_config.ModelConfig:
-  """Returns the shape of the family, with the vocabulary that is stored."""
+  """Returns the shape of the family, with the stored vocabulary."""
   depth, width, heads = (
     _number(values, path, key)
     for key in ('num_hidden_layers', 'hidden_size', 'num_attention_heads')
@@ -205,8 +202,8 @@ def _number(
 
 
 def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
-  """Returns a tokenizer's file whose token `end` is our separator, what that
-  was called, and the number of tokens."""
+  """Returns a tokenizer file with the token `end` renamed to the separator, that
+  token's former name, and the number of tokens."""
   path = folder / load.TOKENIZER
   if not path.exists():
     raise errors.UserError(f'{folder} holds no {load.TOKENIZER}')
@@ -226,7 +223,7 @@ def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
       numbers[tokenizers.SEPARATOR] = numbers.pop(name)
   except (LookupError, TypeError, AttributeError):
     raise errors.UserError(f'{path} is no tokenizer with merges') from None
-  # Documents are encoded whole, and separators put between them elsewhere.
+  # Documents are encoded whole; separators are added by the packing.
   made |= {'truncation': None, 'padding': None, 'post_processor': None}
   text = json.dumps(made, ensure_ascii=False)
   try:
@@ -234,14 +231,14 @@ def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
   except Exception as error:  # The library raises bare Exceptions.
     line = str(error).splitlines()[0]
     raise errors.UserError(f'{path}: {line}') from error
-  # The library numbers added tokens anew where their numbers have a gap.
+  # The library renumbers added tokens if their numbers have a gap.
   if max(added) >= read.vocab_size or read.separator != end:
     raise errors.UserError(f'{path}: its tokens are not numbered without gaps')
   return text, name, read.vocab_size
 
 
 def _shapes(model: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every tensor that a Llama's files must hold."""
+  """Returns the shape of every tensor that the files must hold."""
   dense = model.submodel(model.granularity)
   like = jax.eval_shape(lambda: transformer.init(dense, jax.random.key(0)))
   shapes = {
@@ -262,12 +259,12 @@ def _shapes(model: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
 def _tensors(
   folder: pathlib.Path, shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-  """Reads a model's tensors as float32, each only if its shape is right."""
+  """Reads a model's tensors as float32, after checking their shapes."""
   where = _files(folder)
   if missing := sorted(shapes.keys() - where.keys()):
     raise errors.UserError(f'{folder} has no tensor {missing[0]}')
   for name in sorted(where.keys() - shapes.keys()):
-    # Old files hold the rotary frequencies, some a tied matrix twice.
+    # Old files hold rotary frequencies, and some a tied matrix twice.
     if not name.endswith('.rotary_emb.inv_freq') and name != 'lm_head.weight':
       raise errors.UserError(
         f'{folder}: tensor {name} is no part of the model of its config.json'
@@ -322,7 +319,7 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 def _params(
   tensors: dict[str, np.ndarray], model: model_config.ModelConfig
 ) -> transformer.Params:
-  """Returns a family's parameters; takes the tensors out of the dict."""
+  """Returns a family's parameters; removes the tensors from the dict."""
   trunk: transformer.Params = {}
   for name, path in export.LAYER.items():
     at = trunk

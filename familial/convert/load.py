@@ -1,4 +1,4 @@
-"""Models read back: from a run, from an export, at any of their steps."""
+"""Loading of models: of a run, an export or an import, at any step."""
 
 import dataclasses
 import os
@@ -21,14 +21,14 @@ TOKENIZER = 'tokenizer.json'
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A model and what is known of it.
+  """A loaded model.
 
   Attributes:
-    folder: of the run or export.
-    step: of the checkpoint.
-    config: as it was trained, or made.
-    params: its parameters.
-    tokenizer: of its text.
+    folder: folder of the run or export.
+    step: step of the checkpoint.
+    config: config of the run or export.
+    params: parameters.
+    tokenizer: tokenizer of its text.
     tokenizer_path: the tokenizer's file; '' for bytes.
   """
 
@@ -41,21 +41,21 @@ class Model:
 
   @property
   def context(self) -> int:
-    """Positions of a sequence, as it was trained."""
+    """The positions of a training sequence."""
     return self.config.data.seq_len
 
 
 def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
-  """Reads a model.
+  """Loads a model.
 
   Args:
-    folder: of a run or an export, or one of its checkpoints.
-    step: last, best (lowest held-out loss of the last exit), or a number; a
-      folder that is one checkpoint says it itself, and leaves no choice.
+    folder: folder of a run or an export, or one of its checkpoints.
+    step: last, best (lowest held-out loss of the last exit), or a number; not
+      used for a folder that is a checkpoint.
 
   Raises:
-    UserError: where there is no such checkpoint, it is damaged, or it is of
-      another shape than its folder's config.
+    UserError: if there is no such checkpoint, it is damaged, or its shape is
+      not that of its folder's config.
   """
   folder, step = locate(folder, step)
   config = read_config(folder)
@@ -103,16 +103,13 @@ def read_config(folder: pathlib.Path) -> train_config.RunConfig:
 
 
 def template_of(folder: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-  """Returns the config of a run that starts from a folder's model, to change.
+  """Returns a config template of a run that starts from a folder's model.
 
-  Model, data and training are the folder's; all of it is trained, none grows.
-
-  Args:
-    folder: of a run, an export, an import or an expansion; a relative one is
-      below the current directory.
+  Model, data and training are the folder's; all parameters are trained, and the
+  model does not grow.
 
   Raises:
-    UserError: if it holds no model.
+    UserError: if the folder holds no model.
   """
   folder = pathlib.Path(folder).absolute()
   parent = read_config(folder)
@@ -128,20 +125,18 @@ def template_of(folder: str | os.PathLike[str]) -> ml_collections.ConfigDict:
 def tokenizer_of(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
   """Returns the tokenizer of a run, an export or a segment."""
   folder = pathlib.Path(folder)
-  if (folder / segments.CONFIG).exists():
-    vocab_size = segments.read_config(folder).model.vocab_size
-  else:
-    vocab_size = read_config(folder).model.vocab_size
-  return read_tokenizer(folder, vocab_size)[0]
+  is_segment = (folder / segments.CONFIG).exists()
+  config = (segments.read_config if is_segment else read_config)(folder)
+  return read_tokenizer(folder, config.model.vocab_size)[0]
 
 
 def read_tokenizer(
   folder: pathlib.Path, vocab_size: int
 ) -> tuple[tokenizers.Tokenizer, str]:
-  """Returns the tokenizer of a run, an export or a segment, and its file.
+  """Returns the tokenizer of a folder, and its file.
 
   Raises:
-    UserError: if it is not of the model's vocabulary.
+    UserError: if its vocabulary is not the model's.
   """
   path = str(folder / TOKENIZER) if (folder / TOKENIZER).exists() else ''
   tokenizer = tokenizers.load(path)
@@ -154,8 +149,7 @@ def read_tokenizer(
 
 
 def find_step(folder: pathlib.Path, step: str) -> int:
-  """Returns the step of a folder of checkpoints that last, best or a number
-  names."""
+  """Returns the number of a step: last, best or a number."""
   if re.fullmatch('[0-9]{1,18}', step):
     return int(step)
   if step not in ('last', 'best'):

@@ -1,8 +1,8 @@
-"""A family cut into segments, each of which can be held by another machine.
+"""A family cut into segments that different machines can hold.
 
-A segment is the layers between two exits with the exit at its end, and what
-that exit reads its logits with. It keeps the family's names of parameters, so
-cutting is a choice of keys, and every layer is in one segment.
+A segment is the layers between two exits, the exit at its end, and what that
+exit reads its logits with. It keeps the family's names of parameters, so a cut
+is a choice of keys, and every layer is in one segment.
 """
 
 from collections.abc import Sequence
@@ -30,71 +30,23 @@ from familial.model import transformer
 CONFIG = 'segment.json'
 _PARAMS = 'params.safetensors'
 _TOKENIZER = 'tokenizer.json'
-# Of a shape: how the same numbers are computed.
+# Fields of a shape that do not change what is computed.
 _HOW = ('attention', 'unroll', 'remat', 'loss_chunk')
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
-  """Some consecutive layers of a family and the exit at their end.
+class Cut:
+  """Which part of which family a segment is.
 
   Attributes:
-    model: the family's shape.
-    exits: all exits at which this family was cut, increasing; the segment is
-      one of them.
-    index: which: it holds the layers above exit exits[index - 1], or above the
-      embedding, up to exit exits[index].
+    model: shape of the family.
+    exits: exits at which the family was cut, increasing.
+    index: index of the segment: it holds the layers above exit
+      exits[index - 1], or above the embedding, up to exit exits[index].
     context: positions that the family was trained on.
-    fingerprint: of the whole family: only segments of one family go together.
+    fingerprint: fingerprint of the family; segments of different families do
+      not go together.
     tokenizer: mark of the tokenizer of its text.
-    params: float32, under the family's names.
-  """
-
-  model: model_config.ModelConfig
-  exits: tuple[int, ...]
-  index: int
-  context: int
-  fingerprint: str
-  tokenizer: str
-  params: transformer.Params
-
-  @property
-  def exit(self) -> int:
-    """The exit at its end."""
-    return self.exits[self.index]
-
-  @property
-  def first(self) -> bool:
-    """Whether it begins with tokens, not with another's states."""
-    return self.index == 0
-
-  @property
-  def last(self) -> bool:
-    """Whether none comes after it."""
-    return self.index == len(self.exits) - 1
-
-  @property
-  def depth(self) -> int:
-    """How many trunk layers it holds."""
-    below = (
-      0 if self.first else self.model.exits[self.exits[self.index - 1] - 1]
-    )
-    return self.model.exits[self.exit - 1] - below
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """What `segment.json` says of a segment.
-
-  Attributes:
-    model: the family's shape.
-    exits: all exits at which the family was cut.
-    index: which segment.
-    context: positions that the family was trained on.
-    fingerprint: of the family.
-    tokenizer: mark of the tokenizer.
-    bytes: of the parameters; see nbytes.
-    sha256: of the file of parameters.
   """
 
   model: model_config.ModelConfig
@@ -103,6 +55,49 @@ class Config:
   context: schema.Count
   fingerprint: str
   tokenizer: str
+
+  @property
+  def exit(self) -> int:
+    """The exit at the segment's end."""
+    return self.exits[self.index]
+
+  @property
+  def first(self) -> bool:
+    """Whether the inputs are tokens, not states."""
+    return self.index == 0
+
+  @property
+  def last(self) -> bool:
+    """Whether no segment follows."""
+    return self.index == len(self.exits) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment(Cut):
+  """Consecutive layers of a family and the exit at their end.
+
+  Attributes:
+    params: float32 parameters, under the family's names.
+  """
+
+  params: transformer.Params
+
+  @property
+  def depth(self) -> int:
+    """The number of trunk layers."""
+    ends = [0, *(self.model.exits[exit_ - 1] for exit_ in self.exits)]
+    return ends[self.index + 1] - ends[self.index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Cut):
+  """The contents of `segment.json`.
+
+  Attributes:
+    bytes: bytes of the parameters; see nbytes.
+    sha256: SHA-256 of the file of parameters.
+  """
+
   bytes: dict[str, int]
   sha256: str
 
@@ -132,33 +127,35 @@ def split(
   """Returns the segments of a family, first to last.
 
   Args:
-    params: of the family.
-    model: its shape.
-    context: positions it was trained on.
-    exits: where to cut, increasing; those of all exits by default. Layers above
-      the last of them are left out.
+    params: parameters of the family.
+    model: shape of the family.
+    context: positions that it was trained on.
+    exits: where to cut, increasing; all exits by default. Layers above the last
+      of them are left out.
     tokenizer: mark of the tokenizer.
 
   Raises:
-    UserError: for what is no exit, or exits that do not increase.
+    UserError: for exits that do not exist or do not increase.
   """
   exits = tuple(exits) or tuple(range(1, model.granularity + 1))
   for exit_ in exits:
-    model.submodel(exit_)  # Refuses what is no exit.
-  if any(a >= b for a, b in itertools.pairwise(exits)):
+    model.submodel(exit_)  # Refuses an exit that does not exist.
+  if not _increase(exits):
     raise errors.UserError(f'exits: {exits} do not increase')
   mark = fingerprint(params, model)
-  parts = [_cut(params, model, exits, index) for index in range(len(exits))]
   return [
-    Segment(model, exits, index, context, mark, tokenizer, part)
-    for index, part in enumerate(parts)
-  ]
+    Segment(
+      model, exits, index, context, mark, tokenizer,
+      _cut(params, model, exits, index),
+    )
+    for index in range(len(exits))
+  ]  # fmt: skip
 
 
 def fingerprint(
   params: transformer.Params, model: model_config.ModelConfig
 ) -> str:
-  """Returns a hash of a family: of its shape and of every parameter."""
+  """Returns a hash of a family's shape and parameters."""
   shape = {k: v for k, v in _shape(model).items() if k not in _HOW}
   hashed = hashlib.sha256(json.dumps(shape).encode())
   for name, leaf in sorted(_flat(params).items()):
@@ -167,16 +164,16 @@ def fingerprint(
 
 
 def nbytes(segment: Segment) -> dict[str, int]:
-  """Returns its bytes: of `layers` and exit, held here alone, and what is
-  `copied`: an embedding or unembedding that other segments need as well."""
-  sizes = {
-    name: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    for name, tree in segment.params.items()
-  }
-  copied = sum(
-    size for name, size in sizes.items() if name in ('embedding', 'unembedding')
-  )
-  return {'layers': sum(sizes.values()) - copied, 'copied': copied}
+  """Returns the bytes of a segment's parameters.
+
+  `layers` are those of layers and exit, held here alone; `copied` those of an
+  embedding or unembedding that other segments hold as well.
+  """
+  sizes = {'layers': 0, 'copied': 0}
+  for name, tree in segment.params.items():
+    part = 'copied' if name in ('embedding', 'unembedding') else 'layers'
+    sizes[part] += sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+  return sizes
 
 
 def save(
@@ -184,7 +181,6 @@ def save(
 ) -> None:
   """Writes a segment: its config, its parameters, the tokenizer's file."""
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   arrays = {n: np.asarray(leaf) for n, leaf in _flat(segment.params).items()}
   content = safetensors.save(arrays)
   storage.write_bytes(folder / _PARAMS, content)
@@ -193,12 +189,7 @@ def save(
       folder / _TOKENIZER, pathlib.Path(tokenizer).read_bytes()
     )
   config = Config(
-    model=segment.model,
-    exits=segment.exits,
-    index=segment.index,
-    context=segment.context,
-    fingerprint=segment.fingerprint,
-    tokenizer=segment.tokenizer,
+    **_fields(segment),
     bytes=nbytes(segment),
     sha256=hashlib.sha256(content).hexdigest(),
   )
@@ -209,50 +200,49 @@ def load(folder: str | os.PathLike[str]) -> Segment:
   """Reads a segment that `save` wrote.
 
   Raises:
-    UserError: where it is none, damaged, or not of the shape it says.
+    UserError: if it is none, damaged, or not of the shape in its config.
   """
   folder = pathlib.Path(folder)
   known = read_config(folder)
-  model, exits, index = known.model, known.exits, known.index
   tokenizer = folder / _TOKENIZER
   own = tokenizers.load(str(tokenizer) if tokenizer.exists() else '')
   if own.mark != known.tokenizer:
     raise errors.UserError(
       f'{folder}: its tokenizer is {own.mark}; {CONFIG} says {known.tokenizer}'
     )
-  like = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-  expected = _cut(like, model, exits, index)
+  like = jax.eval_shape(
+    lambda: transformer.init(known.model, jax.random.key(0))
+  )
+  expected = _cut(like, known.model, known.exits, known.index)
+  path = folder / _PARAMS
   try:
-    content = (folder / _PARAMS).read_bytes()
+    content = path.read_bytes()
     arrays = safetensors.load(content)
   except (SafetensorError, OSError, LookupError, ValueError) as error:
-    raise errors.UserError(f'{folder / _PARAMS}: {error}') from None
+    raise errors.UserError(f'{path}: {error}') from None
   flat = _flat(expected)
   for name in sorted(flat.keys() | arrays.keys()):
-    was, needed = (_said(of.get(name)) for of in (arrays, flat))
-    if was != needed:
+    found, needed = (_kind(leaves.get(name)) for leaves in (arrays, flat))
+    if found != needed:
       raise errors.UserError(
-        f'{folder / _PARAMS}: {name} is {was}, and {needed} is needed'
+        f'{path}: {name} is {found}, and {needed} is needed'
       )
   if hashlib.sha256(content).hexdigest() != known.sha256:
     raise errors.UserError(
-      f'{folder / _PARAMS}: its SHA-256 is not that in {CONFIG}: damaged, or of '
-      'another segment'
+      f'{path}: its SHA-256 is not that in {CONFIG}: damaged, or of another '
+      'segment'
     )
   params = jax.tree_util.tree_map_with_path(
     lambda path, _: jnp.asarray(arrays[_name(path)]), expected
   )
-  return Segment(
-    model, exits, index, known.context, known.fingerprint, known.tokenizer,
-    params,
-  )  # fmt: skip
+  return Segment(**_fields(known), params=params)
 
 
 def read_config(folder: pathlib.Path) -> Config:
-  """Reads what a segment says of itself, and no parameters.
+  """Reads the config of a segment, and no parameters.
 
   Raises:
-    UserError: where it is none.
+    UserError: if there is none, or its values make no sense.
   """
   path = folder / CONFIG
   if not path.exists():
@@ -277,11 +267,19 @@ def _cut(
   return {name: params[name] for name in sorted(names)}
 
 
+def _fields(cut: Cut) -> dict[str, Any]:
+  return {f.name: getattr(cut, f.name) for f in dataclasses.fields(Cut)}
+
+
+def _increase(exits: Sequence[int]) -> bool:
+  return all(a < b for a, b in itertools.pairwise(exits))
+
+
 def _shape(model: model_config.ModelConfig) -> dict[str, Any]:
   return dataclasses.asdict(model) | {'exits': list(model.exits)}
 
 
-def _said(leaf: Any) -> str:
+def _kind(leaf: Any) -> str:
   return 'nothing' if leaf is None else f'{leaf.dtype} {tuple(leaf.shape)}'
 
 

@@ -1,5 +1,6 @@
 """The one exception that a user should see, and how its texts are made."""
 
+from collections.abc import Collection
 from collections.abc import Iterable
 import difflib
 
@@ -17,6 +18,15 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 def not_allowed(key: str, value: object, allowed: str) -> UserError:
   """Returns the error for a value that is not allowed."""
   return UserError(f'{key}: {value!r} is not allowed; it must be {allowed}')
+
+
+def require_one_of(key: str, value: str, allowed: Collection[str]) -> None:
+  """Raises a UserError unless the value is one of those allowed."""
+  if value not in allowed:
+    raise UserError(
+      f'{key}: {value!r} is not one of {", ".join(allowed)}'
+      f'{nearest(value, allowed)}'
+    )
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -1,0 +1,1 @@
+"""A family served segment by segment; its server and client need grpc."""

@@ -1,17 +1,15 @@
-"""The client of a chain of relays: each is a stage of `decoding.generate`.
+"""The client of a relay: each server is a stage of `decoding.generate`.
 
-The client lives where the request begins. It keeps every row's tokens, so a
-server that has lost a row, because it was started again or gave the slot away,
-gets it from its tokens on once more; the states that servers send it to hand on
-are kept until they are handed on. What one message may not hold goes in several,
-cut where the server's passes end.
+The client keeps every row's tokens, so that a server that lost a row, because it
+was restarted or gave the slot away, can be sent them again. States that a server
+returns are kept until they are sent to the next. Positions that exceed one
+message are split where the server's passes end.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
-import json
 import time
 from typing import Any
 import uuid
@@ -20,39 +18,29 @@ import grpc
 import numpy as np
 
 from familial.core import errors
-from familial.relay import server
 from familial.relay import wire
 from familial.serving import decoding
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 from familial.serving import sampling as sampling_lib
 
-_PATIENCE = 10.0  # seconds that a server has to come back
+_PATIENCE = 10.0  # seconds that a server may stay away
 _CALL = 120.0  # seconds that an answer may take: the first ones compile
-_GOODBYE = 1.0  # seconds that a server has to hear which rows are done
-# What a server may say that it has: no more than our arrays could hold.
-_MOST = {
-  'width': 2**20, 'vocab_size': 2**31 - 1, 'slots': 2**20,
-  'context': 2**31 - 1, 'span': 2**20,
-}  # fmt: skip
-
-
-class _FullError(Exception):
-  """A server has too many calls under way."""
+_GOODBYE = 1.0  # seconds for a server to hear which rows are done
 
 
 class Remote:
-  """A segment that a server holds.
+  """A segment held by a server; a decoding.Stage.
 
   Attributes:
-    address: of the server.
-    what: as the server describes itself.
-    slots: rows at once.
-    states: of rows that go on, by slot: where they begin, and [positions, D].
+    address: address of the server.
+    what: the server's description of itself.
+    slots: number of rows at once.
+    states: by slot, of rows that go on: first position, states [positions, D].
     patience: seconds to wait for a server that does not answer, or is busy.
-    sent: bytes sent, received: bytes that came back, of `Advance` calls.
-    positions: taken in by the server.
-    handed: positions whose states came back.
-    seconds: of each call.
+    sent, received: bytes of `Advance` calls.
+    positions: number of positions that the server computed.
+    handed: number of positions whose states came back.
+    seconds: time of each call.
   """
 
   def __init__(
@@ -66,58 +54,52 @@ class Remote:
 
     Args:
       address: HOST:PORT.
-      dtype: of the states on the way, one of wire.DTYPES.
+      dtype: type of the states in messages, one of wire.DTYPES.
       patience: seconds to wait for a server that does not answer.
 
     Raises:
-      DownError: if nothing answers there, or it refuses to say what it is.
+      DownError: if nothing answers there, or it refuses to describe itself.
       UserError: if what answers is no relay of this version.
     """
-    if dtype not in wire.DTYPES:
-      raise errors.UserError(
-        f'state_dtype: {dtype!r} is not one of {", ".join(wire.DTYPES)}'
-        f'{errors.nearest(dtype, wire.DTYPES)}'
-      )
+    errors.require_one_of('state_dtype', dtype, wire.DTYPES)
     self.address, self.patience = address, patience
-    self._dtype = dtype
+    self._dtype, self._down = dtype, False
     self._channel = grpc.insecure_channel(
       address,
       options=[
-        *server.SIZES,
-        *server.KEEPALIVE,
+        *wire.OPTIONS,
         ('grpc.initial_reconnect_backoff_ms', 100),
         ('grpc.min_reconnect_backoff_ms', 100),
         ('grpc.max_reconnect_backoff_ms', 500),
       ],
     )
-    self.what: dict[str, Any] = _described(address, self._call('Describe', b''))
-    self.slots: int = self.what['slots']
+    try:
+      self.what = wire.Description.unpack(self._call('Describe', b''))
+    except wire.WireError:
+      raise errors.UserError(
+        f'{address}: answers as no relay of version {wire.VERSION} does'
+      ) from None
+    self.slots = self.what.slots
     self.states: dict[int, tuple[int, np.ndarray]] = {}
     self.sent = self.received = self.positions = self.handed = 0
     self.seconds: list[float] = []
     self._ids = [uuid.uuid4().bytes for _ in range(self.slots)]
     self._used: set[int] = set()
     self._goodbyes: list[grpc.Future] = []
-    self._down = False
-
-  @property
-  def last(self) -> bool:
-    """Whether it serves the last segment."""
-    return bool(self.what['index'] == len(self.what['exits']) - 1)
 
   def run(
     self,
-    work: Sequence[tier_lib.Work],
+    work: Sequence[engine_lib.Work],
     inputs: Any,
     policy: sampling_lib.Policy,
     wanted: Sequence[int] = (),
     stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Has the server take positions in; see decoding.Stage.
+    """Has the server compute positions; see decoding.Stage.
 
     Raises:
-      decoding.LostError: if it no longer holds what comes before them.
-      decoding.BusyError: if it has no place for some of the rows.
+      decoding.LostError: if it no longer holds earlier positions of some rows.
+      decoding.BusyError: if it has no place for some rows.
       decoding.DownError: if it is gone, refuses, or its reply makes no sense.
     """
     if stays:
@@ -128,15 +110,17 @@ class Remote:
       parts = []
       for w in work:
         begin, states = inputs[w.slot]
-        parts.append(states[w.start - begin : w.start - begin + w.length])
+        parts.append(states[w.start - begin : w.end - begin])
     else:
       parts = [np.asarray(part, np.int32) for part in inputs]
     tokens = np.zeros(len(work), np.int32)
-    sure = np.zeros(len(work), np.float32)
-    for places, now in self._messages(work):
-      # What a row hands on is asked for with its last positions.
+    confidence = np.zeros(len(work), np.float32)
+    index = {w.slot: place for place, w in enumerate(work)}
+    for now in self._messages(work):
+      places = [index[part.slot] for part in now]
+      # A row's states are asked for with its last positions.
       first = [
-        wanted[place] if _end(part) == _end(work[place]) else _end(part)
+        wanted[place] if part.end == work[place].end else part.end
         for place, part in zip(places, now, strict=True)
       ]
       own = [
@@ -144,21 +128,19 @@ class Remote:
         for place, part in zip(places, now, strict=True)
       ]
       tick = time.monotonic()
-      reply = self._ask(
-        'Advance', now, self._request(now, np.concatenate(own), policy, first)
-      )
+      reply = self._ask('Advance', now, policy, first, np.concatenate(own))
       self.seconds.append(time.monotonic() - tick)
       self.positions += sum(part.length for part in now)
-      tokens[places], sure[places] = reply.tokens, reply.confidence
+      tokens[places], confidence[places] = reply.tokens, reply.confidence
       going = [
-        part._replace(start=begin, length=_end(part) - begin)
+        part.after(begin - part.start)
         for part, begin, c in zip(now, first, reply.confidence, strict=True)
-        if c < policy.threshold and not self.last and begin < _end(part)
+        if c < policy.threshold and not self.what.last and begin < part.end
       ]
       for w, states in zip(going, self._all(going, reply.states), strict=True):
         self.states[w.slot] = w.start, states
         self.handed += len(states)
-    return tokens, sure
+    return tokens, confidence
 
   def forget(self, slot: int) -> None:
     """Ends a row: the server may free its slot."""
@@ -169,7 +151,7 @@ class Remote:
       self._release(old)
 
   def close(self) -> None:
-    """Ends all rows and hangs up."""
+    """Ends all rows and closes the connection."""
     self._release(b''.join(self._ids[slot] for slot in sorted(self._used)))
     until = time.monotonic() + _GOODBYE
     for goodbye in self._goodbyes:
@@ -178,49 +160,50 @@ class Remote:
     self._channel.close()
 
   def _release(self, ids: bytes) -> None:
-    """Tells the server, and does not wait: one that does not hear it forgets by
-    itself."""
+    """Tells the server that rows are done, and does not wait for an answer."""
     if self._down or not ids:
       return
-    call = self._channel.unary_unary(f'/{server.SERVICE}/Release')
+    call = self._channel.unary_unary(f'/{wire.SERVICE}/Release')
     self._goodbyes = [g for g in self._goodbyes if not g.done()]
     self._goodbyes.append(call.future(ids, timeout=_GOODBYE))
 
   def _messages(
-    self, work: Sequence[tier_lib.Work]
-  ) -> Iterator[tuple[list[int], list[tier_lib.Work]]]:
-    """Yields what goes into each message: places in work, and the positions.
+    self, work: Sequence[engine_lib.Work]
+  ) -> Iterator[list[engine_lib.Work]]:
+    """Yields the positions of each message.
 
-    A row is cut where the server's passes end, so that they are those of the
-    row in one message.
+    A row is split where the server's passes end, so that these are the same as
+    of a single message.
     """
-    most = wire.positions(self.what['width'])
-    span = min(self.what['span'], most)
-    left = list(enumerate(work))
+    most = wire.positions(self.what.width)
+    span = min(self.what.span, most)
+    left = list(work)
     while left:
       room, now, later = most, [], []
-      for place, w in left:
+      for w in left:
         length = w.length if w.length <= room else room // span * span
         if length:
-          now.append((place, w._replace(length=length)))
+          now.append(w._replace(length=length))
         if length < w.length:
-          rest = w._replace(start=w.start + length, length=w.length - length)
-          later.append((place, rest))
+          later.append(w.after(length))
         room -= length
       left = later
-      yield [place for place, _ in now], [part for _, part in now]
+      yield now
 
-  def _request(
+  def _ask(
     self,
-    work: Sequence[tier_lib.Work],
-    inputs: np.ndarray | None,
+    name: str,
+    work: Sequence[engine_lib.Work],
     policy: sampling_lib.Policy,
     wanted: Sequence[int],
-  ) -> wire.Request:
-    return wire.Request(
-      fingerprint=self.what['fingerprint'],
-      index=self.what['index'],
-      ids=np.stack([np.frombuffer(self._ids[w.slot], np.uint8) for w in work]),
+    inputs: np.ndarray | None = None,
+  ) -> wire.Reply:
+    """Returns the server's reply to a request for some rows."""
+    slots = np.array([w.slot for w in work])
+    request = wire.Request(
+      fingerprint=self.what.fingerprint,
+      index=self.what.index,
+      ids=np.stack([np.frombuffer(self._ids[s], np.uint8) for s in slots]),
       starts=np.array([w.start for w in work]),
       lengths=np.array([w.length for w in work]),
       wanted=np.array(wanted),
@@ -228,70 +211,58 @@ class Remote:
       inputs=inputs,
       policy=policy,
       dtype=self._dtype,
-    )  # fmt: skip
-
-  def _ask(
-    self, name: str, work: Sequence[tier_lib.Work], request: wire.Request
-  ) -> wire.Reply:
-    """Returns the server's reply to a request of some rows."""
+    )
     content = wire.pack_request(request, self._dtype)
-    try:
-      answer = self._call(name, content)
-    except _FullError:
-      raise decoding.BusyError(
-        self.address, [w.slot for w in work], self.patience
-      ) from None
-    self._used.update(w.slot for w in work)
+    answer = self._call(name, content, slots.tolist())
+    self._used.update(slots.tolist())
     self.sent += len(content)
     self.received += len(answer)
     try:
-      reply = wire.unpack_reply(
-        answer, request, self.what['width'], self.what['vocab_size'], self.last
-      )
+      reply = wire.unpack_reply(answer, request, self.what)
     except wire.WireError as error:
       self._down = True
       raise decoding.DownError(f'{self.address}: {error}') from None
-
-    def slots(which: np.ndarray) -> list[int]:
-      return [work[place].slot for place in np.flatnonzero(which).tolist()]
-
     if reply.lost.any():
-      raise decoding.LostError(slots(reply.lost))
+      raise decoding.LostError(slots[reply.lost].tolist())
     if reply.busy.any():
-      raise decoding.BusyError(self.address, slots(reply.busy), self.patience)
+      raise decoding.BusyError(
+        self.address, slots[reply.busy].tolist(), self.patience
+      )
     return reply
 
   def _all(
-    self, going: Sequence[tier_lib.Work], states: np.ndarray
+    self, going: Sequence[engine_lib.Work], states: np.ndarray
   ) -> list[np.ndarray]:
-    """Returns the states of each row that goes on: those that came with the
-    reply, and those that it had no room for."""
-    found, left = [], []
-    for place, w in enumerate(going):
-      found.append([states[: w.length]])
-      states = states[w.length :]
-      had = len(found[-1][0])
-      if had < w.length:
-        rest = w._replace(start=w.start + had, length=w.length - had)
-        left.append((place, rest))
-    for places, now in self._messages([w for _, w in left]):
-      request = self._request(
-        now, None, sampling_lib.Policy(), [w.start for w in now]
-      )
-      more = self._ask('States', now, request).states
-      for place, w in zip(places, now, strict=True):
-        found[left[place][0]].append(more[: w.length])
-        more = more[w.length :]
-    return [np.concatenate(pieces) for pieces in found]
+    """Returns the states of each row that goes on.
 
-  def _call(self, name: str, content: bytes) -> bytes:
-    """Calls the server, waiting for one that comes back.
+    `states` are those of the reply; those that it had no room for are asked for.
+    """
+    found: dict[int, list[np.ndarray]] = {}
+    left = []
+    for w in going:
+      found[w.slot], states = [states[: w.length]], states[w.length :]
+      had = len(found[w.slot][0])
+      if had < w.length:
+        left.append(w.after(had))
+    for now in self._messages(left):
+      states = self._ask(
+        'States', now, sampling_lib.Policy(), [w.start for w in now]
+      ).states
+      for w in now:
+        found[w.slot].append(states[: w.length])
+        states = states[w.length :]
+    return [np.concatenate(pieces) for pieces in found.values()]
+
+  def _call(
+    self, name: str, content: bytes, slots: Sequence[int] = ()
+  ) -> bytes:
+    """Calls the server; waits for one that may come back.
 
     Raises:
-      _FullError: if it has too many calls under way.
-      DownError: if none comes back, or it refuses.
+      BusyError: if it has too many calls under way, and the call is of rows.
+      DownError: if it does not come back, or refuses.
     """
-    call = self._channel.unary_unary(f'/{server.SERVICE}/{name}')
+    call = self._channel.unary_unary(f'/{wire.SERVICE}/{name}')
     until = time.monotonic() + self.patience
     while True:
       try:
@@ -299,8 +270,8 @@ class Remote:
       except grpc.RpcError as error:
         code, detail = error.code(), error.details()
         full = code == grpc.StatusCode.RESOURCE_EXHAUSTED
-        if full and name != 'Describe':  # Whose caller has nothing else to do.
-          raise _FullError from None
+        if full and slots:
+          raise decoding.BusyError(self.address, slots, self.patience) from None
         again = full or code == grpc.StatusCode.UNAVAILABLE
         if not again or time.monotonic() > until:
           self._down = True
@@ -310,78 +281,48 @@ class Remote:
         time.sleep(0.1)
 
 
+@contextlib.contextmanager
 def connect(
   addresses: Sequence[str],
   *,
   dtype: str = 'float32',
   patience: float = _PATIENCE,
   say: Callable[[str], None] = lambda line: None,
-) -> list[Remote]:
-  """Returns the stages of a chain of servers, first to last.
+) -> Iterator[list[Remote]]:
+  """Yields the stages of a chain of servers, first to last; closes them after.
 
   Args:
     addresses: HOST:PORT of each.
-    dtype: of the states on the way.
+    dtype: type of the states in messages.
     patience: seconds to wait for a server that does not answer.
-    say: is told in a line of servers that do not; the chain ends before them.
+    say: receives a line if a server does not; the chain ends before it.
 
   Raises:
     UserError: if the first does not answer, or they are not the segments of
       one family, in order.
   """
   stages: list[Remote] = []
-  for place, address in enumerate(addresses):
-    try:
-      stage = Remote(address, dtype=dtype, patience=patience)
-    except decoding.DownError as error:
-      if not stages:
-        raise errors.UserError(f'no relay answers at {error}') from None
-      say(f'no relay answers at {error}; going on with the exits before it')
-      break
-    what, first = stage.what, stages[0].what if stages else stage.what
-    stages.append(stage)
-    if what['fingerprint'] != first['fingerprint']:
-      raise errors.UserError(
-        f'{address}: serves model {what["fingerprint"]}, and {addresses[0]} '
-        f'serves {first["fingerprint"]}'
-      )
-    if (what['index'], what['exits']) != (place, first['exits']):
-      raise errors.UserError(
-        f'{address}: serves segment {what["index"]} of exits {what["exits"]}; '
-        f'segment {place} of {first["exits"]} is due there'
-      )
-  return stages
-
-
-def _end(work: tier_lib.Work) -> int:
-  return work.start + work.length
-
-
-def _described(address: str, content: bytes) -> dict[str, Any]:
-  """Returns what a server says of itself, which may be anything."""
-  try:
-    what = dict(json.loads(content))
-    exits, index, texts = (
-      what['exits'],
-      what['index'],
-      ('fingerprint', 'tokenizer'),
-    )
-    sound = (
-      what['version'] == wire.VERSION
-      and all(isinstance(what[name], str) for name in texts)
-      and all(
-        type(what[name]) is int and 1 <= what[name] <= most
-        for name, most in _MOST.items()
-      )
-      and type(exits) is list
-      and all(type(exit_) is int for exit_ in exits)
-      and type(index) is int
-      and 0 <= index < len(exits)
-    )
-  except (ValueError, LookupError, TypeError, RecursionError):
-    sound = False
-  if not sound:
-    raise errors.UserError(
-      f'{address}: answers as no relay of version {wire.VERSION} does'
-    )
-  return what
+  with contextlib.ExitStack() as stack:
+    for place, address in enumerate(addresses):
+      try:
+        stage = Remote(address, dtype=dtype, patience=patience)
+      except decoding.DownError as error:
+        if not stages:
+          raise errors.UserError(f'no relay answers at {error}') from None
+        say(f'no relay answers at {error}; going on with the exits before it')
+        break
+      stack.callback(stage.close)
+      stages.append(stage)
+      what, first = stage.what, stages[0].what
+      if what.fingerprint != first.fingerprint:
+        raise errors.UserError(
+          f'{address}: serves model {what.fingerprint}, and {addresses[0]} '
+          f'serves {first.fingerprint}'
+        )
+      if (what.index, what.exits) != (place, first.exits):
+        raise errors.UserError(
+          f'{address}: serves segment {what.index} of exits '
+          f'{list(what.exits)}; segment {place} of {list(first.exits)} is '
+          'needed there'
+        )
+    yield stages

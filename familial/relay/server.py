@@ -1,11 +1,11 @@
-"""A segment served over gRPC: it takes positions in, and hands states on.
+"""The server of a relay: a segment served over gRPC.
 
-Four calls: Describe (what is served), Advance (a wire.Request to a wire.Reply),
-States (of positions that are held, where a reply had no room for them) and
-Release (rows that are done). A server opens no connections and holds no queue
-of its own: it has so many slots, and says of which rows of a request it has no
-place for. A row that nobody has asked about for a while gives its slot to the
-next one; whose it was hears that it is lost, and begins it again.
+Four calls: Describe (a wire.Description), Advance (a wire.Request to a
+wire.Reply), States (of positions that are held, where a reply had no room for
+them) and Release (rows that are done). A server opens no connections and keeps
+no queue: it has a number of slots, and says which rows of a request have no
+place. A row that has been idle for a while loses its slot to one that needs it;
+its client is told that it is lost, and sends its tokens again.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from concurrent import futures
 import contextlib
 import functools
-import json
 import socket
 import threading
 import time
@@ -31,30 +30,22 @@ import numpy as np
 from familial.convert import segments
 from familial.core import errors
 from familial.relay import wire
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 
 T = TypeVar('T')
-SERVICE = 'familial.Relay'
 _IDLE_SECONDS = 4.0  # after which a row may lose its slot to another
-_READ_SECONDS = 20.0  # that a client may take to send what it asks
 _CALLS = 256  # under way at once
 _STREAMS = 64  # of them, over one connection
-# Of both ends: a connection whose other end is frozen is given up.
-KEEPALIVE = [
-  ('grpc.keepalive_time_ms', 10_000),
-  ('grpc.keepalive_timeout_ms', 5_000),
-  ('grpc.http2.max_pings_without_data', 0),
-]
-SIZES = [
-  ('grpc.max_receive_message_length', wire.LARGEST),
-  ('grpc.max_send_message_length', wire.LARGEST),
-]
 
 
 class Relay:
-  """A segment with rows that are known by ids, not by slots.
+  """A segment with rows that are identified by ids, not by slots.
 
-  One thread at a time may call it; `describe` may be called beside that.
+  One thread at a time may call it; `description` may be read beside that.
+
+  Attributes:
+    engine: the segment's engine.
+    description: what is served.
   """
 
   def __init__(
@@ -69,33 +60,29 @@ class Relay:
     """Allocates the caches.
 
     Args:
-      segment: to serve.
-      slots: rows that may be open.
-      context: positions a row may have.
-      rows: of a pass; see Tier.
-      clock: seconds.
+      segment: the segment to serve.
+      slots: number of rows that may be open.
+      context: largest number of positions of a row.
+      rows: rows of a pass; see Engine.
+      clock: time in seconds.
     """
-    self.tier = tier_lib.Tier(segment, slots, context, rows=rows)
+    self.engine = engine_lib.Engine(segment, slots, context, rows=rows)
+    self.description = wire.Description(
+      version=wire.VERSION,
+      fingerprint=segment.fingerprint,
+      exits=segment.exits,
+      index=segment.index,
+      width=segment.model.width,
+      vocab_size=segment.model.vocab_size,
+      slots=slots,
+      context=context,
+      span=self.engine.slack,
+      tokenizer=segment.tokenizer,
+    )
     self._clock = clock
-    self._slots: dict[bytes, int] = {}
-    self._used: dict[bytes, float] = {}  # The longest idle first.
+    # Slot and time of the last use by id, the longest idle first.
+    self._rows: dict[bytes, tuple[int, float]] = {}
     self._free = list(range(slots))[::-1]
-
-  def describe(self) -> dict[str, Any]:
-    """Returns what is served, as a client needs to know it."""
-    tier, segment = self.tier, self.tier.segment
-    return {
-      'version': wire.VERSION,
-      'fingerprint': segment.fingerprint,
-      'exits': list(segment.exits),
-      'index': segment.index,
-      'width': segment.model.width,
-      'vocab_size': segment.model.vocab_size,
-      'slots': tier.slots,
-      'context': tier.context,
-      'span': tier.slack,
-      'tokenizer': segment.tokenizer,
-    }
 
   def advance(self, content: bytes) -> bytes:
     """Answers a request.
@@ -103,8 +90,7 @@ class Relay:
     Raises:
       WireError: if it is not a request to this segment.
     """
-    tier, segment = self.tier, self.tier.segment
-    request = self._read(content)
+    request = wire.unpack_request(content, self.description)
     ids = [row.tobytes() for row in request.ids]
     lost = self._lost(ids, request.starts)
     if lost.any():
@@ -116,24 +102,24 @@ class Relay:
       work = self._work(ids, request)
       assert request.inputs is not None
       inputs = np.split(request.inputs, np.cumsum(request.lengths)[:-1])
-      tokens, sure = tier.run(work, inputs, request.policy)
+      tokens, sure = self.engine.run(work, inputs, request.policy)
       going = [
-        w._replace(start=first, length=w.start + w.length - first)
+        w._replace(start=first, length=w.end - first)
         for w, first, c in zip(work, request.wanted.tolist(), sure, strict=True)
-        if c < request.policy.threshold and first < w.start + w.length
+        if c < request.policy.threshold and first < w.end
       ]
-      return self._reply(
-        request, () if segment.last else going, tokens=tokens, confidence=sure
-      )
+      if self.description.last:
+        going = []
+      return self._reply(request, going, tokens=tokens, confidence=sure)
 
   def states(self, content: bytes) -> bytes:
-    """Answers a request without inputs: with the states of its positions.
+    """Answers a request without inputs with the states of its positions.
 
     Raises:
       WireError: if it is not a request to this segment, or it is the last.
     """
-    request = self._read(content, bare=True)
-    if self.tier.segment.last:
+    request = wire.unpack_request(content, self.description, bare=True)
+    if self.description.last:
       raise wire.WireError('the last segment hands no states on')
     ids = [row.tobytes() for row in request.ids]
     lost = self._lost(ids, request.starts + request.lengths)
@@ -143,7 +129,7 @@ class Relay:
       return self._reply(request, self._work(ids, request))
 
   def release(self, content: bytes) -> bytes:
-    """Frees the slots of rows, 16 bytes of id each; unknown ones are none."""
+    """Frees the slots of rows, 16 bytes of id each; ignores unknown ids."""
     if len(content) % wire.ID_BYTES:
       raise wire.WireError(f'{len(content)} bytes are not ids of 16')
     with self._whole():
@@ -151,28 +137,11 @@ class Relay:
         self._drop(content[first : first + wire.ID_BYTES])
     return b''
 
-  def _read(self, content: bytes, bare: bool = False) -> wire.Request:
-    """Returns a request to this segment."""
-    tier, segment = self.tier, self.tier.segment
-    request = wire.unpack_request(
-      content, segment.model.width, segment.first, segment.model.vocab_size,
-      tier.context, tier.slots, bare=bare,
-    )  # fmt: skip
-    if (request.fingerprint, request.index) != (
-      segment.fingerprint,
-      segment.index,
-    ):
-      raise wire.WireError(
-        f'segment {request.index} of model {request.fingerprint!r} is not '
-        f'here; this is segment {segment.index} of {segment.fingerprint}'
-      )
-    return request
-
   def _work(
     self, ids: Sequence[bytes], request: wire.Request
-  ) -> list[tier_lib.Work]:
+  ) -> list[engine_lib.Work]:
     return [
-      tier_lib.Work(self._slots[id_], int(start), int(length), int(row))
+      engine_lib.Work(self._rows[id_][0], int(start), int(length), int(row))
       for id_, start, length, row in zip(
         ids, request.starts, request.lengths, request.rows, strict=True
       )
@@ -181,95 +150,92 @@ class Relay:
   def _reply(
     self,
     request: wire.Request,
-    going: Sequence[tier_lib.Work] = (),
+    going: Sequence[engine_lib.Work] = (),
     **known: np.ndarray,
   ) -> bytes:
-    """Returns a reply, with as many states as it may have."""
-    width = self.tier.segment.model.width
+    """Returns a reply, with as many states as a message may have."""
+    width = self.description.width
     room, fitting = wire.positions(width), []
     for work in going:
       if room:
         fitting.append(work._replace(length=min(work.length, room)))
         room -= fitting[-1].length
-    states = [np.zeros((0, width), np.float32), *self.tier.take(fitting)]
-    none = np.zeros(len(request.ids))
-    reply = {
-      'lost': none, 'busy': none, 'tokens': none, 'confidence': none, **known
-    }  # fmt: skip
-    return wire.pack_reply(
-      wire.Reply(**reply, states=np.concatenate(states)), request.dtype
-    )
+    states = [np.zeros((0, width), np.float32), *self.engine.take(fitting)]
+    names = ('lost', 'busy', 'tokens', 'confidence')
+    values = dict.fromkeys(names, np.zeros(len(request.ids))) | known
+    reply = wire.Reply(**values, states=np.concatenate(states))
+    return wire.pack_reply(reply, request.dtype)
 
   def _lost(self, ids: Sequence[bytes], ends: np.ndarray) -> np.ndarray:
     """Returns which rows do not hold all positions before an end."""
-    seen = self.tier.seen
-    return np.array(
-      [
-        end > (seen[self._slots[id_]] if id_ in self._slots else 0)
-        for id_, end in zip(ids, ends, strict=True)
-      ]
-    )
+    seen = self.engine.seen
+    held = [seen[self._rows[id_][0]] if id_ in self._rows else 0 for id_ in ids]
+    return ends > np.array(held)
 
   def _open(self, ids: Sequence[bytes]) -> np.ndarray:
     """Gives a slot to each row that has none; returns which still have none."""
     now = self._clock()
     for id_ in ids:
-      if id_ in self._used:
-        self._use(id_, now)
+      if id_ in self._rows:
+        self._rows[id_] = self._rows.pop(id_)[0], now
     for id_ in ids:
-      if id_ not in self._slots:
-        oldest = next(iter(self._used), b'')
-        if not self._free and now - self._used[oldest] > _IDLE_SECONDS:
-          self._drop(oldest)
+      if id_ not in self._rows:
+        if not self._free:
+          oldest, (_, used) = next(iter(self._rows.items()))
+          if now - used > _IDLE_SECONDS:
+            self._drop(oldest)
         if self._free:
-          self._slots[id_] = self._free.pop()
-          self._use(id_, now)
-    return np.array([id_ not in self._slots for id_ in ids])
-
-  def _use(self, id_: bytes, now: float) -> None:
-    self._used.pop(id_, None)
-    self._used[id_] = now
+          self._rows[id_] = self._free.pop(), now
+    return np.array([id_ not in self._rows for id_ in ids])
 
   def _drop(self, id_: bytes) -> None:
-    slot = self._slots.pop(id_, None)
-    if slot is not None:
-      del self._used[id_]
-      self.tier.forget(slot)
+    if id_ in self._rows:
+      slot, _ = self._rows.pop(id_)
+      self.engine.forget(slot)
       self._free.append(slot)
 
   @contextlib.contextmanager
   def _whole(self) -> Iterator[None]:
-    """Begins anew with no rows if what is done with the caches fails: they may
-    be half written, or given away."""
+    """Resets to no rows if the work fails, whatever is left of the caches."""
     try:
       yield
     except Exception:
-      self._slots.clear()
-      self._used.clear()
-      self._free = list(range(self.tier.slots))[::-1]
-      self.tier.reset()
+      self._rows.clear()
+      self._free = list(range(self.engine.slots))[::-1]
+      self.engine.reset()
       raise
 
 
 @contextlib.contextmanager
-def serve(relay: Relay, port: int, host: str = '127.0.0.1') -> Iterator[int]:
+def serve(
+  relay: Relay,
+  port: int,
+  host: str = '127.0.0.1',
+  *,
+  calls: int = _CALLS,
+  read_seconds: float = 20.0,
+) -> Iterator[int]:
   """Serves a relay; yields the port.
 
-  Nothing is encrypted and nobody asked who they are: a host that others reach
-  belongs behind what does both.
+  Nothing is encrypted or authenticated: a host that others reach needs a proxy
+  that does both.
 
   Args:
-    relay: to serve.
-    port: to listen on; 0 for any that is free.
-    host: address to listen on, or a name of one.
+    relay: the relay to serve.
+    port: port to listen on; 0 for any that is free.
+    host: address to listen on, or its name.
+    calls: number of calls that may be under way.
+    read_seconds: time that a client may take to send a request.
 
   Raises:
     UserError: if the port is taken, or there is no such host.
   """
-  # One thread computes, in the order of arrival; who hangs up while waiting is
-  # not computed for.
+  # One thread computes, in the order of arrival; a call that was cancelled
+  # while it waited is not computed.
   with futures.ThreadPoolExecutor(1) as compute:
-    server, bound = _await(_start(relay, compute, _address(host, port)))
+    server, bound = _await(
+      _start(relay, compute, _address(host, port), calls, read_seconds)
+    )
     try:
       yield bound
     finally:
@@ -277,10 +243,10 @@ def serve(relay: Relay, port: int, host: str = '127.0.0.1') -> Iterator[int]:
 
 
 def _address(host: str, port: int) -> str:
-  """Returns the one address that a host means, with the port.
+  """Returns the single address that a host means, with the port.
 
-  Bound by name, one address of several would do, and the others would be
-  whoever's.
+  Bound by name, the server would accept one of several addresses as enough, and
+  the others could belong to another process.
   """
   try:
     found = socket.getaddrinfo(
@@ -288,14 +254,18 @@ def _address(host: str, port: int) -> str:
     )
   except OSError as error:
     raise errors.UserError(f'host: {host!r} is no address: {error}') from None
-  # Of a name's addresses clients know the old kind best.
+  # Clients try IPv4 where a name has both.
   family, *_, where = min(found, key=lambda entry: entry[0] != socket.AF_INET)
   text = f'[{where[0]}]' if family == socket.AF_INET6 else where[0]
   return f'{text}:{port}'
 
 
 async def _start(
-  relay: Relay, compute: futures.Executor, address: str
+  relay: Relay,
+  compute: futures.Executor,
+  address: str,
+  calls: int,
+  read_seconds: float,
 ) -> tuple[grpc.aio.Server, int]:
   """Returns a server that listens, and its port."""
 
@@ -304,7 +274,7 @@ async def _start(
       requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> bytes:
       try:
-        content = await asyncio.wait_for(anext(requests), _READ_SECONDS)
+        content = await asyncio.wait_for(anext(requests), read_seconds)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(compute, call, content)
       except (TimeoutError, StopAsyncIteration):
@@ -323,24 +293,23 @@ async def _start(
   async def describe(
     requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
   ) -> bytes:
-    del requests, context  # Nothing is asked: nobody has to wait for it.
-    return json.dumps(relay.describe()).encode()
+    del requests, context  # Has no request to wait for.
+    return relay.description.pack()
 
   server = grpc.aio.server(
     options=[
-      *SIZES,
-      *KEEPALIVE,
+      *wire.OPTIONS,
       ('grpc.keepalive_permit_without_calls', 1),
       ('grpc.http2.min_ping_interval_without_data_ms', 5_000),
       ('grpc.max_concurrent_streams', _STREAMS),
       ('grpc.so_reuseport', 0),  # A port that is taken is refused.
     ],
-    maximum_concurrent_rpcs=_CALLS,
+    maximum_concurrent_rpcs=calls,
   )
   server.add_generic_rpc_handlers(
     [
       grpc.method_handlers_generic_handler(
-        SERVICE,
+        wire.SERVICE,
         {
           'Describe': grpc.stream_unary_rpc_method_handler(describe),
           'Advance': handler(relay.advance),
@@ -361,13 +330,13 @@ async def _start(
 
 
 def _plain(text: str) -> str:
-  """Returns what a status can say: a line, whatever a client had sent."""
+  """Returns one ASCII line, as a status needs, of a text from a client."""
   return text.encode('ascii', 'backslashreplace').decode()[:400]
 
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-  """Returns the loop on which all servers of this process listen."""
+  """Returns the event loop of all servers of this process."""
   loop = asyncio.new_event_loop()
   threading.Thread(target=loop.run_forever, name='relay', daemon=True).start()
   return loop

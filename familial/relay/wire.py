@@ -1,13 +1,13 @@
-"""What goes from tier to tier: safetensors, checked before it is believed.
+"""Messages of a relay: safetensors, checked before they are used.
 
-A message is one block of safetensors: arrays of fixed names, and a few words of
+A message is one block of safetensors: arrays of fixed names, and strings in its
 metadata. Nothing in it is executed, every size follows from others that are
-checked first, and what does not fit is refused with `WireError`, whatever the
-bytes are.
+checked first, and whatever the bytes are, what does not fit is refused with
+`WireError`.
 
-A hand-off of n positions costs n x D x itemsize bytes (int8: 4 more a position,
-for its scale), 32 a row, and a header of 2 KiB at most. No message is longer
-than `LARGEST`: what does not fit is sent, and asked for, in several.
+A hand-off of n positions costs n x D x itemsize bytes (int8: 4 more per
+position, for its scale), 32 per row, and a header of at most 2 KiB. A message
+has at most `LARGEST` bytes; more positions are sent, and asked for, in several.
 """
 
 import dataclasses
@@ -20,50 +20,111 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from familial.core import errors
+from familial.core import schema
 from familial.serving import sampling as sampling_lib
 
 VERSION = '1'
+SERVICE = 'familial.Relay'
 DTYPES = ('float32', 'bfloat16', 'int8')
 ID_BYTES = 16
-_LARGEST = 1e15  # magnitude of a state: beyond, sums of squares end soon
-LARGEST = 2**24  # bytes of a message, whoever sends it
-HEADER = 2048  # bytes, the most of a message beside its arrays
+LARGEST = 2**24  # bytes of a message
+HEADER = 2048  # largest number of bytes of a message beside its arrays
+_LARGEST_STATE = 1e15  # sums of squares of larger ones may overflow
 _ROW_BYTES = 48  # of a row, whatever its positions: more than any has
-_ROW = {
-  'starts': 'int32',
-  'lengths': 'int32',
-  'wanted': 'int32',
-  'rows': 'int32',
-}
+_ROW = ('starts', 'lengths', 'wanted', 'rows')  # int32 each
 _KINDS = {'bfloat16': np.uint16, 'float32': np.float32, 'int8': np.int8}
+# Channel options of both ends: the length of messages; a connection whose other
+# end is frozen is closed.
+OPTIONS = (
+  ('grpc.max_receive_message_length', LARGEST),
+  ('grpc.max_send_message_length', LARGEST),
+  ('grpc.keepalive_time_ms', 10_000),
+  ('grpc.keepalive_timeout_ms', 5_000),
+  ('grpc.http2.max_pings_without_data', 0),
+)
 
 
 class WireError(Exception):
-  """Why a message is not taken."""
+  """Why a message is refused."""
 
 
-def positions(width: int) -> int:
-  """Returns how many positions of D = width a message may have."""
-  return max(1, (LARGEST - HEADER) // (4 * width + _ROW_BYTES))
+@dataclasses.dataclass(frozen=True)
+class Description:
+  """A server's description of what it serves.
+
+  Attributes:
+    version: version of these messages.
+    fingerprint: fingerprint of the family.
+    exits: exits at which the family is cut.
+    index: index of the segment.
+    width: D.
+    vocab_size: V.
+    slots: number of rows it can hold.
+    context: largest number of positions of a row.
+    span: largest number of positions of a pass.
+    tokenizer: mark of the tokenizer.
+  """
+
+  version: str
+  fingerprint: str
+  exits: tuple[int, ...]
+  index: int
+  width: int
+  vocab_size: int
+  slots: int
+  context: int
+  span: int
+  tokenizer: str
+
+  @property
+  def last(self) -> bool:
+    """Whether the segment is the last, from which no states come."""
+    return self.index == len(self.exits) - 1
+
+  def pack(self) -> bytes:
+    """Returns the description's bytes."""
+    return json.dumps(dataclasses.asdict(self)).encode()
+
+  @classmethod
+  def unpack(cls, content: bytes) -> 'Description':
+    """Returns a description from bytes, which may be anything.
+
+    Raises:
+      WireError: if they are not a description of this version.
+    """
+    try:
+      values = schema.plain(json.loads(content))
+      found: Description = schema.section(cls, values, '')
+    except (ValueError, AttributeError, RecursionError) as error:
+      raise WireError(str(error)) from None
+    # No more than the arrays of a client can hold.
+    for name, most in (
+      ('width', 2**20), ('vocab_size', 2**31 - 1), ('slots', 2**20),
+      ('context', 2**31 - 1), ('span', 2**20),
+    ):  # fmt: skip
+      _check(1 <= getattr(found, name) <= most, f'{name} is out of range')
+    _check(0 <= found.index < len(found.exits), 'index is out of range')
+    _check(found.version == VERSION, f'version is not {VERSION}')
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """Positions of some rows for a segment to take in.
+  """Positions of some rows for a segment to compute.
 
   Attributes:
-    fingerprint: of the family.
-    index: of the segment.
-    ids: [rows, 16] bytes: who a row is, whatever its slot.
-    starts: [rows], first position of each.
-    lengths: [rows], positions of each.
-    wanted: [rows], first position whose state is to come back if the row is
-      not sure.
-    rows: [rows], numbers for draws.
-    inputs: tokens [positions], or states [positions, D] float32, row after row;
-      None where no more than states is asked for.
-    policy: how tokens are drawn, and who is sure.
-    dtype: of the states that come back.
+    fingerprint: fingerprint of the family.
+    index: index of the segment.
+    ids: identity of each row, whatever its slot, [rows, 16] bytes.
+    starts: first position of each row.
+    lengths: number of positions of each row.
+    wanted: first position of each row whose state is to come back if the exit
+      is not confident.
+    rows: number of each row, for its draws.
+    inputs: tokens [positions], or float32 states [positions, D], row after row;
+      None where only states are asked for.
+    policy: how tokens are drawn, and the threshold of confidence.
+    dtype: type of the states that come back.
   """
 
   fingerprint: str
@@ -80,16 +141,17 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """What a segment says to a request.
+  """A segment's answer to a request.
+
+  If a row is lost or has no place, nothing was computed.
 
   Attributes:
-    lost: [rows], which rows it no longer holds.
-    busy: [rows], which rows it has no place for. If a row is lost or has no
-      place, nothing was taken in.
-    tokens: [rows], drawn by its exit.
-    confidence: [rows].
-    states: of the rows that are not sure, in order, positions wanted .. end,
-      [positions, D] float32; the first `positions(D)` of them.
+    lost: whether the earlier positions of each row are no longer held.
+    busy: whether there is no place for each row.
+    tokens: token drawn for each row.
+    confidence: confidence of the exit for each row.
+    states: states [positions, D] in float32 of the positions from `wanted` on
+      of rows that are not confident, in order; the first `positions(D)`.
   """
 
   lost: np.ndarray
@@ -99,17 +161,20 @@ class Reply:
   states: np.ndarray
 
 
+def positions(width: int) -> int:
+  """Returns the largest number of positions of D = width in a message."""
+  return max(1, (LARGEST - HEADER) // (4 * width + _ROW_BYTES))
+
+
 def pack_request(request: Request, dtype: str) -> bytes:
-  """Returns a request's bytes, its states, if it has any, in a type."""
+  """Returns a request's bytes, with states in a type."""
   policy, sampling = request.policy, request.policy.sampling
   arrays: dict[str, np.ndarray] = {'ids': request.ids}
-  for name, kind in _ROW.items():
-    arrays[name] = np.asarray(getattr(request, name), kind)
-  if request.inputs is None:
-    pass
-  elif request.inputs.ndim == 1:
+  for name in _ROW:
+    arrays[name] = np.asarray(getattr(request, name), np.int32)
+  if request.inputs is not None and request.inputs.ndim == 1:
     arrays['tokens'] = np.asarray(request.inputs, np.int32)
-  else:
+  elif request.inputs is not None:
     arrays |= encode(request.inputs, dtype)
   return _pack(
     arrays,
@@ -128,66 +193,65 @@ def pack_request(request: Request, dtype: str) -> bytes:
 
 
 def unpack_request(
-  content: bytes,
-  width: int,
-  first: bool,
-  vocab: int,
-  context: int,
-  rows: int,
-  *,
-  bare: bool = False,
+  content: bytes, what: Description, *, bare: bool = False
 ) -> Request:
-  """Returns a request, with everything checked that does not need a tier.
+  """Returns a request to a segment, checked as far as this needs no engine.
 
   Args:
     content: the message.
-    width: D, of the states.
-    first: whether tokens are due, not states.
-    vocab: tokens are below it.
-    context: positions are.
-    rows: at most.
-    bare: whether it has no inputs.
+    what: the segment and its limits.
+    bare: whether the request has no inputs.
 
   Raises:
-    WireError: saying what is wrong.
+    WireError: if the message is not such a request.
   """
   arrays, words = _unpack(content)
   ids = _array(arrays, 'ids', np.uint8, (None, ID_BYTES))
-  n = len(ids)
-  if not 1 <= n <= rows:
-    raise WireError(f'{n} rows; allowed are 1 to {rows}')
-  if len({row.tobytes() for row in ids}) < n:
-    raise WireError('a row is there twice')
+  n, most = len(ids), positions(what.width)
+  _check(1 <= n <= what.slots, f'{n} rows; allowed are 1 to {what.slots}')
+  _check(len({row.tobytes() for row in ids}) == n, 'a row is there twice')
   numbers = {
-    name: _array(arrays, name, np.dtype(kind), (n,)).astype(np.int64)
-    for name, kind in _ROW.items()
+    name: _array(arrays, name, np.dtype(np.int32), (n,)).astype(np.int64)
+    for name in _ROW
   }
-  ends = numbers['starts'] + numbers['lengths']
-  if (numbers['starts'] < 0).any() or (numbers['lengths'] < 1).any():
-    raise WireError('positions must begin at 0 or above, and be 1 or more')
-  if (ends > context).any():
-    raise WireError(f'position {ends.max()} is beyond the context of {context}')
-  if (numbers['wanted'] < 0).any() or (numbers['wanted'] > ends).any():
-    raise WireError('states can be wanted of positions up to the last one only')
-  count, most = int(numbers['lengths'].sum()), positions(width)
-  if count > most:
-    raise WireError(f'{count} positions; allowed are up to {most} a message')
+  starts, lengths, wanted = (numbers[name] for name in _ROW[:3])
+  ends, count = starts + lengths, int(lengths.sum())
+  for holds, message in (
+    (
+      (starts >= 0).all() and (lengths >= 1).all(),
+      'positions must begin at 0 or above, and be 1 or more',
+    ),
+    (
+      (ends <= what.context).all(),
+      f'position {ends.max()} is beyond the context of {what.context}',
+    ),
+    (
+      (wanted >= 0).all() and (wanted <= ends).all(),
+      'states can be wanted of positions up to the last one only',
+    ),
+    (count <= most, f'{count} positions; allowed are up to {most} a message'),
+  ):
+    _check(holds, message)
   inputs = None
-  if first and not bare:
-    inputs = _array(arrays, 'tokens', np.int32, (count,))
-    if (inputs < 0).any() or (inputs >= vocab).any():
-      raise WireError(f'a token is not from 0 to {vocab - 1}')
+  if not bare and not what.index:
+    inputs = _tokens(arrays, 'tokens', count, what.vocab_size)
   elif not bare:
-    inputs = decode(arrays, count, width)
-  if arrays:
-    raise WireError(f'array {next(iter(arrays))!r} is not known')
-  policy = _policy(words)
-  if words.get('dtype') not in DTYPES:
-    raise WireError(f'dtype is not one of {", ".join(DTYPES)}')
-  return Request(
+    inputs = decode(arrays, count, what.width)
+  _check_empty(arrays)
+  _check(
+    words.get('dtype') in DTYPES, f'dtype is not one of {", ".join(DTYPES)}'
+  )
+  request = Request(
     fingerprint=words.get('fingerprint', ''), index=_whole(words, 'index'),
-    ids=ids, inputs=inputs, policy=policy, dtype=words['dtype'], **numbers,
+    ids=ids, inputs=inputs, policy=_policy(words), dtype=words['dtype'],
+    **numbers,
   )  # fmt: skip
+  _check(
+    (request.fingerprint, request.index) == (what.fingerprint, what.index),
+    f'segment {request.index} of model {request.fingerprint!r} is not here; '
+    f'this is segment {what.index} of {what.fingerprint}',
+  )
+  return request
 
 
 def pack_reply(reply: Reply, dtype: str) -> bytes:
@@ -201,20 +265,11 @@ def pack_reply(reply: Reply, dtype: str) -> bytes:
   return _pack(arrays | encode(reply.states, dtype), {})
 
 
-def unpack_reply(
-  content: bytes, request: Request, width: int, vocab: int, last: bool
-) -> Reply:
-  """Returns a reply to a request; what no server of ours says is refused.
-
-  Args:
-    content: the message.
-    request: that was asked.
-    width: D.
-    vocab: tokens are below it.
-    last: whether the segment is the last, from which no states come.
+def unpack_reply(content: bytes, request: Request, what: Description) -> Reply:
+  """Returns a segment's reply to a request, checked.
 
   Raises:
-    WireError: saying what is wrong.
+    WireError: if the message is not such a reply.
   """
   arrays, _ = _unpack(content)
   n = len(request.ids)
@@ -222,27 +277,23 @@ def unpack_reply(
     _array(arrays, name, np.uint8, (n,)).astype(bool)
     for name in ('lost', 'busy')
   )
-  tokens = _array(arrays, 'answers', np.int32, (n,))
-  if (tokens < 0).any() or (tokens >= vocab).any():
-    raise WireError(f'an answer is not from 0 to {vocab - 1}')
-  sure = _array(arrays, 'confidence', np.float32, (n,))
-  if not np.isfinite(sure).all():
-    raise WireError('a confidence is not a number')
-  going = sure < request.policy.threshold
-  if lost.any() or busy.any() or last:
+  tokens = _tokens(arrays, 'answers', n, what.vocab_size)
+  confidence = _array(arrays, 'confidence', np.float32, (n,))
+  _check(np.isfinite(confidence).all(), 'a confidence is not a number')
+  going = confidence < request.policy.threshold
+  if lost.any() or busy.any() or what.last:
     going[:] = False
   spans = request.starts + request.lengths - request.wanted
-  count = min(int(spans[going].sum()), positions(width))
-  states = decode(arrays, count, width)
-  if arrays:
-    raise WireError(f'array {next(iter(arrays))!r} is not known')
-  return Reply(lost, busy, tokens, sure, states)
+  count = min(int(spans[going].sum()), positions(what.width))
+  states = decode(arrays, count, what.width)
+  _check_empty(arrays)
+  return Reply(lost, busy, tokens, confidence, states)
 
 
 def encode(states: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
   """Returns the arrays that carry states [positions, D] in a type.
 
-  int8 has a scale a position: the largest magnitude over 127.
+  int8 has a scale per position: the largest magnitude over 127.
   """
   states = np.asarray(states, np.float32)
   if dtype == 'bfloat16':
@@ -258,29 +309,29 @@ def encode(states: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 
 
 def decode(arrays: dict[str, np.ndarray], count: int, width: int) -> np.ndarray:
-  """Returns states [positions, D] in float32, taking them out of the arrays.
+  """Takes states [positions, D] out of the arrays, in float32.
 
   Raises:
-    WireError: where they are not of that shape, or not finite.
+    WireError: if they are not of that shape, or not finite.
   """
   state = arrays.pop('state', None)
   if state is None or state.dtype not in list(_KINDS.values()):
     raise WireError(f'states are missing, or not of {", ".join(DTYPES)}')
-  if state.shape != (count, width):
-    raise WireError(
-      f'states are {list(state.shape)}; [{count}, {width}] is needed'
-    )
+  _check(
+    state.shape == (count, width),
+    f'states are {list(state.shape)}; [{count}, {width}] is needed',
+  )
   if state.dtype == np.int8:
     scale = _array(arrays, 'scale', np.float32, (count,))
-    found = state.astype(np.float32) * scale[:, None]
+    state = state.astype(np.float32) * scale[:, None]
   elif state.dtype == np.uint16:
-    found = state.view(jnp.bfloat16).astype(np.float32)
-  else:
-    found = state
-  # What overflows further on would stay in the caches of its row.
-  if not (np.abs(found) < _LARGEST).all():
-    raise WireError(f'a state is not a number below {_LARGEST:g}')
-  return found
+    state = state.view(jnp.bfloat16).astype(np.float32)
+  # What overflows later would stay in the caches of its row.
+  _check(
+    (np.abs(state) < _LARGEST_STATE).all(),
+    f'a state is not a number below {_LARGEST_STATE:g}',
+  )
+  return state
 
 
 def _policy(words: dict[str, str]) -> sampling_lib.Policy:
@@ -305,8 +356,10 @@ def _whole(words: dict[str, str], name: str) -> int:
   """Returns a number below 2^31, or of a seed 2^32."""
   text = words.get(name, '')
   most = 2**32 if name == 'seed' else 2**31
-  if not re.fullmatch('[0-9]{1,10}', text) or int(text) >= most:
-    raise WireError(f'{name} is not a whole number below {most}')
+  _check(
+    re.fullmatch('[0-9]{1,10}', text) is not None and int(text) < most,
+    f'{name} is not a whole number below {most}',
+  )
   return int(text)
 
 
@@ -316,22 +369,22 @@ def _pack(arrays: dict[str, np.ndarray], words: dict[str, str]) -> bytes:
 
 
 def _unpack(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Returns the arrays and the words of a message."""
-  if len(content) < 8:
-    raise WireError(f'{len(content)} bytes are no message')
+  """Returns the arrays and the metadata of a message."""
+  _check(len(content) >= 8, f'{len(content)} bytes are no message')
   size = int.from_bytes(content[:8], 'little')
-  if size > HEADER:
-    raise WireError(f'a header of {size} bytes; at most {HEADER} are allowed')
+  _check(
+    size <= HEADER, f'a header of {size} bytes; at most {HEADER} are allowed'
+  )
   try:
     arrays = safetensors.load(content)
     header = json.loads(content[8 : 8 + size])
   except Exception:  # The library raises many kinds, of shapes and of types.
-    raise WireError('not safetensors, or not of types spoken here') from None
+    raise WireError('not safetensors, or of unknown types') from None
   words = header.get('__metadata__') or {}
-  if words.get('familial') != VERSION:
-    raise WireError(
-      f'version {words.get("familial")!r} is not {VERSION}, the one spoken here'
-    )
+  _check(
+    words.get('familial') == VERSION,
+    f'version {words.get("familial")!r} is not {VERSION}',
+  )
   return arrays, words
 
 
@@ -341,21 +394,40 @@ def _array(
   dtype: Any,
   shape: tuple[int | None, ...],
 ) -> np.ndarray:
-  """Takes an array out of a message, checking what it is."""
+  """Takes an array of this type and shape out of a message."""
   array = arrays.pop(name, None)
   if array is None:
     raise WireError(f'array {name!r} is missing')
-  if array.dtype != dtype:
-    raise WireError(
-      f'array {name!r} is {array.dtype}; {np.dtype(dtype)} is needed'
-    )
-  fits = len(shape) == array.ndim and all(
-    wanted in (None, size)
-    for wanted, size in zip(shape, array.shape, strict=True)
+  _check(
+    array.dtype == dtype,
+    f'array {name!r} is {array.dtype}; {np.dtype(dtype)} is needed',
   )
-  if not fits:
-    raise WireError(
-      f'array {name!r} is {list(array.shape)}; '
-      f'[{", ".join("rows" if n is None else str(n) for n in shape)}] is needed'
-    )
+  _check(
+    len(shape) == array.ndim
+    and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True)),
+    f'array {name!r} is {list(array.shape)}; '
+    f'[{", ".join("rows" if n is None else str(n) for n in shape)}] is needed',
+  )
   return array
+
+
+def _tokens(
+  arrays: dict[str, np.ndarray], name: str, count: int, vocab: int
+) -> np.ndarray:
+  """Takes an array of tokens out of a message."""
+  tokens = _array(arrays, name, np.int32, (count,))
+  _check(
+    (tokens >= 0).all() and (tokens < vocab).all(),
+    f'a token is not from 0 to {vocab - 1}',
+  )
+  return tokens
+
+
+def _check_empty(arrays: dict[str, np.ndarray]) -> None:
+  """Refuses arrays that nothing has taken out of a message."""
+  _check(not arrays, f'array {next(iter(arrays), "")!r} is not known')
+
+
+def _check(holds: bool | np.bool_, message: str) -> None:
+  if not holds:
+    raise WireError(message)

@@ -1,1 +1,1 @@
-"""A trained family in use: its exits evaluated, exported, decoded, relayed."""
+"""A trained family in use: evaluation, decoding, benchmark."""

@@ -1,28 +1,20 @@
-"""How fast a family decodes in each mode, and what a relay of it sends."""
+"""Benchmark of decoding in each mode; the record of decoding.json."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
-import functools
-import os
-import pathlib
 import time
-from typing import Any
+from typing import ParamSpec
+from typing import TypeVar
 
 import numpy as np
 
 from familial.convert import load
-from familial.convert import segments
-from familial.core import storage
 from familial.data import batches as batches_lib
 from familial.data import packing
-from familial.relay import client
-from familial.relay import packed_states
-from familial.relay import server
-from familial.relay import wire
 from familial.serving import decoding
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 from familial.serving import evaluate
 from familial.serving import generate
 from familial.serving import propagation
@@ -30,25 +22,28 @@ from familial.serving import sampling
 from familial.serving import speculation
 from familial.serving import thresholds
 
+P = ParamSpec('P')
+T = TypeVar('T')
 _REPEATS = 3
 _DRAFTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-  """A way to decode, measured.
+  """Measured speed of one way to decode.
 
   Attributes:
     mode: exit, confidence or speculative.
-    detail: which exit, or how.
+    detail: which exit, or how skipped layers are filled.
     rows: prompts at once.
-    tokens: generated.
-    seconds: the least of some runs, nothing compiled.
-    threshold: of confidence.
-    loss_increase: over the last exit's, on held-out text, as a share.
-    layers: of the trunk that generated tokens are taken through in the end, as
-      a share of all: with deferral also those that take a token in later.
-    shares: of the tokens, by exit; of drafts, those accepted.
+    tokens: number of generated tokens.
+    seconds: least time of several runs, without compilation.
+    threshold: threshold of mode confidence.
+    loss_increase: relative increase of the loss over the last exit's, on
+      held-out text.
+    layers: share of the trunk's layers that generated tokens are computed
+      through in the end, those computed later by deferral included.
+    shares: shares of the tokens by exit; of drafts, the share accepted.
   """
 
   mode: str
@@ -64,20 +59,18 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Hop:
-  """What goes between the client and a tier of a relay.
+  """Measured traffic between the client and one server of a relay.
 
   Attributes:
-    dtype: of the states.
-    to: the exit at the tier's end.
-    bytes: both ways, requests and replies, headers included; a generated token
-      of all.
-    agree: share of the tokens that are those of float32 states, up to the first
-      that is not, in each text.
-    state_error: of the states handed on to it, packed and unpacked, on held-out
-      text: L2 norm of the difference over that of the states; None for the
-      first, which gets tokens.
-    loss_increase: of exit `to` over float32's on held-out text, with every
-      hand-off up to it packed, as a share.
+    dtype: type of the states.
+    to: exit at the end of the server's segment.
+    bytes: bytes per generated token, requests and replies, headers included.
+    agree: share of the tokens equal to those with float32 states, up to the
+      first difference in each text.
+    state_error: relative L2 error of the states handed on to the server, on
+      held-out text; None for the first, which takes tokens.
+    loss_increase: relative increase of the loss of exit `to` on held-out text
+      over float32's, with all states before it packed.
   """
 
   dtype: str
@@ -90,22 +83,22 @@ class Hop:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-  """What was measured; decoding.json has these keys.
+  """Result of a benchmark; the schema of decoding.json.
 
   Attributes:
-    run: name of its folder.
-    step: of the checkpoint.
-    prompt_tokens: of each prompt, which are beginnings of held-out windows.
-    speeds: of each mode; of a single exit, the one mode that it has.
-    hops: of a relay through all exits, at the threshold of deferred
-      computation, for all rows at once; none for a single exit.
+    run: name of the model's folder.
+    step: step of the checkpoint.
+    prompt_tokens: tokens of each prompt, the beginning of a held-out window.
+    speeds: speeds of all modes; a single exit has one mode.
+    hops: traffic of a relay through all exits, at the threshold of deferred
+      computation, for all rows at once; empty if no relay is measured.
   """
 
   run: str
   step: int
   prompt_tokens: int
   speeds: tuple[Speed, ...]
-  hops: tuple[Hop, ...]
+  hops: tuple[Hop, ...] = ()
 
 
 def measure(
@@ -115,250 +108,133 @@ def measure(
   corpus: packing.Corpus | None = None,
   say: Callable[[str], None] = lambda line: None,
 ) -> Decoding:
-  """Decodes the second halves of held-out windows, in every mode.
+  """Decodes the second halves of held-out windows in every mode.
 
-  Thresholds are those with a loss at most 1 % above the last exit's. A model of
-  a single exit has nothing to choose, to draft with or to hand on: it is timed
-  alone.
+  Thresholds are those with a loss at most 1 % above the last exit's. Without
+  hops: see relay.benchmark.
 
   Args:
     model: the family.
     rows: numbers of prompts at once.
-    tokens: held-out targets that thresholds are chosen on, and states packed;
-      as many as in training by default.
-    corpus: of the run, where it is at hand.
-    say: is told in a line what is measured next.
+    tokens: held-out targets that thresholds are chosen on; by default as many
+      as in training.
+    corpus: the run's corpus; read by default.
+    say: receives a line before each measurement.
 
   Raises:
-    UserError: if the run's corpus cannot be had, or the context is too short to
-      draft in.
+    UserError: if the corpus cannot be read, or the context is too short to
+      draft.
   """
-  shape, data, train = model.config.model, model.config.data, model.config.train
-  corpus = corpus or packing.load(data)
-  batches = batches_lib.heldout(
-    corpus,
-    data,
-    train.eval_tokens if tokens is None else tokens,
-    train.eval_batch_size,
-  )
-  exits = tuple(range(1, shape.granularity + 1))
+  shape = model.config.model
+  corpus = corpus or packing.load(model.config.data)
+  batches = evaluate.heldout(model, tokens, corpus)
   say('thresholds, on held-out text')
+  exits = tuple(range(1, shape.granularity + 1))
   readings = evaluate.readings(model.params, shape, batches, exits)
-  most = evaluate.LOSS_INCREASE
   chosen = {}
   if len(exits) > 1:
     chosen['defer'] = thresholds.threshold_for(
-      thresholds.curve(readings, 'max_prob'), most
+      thresholds.curve(readings, 'max_prob'), evaluate.LOSS_INCREASE
     )
-    chosen['propagate'] = propagation.threshold_for(
-      model.params, shape, batches, readings, 'max_prob', most
+    chosen['propagate'] = thresholds.bisect(
+      lambda threshold: propagation.at(
+        model.params, shape, batches, readings, 'max_prob', threshold
+      ),
+      evaluate.LOSS_INCREASE,
     )
-  half = model.context // 2
-  windows = np.concatenate([batch['inputs_BxL'] for batch in batches])
-  speeds, hops = [], []
+  speeds: list[Speed] = []
   for count in rows:
-    prompts = windows[:count, :half].tolist()
-    speeds += _speeds(model, prompts, readings, chosen, say)
-  if chosen:
-    threshold = chosen['defer'].threshold or 0.0
-    hops = _hops(model, prompts, batches, threshold, say)
+    say(f'speeds, {count} at once')
+    speeds += _speeds(model, prompts(model, batches, count), readings, chosen)
   return Decoding(
     run=model.folder.absolute().name,
     step=model.step,
-    prompt_tokens=half,
+    prompt_tokens=model.context // 2,
     speeds=tuple(speeds),
-    hops=tuple(hops),
   )
 
 
-def write(
-  measured: Decoding, out: str | os.PathLike[str], draw: bool = True
-) -> None:
-  """Writes decoding.json into a folder, and decoding.png if it is to be drawn."""
-  out = pathlib.Path(out)
-  values = {'schema': storage.SCHEMA, **dataclasses.asdict(measured)}
-  storage.write_json(out / 'decoding.json', values)
-  if draw:
-    from familial.plots import evaluation
-
-    evaluation.save(evaluation.decoding(measured), out / 'decoding.png')
+def prompts(
+  model: load.Model, batches: Sequence[batches_lib.Batch], count: int
+) -> list[list[int]]:
+  """Returns the first halves of the first held-out windows."""
+  windows = np.concatenate([batch['inputs_BxL'] for batch in batches])
+  texts: list[list[int]] = windows[:count, : model.context // 2].tolist()
+  return texts
 
 
-def text(measured: Decoding) -> str:
-  """Returns a table of the modes, and a line a hop."""
-  lines = [
-    f'{"mode":<12}{"how":<18}{"texts":>6}{"tokens/s":>10}{"threshold":>10}'
-    f'{"loss":>8}{"layers":>8}  shares of exits, or of drafts accepted'
-  ]
-  for speed in measured.speeds:
-    numbers = [
-      ('', '{:.3f}', speed.threshold),
-      ('+', '{:.1%}', speed.loss_increase),
-      ('', '{:.0%}', speed.layers),
-    ]
-    texts = [
-      '-' if value is None else sign + form.format(value)
-      for sign, form, value in numbers
-    ]
-    lines.append(
-      f'{speed.mode:<12}{speed.detail:<18}{speed.rows:>6}'
-      f'{speed.tokens / speed.seconds:>10,.0f}'
-      f'{texts[0]:>10}{texts[1]:>8}{texts[2]:>8}  '
-      + ', '.join(f'{share:.0%}' for share in speed.shares)
-    )
-  for hop in measured.hops:
-    off = hop.state_error
-    lines.append(
-      f'relay, {hop.dtype} states, client and tier of exit {hop.to}: '
-      f'{hop.bytes:.0f} bytes a token both ways, {hop.agree:.1%} of tokens as '
-      'with float32, '
-      + ('' if off is None else f'states off by {off:.2%}, ')
-      + f'held-out loss {hop.loss_increase:+.3%}'
-    )
-  return '\n'.join(lines)
-
-
-def _limits(model: load.Model) -> dict[str, Any]:
-  # No token ends a text: all modes make as many.
-  return {'context': model.context, 'max_tokens': model.context, 'stop': -1}
+def limits(model: load.Model) -> decoding.Limits:
+  """Returns limits that no stop token ends: all modes generate as many tokens."""
+  return decoding.Limits(model.context, model.context, -1)
 
 
 def _speeds(
   model: load.Model,
-  prompts: list[list[int]],
+  texts: list[list[int]],
   readings: thresholds.Readings,
   chosen: dict[str, thresholds.Outcome],
-  say: Callable[[str], None],
-) -> list[Speed]:
-  shape, limits = model.config.model, _limits(model)
-  greedy = sampling.Policy()
-  last = shape.granularity
-  found = []
-
-  def tiers(*cuts: int, all_rows: bool = True) -> list[tier_lib.Tier]:
-    return generate.tiers(model, len(prompts), cuts, all_rows)
-
-  def generated(
-    stages: list[tier_lib.Tier], policy: sampling.Policy
-  ) -> Callable[[], list[decoding.Completion]]:
-    return lambda: decoding.generate(stages, prompts, **limits, policy=policy)
-
-  say(f'speeds, {len(prompts)} at once')
+) -> Iterator[Speed]:
+  """Yields the speed of each mode on prompts of equal length."""
+  shape, most, count = model.config.model, limits(model), len(texts)
+  layers, last = np.asarray(shape.exits), shape.granularity
   loss = readings.nats_GxWxL[:, readings.counted_WxL].mean(1)
+  made = count * (model.context - model.context // 2)
+
+  def engines(*cuts: int, all_rows: bool = True) -> list[engine_lib.Engine]:
+    return generate.engines(model, count, cuts, all_rows)
+
   for exit_ in range(1, last + 1):
-    texts, seconds = _timed(generated(tiers(exit_), greedy))
-    found.append(
-      Speed(
-        'exit', f'exit {exit_}', len(prompts), _tokens(texts), seconds,
-        loss_increase=float(loss[exit_ - 1] / loss[-1] - 1),
-        layers=shape.exits[exit_ - 1] / shape.depth,
-      )
+    _, seconds = _timed(
+      decoding.generate, engines(exit_), texts, most, sampling.Policy()
+    )
+    yield Speed(
+      'exit', f'exit {exit_}', count, made, seconds,
+      loss_increase=float(loss[exit_ - 1] / loss[-1] - 1),
+      layers=float(layers[exit_ - 1] / shape.depth),
     )  # fmt: skip
   for fill, outcome in chosen.items():
     policy = sampling.Policy(threshold=outcome.threshold or 0.0, fill=fill)
-    texts, seconds = _timed(
-      generated(
-        tiers(*range(1, last + 1), all_rows=False),
-        policy,
-      )
-    )
-    gave = np.concatenate([text.exits for text in texts])
-    layers = np.asarray(shape.exits)[_taken(texts, fill)]
-    found.append(
-      Speed(
-        'confidence', fill, len(prompts), len(gave), seconds,
-        threshold=outcome.threshold, loss_increase=outcome.increase,
-        layers=float(layers.mean() / shape.depth),
-        shares=tuple((np.bincount(gave, minlength=last) / len(gave)).tolist()),
-      )
+    stages = engines(*range(1, last + 1), all_rows=False)
+    found, seconds = _timed(decoding.generate, stages, texts, most, policy)
+    places = np.concatenate([text.exits for text in found])
+    yield Speed(
+      'confidence', fill, count, made, seconds,
+      threshold=outcome.threshold,
+      loss_increase=outcome.increase,
+      layers=float(layers[computed(found, fill)].mean() / shape.depth),
+      shares=tuple((np.bincount(places, minlength=last) / made).tolist()),
     )  # fmt: skip
   for exit_ in range(1, last):
-    draft, deep = tiers(exit_, last)
-    (texts, drafting), seconds = _timed(
-      functools.partial(
-        speculation.speculate, draft, deep, prompts, **limits,
-        sampling=greedy.sampling, drafts=_DRAFTS,
-      )
+    draft, deep = engines(exit_, last)
+    (_, drafting), seconds = _timed(
+      speculation.speculate, draft, deep, texts, most, sampling.Sampling(),
+      _DRAFTS,
     )  # fmt: skip
-    found.append(
-      Speed(
-        'speculative', f'drafts of exit {exit_}', len(prompts), _tokens(texts),
-        seconds, loss_increase=0.0,
-        shares=(drafting.accepted / drafting.drafted,),
-      )
+    yield Speed(
+      'speculative', f'drafts of exit {exit_}', count, made, seconds,
+      loss_increase=0.0,
+      shares=(drafting.acceptance,),
     )  # fmt: skip
-  return found
 
 
-def _taken(texts: Sequence[decoding.Completion], fill: str) -> np.ndarray:
-  """Returns the place of the deepest exit that each generated token is taken to:
-  with deferral, that of any later one of its row."""
+def computed(texts: Sequence[decoding.Completion], fill: str) -> np.ndarray:
+  """Returns the index of the deepest exit that each token is computed through.
+
+  With deferral this is the deepest exit of the token and all later ones.
+  """
   rows = [np.asarray(text.exits) for text in texts]
   if fill == 'defer':
     rows = [np.maximum.accumulate(row[::-1])[::-1] for row in rows]
   return np.concatenate(rows)
 
 
-def _hops(
-  model: load.Model,
-  prompts: list[list[int]],
-  batches: Sequence[batches_lib.Batch],
-  threshold: float,
-  say: Callable[[str], None],
-) -> list[Hop]:
-  shape = model.config.model
-  policy = sampling.Policy(threshold=threshold)
-  expected: list[decoding.Completion] = []
-  found = []
-  for dtype in wire.DTYPES:  # float32, which others are compared with, first.
-    say(f'a relay with {dtype} states')
-    packed = packed_states.costs(model, batches, dtype)
-    if dtype == wire.DTYPES[0]:
-      plain = packed
-    with contextlib.ExitStack() as stack:
-      addresses = []
-      for segment in segments.split(model.params, shape, model.context):
-        relay = server.Relay(segment, len(prompts), model.context)
-        port = stack.enter_context(server.serve(relay, 0))
-        addresses.append(f'127.0.0.1:{port}')
-      stages = client.connect(addresses, dtype=dtype)
-      for stage in stages:
-        stack.callback(stage.close)
-      texts = decoding.generate(
-        stages, prompts, **_limits(model), policy=policy
-      )
-      expected = expected or texts
-      agree = np.concatenate(
-        [
-          np.cumprod(np.equal(a.generated, b.generated))
-          for a, b in zip(texts, expected, strict=True)
-        ]
-      )
-      found += [
-        Hop(
-          dtype,
-          place + 1,
-          (stage.sent + stage.received) / _tokens(texts),
-          float(agree.mean()),
-          packed[place][0],
-          packed[place][1] / plain[place][1] - 1,
-        )
-        for place, stage in enumerate(stages)
-      ]
-  return found
-
-
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-  """Returns what a call gives, and the least seconds of some that compile
-  nothing."""
-  run()
-  seconds = []
+def _timed(
+  function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> tuple[T, float]:
+  """Returns a result, and the least time of several calls after a first one."""
+  result, seconds = function(*args, **kwargs), []
   for _ in range(_REPEATS):
     tick = time.monotonic()
-    result = run()
+    result = function(*args, **kwargs)
     seconds.append(time.monotonic() - tick)
   return result, min(seconds)
-
-
-def _tokens(texts: list[decoding.Completion]) -> int:
-  return sum(len(text.generated) for text in texts)

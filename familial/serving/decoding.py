@@ -1,43 +1,61 @@
-"""Text from a family: by one exit, or by the first that is sure.
+"""Decoding with a chain of stages: a fixed exit, or the first confident one.
 
-The definition that decoding keeps to is the uncached forward pass: the token
-at a position is what the exit that answers there says of all tokens before it.
-A layer that a position skipped is not guessed at: the position waits, and is
-taken in when a later position of its row goes that deep (deferred computation),
-together with all others that wait. That is exact, and skips little in the end,
-for sooner or later most rows go deep. State propagation, to be asked for,
-computes no more than keys and values of such layers, from the state that the
-position left with: it skips the layers for good, and is another function, whose
-uncached definition is a pass in which a position that has left stays as it is.
+Decoding is defined by the uncached forward pass: the token after a position is
+the prediction, from all tokens before it, of the exit that answers there. With
+deferred computation a layer that a position skipped is not guessed: the position
+waits, and is computed together with all others that wait once a later position
+of its row needs the layer. This is exact, and skips few layers in the end,
+because most rows go deep sooner or later. State propagation computes only keys
+and values of skipped layers, from the state that the position left with. It
+skips these layers permanently, so its output differs from the full model's; it
+is defined by a pass in which the states of positions that left do not change.
 """
 
+import collections
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import time
 from typing import Any
+from typing import NamedTuple
 from typing import Protocol
 
 import numpy as np
 
 from familial.core import errors
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 from familial.serving import sampling as sampling_lib
 
-_PAUSE = 0.1  # seconds until a stage that was busy is asked again
+_PAUSE = 0.1  # seconds until a busy stage is asked again
+
+
+class Limits(NamedTuple):
+  """When a text ends.
+
+  Attributes:
+    context: largest number of positions of a row.
+    max_tokens: largest number of tokens to generate for a prompt.
+    stop: token that ends a text.
+  """
+
+  context: int
+  max_tokens: int
+  stop: int
 
 
 @dataclasses.dataclass
 class Completion:
-  """What was generated for one prompt.
+  """A prompt and its continuation.
 
   Attributes:
-    tokens: of the prompt and all that followed.
-    prompt: how many were the prompt's.
-    exits: the place among the stages, from 0, that gave each further token.
-    degraded: how many of them were given by a stage that was not sure, for the
-      next one was gone or had no place.
-    stopped: whether it ended with the token that ends a text.
+    tokens: tokens of both.
+    prompt: number of tokens of the prompt.
+    exits: index of the stage that gave each generated token.
+    degraded: number of tokens given by a stage that was not confident, because
+      the next one was gone or busy.
+    stopped: whether the text ended with the stop token.
   """
 
   tokens: list[int]
@@ -48,34 +66,92 @@ class Completion:
 
   @property
   def generated(self) -> list[int]:
-    """The tokens that followed the prompt."""
+    """The tokens after the prompt."""
     return self.tokens[self.prompt :]
 
-  def add(
-    self, token: int, place: int, context: int, max_tokens: int, stop: int
-  ) -> bool:
-    """Adds a token; returns whether the text ends with it.
-
-    Args:
-      token: that follows.
-      place: of the stage that gave it.
-      context: positions a row may have.
-      max_tokens: to generate at most.
-      stop: the token that ends a text.
-    """
+  def add(self, token: int, place: int, limits: Limits) -> bool:
+    """Adds a token given by a stage; returns whether the text ends with it."""
     self.tokens.append(token)
     self.exits.append(place)
-    self.stopped = token == stop
-    full = len(self.tokens) >= context or len(self.generated) >= max_tokens
-    return self.stopped or full
+    self.stopped = token == limits.stop
+    return (
+      self.stopped
+      or len(self.tokens) >= limits.context
+      or len(self.exits) >= limits.max_tokens
+    )
+
+
+class Decoder(Protocol):
+  """A mode of decoding: it continues texts that it holds in slots.
+
+  Attributes:
+    slots: number of texts it can hold.
+  """
+
+  slots: int
+
+  def open(self, texts: Mapping[int, tuple[int, Completion]]) -> None:
+    """Begins texts: by slot, the number of the prompt and the text."""
+
+  def step(self) -> Mapping[int, Iterable[tuple[int, int]]]:
+    """Returns by slot the next tokens, each with the stage that gave it.
+
+    The caller adds them to the texts; after the end of a text it ignores them.
+    """
+
+  def close(self, slot: int) -> None:
+    """Ends a text and empties its slot."""
+
+
+def complete(
+  decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Limits
+) -> list[Completion]:
+  """Completes prompts; a free slot takes the next one.
+
+  Raises:
+    UserError: for a prompt that leaves no room for a token.
+  """
+  check(prompts, limits.context)
+  texts = [Completion(list(prompt), len(prompt)) for prompt in prompts]
+  waiting = collections.deque(enumerate(texts))
+  free = list(range(decoder.slots))[::-1]
+  rows: dict[int, tuple[int, Completion]] = {}
+  try:
+    while waiting or rows:
+      count = min(len(free), len(waiting))
+      fresh = {free.pop(): waiting.popleft() for _ in range(count)}
+      rows |= fresh
+      decoder.open(fresh)
+      for slot, tokens in decoder.step().items():
+        _, text = rows[slot]
+        if any(text.add(token, place, limits) for token, place in tokens):
+          del rows[slot]
+          decoder.close(slot)
+          free.append(slot)
+  finally:
+    for slot in rows:
+      decoder.close(slot)
+  return texts
+
+
+def check(prompts: Sequence[Sequence[int]], context: int) -> None:
+  """Refuses prompts that are empty or leave no room for a token."""
+  for index, prompt in enumerate(prompts):
+    if not prompt:
+      raise errors.UserError(f'prompt {index} is empty')
+    if len(prompt) >= context:
+      raise errors.UserError(
+        f'prompt {index} has {len(prompt)} tokens; the context of {context} '
+        f'leaves room for prompts up to {context - 1}'
+      )
 
 
 class Stage(Protocol):
-  """What holds a segment: a Tier here, or a server elsewhere.
+  """A segment in use: an Engine of this process, or a server's.
 
   Attributes:
-    slots: rows it can hold.
-    states: what the next stage takes as inputs.
+    slots: number of rows it can hold.
+    states: inputs of the next stage.
   """
 
   slots: int
@@ -83,21 +159,21 @@ class Stage(Protocol):
 
   def run(
     self,
-    work: Sequence[tier_lib.Work],
+    work: Sequence[engine_lib.Work],
     inputs: Any,
     policy: sampling_lib.Policy,
     wanted: Sequence[int],
     stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes positions in; see Tier.run.
+    """Computes positions, and predictions at each row's last; see Engine.run.
 
     Args:
-      work: rows, each once.
+      work: positions, each row once.
       inputs: tokens of each row, or the states of the stage below.
-      policy: how tokens are drawn; rows less sure than its threshold will go
-        on to the next stage.
-      wanted: of each row, the first position whose state that needs.
-      stays: how many of each row's first positions stay as they left.
+      policy: how tokens are drawn; rows with a confidence below its threshold
+        go on to the next stage.
+      wanted: each row's first position whose state the next stage needs.
+      stays: number of each row's first positions whose states stay.
     """
 
   def forget(self, slot: int) -> None:
@@ -105,7 +181,7 @@ class Stage(Protocol):
 
 
 class LostError(Exception):
-  """A stage no longer holds what it should of some rows."""
+  """A stage no longer holds the earlier positions of some slots."""
 
   def __init__(self, slots: Sequence[int]):
     super().__init__(f'slots {list(slots)} are lost')
@@ -113,11 +189,11 @@ class LostError(Exception):
 
 
 class BusyError(Exception):
-  """A stage has no place for some rows, and took no row of the call in.
+  """A stage has no place for some rows, and computed no row of the call.
 
   Attributes:
-    slots: of the rows.
-    patience: seconds that they can wait for one.
+    slots: slots of these rows.
+    patience: seconds that they can wait for a place.
   """
 
   def __init__(self, name: str, slots: Sequence[int], patience: float):
@@ -126,25 +202,50 @@ class BusyError(Exception):
 
 
 class DownError(Exception):
-  """A stage is done with: it is gone, refuses, or makes no sense.
+  """A stage cannot be used any more: the chain ends before it."""
 
-  Whatever the reason, which the message says, the chain ends before it.
+
+def generate(
+  stages: Sequence[Stage],
+  prompts: Sequence[Sequence[int]],
+  limits: Limits,
+  policy: sampling_lib.Policy,
+  say: Callable[[str], None] = lambda line: None,
+) -> list[Completion]:
+  """Completes prompts: each token by the first confident stage.
+
+  Rows leave at different stages, and begin and end at different times. A row
+  waits for a busy stage while others go on; after its patience the stage before
+  it answers, as it does for all rows of a stage that is gone.
+
+  Args:
+    stages: consecutive segments of a family; a single one is a fixed exit.
+    prompts: tokens of each prompt.
+    limits: when a text ends.
+    policy: how tokens are drawn, and the threshold of confidence; the last stage
+      always answers.
+    say: receives a line when a stage is gone, or busy for too long.
+
+  Raises:
+    UserError: for a prompt that does not fit, or if the first stage is gone or
+      has no place for any row.
   """
+  return complete(Cascade(stages, policy, say), prompts, limits)
 
 
 @dataclasses.dataclass
 class _Row:
-  """A text under way.
+  """A text in a slot.
 
   Attributes:
-    number: of its prompt, for its draws.
-    text: what there is of it.
-    answer: the next token so far, the place of the stage that gave it, and
-      whether that was sure; None before the first stage.
-    barred: the place of the stage that had no place for it; -1 for none.
-    waits: whether it waits there.
-    until: when it has waited for long enough: the stage before it answers.
-    again: when it asks next.
+    number: number of its prompt, for its draws.
+    text: the text.
+    answer: the next token so far, the stage that gave it, and whether that was
+      confident; None before the first stage.
+    barred: the stage that had no place for it; -1 for none.
+    waits: whether it waits for that stage.
+    until: time when its patience ends, and the stage before answers.
+    again: time when it asks that stage again.
   """
 
   number: int
@@ -156,57 +257,58 @@ class _Row:
   again: float = 0.0
 
 
-class _Rows:
-  """Texts under way, in the slots of stages.
-
-  Attributes:
-    rows: by slot.
-  """
+class Cascade:
+  """Decodes each token by the first confident stage; see `generate`."""
 
   def __init__(
     self,
     stages: Sequence[Stage],
     policy: sampling_lib.Policy,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda line: None,
   ):
-    self.rows: dict[int, _Row] = {}
+    self.slots = min(stage.slots for stage in stages)
     self._stages, self._policy, self._say = stages, policy, say
+    self._rows: dict[int, _Row] = {}
     self._up = len(stages)
-    slots = min(stage.slots for stage in stages)
-    self._seen = np.zeros((len(stages), slots), np.int64)
+    self._seen = np.zeros((len(stages), self.slots), np.int64)
     self._propagate = policy.fill == 'propagate'
     self._moved = time.monotonic()
     self._told: set[int] = set()
 
-  def open(self, slot: int, number: int, text: Completion) -> None:
-    """Begins a text."""
-    self.rows[slot], self._seen[:, slot] = _Row(number, text), 0
-    known = text.tokens[:-1]
-    if self._propagate and known:
-      # A prompt goes all the way: only what is generated leaves early.
-      whole = tier_lib.Work(slot, 0, len(known), number)
-      for place, stage in enumerate(self._stages):
-        before = self._stages[place - 1].states if place else [known]
-        stage.run([whole], before, self._policy, [0])
-      self._seen[:, slot] = len(known)
+  def open(self, texts: Mapping[int, tuple[int, Completion]]) -> None:
+    """Begins texts; with propagation, prompts go through all stages."""
+    for slot, (number, text) in texts.items():
+      self._rows[slot], self._seen[:, slot] = _Row(number, text), 0
+    if self._propagate:
+      work = [
+        engine_lib.Work(slot, 0, len(text.tokens) - 1, number)
+        for slot, (number, text) in texts.items()
+        if len(text.tokens) > 1
+      ]
+      inputs: Any = [self._rows[w.slot].text.tokens[:-1] for w in work]
+      for stage in self._stages:
+        stage.run(work, inputs, self._policy, [0] * len(work))
+        inputs = stage.states
+      for w in work:
+        self._seen[:, w.slot] = w.length
 
-  def end(self, slot: int) -> None:
-    """Ends a text: its slots are empty, and others may have them."""
-    del self.rows[slot]
+  def close(self, slot: int) -> None:
+    """Ends a text; its slots are empty."""
+    del self._rows[slot]
     for stage in self._stages[: self._up]:
       stage.forget(slot)
 
-  def step(self) -> dict[int, tuple[int, int]]:
-    """Takes every row on, from stage to stage until one is sure of it.
+  def step(self) -> dict[int, list[tuple[int, int]]]:
+    """Takes each row from stage to stage until one is confident.
 
     Returns:
-      By slot, the token and the place of the stage that gave it, of rows that
-      do not wait for a stage to have place.
+      By slot the next token and the stage that gave it, of rows that do not
+      wait.
 
     Raises:
       UserError: if the first stage is gone, or has no place for any row.
     """
-    going = [slot for slot, row in self.rows.items() if not row.waits]
+    going = [slot for slot, row in self._rows.items() if not row.waits]
     for place in range(self._up):
       going += self._called(place)
       while going and place < self._up:
@@ -215,8 +317,8 @@ class _Rows:
           break
         except LostError as error:
           slots = error.slots
-          for slot in slots:  # From its tokens on again, in the next round.
-            self._seen[:, slot], self.rows[slot].answer = 0, None
+          for slot in slots:  # The next round begins with all its tokens.
+            self._seen[:, slot], self._rows[slot].answer = 0, None
         except BusyError as error:
           slots = error.slots
           self._wait(place, error)
@@ -229,21 +331,21 @@ class _Rows:
     return self._answers()
 
   def _called(self, place: int) -> list[int]:
-    """Returns the slots of rows whose turn it is to ask a stage again."""
+    """Returns the slots of rows that ask a busy stage again now."""
     now, found = time.monotonic(), []
-    for slot, row in self.rows.items():
+    for slot, row in self._rows.items():
       if row.waits and row.barred == place and row.again <= now:
         row.waits = False
         found.append(slot)
     return found
 
   def _wait(self, place: int, error: BusyError) -> None:
-    """Has rows wait that a stage has no place for, or not any longer."""
+    """Makes rows wait for a busy stage while their patience lasts."""
     now = time.monotonic()
     if not place and now - self._moved > error.patience:
       raise errors.UserError(f'{error}, for {error.patience:g} s')
     for slot in error.slots:
-      row = self.rows[slot]
+      row = self._rows[slot]
       if row.barred != place:
         row.barred, row.until = place, now + error.patience
       row.waits, row.again = True, now + _PAUSE
@@ -254,118 +356,48 @@ class _Rows:
           self._say(f'{error}; the exit before it answers them')
 
   def _pass(self, place: int, going: list[int]) -> list[int]:
-    """Takes rows through a stage; returns the slots of those that go on."""
-    stages, now = self._stages, time.monotonic()
+    """Runs a stage on rows; returns the slots of those that go on."""
+    now = time.monotonic()
     work, deeper = [], []
     for slot in going:
-      row, start = self.rows[slot], int(self._seen[place, slot])
+      row, start = self._rows[slot], int(self._seen[place, slot])
       length = len(row.text.tokens) - start
-      work.append(tier_lib.Work(slot, start, length, row.number))
+      work.append(engine_lib.Work(slot, start, length, row.number))
       barred = row.barred == place + 1 and now < row.again
       deeper.append(place + 1 < self._up and not barred)
-    inputs: Any = [self.rows[w.slot].text.tokens[w.start :] for w in work]
+    inputs: Any = [self._rows[w.slot].text.tokens[w.start :] for w in work]
     if place:
-      inputs = stages[place - 1].states
+      inputs = self._stages[place - 1].states
     wanted = [
-      int(self._seen[place + 1, w.slot]) if more else w.start + w.length
+      int(self._seen[place + 1, w.slot]) if more else w.end
       for w, more in zip(work, deeper, strict=True)
     ]
     stays = [w.length - 1 for w in work] if self._propagate and place else []
-    tokens, sure = stages[place].run(work, inputs, self._policy, wanted, stays)
-    on = []
-    for w, token, c, more in zip(work, tokens, sure, deeper, strict=True):
-      row = self.rows[w.slot]
-      self._seen[place, w.slot] = w.start + w.length
-      last = place + 1 == len(stages)
-      row.answer = int(token), place, last or bool(c >= self._policy.threshold)
+    found = self._stages[place].run(work, inputs, self._policy, wanted, stays)
+    last, on = place + 1 == len(self._stages), []
+    for w, token, sure, more in zip(work, *found, deeper, strict=True):
+      row = self._rows[w.slot]
+      self._seen[place, w.slot] = w.end
+      answers = last or bool(sure >= self._policy.threshold)
+      row.answer = int(token), place, answers
       if row.barred == place:
         row.barred = -1
-      if more and not row.answer[2]:
+      if more and not answers:
         on.append(w.slot)
     return on
 
-  def _answers(self) -> dict[int, tuple[int, int]]:
+  def _answers(self) -> dict[int, list[tuple[int, int]]]:
+    """Returns the answers of rows that do not wait; pauses if all wait."""
     found = {}
-    for slot, row in self.rows.items():
+    for slot, row in self._rows.items():
       if row.waits and row.barred >= self._up:
         row.waits = False
       if row.answer and not row.waits:
         token, place, sure = row.answer
-        found[slot], row.answer = (token, place), None
+        found[slot], row.answer = [(token, place)], None
         row.text.degraded += not sure
     if found:
       self._moved = time.monotonic()
-    elif any(row.waits for row in self.rows.values()):
+    elif any(row.waits for row in self._rows.values()):
       time.sleep(_PAUSE)
     return found
-
-
-def check(prompts: Sequence[Sequence[int]], context: int) -> None:
-  """Refuses prompts that leave no room for a token.
-
-  Args:
-    prompts: tokens of each.
-    context: positions a row may have.
-  """
-  for index, prompt in enumerate(prompts):
-    if not prompt:
-      raise errors.UserError(f'prompt {index} is empty')
-    if len(prompt) >= context:
-      raise errors.UserError(
-        f'prompt {index} has {len(prompt)} tokens; the context of {context} '
-        f'leaves room for prompts up to {context - 1}'
-      )
-
-
-def generate(
-  stages: Sequence[Stage],
-  prompts: Sequence[Sequence[int]],
-  *,
-  context: int,
-  max_tokens: int,
-  stop: int,
-  policy: sampling_lib.Policy,
-  say: Callable[[str], None] = lambda line: None,
-) -> list[Completion]:
-  """Completes prompts: each token by the first stage that is sure of it.
-
-  Rows leave at different stages, and begin and end at different times; a slot
-  that is free takes the next prompt. A row that a stage has no place for waits
-  for one while others go on; in the end the stage before it answers, as it does
-  for a stage that is gone.
-
-  Args:
-    stages: segments of a family, first to last; one alone is that exit.
-    prompts: tokens of each.
-    context: positions a row may have.
-    max_tokens: to generate for each prompt at most.
-    stop: the token that ends a text.
-    policy: how tokens are drawn, and from which confidence on a stage's token
-      is taken; the last stage is always believed.
-    say: is told in a line when a stage can no longer be reached, or has had no
-      place for too long.
-
-  Raises:
-    UserError: for a prompt that does not fit, or if the first stage is gone or
-      has no place for any row.
-  """
-  check(prompts, context)
-  found = [Completion(list(prompt), len(prompt)) for prompt in prompts]
-  waiting = list(range(len(prompts)))[::-1]
-  free = list(range(min(stage.slots for stage in stages)))[::-1]
-  under_way = _Rows(stages, policy, say)
-  rows = under_way.rows
-  try:
-    while waiting or rows:
-      while waiting and free:
-        slot, index = free.pop(), waiting.pop()
-        under_way.open(slot, index, found[index])
-      for slot, (token, place) in under_way.step().items():
-        row = rows[slot].text
-        if row.add(token, place, context, max_tokens, stop):
-          under_way.end(slot)
-          free.append(slot)
-  finally:
-    for slot in list(rows):
-      under_way.end(slot)
-  return found

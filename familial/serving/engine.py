@@ -1,13 +1,12 @@
-"""A segment at work: compiled passes over the rows that it holds caches for.
+"""An engine runs a segment over rows in slots that hold their caches.
 
-Rows live in slots. A pass takes the next positions of some rows through the
-segment's layers, attends to what those rows' caches hold, and reads the exit
-out. A row's positions need not be those of its neighbours, and what a row gives
-does not depend on which other rows are in the pass: every pass has the same
-number of rows and one of a few lengths, padded with what nobody reads.
+A pass computes the next positions of some rows through the segment's layers,
+attending to those rows' caches, and reads the exit. Rows need not be at the same
+position, and a row's results do not depend on the other rows of the pass: every
+pass has the same number of rows and one of a few lengths, with padding.
 
-The trunk and a branch exit have caches of their own: the branch is a layer that
-the trunk does not know of.
+The trunk and a branch exit have separate caches: the branch is a layer that is
+not part of the trunk.
 
 Shapes: S slots, T rows of a pass, P positions of a pass, L positions of a
 cache, Q positions read out (P or 1); the rest as in `transformer`.
@@ -29,17 +28,17 @@ from familial.serving import forward
 from familial.serving import sampling as sampling_lib
 
 Array = jax.Array
-_LENGTHS = (1, 4, 16, 64)  # positions of a pass: a program each
+_LENGTHS = (1, 4, 16, 64)  # positions of a pass: one program each
 
 
 class Work(NamedTuple):
-  """Positions of one row that a tier is to take in.
+  """Positions of one row for an engine to compute.
 
   Attributes:
-    slot: of the row, the same in all tiers.
-    start: first position; the tier holds those before it, and forgets those
+    slot: slot of the row, the same in all engines.
+    start: first position; the engine holds those before it, and drops those
       from it on.
-    length: how many positions.
+    length: number of positions.
     row: number of the row, for its draws.
   """
 
@@ -48,17 +47,26 @@ class Work(NamedTuple):
   length: int
   row: int
 
+  @property
+  def end(self) -> int:
+    """The position after the last one."""
+    return self.start + self.length
 
-class Tier:
+  def after(self, count: int) -> 'Work':
+    """Returns the positions after the first `count`."""
+    return self._replace(start=self.start + count, length=self.length - count)
+
+
+class Engine:
   """A segment with slots for rows.
 
   Attributes:
-    segment: what it runs.
-    slots: rows it can hold.
-    context: positions a row may have.
-    seen: [S], positions that each slot's caches hold.
-    states: [S, L, D], the trunk's states at its end, for the next tier; None of
-      a last segment.
+    segment: the segment.
+    slots: number of rows it can hold.
+    context: largest number of positions of a row.
+    seen: number of positions that each slot's caches hold [S].
+    states: the trunk's states at its end [S, L, D], the inputs of the next
+      engine; None of a last segment.
   """
 
   def __init__(
@@ -72,10 +80,10 @@ class Tier:
     """Allocates the caches.
 
     Args:
-      segment: to run.
-      slots: rows to hold.
-      context: positions a row may have.
-      rows: of a pass; 0 for all slots, which spares picking their caches out.
+      segment: the segment to run.
+      slots: number of rows to hold.
+      context: largest number of positions of a row.
+      rows: rows of a pass; 0 for all slots, which avoids gathering caches.
     """
     self.segment, self.slots, self.context = segment, slots, context
     self._whole = not 0 < rows < slots
@@ -87,13 +95,13 @@ class Tier:
     self.reset()
 
   def reset(self) -> None:
-    """Empties all slots, into caches of their own: the old ones are let go."""
+    """Empties all slots by allocating new caches; the old ones are freed."""
     model = self.segment.model
     self.seen = np.zeros(self.slots, np.int32)
     self._cache: list[forward.Cache] = []
     self.states: Array | None = None
-    # A slot more takes the rows that fill up a pass. Past the context there is
-    # room for the padding of a row's last pass.
+    # One more slot takes the rows that fill up a pass. Positions beyond the
+    # context take the padding of a row's last pass.
     held = self.slots + (not self._whole)
     positions = self.context + self.slack
     cache = (held, model.kv_heads, positions, model.head_dim)
@@ -106,12 +114,12 @@ class Tier:
 
   @property
   def slack(self) -> int:
-    """Positions that a pass may have, past the context too."""
+    """The largest number of positions of a pass."""
     return self._lengths[-1]
 
   @property
   def nbytes(self) -> int:
-    """Of the caches and states."""
+    """Bytes of the caches and states."""
     kept = jax.tree.leaves((self._cache, self.states))
     return sum(leaf.nbytes for leaf in kept)
 
@@ -123,16 +131,16 @@ class Tier:
     wanted: Sequence[int] = (),
     stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes positions of some rows in, and reads out the last one of each.
+    """Computes positions of some rows, and predictions at the last of each.
 
     Args:
-      work: rows, each once.
-      inputs: tokens [length], or states [length, D], of each row; or the
-        `states` of the tier below, all of them.
+      work: positions, each row once.
+      inputs: tokens [length] or states [length, D] of each row; or the `states`
+        of the engine below, all of them.
       policy: how tokens are drawn, and the kind of confidence.
-      wanted: of no use here, where all states stay; see decoding.Stage.
-      stays: how many of each row's first positions stay as they left the tiers
-        below, as `fill` has them; () for none at all.
+      wanted: not used here, where all states stay; see decoding.Stage.
+      stays: number of each row's first positions whose states stay as they left
+        the engines below; () for none.
 
     Returns:
       The token drawn and the confidence of each row, [rows].
@@ -143,17 +151,15 @@ class Tier:
     behind = np.minimum(stays, forward.BEHIND).astype(np.int32)
     if stays:
       assert isinstance(inputs, jax.Array)
-      early = [
-        w._replace(length=stay - forward.BEHIND)
-        for w, stay in zip(work, stays, strict=True)
-        if stay > forward.BEHIND
-      ]
-      if early:
-        self.fill(early, inputs)
-      work = [
-        w._replace(start=w.start + stay, length=w.length - stay)
-        for w, stay in zip(work, stays, strict=True)
-      ]
+      self.fill(
+        [
+          w._replace(length=stay - forward.BEHIND)
+          for w, stay in zip(work, stays, strict=True)
+          if stay > forward.BEHIND
+        ],
+        inputs,
+      )
+      work = [w.after(stay) for w, stay in zip(work, stays, strict=True)]
     for indices, places, length, numbers, x in self._filled(work, inputs):
       slot, start, at, row = numbers
       behind_T = None
@@ -166,14 +172,10 @@ class Tier:
     return tokens, confidence
 
   def fill(self, work: Sequence[Work], inputs: Array) -> None:
-    """Takes positions in that left before this tier: they stay as they are.
+    """Takes in positions that left below, from the `states` of that engine.
 
-    Each layer's keys and values are read off the states that they left with,
-    which the next tier gets as well.
-
-    Args:
-      work: rows, each once.
-      inputs: the `states` of the tier below.
+    Each layer's keys and values are those of the states that they left with,
+    which the next engine gets as well.
     """
     for _, _, length, numbers, x in self._filled(work, inputs):
       slot_T, start_T, _, _ = numbers
@@ -193,17 +195,17 @@ class Tier:
     policy: sampling_lib.Policy,
     behind_T: np.ndarray | None = None,
   ) -> forward.Reading:
-    """One pass, as it is compiled; `seen` is the caller's business.
+    """Runs one compiled pass; the caller keeps `seen`.
 
     Args:
-      slot_T: of each row; with all slots in a pass, they are in order.
+      slot_T: slot of each row; in order where a pass has all slots.
       start_T: each row's first position.
-      at_T: which of its positions is read out; None for all.
+      at_T: index of the position that is read out; None for all.
       row_T: numbers of the rows, for their draws.
-      x: tokens [T, P], states [T, P, D], or the `states` of the tier below.
+      x: tokens [T, P], states [T, P, D], or the `states` of the engine below.
       length: P.
       policy: how tokens are drawn, and the kind of confidence.
-      behind_T: first of some positions that stay; see passes.advance.
+      behind_T: first of some positions that stay; see forward.advance.
     """
     reading, self._cache, self.states = forward.advance(
       self.segment.model, policy.confidence, length, self._layers, self._rest,
@@ -225,7 +227,7 @@ class Tier:
     return [np.concatenate(pieces) for pieces in found]
 
   def warm(self) -> None:
-    """Compiles what greedy decoding runs: nobody then waits for it."""
+    """Compiles the programs of greedy decoding."""
     width = self.segment.model.width
     for length in self._lengths:
       work = [Work(0, 0, min(length, self.context), 0)]
@@ -238,22 +240,25 @@ class Tier:
     self.forget(0)
 
   def forget(self, slot: int) -> None:
-    """Empties a slot: what the next row finds in it is zeros again."""
+    """Empties a slot, and sets its caches to zero."""
     self.seen[slot] = 0
     self._cache, self.states = forward.clear(self._cache, self.states, slot)
 
   def _filled(
     self, work: Sequence[Work], inputs: Sequence[Any] | Array
   ) -> Iterator[tuple[list[int], list[int], int, np.ndarray, Any]]:
-    """Yields passes as they are compiled: whose they are and at which of their
-    rows, their length, slots, starts, places read out and numbers of rows
-    [4, T], and inputs; notes that their positions are held."""
+    """Yields the arguments of each pass, and updates `seen`.
+
+    Yields:
+      Indices in `work`, their rows in the pass, P, the slots, starts, places
+      read out and numbers of the rows [4, T], and the inputs.
+    """
     of_all = isinstance(inputs, jax.Array)
     for length, parts in self._passes(work):
       numbers = np.zeros((4, self._rows), np.int32)
       slot, start = numbers[:2]
       if self._whole:
-        start[:] = self.seen  # Who is not of the pass: nobody reads that.
+        start[:] = self.seen  # Slots that are not of the pass: not read.
       else:
         slot[:] = self.slots
       x: Any = inputs
@@ -268,28 +273,26 @@ class Tier:
         if not of_all:
           done = part.start - work[index].start
           x[place, : part.length] = inputs[index][done : done + part.length]
-        self.seen[part.slot] = part.start + part.length
+        self.seen[part.slot] = part.end
       yield [index for index, _ in parts], places, length, numbers, x
 
   def _passes(
     self, work: Sequence[Work]
   ) -> Iterator[tuple[int, list[tuple[int, Work]]]]:
-    """Yields passes: their length, and whose and which positions are in it.
+    """Yields P, and the index and positions of each row, of each pass.
 
-    A row's passes follow from its own count alone.
+    A row's passes depend on its own number of positions alone.
     """
     left = list(enumerate(work))
     while left:
       by_length: dict[int, list[tuple[int, Work]]] = {}
       rest = []
       for index, w in left:
-        length = next((p for p in self._lengths if p >= w.length), None)
-        length = length or self._lengths[-1]
+        length = next((p for p in self._lengths if p >= w.length), self.slack)
         now = min(length, w.length)
         by_length.setdefault(length, []).append((index, w._replace(length=now)))
         if w.length > now:
-          more = w._replace(start=w.start + now, length=w.length - now)
-          rest.append((index, more))
+          rest.append((index, w.after(now)))
       for length, parts in by_length.items():
         for first in range(0, len(parts), self._rows):
           yield length, parts[first : first + self._rows]
@@ -299,16 +302,16 @@ class Tier:
 def _laid_out(
   segment: segments.Segment,
 ) -> tuple[list[transformer.Params], transformer.Params]:
-  """Returns the trunk's layers one by one, and all the rest."""
+  """Returns the trunk's layers one by one, and all other parameters."""
   params, exit_ = segment.params, segment.exit
-  stacks = [params[n] for n in sorted(params, key=_number) if 'segment_' in n]
+  names = [name for name in params if name.startswith('segment_')]
   layers = [
-    jax.tree.map(lambda leaf, i=i: leaf[i], stack)
-    for stack in stacks
-    for i in range(jax.tree.leaves(stack)[0].shape[0])
+    jax.tree.map(lambda leaf, i=i: leaf[i], params[name])
+    for name in sorted(names, key=lambda name: int(name.partition('_')[2]))
+    for i in range(jax.tree.leaves(params[name])[0].shape[0])
   ]
   unembedding = transformer.unembedding(params, segment.model, exit_)
-  # A copy: read row by row, a transposed view would be laid out each time.
+  # A copy: a transposed view would be laid out anew in each pass.
   rest = {**params[f'exit_{exit_}'], 'unembedding': jnp.array(unembedding)}
   if segment.first:
     rest['embedding'] = params['embedding']
@@ -316,9 +319,5 @@ def _laid_out(
 
 
 def _zeros(shape: tuple[int, ...], model: model_config.ModelConfig) -> Array:
-  # Placed, as what a pass returns is: otherwise its program is made twice.
+  # Placed as a pass's results are: otherwise its program is compiled twice.
   return jax.device_put(jnp.zeros(shape, model.dtype), jax.devices()[0])
-
-
-def _number(name: str) -> int:
-  return int(name.rpartition('_')[2]) if 'segment_' in name else -1

@@ -1,4 +1,4 @@
-"""The compiled passes of a tier: pure functions of parameters and caches.
+"""The compiled forward passes of an engine, over parameters and caches.
 
 Shapes: S slots, T rows of a pass, P positions of a pass, L positions of a
 cache, Q positions read out (P or 1); the rest as in `transformer`.
@@ -20,16 +20,16 @@ from familial.serving import sampling as sampling_lib
 Array = jax.Array
 # Keys and values of a layer, each [S, K, L, E].
 Cache = tuple[Array, Array]
-BEHIND = 4  # positions of a row that a pass takes in as they are
+BEHIND = 4  # positions of a row that `advance` takes in unchanged
 
 
 class Reading(NamedTuple):
-  """What an exit says of each row of a pass, on the device.
+  """Predictions of an exit for each row of a pass, on the device.
 
   Attributes:
-    tokens: [T, Q], drawn at each position: what follows it.
-    confidence: [T, Q], how sure the exit is there.
-    logits: [T, Q, V], float32.
+    tokens: token drawn at each position [T, Q].
+    confidence: confidence of the exit [T, Q].
+    logits: float32 logits [T, Q, V].
   """
 
   tokens: Array
@@ -54,29 +54,28 @@ def advance(
   numbers: sampling_lib.Numbers | None,
   behind_T: Array | None,
 ) -> tuple[Reading, list[Cache], Array | None]:
-  """Takes positions through the layers, and reads the exit out.
+  """Computes positions through a segment's layers, and its exit's predictions.
 
   Args:
-    model: of the family.
-    confidence: its kind.
+    model: shape of the family.
+    confidence: kind of confidence.
     length: P.
-    layers: of the segment, one by one.
-    rest: the exit's norm, unembedding and branch; the embedding of a first one.
-    cache: of each layer, the branch's last; donated.
-    states: where the trunk's states at the end are kept [S, L, D], or None;
-      donated.
-    x: tokens [T, P], states [T, P, D], or those of all slots [S, L, D].
-    slot_T: each row's slot; None where all are in the pass, in order.
+    layers: the segment's layers, one by one.
+    rest: the exit's norm, unembedding and branch; a first segment's embedding.
+    cache: cache of each layer, the branch's last; donated.
+    states: the trunk's states at the segment's end [S, L, D], or None; donated.
+    x: tokens [T, P], states [T, P, D], or the states of all slots [S, L, D].
+    slot_T: each row's slot; None where the pass has all slots, in order.
     start_T: each row's first position.
-    at_T: which of its positions is read out; None for all.
+    at_T: index of the position that is read out; None for all.
     row_T: numbers of the rows, for their draws.
-    numbers: of the sampling.
-    behind_T: first of `BEHIND` positions of each row that stay as they are, and
-      are taken in before; what lies past the row's own start is written over.
-      None for no such positions.
+    numbers: numbers of the sampling; None for greedy decoding.
+    behind_T: first of `BEHIND` positions of each row whose states stay as they
+      are and which are written to the caches before; those at or after the
+      row's start are overwritten. None for no such positions.
 
   Returns:
-    The reading, the caches, the states.
+    The predictions, the caches, the states.
   """
   x_TxPxD: Any = _inputs(model, rest, x, slot_T, start_T, length)
   position_TxP = start_T[:, None] + np.arange(length)
@@ -142,7 +141,7 @@ def propagate(
   slot_T: Array | None,
   start_T: Array,
 ) -> tuple[list[Cache], Array | None]:
-  """Takes positions in that stay as they are; arguments as in `advance`."""
+  """Writes positions whose states stay as they are; see `advance`."""
   x_TxPxD = _inputs(model, rest, x, slot_T, start_T, length)
   turns = _turns(model, cache, start_T[:, None] + np.arange(length))
   every = layers + ([rest['branch']] if 'branch' in rest else [])
@@ -164,7 +163,7 @@ def _kept(
   slot_T: Array | None,
   start_T: Array,
 ) -> Cache:
-  """Returns a layer's cache with positions that pass it by."""
+  """Returns a layer's cache with the keys and values of given states."""
   found: list[Cache] = []
 
   def keep(q_TxHxPxE: Array, k_TxKxPxE: Array, v_TxKxPxE: Array) -> Array:
@@ -177,7 +176,7 @@ def _kept(
     )
     return q_TxHxPxE
 
-  # What it returns is not used: the compiler leaves out all but k and v.
+  # The output is not used: the compiler leaves out all but keys and values.
   transformer.Layer(model).apply({'params': params}, x_TxPxD, keep)
   return found[0]
 
@@ -190,7 +189,7 @@ def _inputs(
   start_T: Array,
   length: int,
 ) -> Array:
-  """Returns a pass's first states [T, P, D], whatever `Tier.step` was given."""
+  """Returns the states [T, P, D] that a pass begins with."""
   if 'embedding' in rest:
     x = rest['embedding'][x]
   elif x.shape[:2] != (start_T.shape[0], length):
@@ -215,10 +214,10 @@ def _turns(
 def _rows(
   states: Array, slot_T: Array | None, start_T: Array, length: int
 ) -> Array:
-  """Returns some rows' positions [T, P, D] of a buffer of all slots [S, L, D]."""
+  """Returns positions [T, P, D] of some rows of a buffer [S, L, D]."""
   if slot_T is None:
     slot_T = jnp.arange(start_T.shape[0])
-  # Windows, not rows of which windows are cut: those would be copied whole.
+  # Slicing rows first, and windows of them then, would copy whole rows.
   return jax.vmap(
     lambda slot, start: jax.lax.dynamic_slice(
       states, (slot, start, 0), (1, length, states.shape[2])

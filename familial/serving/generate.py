@@ -1,8 +1,6 @@
-"""What `familial generate` does: text for prompts, and what it cost."""
+"""Text generation for prompts, with a model of this process."""
 
-from collections.abc import Callable
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -13,29 +11,28 @@ from familial.convert import load
 from familial.convert import segments
 from familial.core import errors
 from familial.data import tokenizers
-from familial.relay import client
 from familial.serving import decoding
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 from familial.serving import sampling as sampling_lib
 from familial.serving import speculation
 
-MODES = ('exit', 'confidence', 'speculative', 'relay')
+MODES = ('exit', 'confidence', 'speculative')
 _SLOTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How to generate.
+  """Options of generation.
 
   Attributes:
-    mode: exit, always the same one; confidence, the first that is sure;
-      speculative, the last one from another's drafts.
-    exit: of mode exit, and the last of the others; 0 for the model's last.
-    draft_exit: of mode speculative, whose drafts are read.
-    drafts: tokens drafted a round.
-    max_tokens: to generate at most.
-    policy: how tokens are drawn, and when an exit is sure.
-    slots: prompts at once.
+    mode: exit, a fixed one; confidence, the first confident one; speculative,
+      the last one with drafts of another.
+    exit: exit of mode exit, and the last of the others; 0 for the model's last.
+    draft_exit: exit that drafts in mode speculative.
+    drafts: tokens drafted in a round.
+    max_tokens: largest number of tokens to generate for a prompt.
+    policy: how tokens are drawn, and which exit answers.
+    slots: number of prompts at once.
   """
 
   mode: str = 'exit'
@@ -49,66 +46,95 @@ class Options:
   slots: int = _SLOTS
 
   def __post_init__(self) -> None:
-    if self.mode not in MODES:
-      raise errors.UserError(
-        f'mode: {self.mode!r} is not one of {", ".join(MODES)}'
-        f'{errors.nearest(self.mode, MODES)}'
-      )
+    errors.require_one_of('mode', self.mode, MODES)
     for name in ('max_tokens', 'slots'):
-      if getattr(self, name) < 1:
-        raise errors.UserError(
-          f'{name}: {getattr(self, name)} is not allowed; it must be at least 1'
-        )
+      value = getattr(self, name)
+      errors.require(value >= 1, name, value, 'at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-  """What came of it.
+class Generation:
+  """Generated texts and their cost.
 
   Attributes:
-    texts: prompts and what follows them.
+    mode: mode of generation.
+    texts: prompts with their continuations.
     completions: the same as tokens.
-    report: mode; tokens generated and their seconds, the compilation of
-      programs included; `share` of the tokens by exit; of speculative decoding
-      the `acceptance` of drafts; of a relay, by hop, calls and bytes between
-      the client and that server, sent and received, and the tokens `degraded`:
-      given by an exit that was not sure, for the server of the next was gone or
-      busy.
+    exits: exits that the completions' indices refer to.
+    seconds: time of generation, compilation included.
+    drafting: counts of mode speculative.
   """
 
+  mode: str
   texts: list[str]
   completions: list[decoding.Completion]
-  report: dict[str, Any]
+  exits: tuple[int, ...]
+  seconds: float
+  drafting: speculation.Drafting | None = None
+
+  @property
+  def tokens(self) -> int:
+    """The number of generated tokens."""
+    return sum(len(text.exits) for text in self.completions)
+
+  @property
+  def shares(self) -> dict[int, float]:
+    """The share of the generated tokens by exit."""
+    places = np.concatenate([text.exits for text in self.completions])
+    return {
+      exit_: float(np.mean(places == place))
+      for place, exit_ in enumerate(self.exits)
+    }
+
+  def report(self) -> dict[str, Any]:
+    """Returns the JSON object of `familial generate --out`."""
+    values = {
+      'texts': self.texts,
+      'mode': self.mode,
+      'tokens': self.tokens,
+      'seconds': self.seconds,
+      'share': {f'exit_{exit_}': x for exit_, x in self.shares.items()},
+    }
+    if self.drafting:
+      values |= dataclasses.asdict(self.drafting)
+      values['acceptance'] = self.drafting.acceptance
+    return values
 
 
-def encode(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
-  """Returns a prompt's tokens: those of a document that begins with it.
+def encode(
+  tokenizer: tokenizers.Tokenizer, prompts: Sequence[str]
+) -> list[list[int]]:
+  """Returns each prompt's tokens: those of a document that begins with it.
 
   Raises:
-    UserError: if it holds what UTF-8 cannot, as bytes of a shell that are none.
+    UserError: for text that is not valid UTF-8, as a shell may pass it.
   """
-  try:
-    prompt.encode('utf-8')
-  except UnicodeEncodeError:
-    raise errors.UserError(f'prompt: {prompt!r} is not valid UTF-8') from None
-  return [tokenizer.separator, *map(int, tokenizer.encode([prompt])[0])]
+  for prompt in prompts:
+    try:
+      prompt.encode('utf-8')
+    except UnicodeEncodeError:
+      raise errors.UserError(f'prompt: {prompt!r} is not valid UTF-8') from None
+  return [
+    [tokenizer.separator, *map(int, tokens)]
+    for tokens in tokenizer.encode(list(prompts))
+  ]
 
 
-def tiers(
+def engines(
   model: load.Model, slots: int, cuts: Sequence[int], all_rows: bool
-) -> list[tier_lib.Tier]:
-  """Returns a model's segments, ready to decode with.
+) -> list[engine_lib.Engine]:
+  """Returns engines of a model's segments.
 
   Args:
     model: the family.
-    slots: texts at once.
-    cuts: the exits at their ends.
-    all_rows: whether all rows go through all of them. Otherwise, from the second
-      on, a pass has half of the slots: fewer rows cost hardly less, and rows that
-      left early are to save something.
+    slots: number of texts at once.
+    cuts: the exits at the segments' ends.
+    all_rows: whether a pass has all slots in every segment. Otherwise, from the
+      second segment on, it has half of them, so that rows that left early save
+      computation; fewer rows cost hardly less.
   """
   return [
-    tier_lib.Tier(
+    engine_lib.Engine(
       segment,
       slots,
       model.context,
@@ -120,174 +146,48 @@ def tiers(
   ]
 
 
-def run(model: load.Model, prompts: Sequence[str], options: Options) -> Outcome:
-  """Completes prompts with a model of this process.
-
-  Args:
-    model: the family.
-    prompts: texts.
-    options: mode exit, confidence or speculative, and the rest.
+def run(
+  model: load.Model, prompts: Sequence[str], options: Options
+) -> Generation:
+  """Completes prompts.
 
   Raises:
-    UserError: for what is no exit, a draft exit that is not before it, or a
-      prompt that does not fit or is not UTF-8.
+    UserError: for an exit that does not exist, a draft exit that is not before
+      it, or a prompt that does not fit or is not UTF-8.
   """
   shape = model.config.model
   last = options.exit or shape.granularity
-  shape.submodel(last)  # Refuses what is no exit.
+  shape.submodel(last)  # Refuses an exit that does not exist.
   cuts = {
     'exit': (last,),
     'confidence': tuple(range(1, last + 1)),
     'speculative': (options.draft_exit, last),
   }[options.mode]
-  if options.mode == 'speculative' and not 0 < options.draft_exit < last:
-    raise errors.UserError(
-      f'draft_exit: {options.draft_exit} is not allowed; it must be from 1 to '
-      f'{last - 1}, before exit {last}, which reads its drafts'
-    )
-  slots = min(options.slots, len(prompts))
-  tokens = [encode(model.tokenizer, prompt) for prompt in prompts]
+  errors.require(
+    options.mode != 'speculative' or 0 < options.draft_exit < last,
+    'draft_exit',
+    options.draft_exit,
+    f'from 1 to {last - 1}, before exit {last}, which verifies its drafts',
+  )
+  tokens = encode(model.tokenizer, prompts)
   decoding.check(tokens, model.context)
-  stages = tiers(model, slots, cuts, options.mode != 'confidence')
-  limits: dict[str, Any] = {
-    'context': model.context,
-    'max_tokens': options.max_tokens,
-    'stop': model.tokenizer.separator,
-  }
-  tick = time.monotonic()
-  more: dict[str, Any] = {}
+  stages = engines(
+    model,
+    min(options.slots, len(prompts)),
+    cuts,
+    all_rows=options.mode != 'confidence',
+  )
+  limits = decoding.Limits(
+    model.context, options.max_tokens, model.tokenizer.separator
+  )
+  tick, drafting = time.monotonic(), None
   if options.mode == 'speculative':
     draft, deep = stages
-    found, drafting = speculation.speculate(
-      draft, deep, tokens, **limits, sampling=options.policy.sampling,
-      drafts=options.drafts,
-    )  # fmt: skip
-    more = {
-      **dataclasses.asdict(drafting),
-      'acceptance': drafting.accepted / drafting.drafted,
-    }
-  else:
-    found = decoding.generate(stages, tokens, **limits, policy=options.policy)
-  seconds = time.monotonic() - tick
-  return _outcome(found, model.tokenizer, options.mode, cuts, seconds, more)
-
-
-def relay(
-  tokenizer: tokenizers.Tokenizer,
-  servers: Sequence[str],
-  prompts: Sequence[str],
-  options: Options,
-  *,
-  dtype: str = 'float32',
-  say: Callable[[str], None] = lambda line: None,
-) -> Outcome:
-  """Completes prompts with a chain of servers, first to last.
-
-  Args:
-    tokenizer: of the model.
-    servers: HOST:PORT of each segment's.
-    prompts: texts.
-    options: max_tokens and policy count.
-    dtype: of the states on the way.
-    say: is told in a line of a server that does not answer.
-
-  Raises:
-    UserError: if the first server does not answer, the servers are not a chain
-      of one model with this tokenizer, states are to be propagated, or a prompt
-      does not fit or is not UTF-8.
-  """
-  if options.policy.fill != 'defer':
-    raise errors.UserError(
-      f'fill: {options.policy.fill!r} is not allowed in mode relay; it must be '
-      "'defer': what is handed on is taken in as it is"
+    completions, drafting = speculation.speculate(
+      draft, deep, tokens, limits, options.policy.sampling, options.drafts
     )
-  tokens = [encode(tokenizer, prompt) for prompt in prompts]
-  with contextlib.ExitStack() as stack:
-    stages = client.connect(servers, dtype=dtype, say=say)
-    for stage in stages:
-      stack.callback(stage.close)
-    context = min(stage.what['context'] for stage in stages)
-    if stages[0].what['vocab_size'] != tokenizer.vocab_size:
-      raise errors.UserError(
-        f'{servers[0]}: serves a model of {stages[0].what["vocab_size"]} '
-        f'tokens, and the tokenizer has {tokenizer.vocab_size}'
-      )
-    if stages[0].what['tokenizer'] != tokenizer.mark:
-      raise errors.UserError(
-        f'{servers[0]}: serves a model of tokenizer '
-        f'{stages[0].what["tokenizer"]}, and the one here is {tokenizer.mark}'
-      )
-    tick = time.monotonic()
-    found = decoding.generate(
-      stages, tokens, context=context, max_tokens=options.max_tokens,
-      stop=tokenizer.separator, policy=options.policy, say=say,
-    )  # fmt: skip
-    seconds = time.monotonic() - tick
-    hops = [
-      {
-        'server': stage.address,
-        'calls': len(stage.seconds),
-        'positions': stage.positions,
-        'bytes_sent': stage.sent,
-        'bytes_received': stage.received,
-        'milliseconds_median': 1e3 * float(np.median(stage.seconds or [0.0])),
-      }
-      for stage in stages
-    ]
-    cuts = tuple(stages[0].what['exits'])
-  return _outcome(
-    found,
-    tokenizer,
-    'relay',
-    cuts,
-    seconds,
-    {'degraded': sum(text.degraded for text in found), 'hops': hops},
-  )
-
-
-def _outcome(
-  found: list[decoding.Completion],
-  tokenizer: tokenizers.Tokenizer,
-  mode: str,
-  cuts: Sequence[int],
-  seconds: float,
-  more: dict[str, Any],
-) -> Outcome:
-  gave = np.concatenate([completion.exits for completion in found])
-  return Outcome(
-    [tokenizer.decode(completion.tokens) for completion in found],
-    found,
-    {
-      'mode': mode,
-      'tokens': len(gave),
-      'seconds': seconds,
-      'share': {
-        f'exit_{exit_}': float(np.mean(gave == place))
-        for place, exit_ in enumerate(cuts)
-      },
-      **more,
-    },
-  )
-
-
-def line(report: dict[str, Any]) -> str:
-  """Returns a report in a line."""
-  rate = report['tokens'] / report['seconds']
-  parts = [
-    f'{report["mode"]}: {report["tokens"]} tokens in {report["seconds"]:.2f} s '
-    f'({rate:,.0f} tokens/s with compiling)',
-    'by exit '
-    + ', '.join(
-      f'{name.removeprefix("exit_")}: {share:.0%}'
-      for name, share in report['share'].items()
-    ),
-  ]
-  if 'acceptance' in report:
-    parts.append(f'{report["acceptance"]:.0%} of drafts accepted')
-  parts += [
-    f'{hop["server"]} {hop["positions"]} positions, '
-    f'{hop["bytes_sent"] + hop["bytes_received"]} bytes both ways, '
-    f'{hop["milliseconds_median"]:.1f} ms a call'
-    for hop in report.get('hops', [])
-  ]
-  return '; '.join(parts)
+  else:
+    completions = decoding.generate(stages, tokens, limits, options.policy)
+  seconds = time.monotonic() - tick
+  texts = [model.tokenizer.decode(text.tokens) for text in completions]
+  return Generation(options.mode, texts, completions, cuts, seconds, drafting)

@@ -1,9 +1,9 @@
-"""What early exits cost where the states of skipped layers are propagated.
+"""The cost of early exits where the states of skipped layers are propagated.
 
-Unlike deferred computation, propagation changes what later positions see, so
-each threshold is a pass of its own: segment by segment, a position that is sure
-enough leaves, and stays as it is for all that come after it. Every token of a
-window is taken as one that was generated, given the text before it.
+Unlike deferred computation, propagation changes what later positions attend to,
+so each threshold needs a forward pass of its own: a position that leaves at an
+exit keeps its state in all deeper layers. Every token of a window is treated as
+if it had been generated, given the text before it.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,9 @@ from familial.model import config as model_config
 from familial.model import transformer
 from familial.serving import sampling
 from familial.serving import thresholds
+from familial.training import evaluation
 
 Array = jax.Array
-_LOGITS = 2**24  # in memory at once
-_HALVINGS = 8
 
 
 def at(
@@ -34,23 +33,21 @@ def at(
 ) -> thresholds.Outcome:
   """Returns the outcome of one threshold.
 
-  Its `layers` are what propagation computes, but for the keys and values that
-  it reads off in the layers it skips.
+  Its `layers` count what propagation computes, except for the keys and values
+  of the skipped layers.
 
   Args:
-    params: of the model.
-    model: its shape.
-    batches: that the readings are of.
-    readings: of all exits, without propagation.
-    kind: of confidence.
-    threshold: from which an exit is believed.
+    params: parameters of the model.
+    model: shape of the model.
+    batches: the batches that `readings` was made of.
+    readings: readings of all exits, without propagation.
+    kind: kind of confidence.
+    threshold: confidence from which an exit answers.
   """
-  length = batches[0]['inputs_BxL'].shape[1]
-  rows = max(1, _LOGITS // (model.vocab_size * length))
   nats, places = [], []
   for batch in batches:
     kept = np.any(batch['weights_BxL'] > 0, axis=1)
-    found = _leave(model, kind, rows, params, batch, np.float32(threshold))
+    found = _leave(model, kind, params, batch, np.float32(threshold))
     nats.append(np.asarray(found[0])[kept])
     places.append(np.asarray(found[1])[kept])
   return thresholds.outcome(
@@ -58,78 +55,29 @@ def at(
   )
 
 
-def threshold_for(
-  params: transformer.Params,
-  model: model_config.ModelConfig,
-  batches: Sequence[batches_lib.Batch],
-  readings: thresholds.Readings,
-  kind: str,
-  loss_increase: float,
-) -> thresholds.Outcome:
-  """Returns the outcome of a threshold with a loss not too high, by halving.
-
-  It is chosen and measured on the same tokens; loss need not fall evenly with
-  the threshold, so a lower one may do as well.
-
-  Args:
-    params: of the model.
-    model: its shape.
-    batches: that the readings are of.
-    readings: of all exits, without propagation.
-    kind: of confidence.
-    loss_increase: most that the mean loss may be above the last exit's, as a
-      share of it, at least 0.
-
-  Returns:
-    The lowest threshold that was tried and keeps to it; at worst the one that
-    no confidence reaches, so that all tokens are the last exit's.
-  """
-  low, high = 0.0, thresholds.NEVER
-  best = at(params, model, batches, readings, kind, high)
-  for _ in range(_HALVINGS):
-    middle = (low + high) / 2
-    found = at(params, model, batches, readings, kind, middle)
-    if found.increase <= loss_increase:
-      best, high = found, middle
-    else:
-      low = middle
-  return best
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _leave(
   model: model_config.ModelConfig,
   kind: str,
-  rows: int,
   params: transformer.Params,
   batch: dict[str, Array],
   threshold: Array,
 ) -> tuple[Array, Array]:
-  """Returns each position's nats, and the place of the exit it left at."""
-
-  def one(row: dict[str, Array]) -> tuple[Array, Array]:
-    row = jax.tree.map(lambda x: x[None], row)
-    segments = row.get('segments_BxL')
-    x = params['embedding'][row['inputs_BxL']].astype(model.dtype)
-    left = jnp.zeros(x.shape[:2], bool)
-    nats, place = jnp.zeros(x.shape[:2]), jnp.zeros(x.shape[:2], jnp.int32)
-    for index in range(model.granularity):
-      x = transformer.segment(params, model, index, x, segments, left)
-      h = transformer.head_state(params, model, index + 1, x, segments)
-      logits = transformer.read_out(
-        h, transformer.unembedding(params, model, index + 1)
-      )
-      log_probs = jax.nn.log_softmax(logits)
-      own = -jnp.take_along_axis(
-        log_probs, row['targets_BxL'][..., None], axis=-1
-      )[..., 0]
-      sure = sampling.confidence(logits, kind) >= threshold
-      if index == model.granularity - 1:
-        sure = jnp.ones_like(left)
-      nats = jnp.where(left, nats, own)
-      place = jnp.where(left, place, index)
-      left |= sure
-    return nats[0], place[0]
-
-  found: tuple[Array, Array] = jax.lax.map(one, batch, batch_size=rows)
-  return found
+  """Returns each position's nats [B, L] and the index of the exit it left at."""
+  inputs_BxL, segments = batch['inputs_BxL'], batch.get('segments_BxL')
+  x_BxLxD = params['embedding'][inputs_BxL].astype(model.dtype)
+  left_BxL = jnp.zeros(inputs_BxL.shape, bool)
+  nats_BxL = jnp.zeros(inputs_BxL.shape)
+  place_BxL = jnp.zeros(inputs_BxL.shape, jnp.int32)
+  for index in range(model.granularity):
+    x_BxLxD = transformer.segment(
+      params, model, index, x_BxLxD, segments, left_BxL
+    )
+    own_BxL, confidence_BxL = evaluation.read_exit(
+      params, model, index + 1, x_BxLxD, batch,
+      lambda logits_V, _: sampling.confidence(logits_V, kind),
+    )  # fmt: skip
+    nats_BxL = jnp.where(left_BxL, nats_BxL, own_BxL)
+    place_BxL = jnp.where(left_BxL, place_BxL, index)
+    left_BxL |= confidence_BxL >= threshold
+  return nats_BxL, place_BxL

@@ -1,4 +1,4 @@
-"""From an exit's logits to a token, and how sure the exit is of it."""
+"""Sampling a token from an exit's logits, and the confidence of the exit."""
 
 import dataclasses
 import math
@@ -14,10 +14,9 @@ from familial.core import errors
 Array = jax.Array
 CONFIDENCES = ('max_prob', 'gap', 'entropy')
 FILLS = ('defer', 'propagate')
-# Uses of `uniforms`.
+# Independent uses of `uniforms`.
 DRAW, ACCEPT, REPLACE = range(3)
-# Programs compute in float32: what rounds to 0 there is 0, and what is subnormal
-# may be.
+# Programs compute in float32: smaller numbers may round to 0 there.
 _LEAST, _MOST = (float(x) for x in (np.finfo('f4').tiny, np.finfo('f4').max))
 
 
@@ -26,10 +25,10 @@ class Sampling:
   """How tokens are drawn.
 
   Attributes:
-    temperature: logits are divided by it; 0 takes the likeliest token.
-    top_k: only this many of the likeliest tokens; 0 for all.
-    top_p: only the likeliest tokens that reach this probability together; one
-      at least.
+    temperature: divisor of the logits; 0 takes the likeliest token.
+    top_k: number of likeliest tokens kept; 0 for all.
+    top_p: the likeliest tokens that reach this probability are kept, at least
+      one.
     seed: a row's draws depend on it, the row's number and the position alone.
   """
 
@@ -39,23 +38,20 @@ class Sampling:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    temperature, top_p = self.temperature, self.top_p
+    greedy = self.temperature == 0
     for name, holds, allowed in (
       (
         'temperature',
-        temperature == 0 or _LEAST <= temperature <= _MOST,
+        greedy or _LEAST <= self.temperature <= _MOST,
         f'0, or from {_LEAST:.2g} to {_MOST:.2g}',
       ),
       ('top_k', 0 <= self.top_k < 2**31, 'from 0 to 2^31 - 1'),
-      ('top_p', _LEAST <= top_p <= 1, f'from {_LEAST:.2g} to 1'),
+      ('top_p', _LEAST <= self.top_p <= 1, f'from {_LEAST:.2g} to 1'),
       ('seed', 0 <= self.seed < 2**32, 'from 0 to 2^32 - 1'),
     ):
-      if not holds:
-        raise errors.UserError(
-          f'{name}: {getattr(self, name)} is not allowed; it must be {allowed}'
-        )
-    for name, nothing in (('top_k', 0), ('top_p', 1.0)):
-      if temperature == 0 and getattr(self, name) != nothing:
+      errors.require(holds, name, getattr(self, name), allowed)
+    for name, default in (('top_k', 0), ('top_p', 1.0)):
+      if greedy and getattr(self, name) != default:
         raise errors.UserError(
           f'{name}: {getattr(self, name)} has no effect at temperature 0, which '
           'takes the likeliest token'
@@ -64,17 +60,16 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """How tokens are drawn, and which exit is believed.
+  """How tokens are drawn, and which exit answers.
 
   Attributes:
     sampling: how an exit's token is drawn.
-    confidence: one of CONFIDENCES.
-    threshold: an exit's token is taken if it is at least this sure; the last
-      exit's always is.
-    fill: what deeper layers make of a position that left before them, when a
-      later one of its row gets there: defer, they take it in then, as if it had
-      never left; propagate, they read keys and values off the state it left
-      with, and do no more.
+    confidence: kind of confidence, one of CONFIDENCES.
+    threshold: confidence from which an exit answers; the last exit always does.
+    fill: what deeper layers compute for a position that left before them, once
+      a later position of its row reaches them. defer: all of it, as if it had
+      not left (exact); propagate: keys and values of the state that it left
+      with.
   """
 
   sampling: Sampling = Sampling()
@@ -83,26 +78,18 @@ class Policy:
   fill: str = 'defer'
 
   def __post_init__(self) -> None:
-    if self.fill not in FILLS:
-      raise errors.UserError(
-        f'fill: {self.fill!r} is not one of {", ".join(FILLS)}'
-        f'{errors.nearest(self.fill, FILLS)}'
-      )
-    if self.confidence not in CONFIDENCES:
-      raise errors.UserError(
-        f'confidence: {self.confidence!r} is not one of '
-        f'{", ".join(CONFIDENCES)}'
-        f'{errors.nearest(self.confidence, CONFIDENCES)}'
-      )
-    if not (abs(self.threshold) <= _MOST or self.threshold == math.inf):
-      raise errors.UserError(
-        f'threshold: {self.threshold} is not allowed; it must be a number of '
-        f'magnitude up to {_MOST:.2g}, or inf'
-      )
+    errors.require_one_of('fill', self.fill, FILLS)
+    errors.require_one_of('confidence', self.confidence, CONFIDENCES)
+    errors.require(
+      abs(self.threshold) <= _MOST or self.threshold == math.inf,
+      'threshold',
+      self.threshold,
+      f'a number of magnitude up to {_MOST:.2g}, or inf',
+    )
 
 
 class Numbers(NamedTuple):
-  """Those of a Sampling, as a compiled program takes them."""
+  """The fields of a Sampling as arguments of a compiled program."""
 
   temperature: Any
   top_k: Any
@@ -111,8 +98,8 @@ class Numbers(NamedTuple):
 
 
 def numbers(sampling: Sampling) -> Numbers | None:
-  """Returns the numbers of a Sampling; None for the likeliest tokens, whose
-  programs are smaller."""
+  """Returns the numbers of a Sampling; None for greedy decoding, whose programs
+  are smaller."""
   if sampling.temperature == 0:
     return None
   return Numbers(
@@ -124,12 +111,8 @@ def numbers(sampling: Sampling) -> Numbers | None:
 
 
 def distribution(logits: Array, n: Numbers | None) -> Array:
-  """Returns the probabilities [.., V] that tokens are drawn with.
-
-  Args:
-    logits: [.., V], float32.
-    n: of the sampling.
-  """
+  """Returns the probabilities [.., V] that tokens are drawn with, given float32
+  logits [.., V]."""
   vocab = logits.shape[-1]
   if n is None:
     return jax.nn.one_hot(jnp.argmax(logits, axis=-1), vocab)
@@ -160,13 +143,13 @@ def draw(probs: Array, uniform: Array) -> Array:
 def uniforms(
   seed: int | Array, row_T: Array, position_TxQ: Array, use: int
 ) -> Array:
-  """Returns a uniform number a row and position [T, Q].
+  """Returns a uniform number for each row and position [T, Q].
 
   Args:
-    seed: of the whole request.
+    seed: seed of the request.
     row_T: numbers of the rows.
     position_TxQ: numbers of the positions.
-    use: what for: numbers of different uses are independent.
+    use: DRAW, ACCEPT or REPLACE; numbers of different uses are independent.
   """
   key = jax.random.fold_in(jax.random.key(seed), use)
 
@@ -178,12 +161,12 @@ def uniforms(
 
 
 def confidence(logits: Array, kind: str) -> Array:
-  """Returns how sure an exit is [..], from 0 to 1, given its logits [.., V].
+  """Returns the confidence of an exit [..], from 0 to 1.
 
   Args:
-    logits: float32, of temperature 1.
-    kind: max_prob, the largest probability; gap, it less the second largest;
-      entropy, 1 - H / log V.
+    logits: float32 logits [.., V], of temperature 1.
+    kind: max_prob, the largest probability; gap, the largest less the second
+      largest; entropy, 1 - H / log V.
   """
   log_probs = jax.nn.log_softmax(logits, axis=-1)
   probs = jnp.exp(log_probs)

@@ -1,9 +1,10 @@
-"""Text of a deep exit, from drafts of a shallow one.
+"""Speculative decoding: a deep exit verifies the drafts of a shallow one.
 
-The drafts are the family's own: the deep tier begins with the states that the
-shallow one left, so a draft costs nothing twice.
+Both are exits of one model: the deep engine begins with the states that the
+shallow one computed, so drafting computes no layer twice.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from familial.core import errors
 from familial.serving import decoding
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 from familial.serving import sampling as sampling_lib
 
 Array = jax.Array
@@ -22,127 +23,156 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Drafting:
-  """How drafts fared.
+  """Counts of speculative decoding.
 
   Attributes:
-    rounds: passes of the deep tier over a row.
-    drafted: tokens drafted, but for those behind the end of a row.
-    accepted: of them, each of which was said.
+    rounds: passes of the deep engine over a row.
+    drafted: drafted tokens, except those beyond the end of a text.
+    accepted: accepted tokens among them.
   """
 
   rounds: int
   drafted: int
   accepted: int
 
+  @property
+  def acceptance(self) -> float:
+    """The share of the drafted tokens that is accepted."""
+    return self.accepted / self.drafted
+
 
 def speculate(
-  draft: tier_lib.Tier,
-  deep: tier_lib.Tier,
+  draft: engine_lib.Engine,
+  deep: engine_lib.Engine,
   prompts: Sequence[Sequence[int]],
-  *,
-  context: int,
-  max_tokens: int,
-  stop: int,
+  limits: decoding.Limits,
   sampling: sampling_lib.Sampling,
   drafts: int = 3,
 ) -> tuple[list[decoding.Completion], Drafting]:
-  """Completes prompts by the deep tier's exit, from drafts of the other's.
+  """Completes prompts by the deep exit, from drafts of the shallow one.
 
-  The draft tier takes some tokens ahead; the deep tier, which begins with the
-  states that the drafts left, reads all of them in one pass; the longest prefix
-  that it would have given too is kept, and one token more. Greedy tokens are
-  those of the deep exit alone; drawn ones have its distribution.
+  In each round the draft engine generates some tokens, the deep engine verifies
+  them in one pass, and the longest accepted prefix is kept with one more token.
+  Greedy tokens equal those of the deep exit alone; drawn ones have its
+  distribution.
 
   Args:
-    draft: the segments up to an exit, all slots a pass.
-    deep: the segments from there to the last exit, all slots a pass.
-    prompts: tokens of each.
-    context: positions a row may have.
-    max_tokens: to generate for each prompt at most.
-    stop: the token that ends a text.
+    draft: the segments up to an exit, with all slots in a pass.
+    deep: the segments from there to the last exit, with all slots in a pass.
+    prompts: tokens of each prompt.
+    limits: when a text ends.
     sampling: how tokens are drawn.
-    drafts: tokens drafted a round.
+    drafts: tokens drafted in a round.
 
   Raises:
-    UserError: for a prompt that does not fit, or a number of drafts that a pass
-      has no room for.
+    UserError: for a prompt that does not fit, or more drafts than a pass has
+      positions for.
 
-  Source: Leviathan et al., arXiv 2211.17192, algorithm 1; its draft model is
-  here a part of the model.
+  Source: Leviathan et al., arXiv 2211.17192, algorithm 1; the draft model is a
+  part of the model.
   """
-  decoding.check(prompts, context)
   most = draft.slack - 1
-  if not 1 <= drafts <= most:
-    raise errors.UserError(
-      f'drafts: {drafts} is not allowed; it must be from 1 to {most}, for a '
-      f'context of {context}'
+  errors.require(
+    1 <= drafts <= most,
+    'drafts',
+    drafts,
+    f'from 1 to {most}, for a context of {limits.context}',
+  )
+  decoder = _Speculation(draft, deep, sampling, drafts)
+  texts = decoding.complete(decoder, prompts, limits)
+  accepted = sum(text.exits.count(0) for text in texts)
+  return texts, Drafting(decoder.rounds, decoder.drafted, accepted)
+
+
+class _Speculation:
+  """A decoding.Decoder; tokens are of stage 0 if accepted, 1 if the deep exit's.
+
+  Attributes:
+    slots: number of texts it can hold.
+    rounds, drafted: see Drafting.
+  """
+
+  def __init__(
+    self,
+    draft: engine_lib.Engine,
+    deep: engine_lib.Engine,
+    sampling: sampling_lib.Sampling,
+    drafts: int,
+  ):
+    self.slots = draft.slots
+    self.rounds = self.drafted = 0
+    self._draft, self._deep, self._drafts = draft, deep, drafts
+    self._policy = sampling_lib.Policy(sampling)
+    self._rows: dict[int, list[int]] = {}
+    self._row_T = np.zeros(self.slots, np.int32)
+
+  def open(self, texts: Mapping[int, tuple[int, decoding.Completion]]) -> None:
+    """Begins texts: both engines compute the prompts but for their last token."""
+    self._keep()
+    work = []
+    for slot, (number, text) in texts.items():
+      self._rows[slot], self._row_T[slot] = text.tokens, number
+      if len(text.tokens) > 1:
+        work.append(engine_lib.Work(slot, 0, len(text.tokens) - 1, number))
+    if work:
+      inputs = [self._rows[w.slot][:-1] for w in work]
+      self._draft.run(work, inputs, self._policy)
+      assert self._draft.states is not None
+      self._deep.run(work, self._draft.states, self._policy)
+
+  def close(self, slot: int) -> None:
+    """Ends a text; drafts beyond its end do not count."""
+    start = int(self._draft.seen[slot])
+    added = len(self._rows.pop(slot)) - 1 - start
+    self.drafted -= max(0, self._drafts - added)
+    self._draft.forget(slot)
+    self._deep.forget(slot)
+
+  def step(self) -> dict[int, list[tuple[int, int]]]:
+    """Drafts and verifies one round for all rows."""
+    self._keep()
+    draft, policy, count = self._draft, self._policy, self._drafts
+    all_T, start_T = np.arange(self.slots, dtype=np.int32), draft.seen.copy()
+    token_TxP: Any = np.zeros((self.slots, 1), np.int32)
+    for slot, tokens in self._rows.items():
+      token_TxP[slot] = tokens[-1]
+    drafted = []
+    # The last pass's token is not used: it computes the last draft's state.
+    for ahead in range(count + 1):
+      drafted.append(
+        draft.step(
+          all_T, start_T + ahead, np.zeros_like(all_T), self._row_T, token_TxP,
+          1, policy,
+        )
+      )  # fmt: skip
+      token_TxP = drafted[-1].tokens
+    verdict = self._deep.step(
+      all_T, start_T, None, self._row_T, draft.states, count + 1, policy
     )
-  policy = sampling_lib.Policy(sampling)
-  found = [decoding.Completion(list(prompt), len(prompt)) for prompt in prompts]
-  waiting = list(range(len(prompts)))[::-1]
-  free = list(range(draft.slots))[::-1]
-  rows: dict[int, decoding.Completion] = {}
-  row_T = np.zeros(draft.slots, np.int32)
-  all_T = np.arange(draft.slots, dtype=np.int32)
-  rounds = drafted = accepted = 0
-  while waiting or rows:
-    fresh = []
-    while waiting and free:
-      slot, index = free.pop(), waiting.pop()
-      rows[slot], row_T[slot] = found[index], index
-      draft.forget(slot)
-      deep.forget(slot)
-      if len(prompts[index]) > 1:
-        length = len(prompts[index]) - 1
-        fresh.append(tier_lib.Work(slot, 0, length, index))
-    if fresh:
-      draft.run(fresh, [rows[w.slot].tokens[:-1] for w in fresh], policy)
-      assert draft.states is not None
-      deep.run(fresh, draft.states, policy)
-    start_T = draft.seen.copy()
-    token_TxP: Any = np.zeros((draft.slots, 1), np.int32)
-    for slot, row in rows.items():
-      token_TxP[slot] = row.tokens[-1]
-    tokens, logits = [], []
-    for ahead in range(drafts + 1):
-      # The last one's token is not used: it brings the last draft's state.
-      reading = draft.step(
-        all_T,
-        start_T + ahead,
-        np.zeros_like(all_T),
-        row_T,
-        token_TxP,
-        1,
-        policy,
+    kept_T, new_TxP = jax.device_get(
+      _verdict(
+        sampling_lib.numbers(policy.sampling),
+        [reading.tokens for reading in drafted[:-1]],
+        [reading.logits for reading in drafted[:-1]],
+        verdict.logits,
+        start_T,
+        self._row_T,
       )
-      token_TxP = reading.tokens
-      tokens.append(reading.tokens)
-      logits.append(reading.logits)
-    verdict = deep.step(
-      all_T, start_T, None, row_T, draft.states, drafts + 1, policy
     )
-    kept_T, new_TxP = _verdict(
-      sampling_lib.numbers(sampling),
-      tokens[:-1],
-      logits[:-1],
-      verdict.logits,
-      start_T,
-      row_T,
-    )
-    kept_T, new_TxP = np.asarray(kept_T), np.asarray(new_TxP)
-    for slot, row in list(rows.items()):
-      rounds += 1
-      drafted += drafts
-      for place, token in enumerate(new_TxP[slot, : kept_T[slot] + 1]):
-        gave = int(place == kept_T[slot])
-        accepted += 1 - gave
-        if row.add(int(token), gave, context, max_tokens, stop):
-          drafted -= max(0, drafts - place - 1)
-          del rows[slot]
-          free.append(slot)
-          break
-      draft.seen[slot] = deep.seen[slot] = len(row.tokens) - 1
-  return found, Drafting(rounds, drafted, accepted)
+    self.rounds += len(self._rows)
+    self.drafted += count * len(self._rows)
+    return {
+      slot: [
+        (int(token), int(place == kept_T[slot]))
+        for place, token in enumerate(new_TxP[slot, : kept_T[slot] + 1])
+      ]
+      for slot in self._rows
+    }
+
+  def _keep(self) -> None:
+    """Has both engines hold all tokens of each text but the last."""
+    for slot, tokens in self._rows.items():
+      self._draft.seen[slot] = self._deep.seen[slot] = len(tokens) - 1
 
 
 @jax.jit
@@ -154,8 +184,10 @@ def _verdict(
   start_T: Array,
   row_T: Array,
 ) -> tuple[Array, Array]:
-  """Returns how many drafts are kept [T], and the new tokens [T, P]: the drafts
-  with, after the last one kept, the token that the deep exit puts there."""
+  """Returns the number of accepted drafts [T], and the new tokens [T, P].
+
+  These are the drafts, with the deep exit's token after the last accepted one.
+  """
   draft_TxK = jnp.concatenate(tokens, axis=1)
   count = draft_TxK.shape[1]
   if numbers is None:
@@ -176,10 +208,10 @@ def _verdict(
       for use in (sampling_lib.ACCEPT, sampling_lib.REPLACE)
     )
     passed_TxK = accept_TxP[:, :count] * q_TxK < p_TxK
-    # After all drafts there is no q: the deep exit's own token.
+    # After all drafts there is no q: the token is drawn from p.
     q_TxPxV = jnp.pad(q_TxKxV, ((0, 0), (0, 1), (0, 0)))
     left_TxPxV = jnp.maximum(p_TxPxV - q_TxPxV, 0.0)
-    # Where they agree to rounding, a draft that was refused by rounding.
+    # Where p equals q, a draft can be refused by rounding only.
     none = jnp.sum(left_TxPxV, axis=-1, keepdims=True) <= 0
     own_TxP = sampling_lib.draw(
       jnp.where(none, p_TxPxV, left_TxPxV), replace_TxP

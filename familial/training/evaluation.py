@@ -1,5 +1,6 @@
 """Held-out loss of every exit, its standard error, and agreement of two models."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 import functools
@@ -16,6 +17,54 @@ from familial.model import loss as model_loss
 from familial.model import transformer
 
 Array = jax.Array
+LOGITS = 2**24  # logits in memory at once: 64 MiB of float32
+
+
+def read_exit(
+  params: transformer.Params,
+  model: model_config.ModelConfig,
+  exit_: int,
+  state_BxLxD: Array,
+  batch: Mapping[str, Array],
+  read: Callable[[Array, Array], Any] = lambda logits_V, target: (),
+) -> tuple[Array, Any]:
+  """Returns an exit's cross-entropy of every token, given the trunk's states.
+
+  This is the one pass from states to losses by token; the training loss
+  (`model.loss`) sums over tokens and computes gradients in its pass. The logits
+  of LOGITS / V positions are in memory at once. For use in a compiled function.
+
+  Args:
+    params: parameters; those of the trunk's segments are not used.
+    model: shape of the model.
+    exit_: exit, 1..G.
+    state_BxLxD: the trunk's states at the exit's layer.
+    batch: `targets_BxL` and, where documents are kept apart, `segments_BxL`.
+    read: function of a position's logits [V] and target; its values come from
+      the same pass.
+
+  Returns:
+    The cross-entropies [B, L] in nats, and the values of `read`, each [B, L].
+  """
+  targets_BxL = batch['targets_BxL']
+  h_BxLxD = transformer.head_state(
+    params, model, exit_, state_BxLxD, batch.get('segments_BxL')
+  )
+  w_DxV = transformer.unembedding(params, model, exit_)
+
+  def one(position: tuple[Array, Array]) -> tuple[Array, Any]:
+    h_D, target = position
+    logits_V = transformer.read_out(h_D, w_DxV)
+    nats = jax.nn.logsumexp(logits_V) - logits_V[target]
+    return nats, read(logits_V, target)
+
+  found = jax.lax.map(
+    one,
+    (h_BxLxD.reshape(-1, h_BxLxD.shape[-1]), targets_BxL.reshape(-1)),
+    batch_size=min(max(1, LOGITS // model.vocab_size), targets_BxL.size),
+  )
+  nats_BxL, values = jax.tree.map(lambda x: x.reshape(targets_BxL.shape), found)
+  return nats_BxL, values
 
 
 def losses(

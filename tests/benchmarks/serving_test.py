@@ -69,11 +69,11 @@ def prompts(rows):
 def plain(model, texts, new=_NEW):
   """Greedy decoding by the last exit."""
   last = model.config.model.granularity
-  stages = generate.tiers(model, len(texts), (last,), True)
+  stages = generate.engines(model, len(texts), (last,), True)
+  limits = decoding.Limits(_CONTEXT, new, -1)
   return functools.partial(
-    decoding.generate, stages, texts, context=_CONTEXT, max_tokens=new, stop=-1,
-    policy=sampling.Policy(),
-  )  # fmt: skip
+    decoding.generate, stages, texts, limits, sampling.Policy()
+  )
 
 
 @pytest.mark.parametrize('rows', [1, 16])
@@ -109,7 +109,9 @@ def test_cached_decoding_beside_transformers(tmp_path, rows):
 
 def test_drafts_and_early_exits_of_a_trained_model(trained):
   found = benchmark.measure(trained)
-  print('\n' + benchmark.text(found))
+  for speed in found.speeds:
+    print(f'\n{speed.rows} texts, {speed.mode}, {speed.detail}: '
+          f'{speed.tokens / speed.seconds:,.0f} tokens/s')  # fmt: skip
   for rows in (1, 16):
     speeds = [speed for speed in found.speeds if speed.rows == rows]
     plainest = next(s for s in speeds if s.detail == 'exit 3')
@@ -154,12 +156,10 @@ def test_a_relay_beside_the_unsplit_model(tmp_path, width, depth):
       stack.callback(process.terminate)
       said = process.stdout.readline()
       servers.append(f'localhost:{said.split("port ")[1].split(";")[0]}')
-    stages = client.connect(servers)
-    for stage in stages:
-      stack.callback(stage.close)
+    stages = stack.enter_context(client.connect(servers))
     relayed = functools.partial(
-      decoding.generate, stages, texts, context=_CONTEXT, max_tokens=_NEW,
-      stop=-1, policy=sampling.Policy(threshold=2.0),
+      decoding.generate, stages, texts, decoding.Limits(_CONTEXT, _NEW, -1),
+      sampling.Policy(threshold=2.0),
     )  # fmt: skip
     assert [c.tokens for c in relayed()] == [c.tokens for c in unsplit()]
     seconds = clock.fastest({'relay': relayed, 'whole': unsplit}, rounds=3)

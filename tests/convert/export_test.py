@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import shutil
 
 import hypothesis
@@ -21,34 +20,20 @@ from familial.model import config as model_config
 from familial.model import flops
 from familial.model import transformer
 from familial.training import checkpoint
-from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import step as step_lib
 
-_TEXTS = ['def f(x):\n  return x + 1\n' * 9, 'the quick brown fox ' * 9]
-_KINDS = [
+TEXTS = ['def f(x):\n  return x + 1\n' * 9, 'the quick brown fox ' * 9]
+KINDS = [
   ('head', 'shared'),
   ('separate', 'shared'),
   ('branch', 'shared'),
   ('branch', 'own'),
 ]
+WRITERS = [export.to_familial, export.to_hugging_face, export.to_segments]
 
 
-def _config(shape, data=None):
-  data = data or data_config.DataConfig(seq_len=32)
-  return train_config.RunConfig(
-    cell='cell',
-    arm='single',
-    budget=1e9,
-    model=dataclasses.replace(shape, vocab_size=data.vocab_size),
-    data=data,
-    train=train_config.TrainConfig(
-      steps=9, batch_size=4, base_lr=0.01, weighting='linear'
-    ),
-  )
-
-
-def _params(model, seed=0):
+def random_params(model, seed=0):
   """Random ones, with gains that are not 1, so that a lost one shows."""
   rng = np.random.default_rng(seed)
   return jax.tree.map_with_path(
@@ -62,35 +47,41 @@ def _params(model, seed=0):
   )
 
 
-def _tokens(model, length=8):
+def logits(params, model):
   rng = np.random.default_rng(1)
-  return jnp.asarray(rng.integers(0, model.vocab_size, (2, length)), jnp.int32)
-
-
-def _in_memory(shape, folder, path=''):
-  """A model that no run trained."""
-  vocab_size = tokenizers.load(path).vocab_size
-  kind = 'bpe' if path else 'bytes'
-  data = data_config.DataConfig(
-    seq_len=32, tokenizer=kind, vocab_size=vocab_size
-  )
-  config = _config(shape, data)
-  params = _params(config.model)
-  return load.Model(folder, 0, config, params, tokenizers.load(path), path)
+  tokens = jnp.asarray(rng.integers(0, model.vocab_size, (2, 8)), jnp.int32)
+  return transformer.logits(params, model, tokens)
 
 
 @pytest.fixture(scope='module')
 def bpe_path(tmp_path_factory):
   path = tmp_path_factory.mktemp('bpe') / 'tokenizer.json'
-  tokenizers.train(iter(_TEXTS), 280, path)
+  tokenizers.train(iter(TEXTS), 280, path)
   return str(path)
 
 
+@pytest.fixture(scope='module')
+def make(untrained, shape):
+  """Makes a family of a folder that says what it cost."""
+
+  def one(folder, path='', **changes):
+    vocab_size = tokenizers.load(path).vocab_size
+    data = data_config.DataConfig(
+      seq_len=32, tokenizer=path or 'bytes', vocab_size=vocab_size
+    )
+    lineage = {'inherited_flops': 7, 'corpus': 'fingerprint'}
+    storage.write_json(folder / 'lineage.json', lineage)
+    model = shape(vocab_size=vocab_size, **changes)
+    return untrained(folder, model, data, path)
+
+  return one
+
+
 @strategies.composite
-def _shapes(draw):
+def shapes(draw):
   depth = draw(strategies.integers(1, 4))
   below = draw(strategies.sets(strategies.integers(1, depth))) - {depth}
-  kind, unembedding = draw(strategies.sampled_from(_KINDS))
+  kind, unembedding = draw(strategies.sampled_from(KINDS))
   heads = draw(strategies.sampled_from([2, 4]))
   return model_config.ModelConfig(
     vocab_size=24,
@@ -107,80 +98,69 @@ def _shapes(draw):
   )
 
 
-def _same_logits(family, seed):
-  params, tokens = _params(family, seed), _tokens(family)
-  expected = transformer.logits(params, family, tokens)
-  for exit_ in range(1, family.granularity + 1):
+def check_logits(family, seed):
+  params = random_params(family, seed)
+  for exit_, expected in enumerate(logits(params, family), start=1):
     alone, shape = export.submodel(params, family, exit_)
     assert shape == family.submodel(exit_)
     like = jax.eval_shape(
       lambda shape=shape: transformer.init(shape, jax.random.key(0))
     )
     assert jax.tree.map(jnp.shape, alone) == jax.tree.map(jnp.shape, like)
-    [found] = transformer.logits(alone, shape, tokens)
-    np.testing.assert_array_equal(found, expected[exit_ - 1])
+    [found] = logits(alone, shape)
+    np.testing.assert_array_equal(found, expected)
 
 
-@hypothesis.given(_shapes(), strategies.integers(0, 9))
+@hypothesis.given(shapes(), strategies.integers(0, 9))
 @hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
-def test_logits_are_those_of_the_exit_to_the_bit(family, seed):
-  _same_logits(family, seed)
+def test_logits_are_those_of_the_exit_bit_for_bit(family, seed):
+  check_logits(family, seed)
 
 
 @pytest.mark.slow
-@hypothesis.given(_shapes(), strategies.integers(0, 9))
+@hypothesis.given(shapes(), strategies.integers(0, 9))
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
-def test_logits_of_many_shapes_are_those_of_the_exit_to_the_bit(family, seed):
-  _same_logits(family, seed)
+def test_logits_of_many_shapes_are_those_of_the_exit(family, seed):
+  check_logits(family, seed)
 
 
 def test_scanned_layers_are_those_of_the_exit_to_rounding(shape):
   # A branch is outside of the family's scans and inside of its model's.
   family = shape(depth=5, exits=(1, 3, 5), exit_kind='branch', unroll=False)
-  params, tokens = _params(family), _tokens(family)
-  expected = transformer.logits(params, family, tokens)
-  for exit_ in (1, 2, 3):
-    [found] = transformer.logits(
-      *export.submodel(params, family, exit_), tokens
-    )
-    np.testing.assert_allclose(found, expected[exit_ - 1], rtol=0, atol=1e-5)
+  params = random_params(family)
+  for exit_, expected in enumerate(logits(params, family), start=1):
+    [found] = logits(*export.submodel(params, family, exit_))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(('kind', 'unembedding'), _KINDS)
-def test_what_is_written_is_read_as_a_model(shape, tmp_path, kind, unembedding):
-  family = shape(
-    depth=5, exits=(1, 3, 5), exit_kind=kind, branch_unembedding=unembedding
-  )
-  config = _config(family)
-  params = _params(config.model)
-  # A family that was made by the same code: 9 steps after nothing.
-  lineage = {'parent': None, 'expansion': None, 'inherited_flops': 10}
-  lineage['corpus'] = 'fingerprint'
-  export.write(tmp_path / 'family', config, lineage, params, '')
-  family = dataclasses.replace(load.load(tmp_path / 'family'), step=9)
-  out = tmp_path / 'deep' / 'alone'
+@pytest.mark.parametrize(('kind', 'unembedding'), KINDS)
+def test_an_export_is_read_as_a_model(make, tmp_path, kind, unembedding):
+  family = make(
+    tmp_path, depth=5, exits=(1, 3, 5), exit_kind=kind,
+    branch_unembedding=unembedding,
+  )  # fmt: skip
+  family = dataclasses.replace(family, step=9)
+  config, out = family.config, tmp_path / 'deep' / 'alone'
   export.to_familial(family, 2, out)
-
   read = load.load(out)
   assert read.step == 0 and read.context == 32
-  [found] = transformer.logits(
-    read.params, read.config.model, _tokens(config.model)
-  )
-  expected = transformer.logits(params, config.model, _tokens(config.model))
-  np.testing.assert_array_equal(found, expected[1])
+  [found] = logits(read.params, read.config.model)
+  expected = logits(family.params, config.model)[1]
+  np.testing.assert_array_equal(found, expected)
   assert read.config == dataclasses.replace(
     config,
-    cell='family_exit2',
+    cell=f'{tmp_path.name}_exit2',
     arm='export',
     budget=0.0,
     model=config.model.submodel(2),
   )
+  windows = 9 * config.train.batch_size
   assert storage.read_json(out / 'lineage.json') == {
-    'parent': 'family',
+    'parent': tmp_path.name,
     'parent_step': 9,
     'expansion': None,
-    'inherited_flops': 10 + 9 * 4 * 32 * flops.train(config.model, 32),
-    'inherited_windows': 9 * 4,
+    'inherited_flops': 7 + windows * 32 * flops.train(config.model, 32),
+    'inherited_windows': windows,
     'export': {'exit': 2, 'layer': 3},
     'corpus': 'fingerprint',
   }
@@ -190,17 +170,12 @@ def test_what_is_written_is_read_as_a_model(shape, tmp_path, kind, unembedding):
   checkpoints = checkpoint.Checkpoints(out / 'checkpoints', 1)
   state = checkpoints.restore(like)
   checkpoints.close()
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    state,
-    like._replace(params=read.params),
-  )
+  expected = like._replace(params=read.params)
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-def test_an_exit_of_an_export_is_its_only_one(shape, tmp_path):
-  family = _in_memory(shape(), tmp_path)
-  storage.write_json(tmp_path / 'lineage.json', {'inherited_flops': 7})
-  export.to_familial(family, 1, tmp_path / 'once')
+def test_an_export_of_an_export_is_the_same(make, tmp_path):
+  export.to_familial(make(tmp_path), 1, tmp_path / 'once')
   export.to_familial(load.load(tmp_path / 'once'), 1, tmp_path / 'twice')
   once, twice = (load.load(tmp_path / name) for name in ('once', 'twice'))
   jax.tree.map(np.testing.assert_array_equal, once.params, twice.params)
@@ -208,29 +183,21 @@ def test_an_exit_of_an_export_is_its_only_one(shape, tmp_path):
   assert lineage['inherited_flops'] == 7
 
 
-def test_a_folder_that_was_moved_takes_its_tokenizer_along(
-  shape, tmp_path, bpe_path
-):
-  family = _in_memory(shape(), tmp_path, bpe_path)
-  data = dataclasses.replace(family.config.data, tokenizer=bpe_path)
-  config = dataclasses.replace(family.config, data=data)
-  lineage = {'inherited_flops': 0}
-  with open(bpe_path, encoding='utf-8') as file:
-    text = file.read()
-  export.write(tmp_path / 'a', config, lineage, family.params, text)
-  written = load.read_config(tmp_path / 'a')
-  assert written.data.tokenizer == str(tmp_path / 'a' / 'tokenizer.json')
-  shutil.move(tmp_path / 'a', tmp_path / 'b')
-  moved = str(tmp_path / 'b' / 'tokenizer.json')
-  assert load.load(tmp_path / 'b').config.data.tokenizer == moved
+def test_a_moved_folder_keeps_its_tokenizer(make, tmp_path, bpe_path):
+  export.to_familial(make(tmp_path, bpe_path), 1, tmp_path / 'a')
+  for name in ('a', 'b'):
+    own = str(tmp_path / name / 'tokenizer.json')
+    assert load.load(tmp_path / name).config.data.tokenizer == own
+    if name == 'a':
+      shutil.move(tmp_path / 'a', tmp_path / 'b')
 
 
 @pytest.mark.parametrize('tied', [True, False])
-def test_files_of_a_llama(shape, tmp_path, tied):
-  family = _in_memory(shape(exit_kind='branch', tied=tied), tmp_path)
+def test_files_of_a_llama(make, tmp_path, tied):
+  family = make(tmp_path, exit_kind='branch', tied=tied)
   out = tmp_path / 'llama'
   export.to_hugging_face(family, 1, out)
-  said = json.loads((out / 'config.json').read_text())
+  config = storage.read_json(out / 'config.json')
   expected = {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
@@ -251,30 +218,26 @@ def test_files_of_a_llama(shape, tmp_path, tied):
     'bos_token_id': 255,
     'eos_token_id': 255,
   }
-  assert {key: said[key] for key in expected} == expected
+  assert {key: config[key] for key in expected} == expected
   tensors = safetensors.load_file(out / 'model.safetensors')
   assert {t.dtype for t in tensors.values()} == {np.dtype(np.float32)}
   assert len(tensors) == 2 * 9 + 2 + (not tied)
-  branch = family.params['exit_1']['branch']
-  np.testing.assert_array_equal(
-    tensors['model.layers.1.mlp.down_proj.weight'],
-    branch['mlp']['down']['kernel'].T,
-  )
-  # Width 16 at base 32: logits are doubled by the last norm.
-  np.testing.assert_array_equal(
-    tensors['model.norm.weight'], 2 * family.params['exit_1']['norm']['gain']
-  )
-  if not tied:
-    np.testing.assert_array_equal(
-      tensors['lm_head.weight'], family.params['unembedding'].T
-    )
+  head = family.params['exit_1']
+  for name, expected in {
+    'model.layers.1.mlp.down_proj.weight': (
+      head['branch']['mlp']['down']['kernel'].T
+    ),
+    # Width 16 at base 32: logits are doubled by the last norm.
+    'model.norm.weight': 2 * head['norm']['gain'],
+    **({} if tied else {'lm_head.weight': family.params['unembedding'].T}),
+  }.items():
+    np.testing.assert_array_equal(tensors[name], expected)
 
 
 @pytest.fixture(scope='module', params=['bytes', 'bpe'])
-def exported_tokenizer(request, shape, bpe_path, tmp_path_factory):
+def exported_tokenizer(request, make, bpe_path, tmp_path_factory):
   folder = tmp_path_factory.mktemp('tokenizer')
-  path = bpe_path if request.param == 'bpe' else ''
-  model = _in_memory(shape(), folder, path)
+  model = make(folder, bpe_path if request.param == 'bpe' else '')
   export.to_hugging_face(model, 1, folder / 'out')
   made = library.Tokenizer.from_file(str(folder / 'out' / 'tokenizer.json'))
   made.encode_special_tokens = True  # As split_special_tokens has it.
@@ -296,36 +259,30 @@ def test_its_tokens_are_ours_after_a_separator(exported_tokenizer, text):
   assert made.get_vocab_size() == ours.vocab_size
 
 
-_WRITERS = [export.to_familial, export.to_hugging_face]
-
-
-@pytest.mark.parametrize('write', _WRITERS)
-def test_nothing_is_left_of_what_failed(shape, tmp_path, monkeypatch, write):
-  folder = tmp_path / 'family'
-  family = _in_memory(shape(), folder)
-  storage.write_json(folder / 'lineage.json', {'inherited_flops': 0})
-  room = tmp_path / 'room'
-  # The last that each writes.
-  with monkeypatch.context() as patched:
-    patched.setattr(checkpoint.Checkpoints, 'save', _fail)
-    patched.setattr(storage, 'write_json', _fail)
-    with pytest.raises(OSError, match='disk'):
-      write(family, 1, room / 'out')
-  assert not list(room.iterdir())
-  (room / 'out').mkdir()  # An empty one will do.
-  write(family, 1, room / 'out')
-  assert (room / 'out' / 'config.json').exists()
-  assert [path.name for path in room.iterdir()] == ['out']
-
-
-def _fail(*_):
+def fail(*_):
   raise OSError('disk')
 
 
-@pytest.mark.parametrize('write', _WRITERS)
-def test_what_is_there_stays(shape, tmp_path, write):
-  family = _in_memory(shape(), tmp_path)
-  storage.write_json(tmp_path / 'lineage.json', {'inherited_flops': 0})
+@pytest.mark.parametrize('write', WRITERS)
+def test_nothing_is_left_of_a_write_that_fails(
+  make, tmp_path, monkeypatch, write
+):
+  family, room = make(tmp_path / 'family'), tmp_path / 'room'
+  with monkeypatch.context() as patched:  # The last that each writes.
+    patched.setattr(checkpoint.Checkpoints, 'save', fail)
+    patched.setattr(storage, 'write_json', fail)
+    with pytest.raises(OSError, match='disk'):
+      write(family, 1, room / 'out')
+  assert not list(room.iterdir())
+  (room / 'out').mkdir()  # An empty folder is allowed.
+  write(family, 1, room / 'out')
+  assert list((room / 'out').iterdir())
+  assert [path.name for path in room.iterdir()] == ['out']
+
+
+@pytest.mark.parametrize('write', WRITERS)
+def test_existing_files_are_kept(make, tmp_path, write):
+  family = make(tmp_path)
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'mine').write_text('')
   for taken in ('out', 'out/mine'):
@@ -334,7 +291,5 @@ def test_what_is_there_stays(shape, tmp_path, write):
   for exit_ in (0, 3):
     with pytest.raises(errors.UserError, match=f'^exit: {exit_} is not'):
       write(family, exit_, tmp_path / 'new')
-  assert sorted(path.name for path in tmp_path.iterdir()) == [
-    'lineage.json',
-    'out',
-  ]
+  found = sorted(path.name for path in tmp_path.iterdir())
+  assert found == ['lineage.json', 'out']

@@ -91,13 +91,8 @@ def test_what_was_exported_comes_back_with_exits(llama, tied, kind):
     assert ('unembedding' in head) == (kind == 'separate')
     assert ('branch' in head) == (kind == 'branch')
     if kind == 'branch':
-      jax.tree.map(
-        lambda leaf, trunk, at=exit_: np.testing.assert_array_equal(
-          leaf, trunk[at]
-        ),
-        head['branch'],
-        expected['segment_0'],
-      )
+      layer = jax.tree.map(lambda x, at=exit_: x[at], expected['segment_0'])
+      jax.tree.map(np.testing.assert_array_equal, head['branch'], layer)
 
 
 def test_its_folder_says_where_it_is_from(llama):
@@ -121,30 +116,21 @@ def test_its_folder_says_where_it_is_from(llama):
   assert read.tokenizer.separator == 255
 
 
-def test_a_mistral_without_a_window(llama):
-  _, folder = llama()
-  path = folder / 'config.json'
-  _change(path, architectures=['MistralForCausalLM'], sliding_window=None)
-  _, out = _import(folder), folder.parent / 'imported'
-  lineage = storage.read_json(out / 'lineage.json')
-  assert lineage['import']['architecture'] == 'MistralForCausalLM'
-
-
 @pytest.mark.parametrize('kind', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_becomes_float32(llama, kind, monkeypatch):
   _, folder = llama()
   halves = {name: t.astype(kind) for name, t in _tensors(folder).items()}
   _save(folder, halves)
-  read = _import(folder)
-  np.testing.assert_array_equal(
-    read.params['segment_1']['mlp']['up']['kernel'][0],
-    halves['model.layers.1.mlp.up_proj.weight'].astype(np.float32).T,
-  )
   written = []
   monkeypatch.setattr(export, 'write', lambda *given: written.append(given[3]))
-  hugging_face.from_hugging_face(folder, (1,), 'head', folder.parent / 'again')
-  dtypes = {leaf.dtype for leaf in jax.tree.leaves(written)}
+  hugging_face.from_hugging_face(folder, (1,), 'head', folder.parent / 'out')
+  [params] = written
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
   assert dtypes == {jnp.dtype('float32')}
+  np.testing.assert_array_equal(
+    params['segment_1']['mlp']['up']['kernel'][0],
+    halves['model.layers.1.mlp.up_proj.weight'].astype(np.float32).T,
+  )
 
 
 def test_shards_and_tensors_that_say_nothing_new(llama):
@@ -238,10 +224,14 @@ def test_what_is_computed_otherwise_is_refused(llama, key, value):
   _refused(folder, rf'config\.json.* {said} ')
 
 
-def test_a_mistral_that_does_not_say_has_a_window(llama):
+def test_a_mistral_has_a_window_unless_it_says_otherwise(llama):
   _, folder = llama()
-  _change(folder / 'config.json', architectures=['MistralForCausalLM'])
+  path = folder / 'config.json'
+  _change(path, architectures=['MistralForCausalLM'])
   _refused(folder, r'sliding_window is 4096')
+  _change(path, sliding_window=None)
+  lineage = storage.read_json(_import(folder).folder / 'lineage.json')
+  assert lineage['import']['architecture'] == 'MistralForCausalLM'
 
 
 @pytest.mark.parametrize(
@@ -289,17 +279,15 @@ def test_files_that_are_not_safe_or_not_whole_are_refused(llama):
   _refused(folder, 'holds no config.json')
 
 
-def _with_prefix(made):
-  made['pre_tokenizer'] = {
-    'type': 'ByteLevel',
-    'add_prefix_space': True,
-    'trim_offsets': True,
-    'use_regex': True,
-  }
+def _update(*path, **changes):
+  """Returns a change of a part of a tokenizer's file."""
 
+  def change(made):
+    for key in path:
+      made = made[key]
+    made.update(changes)
 
-def _normalised(made):
-  made['normalizer'] = {'type': 'NFC'}
+  return change
 
 
 def _gapped(made):
@@ -307,41 +295,34 @@ def _gapped(made):
   made['added_tokens'][1]['id'] = 400
 
 
-def _renumbered(made):
-  made['model']['vocab']['a'] = 400
-
-
-def _no_special(made):
-  made['added_tokens'][0]['special'] = False
-
-
-def _unigram(made):
-  made['model'] = {'type': 'Unigram', 'vocab': [['a', 0.0]], 'unk_id': 0}
+_PREFIX = {
+  'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True,
+  'use_regex': True,
+}  # fmt: skip
+_UNIGRAM = {'type': 'Unigram', 'vocab': [['a', 0.0]], 'unk_id': 0}
 
 
 @pytest.mark.parametrize(
   ('spoil', 'said'),
   [
-    (_with_prefix, 'tokenizer.json: .*byte-level'),
-    (_normalised, 'tokenizer.json: .*byte-level'),
+    (_update(pre_tokenizer=_PREFIX), 'tokenizer.json: .*byte-level'),
+    (_update(normalizer={'type': 'NFC'}), 'tokenizer.json: .*byte-level'),
     (_gapped, 'tokenizer.json: .*numbered'),
-    (_renumbered, 'tokenizer.json: .*numbered'),
-    (_no_special, 'eos_token_id'),
-    (_unigram, 'tokenizer.json'),
+    (_update('model', 'vocab', a=400), 'tokenizer.json: .*numbered'),
+    (_update('added_tokens', 0, special=False), 'eos_token_id'),
+    (_update(model=_UNIGRAM), 'tokenizer.json'),
     (lambda made: made.clear(), 'tokenizer.json'),
-    (None, 'tokenizer.json'),
   ],
 )
 def test_other_tokenizers_are_refused(llama, spoil, said):
   _, folder = llama()
   path = folder / 'tokenizer.json'
   made = json.loads(path.read_text('utf-8'))
-  if spoil:
-    spoil(made)
-    path.write_text(json.dumps(made), 'utf-8')
-  else:
-    path.unlink()
+  spoil(made)
+  path.write_text(json.dumps(made), 'utf-8')
   _refused(folder, said)
+  path.unlink()
+  _refused(folder, 'tokenizer.json')
 
 
 def test_exits_that_the_model_cannot_have_are_refused(llama):

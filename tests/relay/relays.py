@@ -1,4 +1,4 @@
-"""Relays of a small family, and who asks them."""
+"""Relays of a small family, and their clients."""
 
 import contextlib
 import functools
@@ -13,8 +13,7 @@ from familial.serving import sampling
 from tests.serving.families import CONTEXT
 from tests.serving.families import Family
 
-STOP = 7
-LIMITS = {'context': CONTEXT, 'max_tokens': 10, 'stop': STOP}
+LIMITS = decoding.Limits(CONTEXT, 10, stop=7)
 POLICY = sampling.Policy(threshold=0.3)
 
 
@@ -23,42 +22,42 @@ def whole():
   return Family(exit_kind='branch')
 
 
-def relay(index, slots=6, rows=3, exits=(1, 2, 3), **options):
+def relay(index, slots=6, rows=3, exits=(1, 2, 3), cls=server.Relay, **options):
   segment = whole().segments(*exits)[index]
-  return server.Relay(segment, slots, CONTEXT, rows=rows, **options)
+  return cls(segment, slots, CONTEXT, rows=rows, **options)
 
 
 @contextlib.contextmanager
-def chain(relays, ports=None):
+def chain(relays, **options):
   with contextlib.ExitStack() as stack:
     yield [
-      f'127.0.0.1:{stack.enter_context(server.serve(r, port))}'
-      for r, port in zip(relays, ports or [0] * len(relays), strict=True)
+      f'127.0.0.1:{stack.enter_context(server.serve(r, 0, **options))}'
+      for r in relays
     ]
 
 
-@contextlib.contextmanager
 def connected(addresses, **options):
-  with contextlib.ExitStack() as stack:
-    stages = client.connect(addresses, patience=0.3, **options)
-    for stage in stages:
-      stack.callback(stage.close)
-    yield stages
+  return client.connect(addresses, patience=0.3, **options)
 
 
-def local(prompts, policy=POLICY, slots=6, rows=3):
-  tiers = whole().tiers(slots, 1, 2, 3, rows=rows)
-  return decoding.generate(tiers, prompts, **LIMITS, policy=policy)
+def relayed(addresses, prompts, policy=POLICY, **options):
+  """Completes prompts with servers."""
+  with connected(addresses, **options) as stages:
+    return decoding.generate(stages, prompts, LIMITS, policy)
 
 
-def ask(relay_, ids, starts, inputs, index=None, **changes):
+def local(prompts, policy=POLICY, exits=(1, 2, 3)):
+  """Completes prompts in this process."""
+  engines = whole().engines(6, *exits, rows=3)
+  return decoding.generate(engines, prompts, LIMITS, policy)
+
+
+def request(relay_, ids, starts, inputs, **changes):
   """A request of one row each, as a client would send it."""
-  segment = relay_.tier.segment
-  lengths = np.array([len(part) for part in inputs])
-  starts = np.array(starts)
+  lengths, starts = np.array([len(part) for part in inputs]), np.array(starts)
   values = {
-    'fingerprint': segment.fingerprint,
-    'index': segment.index if index is None else index,
+    'fingerprint': relay_.description.fingerprint,
+    'index': relay_.description.index,
     'ids': np.stack([np.full(16, id_, np.uint8) for id_ in ids]),
     'starts': starts,
     'lengths': lengths,
@@ -68,7 +67,11 @@ def ask(relay_, ids, starts, inputs, index=None, **changes):
     'policy': POLICY,
     **changes,
   }
-  request = wire.Request(**values)
-  answer = relay_.advance(wire.pack_request(request, 'float32'))
-  width, vocab = segment.model.width, segment.model.vocab_size
-  return wire.unpack_reply(answer, request, width, vocab, segment.last)
+  return wire.Request(**values)
+
+
+def ask(relay_, *args, **changes):
+  """The reply to such a request."""
+  asked = request(relay_, *args, **changes)
+  answer = relay_.advance(wire.pack_request(asked, 'float32'))
+  return wire.unpack_reply(answer, asked, relay_.description)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 from familial.serving import sampling
 from tests.serving.families import CONTEXT
 from tests.serving.families import VOCAB
@@ -43,30 +43,30 @@ def check_equal(family, rows, seed):
   lengths = rng.integers(8, CONTEXT + 1, 3)
   texts = [rng.integers(0, VOCAB, n) for n in lengths]
   expected = [family.logits(text) for text in texts]
-  tiers = family.tiers(3, rows=rows)
+  engines = family.engines(3, rows=rows)
   ends = [pieces(rng, n)[1:].tolist() for n in lengths]
-  seen = np.zeros((len(tiers), 3), int)
+  seen = np.zeros((len(engines), 3), int)
   while any(ends):
     now = [slot for slot in range(3) if ends[slot] and rng.random() < 0.7]
     upto = {slot: ends[slot].pop(0) for slot in now}
-    # Not every row goes through all tiers: what is left out waits.
-    for place, tier in enumerate(tiers):
+    # Not every row goes through all engines: what is left out waits.
+    for place, engine in enumerate(engines):
       work = [
-        tier_lib.Work(s, seen[place, s], upto[s] - seen[place, s], s)
+        engine_lib.Work(s, seen[place, s], upto[s] - seen[place, s], s)
         for s in now
       ]
       if not work:
         break
       inputs = (
-        tiers[place - 1].states
+        engines[place - 1].states
         if place
         else [texts[w.slot][w.start :] for w in work]
       )
-      tokens, sure = tier.run(work, inputs, GREEDY)
+      tokens, sure = engine.run(work, inputs, GREEDY)
       for w, token, c in zip(work, tokens, sure, strict=True):
         end = w.start + w.length
         seen[place, w.slot] = end
-        logits = expected[w.slot][tier.segment.exit - 1, end - 1]
+        logits = expected[w.slot][engine.segment.exit - 1, end - 1]
         probs = np.exp(logits - logits.max())
         probs /= probs.sum()
         rounding = 1e-5 * max(1.0, float(np.abs(logits).max()))
@@ -90,20 +90,20 @@ def test_every_reading_of_many_shapes(shape, rows, seed):
   check_equal(Family(**shape), rows, seed)
 
 
-def logits_of(tier, slot, text, cut, others):
+def logits_of(engine, slot, text, cut, others):
   """A row's last logits, bit for bit, beside other rows or alone."""
   for start, end in ((0, cut), (cut, len(text))):
-    work = [tier_lib.Work(slot, start, end - start, 0)]
+    work = [engine_lib.Work(slot, start, end - start, 0)]
     inputs = [text[start:end]]
     for other, (content, upto) in others.items():
       if start:
-        work.append(tier_lib.Work(other, upto, 1, 0))
+        work.append(engine_lib.Work(other, upto, 1, 0))
         inputs.append(content[upto : upto + 1])
       else:
-        work.append(tier_lib.Work(other, 0, upto, 0))
+        work.append(engine_lib.Work(other, 0, upto, 0))
         inputs.append(content[:upto])
     readings = []
-    step = tier.step
+    step = engine.step
 
     def spy(slot_T, start_T, *rest, step=step, readings=readings):
       reading = step(slot_T, start_T, *rest)
@@ -111,9 +111,9 @@ def logits_of(tier, slot, text, cut, others):
       readings.extend(np.asarray(reading.logits)[places])
       return reading
 
-    tier.step = spy
-    tier.run(work[::-1], inputs[::-1], GREEDY)
-    tier.step = step
+    engine.step = spy
+    engine.run(work[::-1], inputs[::-1], GREEDY)
+    engine.step = step
   return readings
 
 
@@ -121,16 +121,16 @@ def logits_of(tier, slot, text, cut, others):
 def test_a_row_does_not_depend_on_its_neighbours(family, rows):
   rng = np.random.default_rng(0)
   a, b, c = (rng.integers(0, VOCAB, n) for n in (20, 30, 11))
-  [tier] = family().tiers(4, 3, rows=rows)
-  alone = logits_of(tier, 1, a, 16, {})
+  [engine] = family().engines(4, 3, rows=rows)
+  alone = logits_of(engine, 1, a, 16, {})
   for slot in range(4):
-    tier.forget(slot)
+    engine.forget(slot)
   # Neighbours whose passes are as long, so that they share the row's.
-  beside = logits_of(tier, 1, a, 16, {0: (b, 16), 3: (c, 10)})
+  beside = logits_of(engine, 1, a, 16, {0: (b, 16), 3: (c, 10)})
   np.testing.assert_array_equal(beside[-1], alone[-1])
   for slot in range(4):
-    tier.forget(slot)
-  moved = logits_of(tier, 2, a, 16, {1: (c, 10), 0: (b, 16)})
+    engine.forget(slot)
+  moved = logits_of(engine, 2, a, 16, {1: (c, 10), 0: (b, 16)})
   np.testing.assert_array_equal(moved[-1], alone[-1])
 
 
@@ -138,27 +138,27 @@ def test_positions_are_forgotten_from_a_start_on(family):
   rng = np.random.default_rng(0)
   text, wrong = rng.integers(0, VOCAB, (2, 20))
   made = family()
-  [tier] = made.tiers(3, 3)
-  tier.run([tier_lib.Work(0, 0, 20, 0)], [wrong], GREEDY)
-  tier.run([tier_lib.Work(0, 0, 12, 0)], [text[:12]], GREEDY)
-  tier.run([tier_lib.Work(0, 12, 8, 0)], [wrong[:8]], GREEDY)
-  _, sure = tier.run([tier_lib.Work(0, 12, 8, 0)], [text[12:]], GREEDY)
+  [engine] = made.engines(3, 3)
+  engine.run([engine_lib.Work(0, 0, 20, 0)], [wrong], GREEDY)
+  engine.run([engine_lib.Work(0, 0, 12, 0)], [text[:12]], GREEDY)
+  engine.run([engine_lib.Work(0, 12, 8, 0)], [wrong[:8]], GREEDY)
+  _, sure = engine.run([engine_lib.Work(0, 12, 8, 0)], [text[12:]], GREEDY)
   expected = jax.nn.softmax(made.logits(text)[2, -1]).max()
   assert sure[0] == pytest.approx(float(expected), abs=1e-5)
-  assert tier.seen.tolist() == [20, 0, 0]
+  assert engine.seen.tolist() == [20, 0, 0]
 
 
 def test_a_forgotten_slot_hides_what_was_no_number(family):
   made = family()
-  low, deep = made.tiers(2, 1, 3)
+  first, last = made.engines(2, 1, 3)
   # Longer than what comes after it: a mask does not hide a NaN, 0 x NaN is one.
   bad = np.full((20, made.config.width), np.nan, np.float32)
-  deep.run([tier_lib.Work(0, 0, 20, 0)], [bad], GREEDY)
-  deep.forget(0)
-  work = [tier_lib.Work(0, 0, 4, 0)]
+  last.run([engine_lib.Work(0, 0, 20, 0)], [bad], GREEDY)
+  last.forget(0)
+  work = [engine_lib.Work(0, 0, 4, 0)]
   text = np.arange(4)
-  low.run(work, [text], GREEDY)
-  _, sure = deep.run(work, low.states, GREEDY)
+  first.run(work, [text], GREEDY)
+  _, sure = last.run(work, first.states, GREEDY)
   expected = jax.nn.softmax(made.logits(text)[2, -1]).max()
   assert sure[0] == pytest.approx(float(expected), abs=1e-5)
 
@@ -166,17 +166,17 @@ def test_a_forgotten_slot_hides_what_was_no_number(family):
 @pytest.mark.parametrize('rows', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_states_taken_out_are_those_handed_on(family, rows):
   made = family()
-  low, deep = made.tiers(3, 2, 3, rows=rows)
+  first, last = made.engines(3, 2, 3, rows=rows)
   rng = np.random.default_rng(0)
   texts = [rng.integers(0, VOCAB, n) for n in (30, 5, 17)]
-  work = [tier_lib.Work(s, 0, len(t), s) for s, t in enumerate(texts)]
-  low.run(work, texts, GREEDY)
-  states = low.take(work)
+  work = [engine_lib.Work(s, 0, len(t), s) for s, t in enumerate(texts)]
+  first.run(work, texts, GREEDY)
+  states = first.take(work)
   assert [len(part) for part in states] == [30, 5, 17]
-  here = deep.run(work, low.states, GREEDY)
+  here = last.run(work, first.states, GREEDY)
   for slot in range(3):
-    deep.forget(slot)
-  there = deep.run(work, states, GREEDY)
+    last.forget(slot)
+  there = last.run(work, states, GREEDY)
   np.testing.assert_array_equal(here, there)
 
 
@@ -191,19 +191,19 @@ def test_states_taken_out_are_those_handed_on(family, rows):
 )
 def test_filled_positions_stay_as_they_left(family, kind, rows):
   made = family(exit_kind=kind)
-  tiers = made.tiers(3, 1, 2, 3, rows=rows)
+  engines = made.engines(3, 1, 2, 3, rows=rows)
   rng = np.random.default_rng(0)
   text = rng.integers(0, VOCAB, 20)
   # 5 .. 11 left at the first exit, 12 .. 17 at the second.
   left = np.repeat([9, 0, 1, 9], [5, 7, 6, 2])
-  for place, tier in enumerate(tiers):
+  for place, engine in enumerate(engines):
     for start, end in ((0, 5), (5, 12), (12, 18), (18, 20)):
-      work = [tier_lib.Work(1, start, end - start, 0)]
-      inputs = tiers[place - 1].states if place else [text[start:end]]
+      work = [engine_lib.Work(1, start, end - start, 0)]
+      inputs = engines[place - 1].states if place else [text[start:end]]
       if left[start] < place:
-        tier.fill(work, inputs)
+        engine.fill(work, inputs)
       else:
-        _, sure = tier.run(work, inputs, GREEDY)
+        _, sure = engine.run(work, inputs, GREEDY)
     for wrong, logits in (
       (False, made.frozen(text, left)),
       (True, made.logits(text)),
@@ -220,19 +220,19 @@ def test_positions_that_stay_are_taken_in_with_the_pass(family, stay):
   text = rng.integers(0, VOCAB, 20)
   found = []
   for together in (True, False):
-    low, middle, deep = made.tiers(3, 1, 2, 3)
-    low.run([tier_lib.Work(1, 0, 20, 0)], [text], GREEDY)
-    below = low
-    for tier in (middle, deep):
-      tier.run([tier_lib.Work(1, 0, 5, 0)], below.states, GREEDY)
-      work = tier_lib.Work(1, 5, stay + 1, 0)
+    first, middle, last = made.engines(3, 1, 2, 3)
+    first.run([engine_lib.Work(1, 0, 20, 0)], [text], GREEDY)
+    below = first
+    for engine in (middle, last):
+      engine.run([engine_lib.Work(1, 0, 5, 0)], below.states, GREEDY)
+      work = engine_lib.Work(1, 5, stay + 1, 0)
       if together:
-        said = tier.run([work], below.states, GREEDY, stays=[stay])
+        said = engine.run([work], below.states, GREEDY, stays=[stay])
       else:
-        tier.fill([work._replace(length=stay)], below.states)
-        last = tier_lib.Work(1, 5 + stay, 1, 0)
-        said = tier.run([last], below.states, GREEDY)
+        engine.fill([work._replace(length=stay)], below.states)
+        end = engine_lib.Work(1, 5 + stay, 1, 0)
+        said = engine.run([end], below.states, GREEDY)
       found.append([float(part[0]) for part in said])
-      assert tier.seen.tolist() == [0, 6 + stay, 0]
-      below = tier
+      assert engine.seen.tolist() == [0, 6 + stay, 0]
+      below = engine
   np.testing.assert_allclose(found[:2], found[2:], atol=1e-6)

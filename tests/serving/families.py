@@ -1,4 +1,4 @@
-"""Small families, and what they say without a cache."""
+"""Small families, and their predictions without a cache."""
 
 import functools
 
@@ -9,15 +9,15 @@ import numpy as np
 from familial.convert import segments
 from familial.model import config as model_config
 from familial.model import transformer
-from familial.serving import engine as tier_lib
+from familial.serving import engine as engine_lib
 
 VOCAB, CONTEXT = 23, 48
 
 
 @functools.cache
 def make(**changes):
-  """A model's shape and its parameters, larger than at initialisation: its
-  exits differ, and are sure of some tokens and not of others."""
+  """Returns parameters, larger than at initialisation, and a shape: the exits
+  differ, and are confident of some tokens only."""
   shape = {
     'vocab_size': VOCAB, 'width': 16, 'depth': 3, 'heads': 2, 'kv_heads': 1,
     'mlp_width': 24, 'exits': (1, 2, 3), 'base_width': 8, **changes,
@@ -44,18 +44,14 @@ class Family:
     self._frozen = jax.jit(self._stay)
 
   def logits(self, tokens):
-    """Of each exit at each position [G, L, V]."""
+    """Returns the logits of each exit at each position [G, L, V]."""
     padded = np.zeros((1, CONTEXT), np.int32)
     padded[0, : len(tokens)] = tokens
     return np.asarray(self._logits(padded))[:, 0, : len(tokens)]
 
   def frozen(self, tokens, left):
-    """Logits [G, L, V] of a pass in which positions stay as they left.
-
-    Args:
-      tokens: of the row.
-      left: [L], the place of the exit at which each position left.
-    """
+    """Returns the logits [G, L, V] of a pass in which positions that left keep
+    their state, given the index [L] of the exit that each left at."""
     padded = np.zeros((2, CONTEXT), np.int32)
     padded[0, : len(tokens)], padded[1, : len(tokens)] = tokens, left
     return np.asarray(self._frozen(*padded))[:, : len(tokens)]
@@ -74,8 +70,8 @@ class Family:
   def segments(self, *exits):
     return segments.split(self.params, self.config, CONTEXT, exits)
 
-  def tiers(self, slots, *exits, rows=0):
+  def engines(self, slots, *exits, rows=0):
     return [
-      tier_lib.Tier(segment, slots, CONTEXT, rows=rows)
+      engine_lib.Engine(segment, slots, CONTEXT, rows=rows)
       for segment in self.segments(*exits)
     ]

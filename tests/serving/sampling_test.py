@@ -7,8 +7,10 @@ from familial.core import errors
 from familial.serving import sampling
 
 
-def distribution(logits, **how):
+def distribution(logits, least_p=None, **how):
   numbers = sampling.numbers(sampling.Sampling(**how))
+  if least_p is not None:  # Smaller than a Sampling allows.
+    numbers = numbers._replace(top_p=np.float32(least_p))
   return np.asarray(sampling.distribution(jnp.asarray(logits), numbers))
 
 
@@ -42,30 +44,26 @@ def by_hand(logits, temperature, top_k=0, top_p=1.0):
     {'temperature': 1.0, 'top_k': 99, 'top_p': 1e-6},
   ],
 )
-def test_distribution_is_that_by_hand(logits, how):
-  np.testing.assert_allclose(
-    distribution(logits, **how), by_hand(logits, **how), atol=1e-6
-  )
+def test_the_distribution_is_its_definition(logits, how):
+  expected = by_hand(logits, **how)
+  np.testing.assert_allclose(distribution(logits, **how), expected, atol=1e-6)
 
 
-def test_without_temperature_the_likeliest_alone(logits):
-  found = distribution(logits)
-  np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
-
-
-@pytest.mark.parametrize('top_p', [0.0, 1e-45, 1.2e-38])
-@pytest.mark.parametrize('temperature', [1.2e-38, 1e-20, 1.0])
-def test_the_likeliest_is_there_however_small_the_numbers(
-  logits, temperature, top_p
+@pytest.mark.parametrize(
+  ('scale', 'temperature', 'top_p'),
+  [
+    (1, 0.0, None),
+    (30, 1.2e-38, None),
+    (1, 1.2e-38, 0.0),
+    (1, 1e-20, 1e-45),
+    (1, 1.0, 0.0),
+    (1, 1.0, 1.2e-38),
+  ],
+)
+def test_the_likeliest_token_is_left_however_small_the_numbers(
+  logits, scale, temperature, top_p
 ):
-  numbers = sampling.numbers(sampling.Sampling(temperature=temperature))
-  numbers = numbers._replace(top_p=np.float32(top_p))
-  found = np.asarray(sampling.distribution(jnp.asarray(logits), numbers))
-  np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
-
-
-def test_a_low_temperature_takes_the_likeliest(logits):
-  found = distribution(30 * logits, temperature=1.2e-38)
+  found = distribution(scale * logits, top_p, temperature=temperature)
   np.testing.assert_array_equal(found, np.eye(9)[logits.argmax(-1)])
 
 
@@ -77,41 +75,36 @@ def test_draws_follow_the_probabilities():
   )
   shares = np.bincount(drawn, minlength=6) / 100_000
   np.testing.assert_allclose(shares, probs, atol=1e-4)
-  # Rounding leaves no one beyond the last token with a probability.
+  # Rounding leaves nothing beyond the last token with a probability.
   assert sampling.draw(probs, jnp.float32(1 - 2**-24)) == 4
 
 
 def test_uniforms_differ_by_seed_row_position_and_use():
-  def of(seed=0, row=1, position=2, use=0):
-    return float(
-      sampling.uniforms(seed, jnp.array([row]), jnp.array([[position]]), use)[
-        0, 0
-      ]
-    )
+  def one(seed=0, row=1, position=2, use=0):
+    rows, positions = jnp.array([row]), jnp.array([[position]])
+    return float(sampling.uniforms(seed, rows, positions, use)[0, 0])
 
-  numbers = [of(), of(seed=1), of(row=2), of(position=1), of(use=1)]
+  numbers = [one(), one(seed=1), one(row=2), one(position=1), one(use=1)]
   assert len(set(numbers)) == 5
-  assert of() == numbers[0]
-  # A row's do not depend on how many there are.
+  # A row's numbers do not depend on the other rows.
   rows, places = jnp.arange(3), jnp.arange(12).reshape(3, 4) % 4 + 2
   assert float(sampling.uniforms(0, rows, places, 0)[1, 0]) == numbers[0]
 
 
-def test_confidence_is_that_by_hand(logits):
+def test_confidence_is_its_definition(logits):
   probs = np.asarray(jax.nn.softmax(logits))
   ordered = np.sort(probs)
-  for kind, expected in (
-    ('max_prob', ordered[:, -1]),
-    ('gap', ordered[:, -1] - ordered[:, -2]),
-    ('entropy', 1 + (probs * np.log(probs)).sum(-1) / np.log(9)),
-  ):
-    np.testing.assert_allclose(
-      sampling.confidence(logits, kind), expected, atol=1e-6
-    )
-  sure = np.array([100.0] + [0.0] * 8, np.float32)
+  expected = {
+    'max_prob': ordered[:, -1],
+    'gap': ordered[:, -1] - ordered[:, -2],
+    'entropy': 1 + (probs * np.log(probs)).sum(-1) / np.log(9),
+  }
+  certain = np.array([100.0] + [0.0] * 8, np.float32)
   for kind in sampling.CONFIDENCES:
-    assert sampling.confidence(sure, kind) == pytest.approx(1)
-    assert sampling.confidence(0 * sure, kind) == pytest.approx(
+    found = sampling.confidence(logits, kind)
+    np.testing.assert_allclose(found, expected[kind], atol=1e-6)
+    assert sampling.confidence(certain, kind) == pytest.approx(1)
+    assert sampling.confidence(0 * certain, kind) == pytest.approx(
       1 / 9 if kind == 'max_prob' else 0, abs=1e-6
     )
 
@@ -119,35 +112,24 @@ def test_confidence_is_that_by_hand(logits):
 @pytest.mark.parametrize(
   ('name', 'value'),
   [
-    ('temperature', -1.0),
-    ('temperature', float('nan')),
-    ('temperature', float('inf')),
-    ('temperature', 1e-50),
-    ('temperature', 1e-39),
-    ('temperature', 1e39),
-    ('top_k', -1),
-    ('top_k', 2**31),
-    ('top_p', 1e-50),
-    ('top_p', 0.0),
-    ('top_p', 1.1),
-    ('seed', -1),
-    ('seed', 2**32),
+    *(('temperature', x) for x in (-1.0, np.nan, np.inf, 1e-39, 1e39)),
+    *(('top_k', x) for x in (-1, 2**31)),
+    *(('top_p', x) for x in (1e-50, 0.0, 1.1)),
+    *(('seed', x) for x in (-1, 2**32)),
+    # Without effect at temperature 0.
+    ('top_k', 3),
+    ('top_p', 0.5),
   ],
 )
-def test_numbers_out_of_range(name, value):
-  with pytest.raises(errors.UserError, match=f'{name}: .* must be'):
+def test_numbers_that_are_not_allowed(name, value):
+  with pytest.raises(errors.UserError, match=f'^{name}: '):
     sampling.Sampling(**{name: value})
 
 
-@pytest.mark.parametrize(('name', 'value'), [('top_k', 3), ('top_p', 0.5)])
-def test_what_has_no_effect_is_refused(name, value):
-  with pytest.raises(errors.UserError, match=f'^{name}: {value} has no effect'):
-    sampling.Sampling(**{name: value})
-  sampling.Sampling(temperature=0.5, **{name: value})
-
-
-def test_policies_out_of_range():
-  with pytest.raises(errors.UserError, match="did you mean 'entropy'"):
-    sampling.Policy(confidence='entropi')
-  with pytest.raises(errors.UserError, match='threshold'):
-    sampling.Policy(threshold=float('nan'))
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('confidence', 'entropi'), ('fill', 'defr'), ('threshold', np.nan)],
+)
+def test_policies_that_are_not_allowed(name, value):
+  with pytest.raises(errors.UserError, match=f'^{name}: '):
+    sampling.Policy(**{name: value})

@@ -17,6 +17,7 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.data import packing
 from familial.model import flops
+from familial.model import transformer
 from familial.training import config as train_config
 from familial.training import loop
 from familial.training import step
@@ -29,8 +30,7 @@ def family(run_config, shape, corpus, tmp_path_factory):
   model = shape(vocab_size=256, depth=3, exits=(1, 3), exit_kind='separate')
   config = run_config(model, steps=3, evaluations=1, warmup_steps=1)
   folder = tmp_path_factory.mktemp('parents') / 'family'
-  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
-  return config, folder
+  return config, _run(config, folder, corpus)
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def _child(config, parent, model=None, **changes):
 
 def _start(config, folder):
   """Returns the parameters that a run starts from."""
-  fresh = jax.eval_shape(
-    lambda: load.transformer.init(config.model, jax.random.key(0))
+  fresh = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+    jax.eval_shape(lambda: transformer.init(config.model, jax.random.key(0))),
   )
-  fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), fresh)
   state = step.State(fresh, (), np.int32(0))
   return warm_start.graft(state, folder, config).params
 
@@ -73,12 +73,22 @@ def _rows(folder):
   return storage.read_rows(folder / run_folder.ROWS)
 
 
+def _run(config, folder, corpus=None):
+  """Trains a run, and checks that it finishes."""
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  return folder
+
+
+def _refused(said, config, folder, corpus=None):
+  with pytest.raises(errors.UserError, match=said):
+    loop.run(config, folder, corpus, quiet=True)
+
+
 def test_an_export_is_trained_on(family, exported, corpus):
   _, parent = family
   config, alone = exported(1)
   child = _child(config, alone, steps=2)
-  folder = alone.with_name('child')
-  assert loop.run(child, folder, corpus, quiet=True) == 'finished'
+  folder = _run(child, alone.with_name('child'), corpus)
   spent = _rows(parent)[-1]['flops']
   lineage = storage.read_json(folder / 'lineage.json')
   assert (lineage['parent'], lineage['inherited_flops']) == ('exit1', spent)
@@ -88,8 +98,7 @@ def test_an_export_is_trained_on(family, exported, corpus):
   # From there and not from a fresh model: at a rate of nearly 0 its loss is
   # the exit's.
   still = _child(config, alone, steps=1, base_lr=1e-30, warmup_steps=0)
-  folder = alone.with_name('still')
-  assert loop.run(still, folder, corpus, quiet=True) == 'finished'
+  folder = _run(still, alone.with_name('still'), corpus)
   assert _rows(folder)[0]['loss'] == pytest.approx(
     _rows(parent)[0]['loss'], abs=1e-6
   )
@@ -99,8 +108,7 @@ def test_an_export_gives_a_family_its_trunk(family, exported, corpus):
   config, parent = family
   _, alone = exported(2)
   child = _child(config, alone, steps=2)
-  folder = alone.with_name('again')
-  assert loop.run(child, folder, corpus, quiet=True) == 'finished'
+  folder = _run(child, alone.with_name('again'), corpus)
   found, whole = _start(child, folder), load.load(parent).params
   for name in ('segment_0', 'segment_1', 'exit_2', 'embedding'):
     _same(found[name], whole[name])
@@ -110,8 +118,7 @@ def test_an_export_gives_a_family_its_trunk(family, exported, corpus):
 def test_a_family_of_the_same_exits_gives_all(family, corpus):
   config, parent = family
   child = _child(config, parent, steps=2, trained='exits')
-  folder = parent.with_name('same')
-  assert loop.run(child, folder, corpus, quiet=True) == 'finished'
+  folder = _run(child, parent.with_name('same'), corpus)
   _same(_start(child, folder), load.load(parent).params)
   lineage = storage.read_json(folder / 'lineage.json')
   assert lineage['inherited_flops'] == _rows(parent)[-1]['flops']
@@ -133,13 +140,12 @@ def test_parents_of_another_shape_are_refused(family, exported, corpus, shape):
       'data.heldout_percent',
     ),
   ):
-    match = rf'^train\.init_from: .*{key} = .*needs'
-    with pytest.raises(errors.UserError, match=match):
-      loop.run(child, parent.with_name('refused'), corpus, quiet=True)
+    said = rf'^train\.init_from: .*{key} = .*needs'
+    _refused(said, child, parent.with_name('refused'), corpus)
     assert not parent.with_name('refused').exists()
   missing = _child(config, parent.with_name('nothing'))
-  with pytest.raises(errors.UserError, match=r'nothing.*finished run, an exp'):
-    loop.run(missing, parent.with_name('refused'), corpus, quiet=True)
+  said = r'nothing.*finished run, an exp'
+  _refused(said, missing, parent.with_name('refused'), corpus)
 
 
 def _changed(config, **changes):
@@ -160,10 +166,9 @@ def test_trained_on_in_its_place_it_is_a_run(family, exported, corpus):
   with pytest.raises(errors.Interrupted):
     loop.run(config, folder, corpus, quiet=True, on_step=stop)
   # Begun and not finished, it is nobody's parent.
-  with pytest.raises(errors.UserError, match='not a finished run'):
-    child = _child(config, folder)
-    loop.run(child, parent.with_name('refused'), corpus, quiet=True)
-  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  child = _child(config, folder)
+  _refused('not a finished run', child, parent.with_name('refused'), corpus)
+  _run(config, folder, corpus)
   spent = _rows(parent)[-1]['flops']
   assert _rows(folder)[-1]['flops'] == spent + 3 * 8 * 32 * flops.train(
     config.model, 32
@@ -203,9 +208,7 @@ def test_one_config_trains_any_model_on(family, exported, text_data, corpus):
     ),
     data=dataclasses.replace(text_data, tokenizer=found.data.tokenizer),
   )  # fmt: skip
-  own = parent.with_name('on')
-  assert loop.run(short, own, packing.load(short.data), quiet=True)
-  assert run_folder.status(own) == 'finished'
+  own = _run(short, parent.with_name('on'), packing.load(short.data))
   _same(_start(short, own), imported.params)
 
 
@@ -219,8 +222,7 @@ def test_an_import_is_trained_on_with_its_tokenizer(family, text_data):
   child = dataclasses.replace(
     _child(config, folder, imported.config.model, steps=2), data=data
   )
-  own = parent.with_name('of_import')
-  assert loop.run(child, own, packing.load(data), quiet=True) == 'finished'
+  own = _run(child, parent.with_name('of_import'), packing.load(data))
   _same(_start(child, own), imported.params)
   assert load.load(own).tokenizer.separator == 255
   [first, _] = _rows(own)
@@ -235,13 +237,13 @@ def test_an_import_is_trained_on_with_its_tokenizer(family, text_data):
   )
   warm_start.lineage(parent.with_name('refused'), again)
 
-  refused = dataclasses.replace(child, data=text_data)
-  with pytest.raises(errors.UserError, match=r'data\.tokenizer = .*imported'):
-    loop.run(refused, parent.with_name('refused'), quiet=True)
   text = (folder / 'tokenizer.json').read_text('utf-8')
   other = folder.with_name('other.json')
   other.write_text(text + '\n', 'utf-8')
-  data = dataclasses.replace(text_data, tokenizer=str(other))
-  refused = dataclasses.replace(child, data=data)
-  with pytest.raises(errors.UserError, match='another tokenizer than'):
-    loop.run(refused, parent.with_name('refused'), quiet=True)
+  for tokenizer, said in (
+    (text_data.tokenizer, r'data\.tokenizer = .*imported'),
+    (str(other), 'another tokenizer than'),
+  ):
+    data = dataclasses.replace(text_data, tokenizer=tokenizer)
+    refused = dataclasses.replace(child, data=data)
+    _refused(said, refused, parent.with_name('refused'))

@@ -102,3 +102,46 @@ def test_a_model_agrees_with_itself(model, params, batches):
   values = {name: value for name, (value, _) in found.items()}
   assert values['js'] < 1e-9
   assert values == {'kl': 0, 'kl_back': 0, 'js': values['js'], 'top1': 1}
+
+
+@pytest.fixture(scope='module')
+def read():
+  """Returns the nats, and whether the likeliest token is right, of an exit."""
+
+  def one(params, model, batch, exit_):
+    states = transformer.exit_states(params, model, batch['inputs_BxL'])
+    return evaluation.read_exit(
+      params, model, exit_, states[exit_ - 1], batch,
+      lambda logits_V, target: jnp.argmax(logits_V) == target,
+    )  # fmt: skip
+
+  # A new function each time, for LOGITS is read when it is compiled.
+  return lambda: jax.jit(lambda *args: one(*args), static_argnums=(1, 3))
+
+
+@pytest.mark.parametrize('at_once', [B * L, 5])
+def test_an_exit_is_read_as_all_its_logits(
+  model, params, batches, read, monkeypatch, at_once
+):
+  monkeypatch.setattr(evaluation, 'LOGITS', at_once * model.vocab_size)
+  batch = batches[0]
+  for exit_, logits in enumerate(
+    compiled(params, model, batch['inputs_BxL']), start=1
+  ):
+    nats, right = read()(params, model, batch, exit_)
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    hit = np.take_along_axis(log_p, batch['targets_BxL'][..., None], -1)
+    np.testing.assert_allclose(nats, -hit[..., 0], rtol=1e-5)
+    np.testing.assert_array_equal(
+      right, log_p.argmax(-1) == batch['targets_BxL']
+    )
+
+
+def test_logits_of_a_large_vocabulary_are_not_in_memory(shape, read):
+  large = shape(depth=2, exits=(1, 2), vocab_size=32_000)
+  names = {'inputs_BxL': np.int32, 'targets_BxL': np.int32}
+  batch = {name: np.zeros((32, 128), kind) for name, kind in names.items()}
+  params = jax.eval_shape(lambda: transformer.init(large, jax.random.key(0)))
+  program = read().lower(params, large, batch, 1).compile()
+  of_all = 4 * 32 * 128 * 32_000
+  assert program.memory_analysis().temp_size_in_bytes < of_all
