@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ from familial.convert import export
 from familial.convert import load
 from familial.core import errors
 from familial.core import run_folder
-from familial.core import storage
 from familial.expansion import maps
 from familial.training import config as train_config
 from familial.training import optimizer
@@ -70,28 +68,18 @@ def expand(
     lambda leaf: leaf if isinstance(leaf, jax.Array) else jnp.zeros_like(leaf),
     state,
   )
-  known = storage.read_json(folder / 'lineage.json')
-  expansion = warm_start.expansion(growth)
-  lineage = {
-    'parent': folder.absolute().name,
-    'parent_step': number,
-    'expansion': expansion,
-    'inherited_flops': known['inherited_flops'] + export.spent(was, number),
-    'inherited_windows': warm_start.windows(folder, number),
-    'expand': {'step': number},
-    **{key: known[key] for key in ('corpus', 'import') if key in known},
-  }
-  config = dataclasses.replace(
-    was,
-    cell=f'{folder.absolute().name}_expanded',
-    arm='expand',
-    budget=0.0,
-    model=to.model,
-    train=dataclasses.replace(was.train, trained='all', init_from=''),
-  )
   _, tokenizer = load.read_tokenizer(folder, was.model.vocab_size)
-  text = pathlib.Path(tokenizer).read_text('utf-8') if tokenizer else ''
-  export.write(out, config, lineage, state.params, text, state.opt_state)
+  export.write(
+    out,
+    export.derived_config(folder, was, 'expanded', 'expand', to.model),
+    export.derived_lineage(
+      folder, was, number,
+      expansion=warm_start.expansion(growth), expand={'step': number},
+    ),
+    state.params,
+    export.tokenizer_text(tokenizer),
+    state.opt_state,
+  )  # fmt: skip
   why = growth.inexact()
   same = f'not the same function, for {why}:' if why else 'the same function as'
   return (

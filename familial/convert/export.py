@@ -87,29 +87,17 @@ def to_familial(
     UserError: if there is no such exit, or `out` is not empty.
   """
   params, shape = submodel(model.params, model.config.model, exit_)
-  known = storage.read_json(model.folder / 'lineage.json')
-  parent = model.folder.absolute().name
-  config = dataclasses.replace(
-    model.config,
-    cell=f'{parent}_exit{exit_}',
-    arm='export',
-    budget=0.0,
-    model=shape,
-    train=dataclasses.replace(model.config.train, trained='all', init_from=''),
-  )
-  lineage = {
-    'parent': parent,
-    'parent_step': model.step,
-    'expansion': None,
-    'inherited_flops': known['inherited_flops']
-    + spent(model.config, model.step),
-    'inherited_windows': known.get('inherited_windows', 0)
-    + model.step * model.config.train.batch_size,
-    'export': {'exit': exit_, 'layer': model.config.model.exits[exit_ - 1]},
-    # An export of an import: its data are not known either.
-    **{key: known[key] for key in ('corpus', 'import') if key in known},
-  }
-  write(out, config, lineage, params, _tokenizer_text(model))
+  layer = model.config.model.exits[exit_ - 1]
+  write(
+    out,
+    derived_config(model.folder, model.config, f'exit{exit_}', 'export', shape),
+    derived_lineage(
+      model.folder, model.config, model.step,
+      export={'exit': exit_, 'layer': layer},
+    ),
+    params,
+    tokenizer_text(model.tokenizer_path),
+  )  # fmt: skip
 
 
 def to_hugging_face(
@@ -201,7 +189,7 @@ def to_segments(
 def write(
   out: str | os.PathLike[str],
   config: train_config.RunConfig,
-  lineage: storage.Row,
+  lineage: dict[str, Any],
   params: transformer.Params,
   tokenizer: str,
   opt_state: Any = None,
@@ -243,11 +231,42 @@ def write(
       checkpoints.close()
 
 
-def spent(config: train_config.RunConfig, step: int) -> int:
-  """Returns the FLOPs of a run's own steps up to a step."""
+def derived_config(
+  folder: pathlib.Path,
+  config: train_config.RunConfig,
+  name: str,
+  arm: str,
+  model: model_config.ModelConfig,
+) -> train_config.RunConfig:
+  """Returns the config of a model made of a folder's."""
+  return dataclasses.replace(
+    config,
+    cell=f'{folder.absolute().name}_{name}',
+    arm=arm,
+    budget=0.0,
+    model=model,
+    train=dataclasses.replace(config.train, trained='all', init_from=''),
+  )
+
+
+def derived_lineage(
+  folder: pathlib.Path, config: train_config.RunConfig, step: int, **more: Any
+) -> dict[str, Any]:
+  """Returns the lineage of a model made of a folder's step."""
+  known = storage.read_json(folder / 'lineage.json')
   train, seq_len = config.train, config.data.seq_len
-  tokens = step * train.batch_size * seq_len
-  return tokens * flops.train(config.model, seq_len, train.trained)
+  windows = step * train.batch_size
+  spent = windows * seq_len * flops.train(config.model, seq_len, train.trained)
+  return {
+    'parent': folder.absolute().name,
+    'parent_step': step,
+    'expansion': None,
+    'inherited_flops': known['inherited_flops'] + spent,
+    'inherited_windows': known.get('inherited_windows', 0) + windows,
+    **more,
+    # The data of an import are not known.
+    **{key: known[key] for key in ('corpus', 'import') if key in known},
+  }
 
 
 def check_out(out: str | os.PathLike[str]) -> None:
@@ -274,9 +293,8 @@ def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _tokenizer_text(model: load.Model) -> str:
-  """Returns the text of a model's tokenizer file; '' for bytes."""
-  path = model.tokenizer_path
+def tokenizer_text(path: str) -> str:
+  """Returns the text of a tokenizer's file; '' for bytes."""
   return pathlib.Path(path).read_text('utf-8') if path else ''
 
 
@@ -307,7 +325,7 @@ def _llama_tokenizer(model: load.Model) -> str:
   """Returns the text of a tokenizer file that puts the separator first."""
   import tokenizers
 
-  text, name = _tokenizer_text(model), tokenizers_lib.SEPARATOR
+  text, name = tokenizer_text(model.tokenizer_path), tokenizers_lib.SEPARATOR
   made = tokenizers.Tokenizer.from_str(text) if text else _bytes()
   made.post_processor = tokenizers.processors.TemplateProcessing(
     single=f'{name} $A', special_tokens=[(name, model.tokenizer.separator)]

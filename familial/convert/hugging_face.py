@@ -1,6 +1,8 @@
 """Import of a Llama of `transformers` as a family, with exits added."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 import os
@@ -271,20 +273,27 @@ def _tensors(
       )
   tensors = {}
   for path in sorted({where[name] for name in shapes}):
-    try:
-      with safetensors.safe_open(path, 'np') as file:
-        for name in (name for name in shapes if where[name] == path):
-          stored = file.get_slice(name)
-          kind, was = stored.get_dtype(), tuple(stored.get_shape())
-          if kind not in _DTYPES or was != shapes[name]:
-            raise errors.UserError(
-              f'{path}: {name} is {kind} {was}; it must be '
-              f'{" or ".join(_DTYPES)} {shapes[name]}'
-            )
-          tensors[name] = file.get_tensor(name).astype(np.float32)
-    except (safetensors.SafetensorError, OSError) as error:
-      raise errors.UserError(f'{path}: {error}') from None
+    with _opened(path) as file:
+      for name in (name for name in shapes if where[name] == path):
+        stored = file.get_slice(name)
+        kind, shape = stored.get_dtype(), tuple(stored.get_shape())
+        if kind not in _DTYPES or shape != shapes[name]:
+          raise errors.UserError(
+            f'{path}: {name} is {kind} {shape}; it must be '
+            f'{" or ".join(_DTYPES)} {shapes[name]}'
+          )
+        tensors[name] = file.get_tensor(name).astype(np.float32)
   return tensors
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+  """Opens a file of tensors; its errors are one line."""
+  try:
+    with safetensors.safe_open(path, 'np') as file:
+      yield file
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.UserError(f'{path}: {error}') from None
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -292,11 +301,8 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   whole = folder / 'model.safetensors'
   index = folder / 'model.safetensors.index.json'
   if whole.exists():
-    try:
-      with safetensors.safe_open(whole, 'np') as file:
-        return dict.fromkeys(file.keys(), whole)
-    except (safetensors.SafetensorError, OSError) as error:
-      raise errors.UserError(f'{whole}: {error}') from None
+    with _opened(whole) as file:
+      return dict.fromkeys(file.keys(), whole)
   if index.exists():
     read = storage.read_json(index)
     shards = read.get('weight_map') if isinstance(read, dict) else None
