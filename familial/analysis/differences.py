@@ -122,7 +122,7 @@ def _difference(
 ) -> Difference:
   one, other = values_Px2.mean(axis=0)
   apart = values_Px2[:, 1] - values_Px2[:, 0]
-  found = estimate.mean(apart)
+  found = estimate.Estimate.of(apart)
   return Difference(
     *name, float(one), float(other), found.value, found.lo, found.hi, len(apart)
   )

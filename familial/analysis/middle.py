@@ -112,7 +112,7 @@ def power(
     y = np.log(np.asarray(values, float))
   if len(set(depths)) < 3 or not np.isfinite(y).all():
     return None
-  return estimate.slope(x, y)
+  return estimate.Estimate.slope(x, y)
 
 
 def of_record(record: Mapping[str, Any]) -> trajectories.Summary:

@@ -57,13 +57,21 @@ def percent(fraction: float | None, digits: int = 2) -> str:
   return f'{signed(100 * fraction, digits)}{SPACE}%'
 
 
-def estimate(value: float | None, low: float | None, high: float | None) -> str:
-  """Returns a value and its interval, with as many places as it deserves."""
+def estimate(
+  value: float | None,
+  low: float | None,
+  high: float | None,
+  *,
+  digits: int = 2,
+) -> str:
+  """Returns a value and its interval, to `digits` digits of the interval's width."""
   if value is None:
     return '–'
-  if low is None or high is None:
+  if low is None and high is None:
     return f'{number(value)} (no interval)'
-  return f'{_placed(value, low, high)} {interval(low, high)}'
+  if low is None or high is None:
+    return f'{number(value)} {interval(low, high)}'
+  return f'{_placed(value, low, high, digits)} {interval(low, high, digits)}'
 
 
 def give_or_take(value: float | None, error: float | None) -> str:
@@ -74,15 +82,15 @@ def give_or_take(value: float | None, error: float | None) -> str:
   return f'{value:.{places}f} ± {error:.{places}f}'.replace('-', MINUS)
 
 
-def interval(low: float | None, high: float | None) -> str:
-  """Returns [low, high]; an end that is not known is infinite."""
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+  """Returns [low, high]; an unknown end is shown as infinite."""
   if low is None or high is None:
     ends = [
       f'{MINUS}∞' if low is None else number(low),
       '∞' if high is None else number(high),
     ]
   else:
-    ends = [_placed(end, low, high) for end in (low, high)]
+    ends = [_placed(end, low, high, digits) for end in (low, high)]
   return f'[{ends[0]},{SPACE}{ends[1]}]'
 
 
@@ -127,10 +135,10 @@ def trimmed(value: float, digits: int = 3) -> str:
   return text.rstrip('0').rstrip('.') if '.' in text else text
 
 
-def _placed(value: float, low: float, high: float) -> str:
-  """Returns a value to two digits of its interval's width."""
+def _placed(value: float, low: float, high: float, digits: int) -> str:
+  """Returns a value to `digits` digits of its interval's width."""
   width = high - low
   if not _LEAST < width < math.inf or max(abs(low), abs(high)) >= 1e5:
     return number(value)
-  places = min(max(1 - math.floor(math.log10(width)), 0), 8)
+  places = min(max(digits - 1 - math.floor(math.log10(width)), 0), 8)
   return f'{value:z.{places}f}'.replace('-', MINUS)

@@ -290,7 +290,7 @@ def _behind(candidate: Candidate, best: Candidate | None) -> Candidate:
   assert best.by_model is not None
   difference = np.subtract(candidate.by_model.errors, best.by_model.errors)
   return dataclasses.replace(
-    candidate, model_error_behind=estimate_lib.mean(difference)
+    candidate, model_error_behind=estimate_lib.Estimate.of(difference)
   )
 
 
@@ -323,7 +323,7 @@ def _validate(
     rows=len(error),
     rms=float(np.sqrt(np.mean(error**2))),
     bias=float(np.mean(error)),
-    error=estimate_lib.mean(np.array(relative)),
+    error=estimate_lib.Estimate.of(np.array(relative)),
     errors=tuple(relative),
     converged=bool(ends.converged.all()),
   )

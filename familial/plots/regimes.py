@@ -51,7 +51,7 @@ def statistics(groups: Sequence[Group]) -> mpl_figure.Figure:
         np.full(len(values), exits), values, ls='', marker='o', ms=4,
         alpha=0.35, color=style.colour(exits),
       )  # fmt: skip
-      found = estimate.mean(values)
+      found = estimate.Estimate.of(values)
       reach = 0.0 if found.hi is None else found.hi - found.value
       ax.errorbar(
         exits, found.value, reach, marker=style.marker(exits), capsize=3,

@@ -130,7 +130,7 @@ def _early_at(probes: Sequence[storage.Row]) -> Iterator[dict[str, Any]]:
     shares = np.array([row['share'] for row in same])
     yield {
       'remaining': same[0]['remaining'],
-      **dataclasses.asdict(estimate.mean(shares)),
+      **dataclasses.asdict(estimate.Estimate.of(shares)),
     }
 
 

@@ -161,7 +161,7 @@ def estimate(values: Sequence[float] | np.ndarray) -> storage.Row:
   """Returns the mean over teachers, its interval, and each one's value."""
   values = np.asarray(values, np.float64)
   known = values[np.isfinite(values)]
-  found = estimate_lib.mean(known) if len(known) else None
+  found = estimate_lib.Estimate.of(known) if len(known) else None
   return {
     'value': found.value if found else None,
     'lo': found.lo if found else None,

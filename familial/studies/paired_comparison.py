@@ -296,14 +296,14 @@ def _by_budget(
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
   """Returns the mean, and its interval from the scatter of the values."""
-  found = estimate.mean(np.array(values))
+  found = estimate.Estimate.of(np.array(values))
   return {**dataclasses.asdict(found), 'blocks': len(values)}
 
 
 def _trend(slopes: Mapping[Block, float]) -> dict[str, Any]:
   """Returns gamma's slope on log10 of the budget."""
   budgets = np.log10([key[0] for key in slopes])
-  found = estimate.slope(budgets, np.array(list(slopes.values())))
+  found = estimate.Estimate.slope(budgets, np.array(list(slopes.values())))
   return dataclasses.asdict(found)
 
 
@@ -322,7 +322,7 @@ def _weighted(
   value, reach = float(weights @ [row['log_ratio'] for row in rows]), None
   if spread is not None:
     reach = estimate.quantile(spread['degrees']) * _error(rows, weights, spread)
-  return dataclasses.asdict(estimate.around(value, reach))
+  return dataclasses.asdict(estimate.Estimate.around(value, reach))
 
 
 def _error(

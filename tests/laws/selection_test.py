@@ -223,7 +223,7 @@ def test_forms_are_compared_model_by_model():
   first, second = found.candidates
   assert first.model_error_behind is None
   over = np.subtract(second.by_model.errors, first.by_model.errors)
-  assert second.model_error_behind == estimate_lib.mean(over)
+  assert second.model_error_behind == estimate_lib.Estimate.of(over)
   assert second.model_error_behind.lo > 0
 
 
