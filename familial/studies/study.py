@@ -1,0 +1,428 @@
+"""The protocol of a study, what its folder holds, and its `summary.json`.
+
+A study is a set of runs and one question about them. A module of this room holds
+one kind of study, whole: its config, its runs, and its analysis, which turns
+finished runs into named tables of typed records. `familial.studies.STUDIES` lists
+the kinds; figures and pages are made from the tables, elsewhere.
+"""
+
+import abc
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import platform
+from typing import Any, ClassVar, Generic, TypeVar
+
+import ml_collections
+import numpy as np
+
+from familial.core import errors
+from familial.core import run_folder
+from familial.core import schema
+from familial.core import storage
+from familial.data import config as data_config
+from familial.model import config as model_config
+from familial.studies import plan as plan_lib
+from familial.studies import shapes
+from familial.studies import sweep
+from familial.training import config as train_config
+
+Config = TypeVar('Config')
+Tables = TypeVar('Tables')
+PLAN = 'plan.json'
+SUMMARY = 'summary.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run of a study: what was planned and, if it started, its last evaluation.
+
+  Attributes:
+    cell: name of the run in the study's plan.
+    arm: part of the study that the run belongs to.
+    status: `not run`, `running`, `finished` or `diverged`.
+    budget: planned training FLOPs.
+    width: of the model.
+    depth: number of layers.
+    heads: number of query heads; 0 if the run has not started.
+    exits: G, the number of exits.
+    exit_layers: layers after which an exit lies, the last one included.
+    exit_kind: kind of the exits before the last.
+    params_full: N of the full model, without embeddings.
+    tokens: D, tokens trained on (planned tokens if the run has not started).
+    flops: training FLOPs, those inherited from a parent run included.
+    epochs: passes over the training tokens.
+    base_lr: base learning rate.
+    seed: of the run.
+    losses: held-out nats per token by exit; None where there is none.
+    rows: rows of the last evaluation, one per exit; () if there is none.
+  """
+
+  cell: str
+  arm: str
+  status: str
+  budget: float
+  width: int
+  depth: int
+  heads: int
+  exits: int
+  exit_layers: tuple[int, ...]
+  exit_kind: str
+  params_full: float
+  tokens: float
+  flops: float
+  epochs: float
+  base_lr: float
+  seed: int
+  losses: tuple[float | None, ...] = ()
+  rows: tuple[Mapping[str, Any], ...] = ()
+
+  @property
+  def finished(self) -> bool:
+    """Whether the run ended and every exit has a loss."""
+    return self.status == 'finished' and None not in self.losses
+
+  def loss(self, of: str) -> float:
+    """Returns a finished run's `final` or `mean` loss over its exits."""
+    values = np.array(self.losses, np.float64)
+    return float(values[-1] if of == 'final' else np.mean(values))
+
+  def log_loss(self, of: str) -> float:
+    """Returns the logarithm of `loss`."""
+    return math.log(self.loss(of))
+
+  @property
+  def shape(self) -> tuple[float, int, int, int]:
+    """Budget, width, depth and heads: shared by a family and its dense model."""
+    return self.budget, self.width, self.depth, self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """A study's folder, read once.
+
+  Attributes:
+    folder: of the study.
+    plan: content of `plan.json`; {} if there is none.
+    rows: all evaluation rows of all runs.
+    runs: all planned or started runs, in the plan's order.
+  """
+
+  folder: pathlib.Path
+  plan: Mapping[str, Any]
+  rows: tuple[Mapping[str, Any], ...]
+  runs: tuple[Run, ...]
+
+  @functools.cached_property
+  def finished(self) -> tuple[Run, ...]:
+    """The finished runs, by name."""
+    return tuple(
+      sorted((r for r in self.runs if r.finished), key=lambda run: run.cell)
+    )
+
+  def run_folders(self) -> list[pathlib.Path]:
+    """Returns the folders of all started runs; [] for results kept without."""
+    cells = self.folder / 'cells'
+    if not cells.is_dir():
+      return []
+    return sorted(path for path in cells.iterdir() if path.is_dir())
+
+
+def read(folder: str | os.PathLike[str]) -> Results:
+  """Reads a study's folder.
+
+  Rows are those of the runs under `cells/`; of `rows.jsonl` where results are
+  kept without their runs.
+
+  Raises:
+    UserError: if the folder holds neither a plan nor rows, or is damaged.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / PLAN
+  plan = storage.read_own(path) if path.exists() else {}
+  rows = list(run_folder.rows_of(folder / 'cells'))
+  if not rows:
+    path = folder / 'rows.jsonl'
+    rows = storage.read_rows(path)
+    for number, row in enumerate(rows, start=1):
+      missing = [name for name in _ROW_FIELDS if name not in row]
+      if missing:
+        raise errors.UserError(
+          f'{path}: row {number} lacks {", ".join(missing)}'
+        )
+  if not rows and not plan.get('cells'):
+    raise errors.UserError(
+      f'workdir={str(folder)!r} holds neither a plan.json with cells nor rows '
+      'under cells/; it must be a folder that `familial run` made'
+    )
+  return Results(folder, plan, tuple(rows), tuple(_runs(plan, rows)))
+
+
+_SHARED = tuple(
+  field.name
+  for field in dataclasses.fields(Run)
+  if field.name not in ('losses', 'rows')
+)
+_ROW_FIELDS = (*_SHARED, 'run', 'step', 'exit', 'loss')
+
+
+def _runs(
+  plan: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+) -> list[Run]:
+  last: dict[str, dict[int, Mapping[str, Any]]] = {}
+  for row in rows:
+    kept = last.setdefault(row['cell'], {})
+    if any(other['step'] != row['step'] for other in kept.values()):
+      kept.clear()
+    kept[row['exit']] = row  # A diverged run may repeat its last step.
+  runs = {}
+  for cell, kept in last.items():
+    exits = tuple(kept[number] for number in sorted(kept))
+    first = {name: exits[0][name] for name in _SHARED}
+    first['exit_layers'] = tuple(first['exit_layers'])
+    runs[cell] = Run(
+      **first, losses=tuple(row['loss'] for row in exits), rows=exits
+    )
+  planned = {cell['cell']: cell for cell in plan.get('cells') or []}
+  for cell, row in planned.items():
+    if cell not in runs:
+      values = {name: row[name] for name in _SHARED if name in row}
+      values['exit_layers'] = tuple(row['exit_layers'])
+      runs[cell] = Run(**{**values, 'status': 'not run', 'heads': 0})
+  order = {cell: place for place, cell in enumerate(planned)}
+  return sorted(
+    runs.values(), key=lambda run: (order.get(run.cell, len(order)), run.cell)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a study spent.
+
+  Attributes:
+    flops: training FLOPs of the finished runs, each counted once.
+    seconds: time of all runs' training steps; None if one did not measure it.
+    finished: number of finished runs.
+    diverged: number of diverged runs.
+    missing: number of planned runs without a result.
+  """
+
+  flops: float
+  seconds: float | None
+  finished: int
+  diverged: int
+  missing: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary(Generic[Tables]):
+  """What a study found; `summary.json` holds it.
+
+  Attributes:
+    study: kind of the study.
+    summary_line: the answer in one line.
+    machine: devices, cores and versions that the study ran on.
+    cost: what it spent.
+    tables: named tables of records; each kind of study has its own class.
+  """
+
+  study: str
+  summary_line: str
+  machine: dict[str, str]
+  cost: Cost
+  tables: Tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a call of `familial run` ended.
+
+  Attributes:
+    line: what to print.
+    failed: runs without a result.
+    total: number of runs of the study.
+    planned_only: whether the study stopped after its plan.
+  """
+
+  line: str
+  failed: tuple[str, ...] = ()
+  total: int = 0
+  planned_only: bool = False
+
+
+class Study(abc.ABC, Generic[Config, Tables]):
+  """A kind of study.
+
+  Attributes:
+    kind: value of the config key `kind` and of `study` in `plan.json`.
+    config_class: frozen dataclass of the config; its docstring documents the keys.
+    tables_class: frozen dataclass of the tables of `summary.json`.
+    free: sections of the config that may change once there are runs.
+    run_keys: keys of TrainConfig that the runs decide for themselves.
+    train_defaults: defaults of TrainConfig that this kind changes.
+  """
+
+  kind: ClassVar[str]
+  config_class: type[Config]
+  tables_class: type[Tables]
+  free: tuple[str, ...] = ('layout',)
+  run_keys: tuple[str, ...] = ()
+  train_defaults: Mapping[str, Any] = {}
+
+  def template(self) -> ml_collections.ConfigDict:
+    """Returns a config with every default; an experiment file sets the rest."""
+    return ml_collections.ConfigDict(
+      {
+        'kind': self.kind,
+        'title': '',
+        **schema.defaults(self.config_class),
+        'data': schema.defaults(data_config.DataConfig),
+        'model': {
+          **schema.defaults(model_config.ModelConfig, shapes.SHAPE_KEYS),
+          **shapes.RATIOS,
+        },
+        'train': {
+          **schema.defaults(train_config.TrainConfig, self.run_keys),
+          **self.train_defaults,
+        },
+        'layout': schema.defaults(train_config.LayoutConfig),
+      }
+    )
+
+  def read_config(self, values: Mapping[str, Any]) -> Config:
+    """Returns the typed config of a ConfigDict; refuses what it cannot be."""
+    return schema.read(
+      self.config_class, {k: v for k, v in values.items() if k != 'kind'}
+    )
+
+  @abc.abstractmethod
+  def runs(self, config: Config) -> list[train_config.RunConfig]:
+    """Returns the runs of a study; their names are unique."""
+
+  @abc.abstractmethod
+  def analyse(self, config: Config, results: Results) -> tuple[str, Tables]:
+    """Returns the answer in one line, and the tables that it rests on."""
+
+  def plan(
+    self, config: Config, runs: Sequence[train_config.RunConfig]
+  ) -> Mapping[str, Any]:
+    """Returns what `plan.json` holds beside the runs and their cost."""
+    del config, runs
+    return {}
+
+  def plan_lines(self, plan: Mapping[str, Any]) -> Iterable[str]:
+    """Yields what a printed plan says beside the runs and their cost."""
+    del plan
+    return ()
+
+  def affordable(
+    self,
+    config: Config,
+    runs: list[train_config.RunConfig],
+    speed: plan_lib.Speed,
+    workers: int,
+  ) -> list[train_config.RunConfig]:
+    """Returns the runs that a limit of time leaves; all of them by default."""
+    del config, speed, workers
+    return runs
+
+  def execute(
+    self,
+    config: Config,
+    runs: list[train_config.RunConfig],
+    workdir: pathlib.Path,
+    **how: Any,
+  ) -> list[str]:
+    """Trains the runs as `sweep.execute` does; returns those that failed."""
+    del config
+    return sweep.execute(runs, workdir, **how)
+
+  def summarise(self, config: Config, results: Results) -> Summary[Tables]:
+    """Returns the summary of a study's folder.
+
+    Raises:
+      UserError: if no run has finished.
+    """
+    if not results.finished:
+      raise errors.UserError(
+        f'{results.folder}: no run has finished; there is nothing to summarise'
+      )
+    line, tables = self.analyse(config, results)
+    return Summary(self.kind, line, machine(), cost_of(results), tables)
+
+  def read_summary(self, folder: str | os.PathLike[str]) -> Summary[Tables]:
+    """Reads `summary.json` back."""
+    values = storage.read_own(pathlib.Path(folder) / SUMMARY)
+    if 'tables' not in values:
+      raise errors.UserError(
+        f'{pathlib.Path(folder) / SUMMARY}: written by an earlier version, '
+        'without tables; `familial report` reads such a folder from its runs'
+      )
+    values.pop('schema', None)
+    tables = schema.read(self.tables_class, values.pop('tables'), 'tables')
+    return Summary(
+      tables=tables,
+      cost=schema.read(Cost, values.pop('cost'), 'cost'),
+      **values,
+    )
+
+
+def write_summary(
+  folder: str | os.PathLike[str], summary: Summary[Any]
+) -> None:
+  """Writes `summary.json`."""
+  storage.write_json(
+    pathlib.Path(folder) / SUMMARY,
+    {'schema': storage.SCHEMA, **schema.as_json(summary)},
+  )
+
+
+def cost_of(results: Results) -> Cost:
+  """Returns what the runs of a folder cost."""
+  status = [run.status for run in results.runs]
+  return Cost(
+    flops=sum(_own_flops(results.folder, run) for run in results.finished),
+    seconds=_seconds(results.run_folders()),
+    finished=len(results.finished),
+    diverged=status.count('diverged'),
+    missing=len(status) - status.count('finished') - status.count('diverged'),
+  )
+
+
+def _own_flops(folder: pathlib.Path, run: Run) -> float:
+  """Returns a run's FLOPs without those that its parent counts already."""
+  path = sweep.folder(folder, run.cell) / 'lineage.json'
+  lineage = storage.read_json(path) if path.exists() else {}
+  return float(run.flops - lineage.get('inherited_flops', 0.0))
+
+
+def _seconds(folders: Iterable[pathlib.Path]) -> float | None:
+  total = 0.0
+  for folder in folders:
+    progress = storage.read_rows(folder / run_folder.PROGRESS)
+    rows = storage.read_rows(folder / run_folder.ROWS)
+    if rows and progress:
+      # Absent where a run could not tell its part of a population's time.
+      if 'seconds_per_step' not in progress[-1]:
+        return None
+      total += rows[-1]['step'] * progress[-1]['seconds_per_step']
+  return total
+
+
+def machine() -> dict[str, str]:
+  """Returns devices, cores and versions of this machine."""
+  import jax
+
+  devices = jax.devices()
+  return {
+    'devices': f'{len(devices)} x {devices[0].device_kind}',
+    'cores': str(os.cpu_count()),
+    'system': f'{platform.system()} {platform.machine()}',
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+  }
