@@ -11,7 +11,8 @@ Variants:
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import isoflop
+from familial.studies import shapes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -31,7 +32,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
 
 
 def _base() -> ml_collections.ConfigDict:
-  config = templates.study_template()
+  config = isoflop.ISOFLOP.template()
   config.title = 'The law of familial models'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32
@@ -171,7 +172,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1e19 to 1e21 FLOPs on C4'
-  templates.at_scale(config)
+  shapes.at_scale(config)
   config.grid.budgets = (1e19, 1e20, 1e21)
   config.grid.shapes = (
     (768, 16, 12),

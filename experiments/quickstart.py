@@ -6,14 +6,14 @@ page. `familial_law.py` holds the studies that this one is a sketch of.
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import isoflop
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the study; there are no variants."""
   if arg:
     raise ValueError(f'variant {arg!r}: quickstart has none')
-  config = templates.study_template()
+  config = isoflop.ISOFLOP.template()
   config.title = 'Quick start: a familial sweep in minutes'
   config.data.update(corpus='python_source', seq_len=64)
   config.model.base_width = 32

@@ -1,9 +1,6 @@
 """`familial run`, `train`, `plan` and `report`."""
 
 import contextlib
-import importlib
-from typing import Any
-from typing import NamedTuple
 
 from absl import flags
 
@@ -74,58 +71,37 @@ def _define_beside(values: flags.FlagValues) -> None:
   )
 
 
-class _Study(NamedTuple):
-  """Where a kind of study is.
-
-  Attributes:
-    config: its reader in familial.config.
-    room: its module in familial.studies, with `run`.
-    cells: that with `build`; '' of one without runs of their own.
-  """
-
-  config: str
-  room: str
-  cells: str
-
-
-# By a key that only its config has.
-_STUDIES = {
-  'grid': _Study('study', 'isoflop', 'cells'),
-  'ways': _Study('families', 'families', 'families_cells'),
-  'horizon': _Study('allocation', 'allocation', 'allocation'),
-  'widths': _Study('depth', 'depth', 'depth'),
-  'probe_tokens': _Study('regimes', 'depth_regimes', 'depth_regimes'),
-  'studies': _Study('depth_toys', 'depth_toys', ''),
-}
-
-
-def _study(values: flags.FlagValues) -> _Study | None:
-  """Returns the kind of study that --config is of; None for a run's."""
-  return next((_STUDIES[key] for key in _STUDIES if key in values.config), None)
-
-
-def _room(name: str) -> Any:
-  return importlib.import_module(f'familial.studies.{name}')
-
-
 def _run(values: flags.FlagValues) -> str:
-  from familial.studies import templates
+  from familial.core import storage
+  from familial.report import page
+  from familial.studies import registry
+  from familial.studies import study as study_lib
 
-  kind = _study(values)
-  if kind is None:
+  study = registry.of_config(values.config)
+  if study is None:
     raise errors.UserError(
-      '--config: this is no study; a run is for familial train, and a replay for'
-      ' familial allocate'
+      '--config: this is not a study; a run is for familial train, and a replay '
+      'for familial allocate'
     )
-  line = _room(kind.room).run(
-    getattr(templates, kind.config)(values.config),
+  outcome = study.run(
+    study.read_config(values.config),
     values.workdir,
-    **{
-      name: values[name].value
-      for name in ('workers', 'plan_only', 'tensorboard', 'profile')
-    },
+    study_lib.Options(
+      values.workers, values.tensorboard, values.profile, values.plan_only
+    ),
   )
-  return str(line)
+  if outcome.planned_only:
+    return outcome.line
+  with storage.lock(values.workdir, wait=True):
+    path = page.write(values.workdir)
+  line = f'{outcome.line}\n{path}'
+  if outcome.failed:
+    print(line)
+    raise errors.Incomplete(
+      f'{len(outcome.failed)} of {outcome.total} cells failed; the same command '
+      'tries them again'
+    )
+  return line
 
 
 def _train(values: flags.FlagValues) -> str:
@@ -135,7 +111,7 @@ def _train(values: flags.FlagValues) -> str:
   from familial.training import loop
   from familial.training import processes
 
-  if _study(values) is not None:
+  if 'kind' in values.config:
     raise errors.UserError(
       "--config: this is a study's, for familial run; familial train takes one "
       f"run's, such as {_SINGLE}"
@@ -166,24 +142,25 @@ def _plan(values: flags.FlagValues) -> str:
   from familial.planning import pod
   from familial.planning import summary
   from familial.report import plan_page
-  from familial.studies import templates
+  from familial.studies import execution
+  from familial.studies import registry
   from familial.training import config as train_config
 
-  kind = _study(values)
-  if kind is None:
-    title, cells = 'One run', [train_config.read(values.config)]
-  elif not kind.cells:
+  study = registry.of_config(values.config)
+  if study is None:
+    title, runs = 'One run', [train_config.read(values.config)]
+  elif not isinstance(study, execution.TrainedStudy):
     raise errors.UserError(
-      '--config: toys are not planned for a pod; familial run --plan_only says '
-      'what they cost'
+      f'--config: a study of kind {study.kind} is not planned for a pod; '
+      'familial run --plan_only says what it costs'
     )
   else:
-    study = getattr(templates, kind.config)(values.config)
-    title, cells = study.title, _room(kind.cells).build(study)
+    config = study.read_config(values.config)
+    title, runs = config.title, study.runs(config)
   config_file = pathlib.Path(config_flags.get_config_filename(values['config']))
   name = f'{config_file.name.replace(".py", "")}_{values.topology}'
   folder = pathlib.Path(values.out or f'runs/plan_{name.replace(":", "_")}')
-  plan = pod.make(title, cells, values.topology, folder, values.workers)
+  plan = pod.make(title, runs, values.topology, folder, values.workers)
   print(summary.text(plan), flush=True)
   return f'{summary.headline(plan)}; wrote {plan_page.write(folder, plan)}'
 

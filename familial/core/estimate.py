@@ -106,6 +106,9 @@ class Estimate:
     shown = text.estimate(scaled.value, scaled.lo, scaled.hi, digits=digits)
     return f'{shown}{text.SPACE}%' if percent else shown
 
+  def __str__(self) -> str:
+    return format(self)
+
 
 def quantile(degrees: int, level: float = LEVEL) -> float:
   """Returns Student's two-sided quantile: an interval's half width in errors."""

@@ -1,5 +1,6 @@
 """Numbers as a person writes them: three digits, units, intervals."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import math
 
@@ -107,6 +108,28 @@ def duration(seconds: float | None) -> str:
   if hours < 48:
     return f'{hours} h {minutes} min'
   return f'{hours // 24} d {hours % 24} h'
+
+
+def table(
+  head: Sequence[str], rows: Iterable[Sequence[str]], align: str = 'l'
+) -> str:
+  """Returns a table for a terminal.
+
+  Args:
+    head: names of the columns.
+    rows: cells of each row.
+    align: `l` or `r` for each column; columns beyond its end are right-aligned.
+  """
+  every = [tuple(head), *map(tuple, rows)]
+  widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+  sides = align.ljust(len(widths), 'r')
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) if side == 'l' else cell.rjust(width)
+      for cell, width, side in zip(row, widths, sides, strict=True)
+    ).rstrip()
+    for row in every
+  )
 
 
 def count(number_of: int, noun: str, plural: str = '') -> str:

@@ -1,323 +1,868 @@
-"""Figures of the law: IsoFLOP curves, slices, residuals, exits."""
+"""Figures of an IsoFLOP study: exits beside dense models, the law, the controls."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
+from typing import Any
 
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+import altair as alt
 import numpy as np
 
 from familial.core import text
-from familial.laws import frontier
-from familial.laws import table as tables
-from familial.plots import style
-from familial.report import results as results_lib
+from familial.core.estimate import Estimate
+from familial.laws import definitions
+from familial.laws import record
+from familial.laws import table as tables_lib
+from familial.plots import theme
+from familial.studies import comparison
+from familial.studies import isoflop
+from familial.studies import study
 
-Figure = mpl_figure.Figure
-Predict = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-LOSS_NAMES = {
-  'final': "last exit's loss",
-  'mean': 'mean loss over exits',
-  'exit': 'loss of each exit',
+Runs = Sequence[study.Run]
+LOSS_TITLES = {
+  'final': 'Last exit',
+  'mean': 'Mean over exits',
+  'exit': 'Each exit',
 }
+PUBLISHED_GAMMA = 0.033  # of one summary of the paper, for the mean over exits
+_NATS = 'loss, nats per token (lower is better)'
+_FLOPS = 'training compute C, FLOPs'
+_MOST_SHAPES = 3  # panels of the exits' figure
+
+
+def _percent(log_ratio: float | None) -> float | None:
+  return None if log_ratio is None else 100 * math.expm1(log_ratio)
+
+
+def paired(tables: isoflop.Tables) -> theme.Chart:
+  """Draws families' loss over that of dense models of the same shape, by budget."""
+  granularities = sorted({row.exits for row in tables.paired_ratios})
+  shift = {
+    g: 1.13 ** (place - (len(granularities) - 1) / 2)
+    for place, g in enumerate(granularities)
+  }
+
+  def place(row: Any) -> float:
+    return row.budget * shift[row.exits]
+
+  means = [row for row in tables.paired_ratios if row.budget is not None]
+  if not means:  # One budget: the mean over all is that of the budget.
+    budget = tables.paired_blocks[0].budget
+    means = [
+      comparison.Ratio(r.loss, r.exits, budget, r.log_ratio, r.blocks)
+      for r in tables.paired_ratios
+    ]
+  rows = theme.flat(
+    means,
+    kind='mean of the shapes',
+    x=place,
+    over=lambda r: _percent(r.log_ratio.value),
+    over_lo=lambda r: _percent(r.log_ratio.lo),
+    over_hi=lambda r: _percent(r.log_ratio.hi),
+    panel=lambda r: LOSS_TITLES[r.loss],
+  )
+  rows += theme.flat(
+    tables.paired_blocks,
+    kind='one shape',
+    x=lambda r: place(r) * 1.04,
+    over=lambda r: _percent(r.log_ratio),
+    panel=lambda r: LOSS_TITLES[r.loss],
+  )
+  colour, shape = theme.granularity(granularities)
+  pick = theme.legend_filter('exits')
+  base = alt.Chart().encode(
+    x=alt.X('x:Q', title=_FLOPS, **theme.log_axis(r['x'] for r in rows)),
+    y=alt.Y('over:Q', title="loss over the dense model's, %"),
+    color=colour,
+    opacity=theme.shown(pick),
+  )
+  mean = base.transform_filter("datum.kind != 'one shape'")
+  tooltip = [
+    'kind:N',
+    'budget:Q',
+    'exits:O',
+    alt.Tooltip('over:Q', format='.2f'),
+  ]
+  layers = [
+    theme.reference(0),
+    base.transform_filter("datum.kind == 'one shape'")
+    .mark_point(size=16)
+    .encode(
+      tooltip=[*tooltip, 'width:Q', 'depth:Q'], opacity=theme.shown(pick, 0.45)
+    ),
+    mean.mark_line(),
+    mean.mark_rule().encode(y='over_lo:Q', y2='over_hi:Q'),
+    mean.mark_point().encode(shape=shape, tooltip=tooltip).add_params(pick),
+  ]
+  return theme.panels(
+    layers,
+    rows,
+    by='panel',
+    title='Families beside dense models of the same shape, at equal FLOPs',
+    size=(340, 230),
+  )
+
+
+def heat(tables: isoflop.Tables) -> theme.Chart:
+  """Draws the price of sharing as a heat map of G by budget."""
+  rows = theme.flat(
+    [r for r in tables.paired_ratios if r.loss == 'final'],
+    over=lambda r: _percent(r.log_ratio.value),
+    said=lambda r: f'{r.log_ratio.map(math.expm1):%}',
+    at=lambda r: 'all' if r.budget is None else text.scientific(r.budget),
+    sign=lambda r: r.log_ratio.sign,
+  )
+  x = alt.X('at:N', title=_FLOPS, sort=None, axis=alt.Axis(labelAngle=0))
+  base = alt.Chart().encode(x=x, y=alt.Y('exits:O', title='exits G'))
+  return theme.single(
+    [
+      base.mark_rect().encode(
+        color=alt.Color(
+          'over:Q',
+          title='last exit over dense, %',
+          scale=alt.Scale(scheme='redblue', domainMid=0, reverse=True),
+        ),
+        tooltip=['said:N', 'sign:N', 'blocks:Q'],
+      ),
+      base.mark_text(fontSize=11).encode(text='said:N'),
+    ],
+    rows,
+    title="Last exit's loss over the dense model's of the same shape",
+    size=(640, 34 * len({r['exits'] for r in rows})),
+  )
+
+
+def twins(tables: isoflop.Tables) -> theme.Chart:
+  """Draws each exit's loss over its dense twin's along the relative depth."""
+  rows = theme.flat(
+    tables.twins,
+    kind='one exit',
+    x=lambda r: r.layer / r.depth,
+    over=lambda r: _percent(r.log_ratio),
+  )
+  rows += theme.flat(
+    tables.twin_depths,
+    kind='mean of the shapes',
+    x=lambda r: r.layer / r.depth,
+    over=lambda r: _percent(r.log_ratio.value),
+    over_lo=lambda r: _percent(r.log_ratio.lo),
+    over_hi=lambda r: _percent(r.log_ratio.hi),
+  )
+  colour, shape = theme.granularity(row.exits for row in tables.twins)
+  pick = theme.legend_filter('exits')
+  base = alt.Chart().encode(
+    x=alt.X(
+      'x:Q',
+      title='layer of the exit over depth',
+      scale=alt.Scale(domain=[0, 1.02]),
+    ),
+    y=alt.Y('over:Q', title="loss over the twin's, %"),
+    color=colour,
+    opacity=theme.shown(pick),
+  )
+  mean = base.transform_filter("datum.kind != 'one exit'")
+  tooltip = ['exits:O', 'layer:Q', alt.Tooltip('over:Q', format='.2f')]
+  return theme.single(
+    [
+      theme.reference(0),
+      base.transform_filter("datum.kind == 'one exit'")
+      .mark_point(size=18)
+      .encode(
+        opacity=theme.shown(pick, 0.5),
+        tooltip=[*tooltip, 'width:Q', 'loss_exit:Q', 'loss_twin:Q', 'seeds:Q'],
+      ),
+      mean.mark_line(),
+      mean.mark_rule().encode(y='over_lo:Q', y2='over_hi:Q'),
+      mean.mark_point().encode(shape=shape, tooltip=tooltip).add_params(pick),
+    ],
+    rows,
+    title='Each exit beside a dense model of its exact shape, at equal FLOPs',
+  )
+
+
+def curves(
+  runs: Runs, minima: Iterable[comparison.Minimum], loss: str
+) -> theme.Chart:
+  """Draws IsoFLOP curves: loss against N by G, a panel for each budget.
+
+  Args:
+    runs: finished runs.
+    minima: of all losses; a fitted parabola is drawn where its minimum lies
+      inside the sampled sizes.
+    loss: `final` or `mean`.
+  """
+  rows: list[dict[str, Any]] = []
+  grid = sorted(
+    (run for run in runs if run.arm in definitions.GRID),
+    key=lambda run: run.budget,
+  )
+  for run in grid:
+    rows.append(
+      {
+        **_identity(run),
+        'kind': 'run' if run.arm == 'grid' else 'other seed',
+        'loss': run.loss(loss),
+        'panel': _budget(run.budget),
+      }
+    )
+  for low in minima:
+    if low.loss != loss:
+      continue
+    at = {'exits': low.exits, 'panel': _budget(low.budget)}
+    kind = 'minimum' if low.interior else 'lowest run'
+    rows.append({**at, 'kind': kind, 'N': low.n_opt, 'loss': low.minimum})
+    if low.interior:
+      sizes = [
+        run.params_full
+        for run in grid
+        if (run.budget, run.exits) == (low.budget, low.exits)
+      ]
+      along = np.geomspace(min(sizes), max(sizes), 40)
+      rows += [
+        {**at, 'kind': 'parabola', 'N': float(n), 'loss': float(value)}
+        for n, value in zip(along, low.curve(along), strict=True)
+      ]
+  colour, shape = theme.granularity(run.exits for run in grid)
+  pick = theme.legend_filter('exits')
+  base = alt.Chart().encode(
+    x=alt.X(
+      'N:Q', title='parameters N', **theme.log_axis(r['N'] for r in rows)
+    ),
+    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=12)),
+    color=colour,
+    opacity=theme.shown(pick),
+  )
+
+  def of(kind: str) -> alt.Chart:
+    return base.transform_filter(f"datum.kind == '{kind}'")
+
+  tooltip = _TOOLTIP
+  layers = [
+    of('parabola').mark_line(strokeWidth=1.4),
+    of('other seed').mark_point(filled=False, size=26).encode(tooltip=tooltip),
+    of('run')
+    .mark_point(size=45)
+    .encode(shape=shape, tooltip=tooltip, href='folder:N'),
+    of('lowest run').mark_point(filled=False, size=180, shape='circle'),
+    of('minimum')
+    .mark_point(size=150, shape=_STAR)
+    .encode(tooltip=['exits:O', 'N:Q', 'loss:Q'])
+    .add_params(pick),
+  ]
+  return theme.panels(
+    layers,
+    rows,
+    by='panel',
+    title=f'IsoFLOP curves, {LOSS_TITLES[loss].lower()} (star: fitted minimum;'
+    ' circle: lowest run, no minimum inside)',
+    independent=('y',),
+  )
+
+
+_STAR = (
+  'M0,-1L0.23,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12'
+  'L-0.95,-0.31L-0.23,-0.31Z'
+)
+_TOOLTIP = [
+  'cell:N',
+  alt.Tooltip('N:Q', format='.4s'),
+  alt.Tooltip('D:Q', format='.4s'),
+  alt.Tooltip('exits:O', title='G'),
+  alt.Tooltip('loss:Q', format='.4f'),
+]
+
+
+def _identity(run: study.Run) -> dict[str, Any]:
+  """Returns what hovering over a run shows, and the link to its folder."""
+  return {
+    'cell': run.cell,
+    'folder': f'../cells/{run.cell}',
+    'N': run.params_full,
+    'D': run.tokens,
+    'C': run.flops,
+    'exits': run.exits,
+  }
+
+
+def _budget(budget: float) -> str:
+  return f'C = {text.scientific(budget)} FLOPs'
+
+
+def exits(runs: Runs, twins_: Sequence[comparison.Twin]) -> theme.Chart:
+  """Draws the loss at every exit against its layer, for up to three shapes.
+
+  Budgets with dense twins come first. Of a budget's shapes, one with twins is
+  shown, else one with most values of G, else that of the lowest loss.
+  """
+  with_twin = {(r.budget, r.width, r.depth) for r in twins_}
+  chosen = []
+  grid = [run for run in runs if run.arm == 'grid']
+  for budget in sorted({run.budget for run in grid}):
+    by_shape: dict[tuple[int, int], list[study.Run]] = {}
+    for run in grid:
+      if run.budget == budget:
+        by_shape.setdefault((run.width, run.depth), []).append(run)
+    shape, group = min(
+      by_shape.items(),
+      key=lambda item: (
+        (budget, *item[0]) not in with_twin,
+        -len({run.exits for run in item[1]}),
+        min(run.loss('final') for run in item[1]),
+      ),
+    )
+    chosen.append(((budget, *shape), group))
+  first = _spread([c for c in chosen if c[0] in with_twin], _MOST_SHAPES)
+  others = [c for c in chosen if c[0] not in with_twin]
+  shown = first + _spread(others, _MOST_SHAPES - len(first))
+  rows = []
+  for (budget, width, depth), group in sorted(shown, key=lambda c: c[0]):
+    panel = f'{_budget(budget)}, {width} wide'
+    for run in group:
+      rows += [
+        {**_identity(run), 'layer': row['layer'], 'loss': row['loss'],
+         'panel': panel, 'kind': 'exit'}
+        for row in run.rows
+      ]  # fmt: skip
+    rows += [
+      {'layer': r.layer, 'loss': r.loss_twin, 'panel': panel, 'kind': 'twin'}
+      for r in {
+        r.layer: r
+        for r in twins_
+        if (r.budget, r.width, r.depth) == (budget, width, depth)
+      }.values()
+    ]
+  colour, shape_by = theme.granularity(r['exits'] for r in rows if 'exits' in r)
+  pick = theme.legend_filter('exits')
+  base = alt.Chart().encode(
+    x=alt.X('layer:Q', title='layer of the exit', axis=alt.Axis(tickMinStep=1)),
+    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=12)),
+  )
+  of_exits = base.transform_filter("datum.kind == 'exit'").encode(
+    color=colour, opacity=theme.shown(pick)
+  )
+  layers = [
+    of_exits.mark_line(),
+    of_exits.mark_point()
+    .encode(shape=shape_by, tooltip=_TOOLTIP)
+    .add_params(pick),
+    base.transform_filter("datum.kind == 'twin'")
+    .mark_point(shape='diamond', size=70, filled=False, color=theme.RULE)
+    .encode(tooltip=['layer:Q', alt.Tooltip('loss:Q', format='.4f')]),
+  ]
+  title = 'Loss at every exit'
+  if with_twin:
+    title += ' (hollow diamond: dense twin of the same shape and budget)'
+  return theme.panels(layers, rows, by='panel', title=title, independent=('y',))
+
+
+def _spread(items: list[Any], most: int) -> list[Any]:
+  """Returns at most so many items, from the first to the last."""
+  picks = np.linspace(0, len(items) - 1, min(len(items), most))
+  return [items[round(pick)] for pick in picks]
+
+
+def gamma(tables: isoflop.Tables) -> theme.Chart:
+  """Draws every estimate of gamma with its interval, measured ones first."""
+  rows: list[dict[str, Any]] = []
+  equal = {'flops': 'equal FLOPs', 'tokens': 'equal N and D'}
+  for row in tables.paired_gamma:
+    if row.budget is None:
+      name = f'{LOSS_TITLES[row.loss]}: same shape, {equal[row.equal]}'
+      rows.append(_estimate(name, row.gamma, LOSS_TITLES[row.loss], False))
+  for twin in tables.twin_gamma[:1]:
+    rows.append(
+      _estimate('Each exit: dense twins', twin.gamma, 'Each exit', False)
+    )
+  for fit in tables.gamma:
+    rows.append(
+      {
+        **_estimate(
+          f'{LOSS_TITLES[fit.loss]}: {form_name(fit.form)} form',
+          fit.gamma,
+          LOSS_TITLES[fit.loss],
+          bool(fit.flags),
+        ),
+        'profile_lo': fit.profile_lo,
+        'profile_hi': fit.profile_hi,
+        'flags': '; '.join(fit.flags),
+      }
+    )
+  return forest(
+    rows,
+    title='Exponent of G under every definition of the loss and every form',
+    axis='gamma (line: 95 % interval; band: by profile; hollow: flagged;'
+    f' dashed: published {PUBLISHED_GAMMA})',
+    dashed=PUBLISHED_GAMMA,
+  )
+
+
+def _estimate(
+  name: str, value: Any, group: str, flagged: bool
+) -> dict[str, Any]:
+  return {
+    'name': name,
+    'value': value.value,
+    'lo': value.lo,
+    'hi': value.hi,
+    'said': f'{value}',
+    'group': group,
+    'flagged': flagged,
+  }
+
+
+def forest(
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  title: str,
+  axis: str,
+  dashed: float | None = None,
+) -> theme.Chart:
+  """Draws estimates below one another.
+
+  Args:
+    rows: `name`, `value`, `lo`, `hi`, `said` (the estimate as text), `group`
+      (colour), `flagged` (hollow), and perhaps `profile_lo`, `profile_hi`.
+    title: of the figure.
+    axis: title of the axis.
+    dashed: value of a dashed reference line.
+  """
+  colour, _ = theme.category('group', [row['group'] for row in rows])
+  names = [row['name'] for row in rows]
+  base = alt.Chart().encode(
+    y=alt.Y(
+      'name:N',
+      sort=names,
+      title=None,
+      axis=alt.Axis(labelLimit=330, grid=False),
+    ),
+    color=colour,
+  )
+  x = alt.X('value:Q', title=axis)
+  pick = theme.legend_filter('group')
+  point = base.encode(
+    x=x, opacity=theme.shown(pick), tooltip=['name:N', 'said:N', 'flags:N']
+  )
+  layers = [
+    theme.reference(0, 'x'),
+    base.mark_bar(height=9, opacity=0.25).encode(
+      x=alt.X('profile_lo:Q', title=axis), x2='profile_hi:Q'
+    ),
+    base.mark_rule(strokeWidth=2).encode(
+      x=alt.X('lo:Q', title=axis), x2='hi:Q', opacity=theme.shown(pick)
+    ),
+    point.transform_filter('!datum.flagged')
+    .mark_point(size=70)
+    .add_params(pick),
+    point.transform_filter('datum.flagged').mark_point(
+      size=70, filled=False, fill='white', strokeWidth=2
+    ),
+    alt.Chart()
+    .mark_text(align='left', fontSize=11, color=theme.RULE)
+    .encode(y=alt.Y('name:N', sort=names), x=alt.value('width'), text='said:N'),
+  ]
+  layers[-1] = layers[-1].transform_calculate(said="'  ' + datum.said")
+  if dashed is not None:
+    layers.insert(0, theme.reference(dashed, 'x', dashed=True))
+  return theme.single(layers, rows, title=title, size=(430, 26 * len(rows)))
+
+
+def form_name(form: str) -> str:
+  """Returns how figures and pages name a form."""
+  names = {'dense_null': 'null (gamma = 0)'}
+  return names.get(form, form.removeprefix('familial_').replace('_', ' '))
 
 
 @dataclasses.dataclass(frozen=True)
-class ExitCurves:
-  """Losses along the layers of one shape at one budget.
+class Constant:
+  """A constant of a fitted law."""
+
+  name: str
+  value: Estimate
+  identified: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+  """The law of one loss in the form of lowest AIC, and the rows it was fitted to.
 
   Attributes:
-    by_g: (layers, losses) of the exits, by G.
-    twins: (layer, loss) of dense models of an exit's exact shape.
+    law: as read from `fit.json`.
+    table: rows of the fit.
+    constants: of the law.
+    spread: standard deviation of its residuals in log loss.
+    noise: standard deviation of log loss between seeds; None if unknown.
   """
 
-  budget: float
-  width: int
-  depth: int
-  by_g: Mapping[int, tuple[Sequence[int], Sequence[float]]]
-  twins: Sequence[tuple[int, float]] = ()
+  law: record.Law
+  table: tables_lib.Table
+  constants: tuple[Constant, ...]
+  spread: float
+  noise: float | None
 
 
-@style.drawn
-def isoflop(
-  runs: Sequence[results_lib.Run],
-  minima: Mapping[tuple[float, int], frontier.Minimum],
-  loss: str,
-) -> Figure:
-  """Draws loss against size by G, a panel a budget, with fitted minima.
-
-  Args:
-    runs: finished ones, of the grid and its repeats with other seeds.
-    minima: by (budget, G).
-    loss: `final` or `mean`.
-  """
-  budgets = sorted({budget for budget, _ in minima})
-  figure, axes = style.panels(
-    len(budgets), f'IsoFLOP curves: {LOSS_NAMES[loss]}'
-  )
-  for ax, budget in zip(axes, budgets, strict=True):
-    here = [run for run in runs if run.budget == budget]
-    for (at, g), low in minima.items():
-      if at == budget:
-        _isoflop_curve(
-          ax, [run for run in here if run.exits == g], low, loss, g
+def laws(results: study.Results, tables: isoflop.Tables) -> dict[str, Fitted]:
+  """Returns the law of each loss that was fitted with an exponent of G."""
+  found = {}
+  rows = [row for run in results.finished for row in run.rows]
+  for loss in isoflop.LOSSES:
+    fits = [row for row in tables.gamma if row.loss == loss]
+    best = min(fits, key=lambda row: row.aic_behind or 0.0, default=None)
+    if best is None:
+      continue
+    path = results.folder / 'fits' / loss / best.form / 'fit.json'
+    law_ = record.load(path)
+    arms = law_.record['table']['filters'].get('arms')
+    table = tables_lib.from_rows(rows, loss, arms=arms, mix_corpora=True)
+    left = np.log(table.columns['loss'] / law_.predict(table.columns))
+    found[loss] = Fitted(
+      law_,
+      table,
+      tuple(
+        Constant(
+          name,
+          isoflop.constant(law_, name),
+          law_.record['identified'].get(name, True),
         )
-    style.log_axis(ax.xaxis, [run.params_full for run in here], pad=0.1)
-    ax.set_xlabel('parameters N')
-    ax.set_title(f'C = {text.scientific(budget)} FLOPs')
-    _pad_y(ax)
-  style.label_y(axes, 'loss, nats per token')
-  style.legend(figure, axes)
-  return figure
+        for name in law_.params
+      ),
+      float(left.std()),
+      getattr(tables.noise[0], loss) if tables.noise else None,
+    )
+  return found
 
 
-@style.drawn
-def slices(
-  points: tables.Table,
-  predict: Predict,
-  band: tuple[Predict, Predict] | None,
-  title: str,
-) -> Figure:
-  """Draws loss against N, D and G with the law through the points.
-
-  Each point is moved along the law to the panel's reference values of the other
-  two columns, so its distance from the line is its own residual.
+def profile(fits: Mapping[str, Fitted]) -> theme.Chart:
+  """Draws the deviance of the refitted law against the value gamma is held at.
 
   Args:
-    points: what the law was fitted to.
-    predict: the law: columns to loss.
-    band: the law at both ends of gamma's interval; None for none.
+    fits: by loss.
+  """
+  rows, cutoff = [], 0.0
+  for loss, fit in fits.items():
+    name = f'{LOSS_TITLES[loss]}, {form_name(fit.law.form.name)}'
+    found = fit.law.record['profile']['gamma']
+    cutoff = max(cutoff, found['cutoff'])
+    rows += [
+      {'name': name, 'gamma': value, 'deviance': deviance}
+      for value, deviance in zip(
+        found['values'], found['deviance'], strict=True
+      )
+      if deviance is not None
+    ]
+  top = 4 * cutoff
+  colour, _ = theme.category('name', [row['name'] for row in rows])
+  base = alt.Chart().encode(
+    x=alt.X('gamma:Q', title='gamma, held; all other constants refitted'),
+    color=colour,
+  )
+  layers = [
+    theme.reference(cutoff, dashed=True),
+    theme.reference(0, 'x'),
+    base.transform_filter(f'datum.deviance <= {top}')
+    .mark_line()
+    .encode(y=alt.Y('deviance:Q', title='deviance (dashed: 95 % cut-off)')),
+  ]
+  return theme.single(layers, rows, title='Profile of gamma')
+
+
+def law(law_: record.Law, table: tables_lib.Table, title: str) -> theme.Chart:
+  """Draws loss against N, D and G with a law through it.
+
+  Each point is moved along the law to the panel's values of the other two
+  columns, so that its distance from the line is its own residual.
+
+  Args:
+    law_: of N, D and G.
+    table: rows that it was fitted to.
     title: of the figure.
   """
-  columns = points.columns
+  columns = table.columns
   middle = {
     'N': float(np.exp(np.mean(np.log(columns['N'])))),
     'D': float(np.exp(np.mean(np.log(columns['D'])))),
     'G': float(columns['G'].min()),
   }
-  ratio = columns['loss'] / predict(columns)
-  figure, axes = style.panels(3, title, height=3.0)
-  for ax, name in zip(axes, ('N', 'D', 'G'), strict=True):
+  ratio = columns['loss'] / law_.predict(columns)
+  interval = law_.record.get('bootstrap', {}).get('gamma') or {}
+  names = {'N': 'parameters N', 'D': 'tokens D', 'G': 'exits G'}
+  colour, shape = theme.granularity(columns['G'])
+  pick = theme.legend_filter('exits')
+  charts: list[Any] = []
+  for name, label in names.items():
+    x, others = columns[name], [key for key in names if key != name]
     held = {
-      key: columns[key] if key == name else np.full_like(columns[key], value)
-      for key, value in middle.items()
+      key: x if key == name else np.full_like(x, middle[key]) for key in names
     }
-    moved = ratio * predict(held)
-    x = columns[name]
-    if name == 'G':  # side by side, so that no point hides another
-      x = x * np.exp(np.linspace(-0.12, 0.12, len(x)))
-    for g in np.unique(columns['G']):
-      of_g = columns['G'] == g
-      ax.scatter(
-        x[of_g],
-        moved[of_g],
-        s=20,
-        color=style.colour(g),
-        marker=style.marker(g),
-        alpha=0.8,
-        linewidths=0,
-        label=style.name_of(g),
-      )
-    along = np.geomspace(columns[name].min(), columns[name].max(), 100)
+    moved = ratio * law_.predict(held)
+    along = np.geomspace(x.min(), x.max(), 40)
     line = {
-      key: along if key == name else np.full_like(along, value)
-      for key, value in middle.items()
+      key: along if key == name else np.full_like(along, middle[key])
+      for key in names
     }
-    ax.plot(along, predict(line), color='black', lw=1.4, label='fitted law')
-    if band is not None and name == 'G':
-      low, high = (end(line) for end in band)
-      ax.fill_between(
-        along, low, high, color='black', alpha=0.12, lw=0, label='interval of γ'
+    spread = np.ones_like(x)
+    if name == 'G':  # Side by side, so that no point hides another.
+      spread = np.exp(np.linspace(-0.12, 0.12, len(x)))
+    rows: list[dict[str, Any]] = [
+      {'x': float(a), 'loss': float(b), 'exits': int(g), 'run': str(run),
+       'kind': 'run'}
+      for a, b, g, run in zip(
+        x * spread, moved, columns['G'], table.run, strict=True
       )
-    others = [
-      f'{key} = {text.amount(value)}'
-      for key, value in middle.items()
-      if key != name
+    ]  # fmt: skip
+    rows += [
+      {'x': float(a), 'loss': float(b), 'kind': 'law'}
+      for a, b in zip(along, law_.predict(line), strict=True)
     ]
-    ax.set_title(f'at {", ".join(others)}', fontweight='normal')
+    if name == 'G' and interval.get('lo') is not None:
+      ends = [
+        law_.form.predict({**law_.params, 'gamma': interval[end]}, line)
+        for end in ('lo', 'hi')
+      ]
+      rows += [
+        {'x': float(a), 'low': float(lo), 'high': float(hi), 'kind': 'band'}
+        for a, lo, hi in zip(along, *ends, strict=True)
+      ]
+    axis = theme.log_axis(row['x'] for row in rows)
     if name == 'G':
-      style.g_axis(ax, columns['G'])
-    else:
-      style.log_axis(ax.xaxis, columns[name])
-      ax.set_xlabel('parameters N' if name == 'N' else 'tokens D')
-  axes[0].set_ylabel('loss, nats per token')
-  style.legend(figure, axes)
-  return figure
-
-
-@style.drawn
-def exits(curves: Sequence[ExitCurves]) -> Figure:
-  """Draws loss against the exit's layer by G, a panel a shape."""
-  figure, axes = style.panels(len(curves), 'Loss at every exit', height=3.0)
-  for ax, curve in zip(axes, curves, strict=True):
-    for g, (layers, losses) in sorted(curve.by_g.items()):
-      if g == 1:
-        ax.axhline(losses[-1], color=style.colour(1), ls=':', lw=1)
-      ax.plot(
-        layers,
-        losses,
-        color=style.colour(g),
-        marker=style.marker(g),
-        label=style.name_of(g),
+      ticks = sorted({int(g) for g in columns['G']})
+      axis['axis'] = alt.Axis(values=ticks, format='d')
+    base = alt.Chart().encode(x=alt.X('x:Q', title=label, **axis))
+    y = alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=8))
+    layers = [
+      base.transform_filter("datum.kind == 'band'")
+      .mark_area(opacity=0.2, color=theme.RULE)
+      .encode(y=alt.Y('low:Q', title=_NATS), y2='high:Q'),
+      base.transform_filter("datum.kind == 'run'")
+      .mark_point(size=28)
+      .encode(
+        y=y,
+        color=colour,
+        shape=shape,
+        opacity=theme.shown(pick),
+        tooltip=['run:N', 'exits:O', alt.Tooltip('loss:Q', format='.4f')],
+      ),
+      base.transform_filter("datum.kind == 'law'")
+      .mark_line(color=theme.RULE)
+      .encode(y=y),
+    ]
+    at = ', '.join(f'{key} = {text.amount(middle[key])}' for key in others)
+    if not charts:
+      layers[1] = layers[1].add_params(pick)
+    charts.append(
+      alt.layer(*layers, data=theme.data(rows)).properties(
+        width=theme.PANEL[0], height=theme.PANEL[1], title=f'at {at}'
       )
-    if curve.twins:
-      layers, losses = zip(*sorted(curve.twins), strict=True)
-      ax.scatter(
-        layers,
-        losses,
-        marker='d',
-        s=42,
-        facecolors='white',
-        edgecolors='black',
-        linewidths=1.2,
-        zorder=3,
-        label='dense twin: the same shape and budget, alone',
-      )
-    style.layer_axis(ax, curve.depth)
-    ax.set_title(
-      f'C = {text.scientific(curve.budget)}\n'
-      f'{curve.width} wide, {curve.depth} deep'
     )
-  style.label_y(axes, 'loss, nats per token')
-  style.legend(figure, axes)
-  return figure
+  return alt.concat(*charts, columns=3, title=title)
 
 
-@style.drawn
 def residuals(
-  points: tables.Table,
-  predict: Predict,
+  law_: record.Law,
+  table: tables_lib.Table,
   noise: float | None,
   title: str,
-) -> Figure:
-  """Draws residuals of log loss against N, D and G, coloured by budget.
-
-  And against the layer, where the table has several.
+) -> theme.Chart:
+  """Draws residuals of log loss against N, D, G and layer, coloured by budget.
 
   Args:
-    points: what the law was fitted to.
-    predict: the law.
-    noise: standard deviation of log loss between seeds, None if not measured.
+    law_: the law.
+    table: rows that it was fitted to.
+    noise: standard deviation of log loss between seeds, drawn as a band; None
+      if it was not measured.
     title: of the figure.
   """
-  columns = points.columns
-  left = 100 * np.log(columns['loss'] / predict(columns))
-  shades = style.budget_colours(columns['budget'])
+  columns = table.columns
+  left = 100 * np.log(columns['loss'] / law_.predict(columns))
   labels = {'N': 'parameters N', 'D': 'tokens D', 'G': 'exits G'}
   if len(np.unique(columns['layer'])) > 1:
-    labels['layer'] = "layer of the exit, or a dense model's depth"
-  figure, axes = style.panels(len(labels), title)
-  for ax, (name, label) in zip(axes, labels.items(), strict=True):
-    if noise is not None:
-      ax.axhspan(
-        -100 * noise,
-        100 * noise,
-        color='#dddddd',
-        lw=0,
-        label='± noise between seeds',
-        zorder=0,
-      )
-    ax.axhline(0, color='black', lw=1)
+    labels['layer'] = 'layer of the exit (depth if dense)'
+  budgets = sorted({float(b) for b in columns['budget']})
+  names = [text.scientific(budget) for budget in budgets]
+  colour = alt.Color(
+    'budget:N',
+    title=_FLOPS,
+    sort=names,
+    scale=alt.Scale(domain=names, scheme='viridis'),
+  )
+  pick = theme.legend_filter('budget')
+  charts: list[Any] = []
+  for name, label in labels.items():
     x = columns[name]
     if name in ('G', 'layer'):
       x = x * np.exp(np.linspace(-0.12, 0.12, len(x)))
-    dense = columns['G'] == 1
-    for budget, shade in shades.items():
-      here = columns['budget'] == budget
-      ax.scatter(
-        x[here & ~dense],
-        left[here & ~dense],
-        s=20,
-        color=shade,
-        linewidths=0,
-        alpha=0.85,
-        label=f'C = {text.scientific(budget)}',
+    rows: list[dict[str, Any]] = [
+      {'x': float(a), 'residual': float(b), 'budget': text.scientific(c),
+       'exits': int(g), 'dense': bool(g == 1), 'run': str(run)}
+      for a, b, c, g, run in zip(
+        x, left, columns['budget'], columns['G'], table.run, strict=True
       )
-    ax.scatter(
-      x[dense],
-      left[dense],
-      s=22,
-      facecolors='white',
-      edgecolors=[shades[budget] for budget in columns['budget'][dense]],
-      linewidths=1.2,
-      label='hollow: dense',
-      zorder=3,
+    ]  # fmt: skip
+    base = alt.Chart().encode(
+      x=alt.X('x:Q', title=label, **theme.log_axis(x)),
+      y=alt.Y('residual:Q', title='residual of log loss, %'),
+      color=colour,
+      opacity=theme.shown(pick),
+      tooltip=['run:N', 'exits:O', alt.Tooltip('residual:Q', format='.2f')],
     )
-    if name in ('G', 'layer'):
-      style.g_axis(ax, columns[name])
-    else:
-      style.log_axis(ax.xaxis, columns[name])
-    ax.set_xlabel(label)
-  style.label_y(axes, 'residual of log loss, %')
-  style.legend(figure, axes)
-  return figure
+    layers = [
+      theme.reference(0),
+      base.transform_filter('!datum.dense').mark_point(size=26),
+      base.transform_filter('datum.dense').mark_point(size=30, filled=False),
+    ]
+    if not charts:
+      layers[1] = layers[1].add_params(pick)
+    if noise is not None:
+      layers.insert(0, theme.band(-100 * noise, 100 * noise))
+    charts.append(
+      alt.layer(*layers, data=theme.data(rows)).properties(
+        width=theme.PANEL[0], height=theme.PANEL[1]
+      )
+    )
+  shown = f'{title} (hollow: dense'
+  shown += '' if noise is None else '; band: noise between seeds'
+  return alt.concat(*charts, columns=3, title=f'{shown})')
 
 
-def _isoflop_curve(
-  ax: mpl_axes.Axes,
-  runs: Sequence[results_lib.Run],
-  low: frontier.Minimum,
-  loss: str,
-  g: int,
-) -> None:
-  shade = style.colour(g)
-  grid = sorted(
-    (run for run in runs if run.arm == 'grid'), key=lambda run: run.params_full
+def leverage(tables: isoflop.Tables) -> theme.Chart:
+  """Draws Efficiency Leverage by budget and G; arrows stand for infinity."""
+  rows_ = tables.leverage
+  finite = [r.leverage for r in rows_ if r.leverage is not None] or [1.0]
+  top = 2.0 * max(*finite, 1.0)
+  order = sorted({row.exits for row in rows_})
+  shift = {g: 1.13 ** (i - (len(order) - 1) / 2) for i, g in enumerate(order)}
+  rows = theme.flat(
+    rows_,
+    x=lambda r: r.budget * shift[r.exits],
+    shown=lambda r: top if r.infinite else r.leverage,
+    hi_shown=lambda r: top if r.hi is None else min(r.hi, top),
+    clipped=lambda r: r.lo is not None and (r.hi is None or r.hi > top),
   )
-  sizes = np.array([run.params_full for run in grid])
-  ax.plot(
-    sizes,
-    [getattr(run, loss) for run in grid],
-    color=shade,
-    marker=style.marker(g),
-    ls='none' if low.interior else ':',
-    lw=1,
-    label=style.name_of(g),
+  colour, shape = theme.granularity(order)
+  pick = theme.legend_filter('exits')
+  values = [*finite, top, *(r.lo for r in rows_ if r.lo), 0.8]
+  base = alt.Chart().encode(
+    x=alt.X('x:Q', title=_FLOPS, **theme.log_axis(r['x'] for r in rows)),
+    color=colour,
+    opacity=theme.shown(pick),
   )
-  repeats = [run for run in runs if run.arm != 'grid']
-  if repeats:
-    ax.scatter(
-      [run.params_full for run in repeats],
-      [getattr(run, loss) for run in repeats],
-      s=16,
-      facecolors='none',
-      edgecolors=shade,
-      linewidths=0.8,
-      alpha=0.7,
-      label='other seeds',
-    )
-  if low.interior:
-    along = np.geomspace(sizes.min(), sizes.max(), 100)
-    ax.plot(along, low.curve(along), color=shade, lw=1.4)
-    ax.plot(
-      [low.n_opt],
-      [low.loss],
-      marker='*',
-      ms=13,
-      color=shade,
-      ls='none',
-      markeredgecolor='white',
-      markeredgewidth=0.9,
-      zorder=4,
-      label='fitted minimum',
-    )
-  else:
-    ax.plot(
-      [low.n_opt],
-      [low.loss],
-      marker='o',
-      ms=12,
-      ls='none',
-      markerfacecolor='none',
-      markeredgecolor=shade,
-      zorder=4,
-      label='lowest run, no minimum inside',
-    )
+  y = alt.Y(
+    'shown:Q',
+    title='Efficiency Leverage (above 1, sharing pays)',
+    **theme.log_axis(values),
+  )
+  tooltip = ['run:N', 'exits:O', 'leverage:Q', 'lo:Q', 'hi:Q', 'unreachable:Q']
+  return theme.single(
+    [
+      theme.reference(1),
+      base.mark_rule(strokeWidth=1).encode(
+        y='lo:Q', y2='hi_shown:Q',
+        opacity=theme.shown(pick, 0.35),
+      ),
+      base.transform_filter('datum.clipped')
+      .mark_point(shape='triangle-up', size=22)
+      .encode(y='hi_shown:Q', opacity=theme.shown(pick, 0.35)),
+      base.transform_filter('!datum.infinite')
+      .mark_point()
+      .encode(y=y, shape=shape, tooltip=tooltip)
+      .add_params(pick),
+      base.transform_filter('datum.infinite')
+      .mark_point(shape='arrow', size=160)
+      .encode(y=y, tooltip=tooltip),
+    ],
+    rows,
+    title='Efficiency Leverage (arrow: infinite; small triangle: the interval goes on)',
+  )  # fmt: skip
 
 
-def _pad_y(ax: mpl_axes.Axes) -> None:
-  ax.margins(y=0.12)
-  ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
+def weighting(tables: isoflop.Tables) -> theme.Chart:
+  """Draws each exit's loss by layer under each weighting, a panel for each G."""
+  rows = theme.flat(
+    tables.weighting,
+    panel=lambda r: f'{_budget(r.budget)}, G = {r.exits}',
+    weighting=lambda r: r.weighting.replace('_', ' '),
+  )
+  return _by_layer(
+    rows,
+    'weighting',
+    "Weights of the exits' losses",
+    sorted({r['weighting'] for r in rows}),
+  )
+
+
+def frozen(tables: isoflop.Tables) -> theme.Chart:
+  """Draws exits on a frozen dense trunk beside exits trained jointly."""
+  rows = theme.flat(
+    tables.frozen,
+    trained='on a frozen trunk',
+    panel=lambda r: f'{r.exit_kind}, {_budget(r.flops)}',
+  )
+  rows += theme.flat(
+    [r for r in tables.frozen if r.loss_joint is not None],
+    trained='jointly',
+    loss=lambda r: r.loss_joint,
+    panel=lambda r: f'{r.exit_kind}, {_budget(r.flops)}',
+  )
+  return _by_layer(
+    rows, 'trained', 'Exits on a frozen dense trunk, and trained jointly',
+    ['jointly', 'on a frozen trunk'],
+  )  # fmt: skip
+
+
+def _by_layer(
+  rows: Sequence[Mapping[str, Any]], field: str, title: str, names: list[str]
+) -> theme.Chart:
+  colour, shape = theme.category(field, names)
+  pick = theme.legend_filter(field)
+  base = alt.Chart().encode(
+    x=alt.X('layer:Q', title='layer of the exit', axis=alt.Axis(tickMinStep=1)),
+    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=12)),
+    color=colour,
+    opacity=theme.shown(pick),
+  )
+  layers = [
+    base.mark_line(),
+    base.mark_point()
+    .encode(
+      shape=shape,
+      tooltip=[f'{field}:N', 'layer:Q', alt.Tooltip('loss:Q', format='.4f')],
+    )
+    .add_params(pick),
+  ]
+  return theme.panels(layers, rows, by='panel', title=title)
+
+
+def gradients(tables: isoflop.Tables) -> theme.Chart:
+  """Draws the cosine of exits' gradients over training, mean of shared layers."""
+  groups: dict[tuple[int, int, int], list[float]] = {}
+  for row in tables.gradients:
+    key = (row.step, row.exit_a, row.exit_b)
+    groups.setdefault(key, []).append(row.cosine)
+  rows: list[dict[str, Any]] = [
+    {
+      'step': step,
+      'pair': f'exits {a} and {b}',
+      'cosine': float(np.mean(values)),
+    }
+    for (step, a, b), values in groups.items()
+  ]
+  colour, shape = theme.category('pair', sorted({r['pair'] for r in rows}))
+  pick = theme.legend_filter('pair')
+  base = alt.Chart().encode(
+    x=alt.X('step:Q', title='training step'),
+    y=alt.Y('cosine:Q', title='cosine'),
+    color=colour,
+    opacity=theme.shown(pick),
+  )
+  return theme.single(
+    [
+      theme.reference(0),
+      base.mark_line(),
+      base.mark_point(size=24)
+      .encode(shape=shape, tooltip=['pair:N', 'step:Q', 'cosine:Q'])
+      .add_params(pick),
+    ],
+    rows,
+    title="Cosine between the exits' gradients in the layers they share",
+  )

@@ -1,92 +1,83 @@
-"""The report: one page without scripts that needs nothing else to be read."""
+"""Pages of studies and runs: which template shows which folder."""
 
 import os
 import pathlib
+from typing import Any
 
 from familial.core import errors
+from familial.core import run_folder
 from familial.core import storage
-from familial.report import allocation_page
-from familial.report import answer
-from familial.report import control_sections
-from familial.report import depth_page
-from familial.report import depth_regimes_page
-from familial.report import families_page
-from familial.report import gamma_sections
-from familial.report import html
-from familial.report import law_sections
-from familial.report import record_sections
-from familial.report import results as results_lib
+from familial.plots import isoflop
+from familial.plots import training
+from familial.report import render
+from familial.studies import registry
+from familial.studies import study as study_lib
 
-_SUBTITLE = (
-  'A familial model is one backbone with G exits, each a model of its own.'
-  ' L(N, D, G) says what its members lose for sharing it.'
-)
+# Figures by the name that templates use.
+PLOTS = {'isoflop': isoflop, 'training': training}
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes `report/index.html` and `report/figures/*.png`; returns the page.
+  """Writes `report/index.html` and `report/figures`; returns the page's path.
 
   Args:
-    workdir: a study's folder with plan.json or rows; fits and summary.json may
-      be missing, and the page then says what was not measured.
+    workdir: folder of a study or of a single run. A study's summary is read from
+      `summary.json`; where an earlier version wrote it, or there is none, it is
+      computed from the runs, and nothing but the report is written.
 
   Raises:
-    UserError: if the folder holds neither a plan nor a row.
+    UserError: if the folder holds neither a plan nor rows.
   """
   workdir = pathlib.Path(workdir)
-  results = results_lib.read(workdir)
-  if not results.runs:
-    raise errors.UserError(
-      f'workdir={str(workdir)!r} holds neither a plan.json with cells nor rows'
-      ' below cells/; it must be a folder that `familial run` made'
-    )
-  gallery = html.Gallery(workdir / 'report' / 'figures')
-  if results.plan.get('study') == 'families':
-    subtitle = families_page.SUBTITLE
-    sections = families_page.sections(results, gallery)
-  elif results.plan.get('study') == 'allocation':
-    subtitle = allocation_page.SUBTITLE
-    sections = allocation_page.sections(results, gallery, workdir)
-  elif results.plan.get('study') == 'depth':
-    subtitle = depth_page.SUBTITLE
-    sections = depth_page.sections(results, gallery)
-  elif results.plan.get('study') == 'depth_regimes':
-    subtitle = depth_regimes_page.SUBTITLE
-    sections = depth_regimes_page.sections(results, gallery)
-  else:
-    subtitle, sections = _SUBTITLE, _sections(results, gallery)
-  title = str(results.plan.get('title') or 'A familial study')
-  path = workdir / 'report' / 'index.html'
-  storage.write_text(path, html.page(title, html.paragraph(subtitle), sections))
-  for old in gallery.folder.glob('*.png'):
-    if old not in gallery.shown:
-      old.unlink(missing_ok=True)
-  return path
-
-
-def _sections(
-  results: results_lib.Results, gallery: html.Gallery
-) -> list[html.Section]:
-  """Returns the page's sections in order, those with nothing to say left out."""
-  makers = (
-    control_sections.paired,
-    control_sections.twins,
-    law_sections.exits,
-    law_sections.isoflop,
-    gamma_sections.gamma,
-    law_sections.law,
-    gamma_sections.profile,
-    control_sections.leverage,
-    control_sections.branch,
-    control_sections.weighting,
-    control_sections.frozen,
-    control_sections.gradients,
+  if (workdir / run_folder.ROWS).exists():
+    return _run(workdir)
+  results = study_lib.read(workdir)
+  study = registry.of_plan(results.plan)
+  return render.write(
+    workdir / 'report',
+    study.kind,
+    title=results.plan.get('title') or f'Study: {study.kind}',
+    results=results,
+    summary=_summary(study, results),
+    curves=training.curves(results.run_folders()),
+    plots=PLOTS,
+    links=_files(workdir),
   )
-  parts = [make(results, gallery) for make in makers]
-  return [
-    answer.section(results),
-    *html.with_unmeasured(part for part in parts if part is not None),
-    record_sections.runs(results),
-    record_sections.provenance(results),
-    record_sections.definitions(results),
-  ]
+
+
+def _summary(
+  study: study_lib.Study[Any, Any], results: study_lib.Results
+) -> study_lib.Summary[Any]:
+  path = results.folder / study_lib.SUMMARY
+  if path.exists() and 'tables' in storage.read_own(path):
+    return study.read_summary(results.folder)
+  config = results.folder / 'config.json'
+  if not config.exists():
+    raise errors.UserError(
+      f'{path}: has no tables, and there is no config.json to compute them by'
+    )
+  values = storage.read_own(config)
+  values.pop('schema', None)
+  return study.summarise(study.read_config(values), results)
+
+
+def _run(folder: pathlib.Path) -> pathlib.Path:
+  rows = storage.read_rows(folder / run_folder.ROWS)
+  return render.write(
+    folder / 'report',
+    'run',
+    title=f'Run {folder.name}',
+    rows=rows,
+    outcome=run_folder.outcome(folder),
+    losses=training.losses(rows),
+    curves=training.curves([folder]),
+    config=(folder / 'config.json').read_text('utf-8'),
+    links=_files(folder),
+  )
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+  """Returns the result files of a folder, relative to it."""
+  patterns = ('*.json', '*.jsonl', 'fits/**/*.json')
+  found = {path for pattern in patterns for path in folder.glob(pattern)}
+  return sorted(str(path.relative_to(folder)) for path in found)

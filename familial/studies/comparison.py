@@ -254,7 +254,7 @@ def paired(
           blocks += [
             BlockRatio(loss, g, *shape, value) for shape, value in of_g.items()
           ]
-  return Paired(*map(tuple, (gammas, trends, ratios, blocks)))
+  return Paired(tuple(gammas), tuple(trends), tuple(ratios), tuple(blocks))
 
 
 @dataclasses.dataclass(frozen=True)

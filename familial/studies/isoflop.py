@@ -14,10 +14,14 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
+from typing import Annotated
 from typing import Any
+
+import ml_collections
 
 from familial.core import errors
 from familial.core import run_folder
+from familial.core import schema
 from familial.core import storage
 from familial.core.estimate import Estimate
 from familial.data import config as data_config
@@ -32,12 +36,14 @@ from familial.laws import table as tables_lib
 from familial.model import config as model_config
 from familial.model import flops as flops_lib
 from familial.studies import comparison
+from familial.studies import execution
 from familial.studies import plan as plan_lib
 from familial.studies import shapes
 from familial.studies import study
 from familial.training import config as train_config
 
 RunConfig = train_config.RunConfig
+Shape = shapes.Shape
 LOSSES = ('final', 'mean', 'exit')
 FORMS = ('familial_total', 'familial_reducible', 'dense_null')
 _EXIT = ('width', 'depth', 'exits', 'exit')
@@ -57,21 +63,14 @@ class Rules:
     warmup: warm-up as a share of a run's steps.
   """
 
-  batch_tokens: int = 1024
-  at_budget: float = 1e11
-  batch_exponent: float = 1 / 3
-  beta2: float = 0.99
-  warmup: float = 0.05
+  batch_tokens: schema.Count = 1024
+  at_budget: schema.Positive = 1e11
+  batch_exponent: schema.Fraction = 1 / 3
+  beta2: schema.OpenFraction = 0.99
+  warmup: schema.Fraction = 0.05
 
   def __post_init__(self) -> None:
-    for key, holds, allowed in (
-      ('batch_tokens', self.batch_tokens >= 1, 'at least 1'),
-      ('at_budget', 0 < self.at_budget < math.inf, 'positive FLOPs'),
-      ('batch_exponent', 0 <= self.batch_exponent <= 1, 'within 0 to 1'),
-      ('beta2', 0 < self.beta2 < 1, 'between 0 and 1'),
-      ('warmup', 0 <= self.warmup <= 1, 'within 0 to 1'),
-    ):
-      errors.require(holds, f'rules.{key}', getattr(self, key), allowed)
+    schema.check(self, 'rules')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,22 +88,15 @@ class Grid:
       out until the calibrated plan fits. 0 for no limit.
   """
 
-  budgets: tuple[float, ...]
-  shapes: tuple[tuple[int, int, int], ...]
-  granularities: tuple[int, ...]
+  budgets: Annotated[tuple[schema.Positive, ...], schema.NOT_EMPTY]
+  shapes: Annotated[tuple[Shape, ...], schema.NOT_EMPTY]
+  granularities: Annotated[tuple[schema.Count, ...], schema.NOT_EMPTY]
   shapes_of: tuple[tuple[int, ...], ...] = ()
-  seed: int = 0
-  seconds: float = 0.0
+  seed: schema.Index = 0
+  seconds: schema.NonNegative = 0.0
 
   def __post_init__(self) -> None:
-    for key in ('budgets', 'shapes', 'granularities'):
-      if not getattr(self, key):
-        raise errors.UserError(f'grid.{key}: is empty; it needs at least one')
-    for shape in self.shapes:
-      if len(shape) != 3:
-        raise errors.UserError(
-          f'grid.shapes: {shape} is not (width, depth, heads)'
-        )
+    schema.check(self, 'grid')
     if self.shapes_of and len(self.shapes_of) != len(self.budgets):
       raise errors.UserError(
         f'grid.shapes_of: has {len(self.shapes_of)} entries; it needs one '
@@ -112,12 +104,8 @@ class Grid:
       )
     for indices in self.shapes_of:
       _check_indices('grid.shapes_of', indices, self.shapes)
-    _check_budgets('grid', self.budgets)
-    for key in ('seed', 'seconds'):
-      value = getattr(self, key)
-      errors.require(value >= 0, f'grid.{key}', value, 'at least 0')
 
-  def sampled(self) -> dict[float, tuple[shapes.Shape, ...]]:
+  def sampled(self) -> dict[float, tuple[Shape, ...]]:
     """Returns the shapes sampled at each budget."""
     every = tuple(range(len(self.shapes)))
     of_budgets = self.shapes_of or (every,) * len(self.budgets)
@@ -139,11 +127,11 @@ class Arm:
     share: FLOPs of the exits as a share of the budget (`frozen` alone).
   """
 
-  budgets: tuple[float, ...]
-  shapes: tuple[int, ...]
-  granularities: tuple[int, ...] = (1,)
+  budgets: Annotated[tuple[schema.Positive, ...], schema.NOT_EMPTY]
+  shapes: Annotated[tuple[int, ...], schema.NOT_EMPTY]
+  granularities: Annotated[tuple[schema.Count, ...], schema.NOT_EMPTY] = (1,)
   values: tuple[Any, ...] = ()
-  share: float = 0.25
+  share: schema.Positive = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,16 +144,12 @@ class Fit:
     resamples: number of bootstrap resamples by run.
   """
 
-  delta: float = 1e-3
-  starts: int = 256
-  resamples: int = 1000
+  delta: schema.Positive = 1e-3
+  starts: schema.Count = 256
+  resamples: Annotated[int, schema.at_least(2)] = 1000
 
   def __post_init__(self) -> None:
-    errors.require(self.delta > 0, 'fit.delta', self.delta, 'positive')
-    errors.require(self.starts >= 1, 'fit.starts', self.starts, 'at least 1')
-    errors.require(
-      self.resamples >= 2, 'fit.resamples', self.resamples, 'at least 2'
-    )
+    schema.check(self, 'fit')
 
   def options(self) -> results_lib.Options:
     """Returns the options of every fit of a study."""
@@ -191,21 +175,16 @@ class AssumedLaw:
     noise: standard deviation of a run's log loss about the law, seeds included.
   """
 
-  E: float
-  A: float
-  B: float
-  alpha: float
-  beta: float
-  gamma: float = 0.033
-  noise: float = 0.01
+  E: schema.Positive
+  A: schema.Positive
+  B: schema.Positive
+  alpha: schema.Positive
+  beta: schema.Positive
+  gamma: schema.Finite = 0.033
+  noise: schema.Positive = 0.01
 
   def __post_init__(self) -> None:
-    for key in ('E', 'A', 'B', 'alpha', 'beta', 'noise'):
-      value = getattr(self, key)
-      errors.require(0 < value < math.inf, f'assumed.{key}', value, 'above 0')
-    errors.require(
-      math.isfinite(self.gamma), 'assumed.gamma', self.gamma, 'finite'
-    )
+    schema.check(self, 'assumed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +219,7 @@ class Config:
   )
 
   def __post_init__(self) -> None:
+    schema.check(self)
     for name, arm in self.arms.items():
       if name not in ARMS:
         raise errors.UserError(
@@ -253,12 +233,8 @@ class Config:
           f'arms.seed.values: {self.grid.seed} is the seed of the grid; '
           'name others'
         )
-      for key in ('budgets', 'shapes', 'granularities'):
-        if not getattr(arm, key):
-          raise errors.UserError(f'arms.{name}.{key}: is empty: no run to make')
-      _check_budgets(f'arms.{name}', arm.budgets)
+      schema.check(arm, f'arms.{name}')
       _check_indices(f'arms.{name}.shapes', arm.shapes, self.grid.shapes)
-      errors.require(arm.share > 0, f'arms.{name}.share', arm.share, 'above 0')
       for value in arm.values:
         errors.require(
           ARMS[name].allows(value),
@@ -268,15 +244,8 @@ class Config:
         )
 
 
-def _check_budgets(section: str, budgets: Iterable[float]) -> None:
-  for budget in budgets:
-    errors.require(
-      0 < budget < math.inf, f'{section}.budgets', budget, 'positive FLOPs'
-    )
-
-
 def _check_indices(
-  key: str, indices: Iterable[int], of: Sequence[shapes.Shape]
+  key: str, indices: Iterable[int], of: Sequence[Shape]
 ) -> None:
   for index in indices:
     errors.require(
@@ -297,14 +266,14 @@ class _ArmKind:
 
   allows: Callable[[Any], bool]
   allowed: str
-  runs: Callable[[Config, Arm, float, shapes.Shape, int], Iterator[RunConfig]]
+  runs: Callable[[Config, Arm, float, Shape, int], Iterator[RunConfig]]
 
 
 def _run(
   config: Config,
   arm: str,
   budget: float,
-  shape: shapes.Shape,
+  shape: Shape,
   granularity: int,
   *,
   suffix: str = '',
@@ -371,7 +340,7 @@ def _varying(
     config: Config,
     arm: Arm,
     budget: float,
-    shape: shapes.Shape,
+    shape: Shape,
     granularity: int,
   ) -> Iterator[RunConfig]:
     for value in arm.values:
@@ -381,7 +350,7 @@ def _varying(
 
 
 def _twins(
-  config: Config, arm: Arm, budget: float, shape: shapes.Shape, granularity: int
+  config: Config, arm: Arm, budget: float, shape: Shape, granularity: int
 ) -> Iterator[RunConfig]:
   """Yields dense runs of each exit's shape; the last exit's is in the grid."""
   del arm
@@ -409,7 +378,7 @@ def _twins(
 
 
 def _frozen(
-  config: Config, arm: Arm, budget: float, shape: shapes.Shape, granularity: int
+  config: Config, arm: Arm, budget: float, shape: Shape, granularity: int
 ) -> Iterator[RunConfig]:
   """Yields exits on the trunk of the dense run of the same budget and shape."""
   errors.require(
@@ -442,7 +411,7 @@ def _frozen(
 
 
 def _branches(
-  config: Config, arm: Arm, budget: float, shape: shapes.Shape, granularity: int
+  config: Config, arm: Arm, budget: float, shape: Shape, granularity: int
 ) -> Iterator[RunConfig]:
   """Yields runs with exits at given layers."""
   del granularity
@@ -637,7 +606,7 @@ class Tables:
   gradients: tuple[Cosine, ...]
 
 
-class IsoFLOP(study.Study[Config, Tables]):
+class IsoFLOP(execution.TrainedStudy[Config, Tables]):
   """The study of L(N, D, G)."""
 
   kind = 'isoflop'
@@ -645,6 +614,12 @@ class IsoFLOP(study.Study[Config, Tables]):
   tables_class = Tables
   free = ('fit', 'layout')
   run_keys = ('steps', 'batch_size', 'warmup_steps', 'beta2', 'seed')
+
+  def template(self) -> ml_collections.ConfigDict:
+    """Returns a config with every default and no arms."""
+    config = super().template()
+    config.arms = ml_collections.ConfigDict()
+    return config
 
   def runs(self, config: Config) -> list[RunConfig]:
     """Returns the runs, the grid first.
@@ -667,11 +642,7 @@ class IsoFLOP(study.Study[Config, Tables]):
             made += ARMS[name].runs(
               config, arm, budget, grid.shapes[index], granularity
             )
-    named: dict[str, RunConfig] = {}
-    for run in made:
-      if named.setdefault(run.cell, run) != run:
-        raise errors.UserError(f'{run.cell}: two different cells of this name')
-    return list(named.values())
+    return execution.named_once(made)
 
   def affordable(
     self,
@@ -830,7 +801,7 @@ def _gammas(
         yield Gamma(
           loss=loss,
           form=form,
-          gamma=_constant(laws[loss, form], 'gamma'),
+          gamma=constant(laws[loss, form], 'gamma'),
           profile_lo=profile.get('lo'),
           profile_hi=profile.get('hi'),
           aic_behind=aics[form] - min(aics.values()) if form in aics else None,
@@ -842,10 +813,10 @@ def _gammas(
 def _branch(law: record.Law | None) -> Iterator[Branch]:
   for side in ('gamma_up', 'gamma_down') if law is not None else ():
     assert law is not None
-    yield Branch(side, _constant(law, side))
+    yield Branch(side, constant(law, side))
 
 
-def _constant(law: record.Law, name: str) -> Estimate:
+def constant(law: record.Law, name: str) -> Estimate:
   """Returns a constant with its bootstrap interval."""
   spread = law.record['bootstrap'].get(name) or {}
   return Estimate(law.params[name], spread.get('lo'), spread.get('hi'))

@@ -1,5 +1,7 @@
 """What a study will train, and at what cost."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import process
@@ -14,14 +16,15 @@ import numpy as np
 from familial.core import cores as cores_lib
 from familial.core import errors
 from familial.core import storage
+from familial.core import text as text_lib
 from familial.model import config as model_config
 from familial.model import flops as flops_lib
-from familial.studies import cells as cells_lib
-from familial.studies import populations as groups_lib
+from familial.studies import populations
+from familial.studies import shapes
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
-_MAX_EPOCHS = 4.0
+MAX_EPOCHS = 4.0
 _MAX_ERROR = 0.005
 _CALIBRATION_STEPS = 5
 
@@ -135,41 +138,42 @@ def within(
   )
 
 
-def text(plan: dict[str, Any], more: Sequence[str] = ()) -> str:
-  """Returns the plan as a person reads it.
-
-  Args:
-    plan: as `make` returns it.
-    more: lines of what this kind of study adds.
-  """
-  header = (
-    f'{"cell":<28}{"arm":<10}{"exits":<12}{"N":>9}{"D":>9}'
-    f'{"steps":>7}{"batch":>7}{"C":>10}{"epochs":>7}{"time":>7}'
-  )
-  lines = [plan['title'], '', header]
-  for row in plan['cells']:
-    exits = ','.join(map(str, row['exit_layers']))
-    lines.append(
-      f'{row["cell"]:<28}{row["arm"]:<10}{exits:<12}'
-      f'{_human(row["params_full"]):>9}{_human(row["tokens"]):>9}'
-      f'{row["steps"]:>7}{row["batch_tokens"]:>7}{row["flops"]:>10.2e}'
-      f'{row["epochs"]:>7.2f}{_time(row["seconds"]):>7}'
+def text(plan: Mapping[str, Any], more: Iterable[str] = ()) -> str:
+  """Returns a plan as a table of its runs and its cost, then further lines."""
+  rows = [
+    (
+      row['cell'],
+      row['arm'],
+      ','.join(map(str, row['exit_layers'])),
+      text_lib.amount(row['params_full']),
+      text_lib.amount(row['tokens']),
+      str(row['steps']),
+      str(row['batch_tokens']),
+      f'{row["flops"]:.2e}',
+      f'{row["epochs"]:.2f}',
+      text_lib.duration(row['seconds']),
     )
-  corpus = plan['corpus']
-  lines += [
-    '',
-    f'corpus {corpus["name"]} ({corpus["fingerprint"]}): '
-    f'{_human(corpus["train_tokens"])} tokens to train on, '
-    f'{_human(corpus["heldout_tokens"])} held out',
-    f'{len(plan["cells"])} runs, {plan["flops"]:.3g} FLOPs, '
-    f'{plan["programs"]} programs to compile; about '
-    f'{_time(plan["seconds"])} with {plan["workers"]} worker(s) at '
-    f'{plan["speed"]["flops_per_second"][0] / 1e9:.0f} to '
-    f'{plan["speed"]["flops_per_second"][1] / 1e9:.0f} GFLOP/s each',
+    for row in plan['cells']
   ]
-  lines += more
-  lines += [f'warning: {warning}' for warning in plan['warnings']]
-  return '\n'.join(lines)
+  head = 'cell arm exits N D steps batch C epochs time'.split()
+  corpus, speed = plan['corpus'], plan['speed']['flops_per_second']
+  return '\n'.join(
+    [
+      plan['title'],
+      '',
+      text_lib.table(head, rows, align='lll'),
+      '',
+      f'corpus {corpus["name"]} ({corpus["fingerprint"]}): '
+      f'{text_lib.amount(corpus["train_tokens"])} training tokens, '
+      f'{text_lib.amount(corpus["heldout_tokens"])} held out',
+      f'{len(rows)} runs, {plan["flops"]:.3g} FLOPs, {plan["programs"]} programs '
+      f'to compile; about {text_lib.duration(plan["seconds"])} with '
+      f'{plan["workers"]} worker(s) at {speed[0] / 1e9:.0f} to '
+      f'{speed[1] / 1e9:.0f} GFLOP/s each',
+      *more,
+      *(f'warning: {warning}' for warning in plan['warnings']),
+    ]
+  )
 
 
 def calibrate(cells: Cells, workers: int) -> Speed:
@@ -218,7 +222,7 @@ def _row(
 ) -> dict[str, Any]:
   model, train = cell.model, cell.train
   tokens = train.steps * train.batch_size * cell.data.seq_len
-  cost = cells_lib.cost(cell)
+  cost = shapes.cost(cell)
   return {
     'cell': cell.cell,
     'arm': cell.arm,
@@ -248,7 +252,7 @@ def _seconds(cell: train_config.RunConfig, speed: Speed) -> float:
     * cell.train.eval_tokens
     * flops_lib.forward(cell.model, cell.data.seq_len)
   )
-  return (cells_lib.cost(cell) + evaluation) / speed.at(cell.model.width)
+  return (shapes.cost(cell) + evaluation) / speed.at(cell.model.width)
 
 
 def _programs(cells: Cells, backend: str, workers: int) -> int:
@@ -260,7 +264,7 @@ def _programs(cells: Cells, backend: str, workers: int) -> int:
       group[0].train.batch_size,
       group[0].train.trained,
     )
-    for group in groups_lib.groups(cells, backend, workers)
+    for group in populations.groups(cells, backend, workers)
   }
   return len({cell.model for cell in cells}) + len(training)
 
@@ -276,10 +280,10 @@ def _total_seconds(
 def _warnings(rows: list[dict[str, Any]]) -> list[str]:
   found = []
   for row in rows:
-    if row['epochs'] > _MAX_EPOCHS:
+    if row['epochs'] > MAX_EPOCHS:
       found.append(
         f'{row["cell"]}: {row["epochs"]:.1f} epochs; beyond '
-        f'{_MAX_EPOCHS:g} repeated text no longer counts as new'
+        f'{MAX_EPOCHS:g} repeated text no longer counts as new'
       )
     error = row['flops'] / row['budget'] - 1
     if abs(error) > _MAX_ERROR:
@@ -288,18 +292,3 @@ def _warnings(rows: list[dict[str, Any]]) -> list[str]:
         'its budget; below 200 steps rounding shows'
       )
   return found
-
-
-def _human(number: float) -> str:
-  for unit, size in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
-    if number >= size:
-      return f'{number / size:.3g}{unit}'
-  return f'{number:.0f}'
-
-
-def _time(seconds: float) -> str:
-  if seconds < 90:
-    return f'{seconds:.0f} s'
-  return (
-    f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
-  )

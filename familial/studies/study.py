@@ -8,15 +8,22 @@ the kinds; figures and pages are made from the tables, elsewhere.
 
 import abc
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import functools
+from importlib import metadata
 import math
 import os
 import pathlib
 import platform
-from typing import Any, ClassVar, Generic, TypeVar
+import shlex
+import subprocess
+import sys
+from typing import Any
+from typing import ClassVar
+from typing import Generic
+from typing import TypeVar
 
 import ml_collections
 import numpy as np
@@ -25,12 +32,9 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
-from familial.data import config as data_config
-from familial.model import config as model_config
+from familial.core import text
 from familial.studies import plan as plan_lib
-from familial.studies import shapes
 from familial.studies import sweep
-from familial.training import config as train_config
 
 Config = TypeVar('Config')
 Tables = TypeVar('Tables')
@@ -193,7 +197,7 @@ def _runs(
     if cell not in runs:
       values = {name: row[name] for name in _SHARED if name in row}
       values['exit_layers'] = tuple(row['exit_layers'])
-      runs[cell] = Run(**{**values, 'status': 'not run', 'heads': 0})
+      runs[cell] = Run(**values, status='not run', heads=0)
   order = {cell: place for place, cell in enumerate(planned)}
   return sorted(
     runs.values(), key=lambda run: (order.get(run.cell, len(order)), run.cell)
@@ -228,6 +232,7 @@ class Summary(Generic[Tables]):
     summary_line: the answer in one line.
     machine: devices, cores and versions that the study ran on.
     cost: what it spent.
+    flags: what to know before the numbers are believed.
     tables: named tables of records; each kind of study has its own class.
   """
 
@@ -235,6 +240,7 @@ class Summary(Generic[Tables]):
   summary_line: str
   machine: dict[str, str]
   cost: Cost
+  flags: tuple[str, ...]
   tables: Tables
 
 
@@ -255,6 +261,22 @@ class Outcome:
   planned_only: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(sweep.Options):
+  """How `familial run` runs a study.
+
+  Attributes:
+    workers: number of processes on this host that train runs side by side, each
+      on its share of the cores.
+    tensorboard: write TensorBoard event files too; needs the extra `tensorboard`.
+    profile: write a profiler's trace of a few steps, once a start, to the run's
+      folder `profile`.
+    plan_only: stop after the plan.
+  """
+
+  plan_only: bool = False
+
+
 class Study(abc.ABC, Generic[Config, Tables]):
   """A kind of study.
 
@@ -262,17 +284,11 @@ class Study(abc.ABC, Generic[Config, Tables]):
     kind: value of the config key `kind` and of `study` in `plan.json`.
     config_class: frozen dataclass of the config; its docstring documents the keys.
     tables_class: frozen dataclass of the tables of `summary.json`.
-    free: sections of the config that may change once there are runs.
-    run_keys: keys of TrainConfig that the runs decide for themselves.
-    train_defaults: defaults of TrainConfig that this kind changes.
   """
 
   kind: ClassVar[str]
   config_class: type[Config]
   tables_class: type[Tables]
-  free: tuple[str, ...] = ('layout',)
-  run_keys: tuple[str, ...] = ()
-  train_defaults: Mapping[str, Any] = {}
 
   def template(self) -> ml_collections.ConfigDict:
     """Returns a config with every default; an experiment file sets the rest."""
@@ -281,16 +297,6 @@ class Study(abc.ABC, Generic[Config, Tables]):
         'kind': self.kind,
         'title': '',
         **schema.defaults(self.config_class),
-        'data': schema.defaults(data_config.DataConfig),
-        'model': {
-          **schema.defaults(model_config.ModelConfig, shapes.SHAPE_KEYS),
-          **shapes.RATIOS,
-        },
-        'train': {
-          **schema.defaults(train_config.TrainConfig, self.run_keys),
-          **self.train_defaults,
-        },
-        'layout': schema.defaults(train_config.LayoutConfig),
       }
     )
 
@@ -301,49 +307,37 @@ class Study(abc.ABC, Generic[Config, Tables]):
     )
 
   @abc.abstractmethod
-  def runs(self, config: Config) -> list[train_config.RunConfig]:
-    """Returns the runs of a study; their names are unique."""
-
-  @abc.abstractmethod
   def analyse(self, config: Config, results: Results) -> tuple[str, Tables]:
     """Returns the answer in one line, and the tables that it rests on."""
 
-  def plan(
-    self, config: Config, runs: Sequence[train_config.RunConfig]
-  ) -> Mapping[str, Any]:
-    """Returns what `plan.json` holds beside the runs and their cost."""
-    del config, runs
-    return {}
-
-  def plan_lines(self, plan: Mapping[str, Any]) -> Iterable[str]:
-    """Yields what a printed plan says beside the runs and their cost."""
-    del plan
-    return ()
-
-  def affordable(
+  @abc.abstractmethod
+  def run(
     self,
     config: Config,
-    runs: list[train_config.RunConfig],
-    speed: plan_lib.Speed,
-    workers: int,
-  ) -> list[train_config.RunConfig]:
-    """Returns the runs that a limit of time leaves; all of them by default."""
-    del config, speed, workers
-    return runs
+    workdir: str | os.PathLike[str],
+    options: Options = Options(),
+  ) -> Outcome:
+    """Trains what is missing, analyses it and writes `summary.json`.
 
-  def execute(
-    self,
-    config: Config,
-    runs: list[train_config.RunConfig],
-    workdir: pathlib.Path,
-    **how: Any,
-  ) -> list[str]:
-    """Trains the runs as `sweep.execute` does; returns those that failed."""
-    del config
-    return sweep.execute(runs, workdir, **how)
+    Args:
+      config: of the study.
+      workdir: folder of the study; a folder of the same config is resumed.
+      options: how to train.
 
-  def summarise(self, config: Config, results: Results) -> Summary[Tables]:
+    Raises:
+      UserError: if the folder is of another config, or a run cannot be.
+      Interrupted: on SIGTERM or SIGINT, with everything saved.
+    """
+
+  def summarise(
+    self, config: Config, results: Results, notes: Iterable[str] = ()
+  ) -> Summary[Tables]:
     """Returns the summary of a study's folder.
+
+    Args:
+      config: of the study.
+      results: of its folder, with fits where the kind has them.
+      notes: what could not be done, and why.
 
     Raises:
       UserError: if no run has finished.
@@ -353,7 +347,14 @@ class Study(abc.ABC, Generic[Config, Tables]):
         f'{results.folder}: no run has finished; there is nothing to summarise'
       )
     line, tables = self.analyse(config, results)
-    return Summary(self.kind, line, machine(), cost_of(results), tables)
+    return Summary(
+      self.kind,
+      line,
+      machine(),
+      cost_of(results),
+      (*notes, *flags_of(results)),
+      tables,
+    )
 
   def read_summary(self, folder: str | os.PathLike[str]) -> Summary[Tables]:
     """Reads `summary.json` back."""
@@ -363,12 +364,15 @@ class Study(abc.ABC, Generic[Config, Tables]):
         f'{pathlib.Path(folder) / SUMMARY}: written by an earlier version, '
         'without tables; `familial report` reads such a folder from its runs'
       )
-    values.pop('schema', None)
-    tables = schema.read(self.tables_class, values.pop('tables'), 'tables')
+    tables = schema.read(self.tables_class, values['tables'], 'tables')
+    cost = schema.read(Cost, values['cost'], 'cost')
     return Summary(
+      study=values['study'],
+      summary_line=values['summary_line'],
+      machine=values['machine'],
+      cost=cost,
+      flags=tuple(values['flags']),
       tables=tables,
-      cost=schema.read(Cost, values.pop('cost'), 'cost'),
-      **values,
     )
 
 
@@ -378,8 +382,27 @@ def write_summary(
   """Writes `summary.json`."""
   storage.write_json(
     pathlib.Path(folder) / SUMMARY,
-    {'schema': storage.SCHEMA, **schema.as_json(summary)},
+    {'schema': storage.SCHEMA, **dataclasses.asdict(summary)},
   )
+
+
+def flags_of(results: Results) -> Iterator[str]:
+  """Yields what may make a study's runs unreliable, a flag each."""
+  for status in ('diverged', 'running', 'not run'):
+    cells = [run.cell for run in results.runs if run.status == status]
+    if cells:
+      yield (
+        f'{len(cells)} of {len(results.runs)} runs {status}, in no figure and no '
+        f'fit: {text.some(cells)}'
+      )
+  repeated = [
+    r.cell for r in results.finished if r.epochs > plan_lib.MAX_EPOCHS
+  ]
+  if repeated:
+    yield (
+      f'more than {plan_lib.MAX_EPOCHS:g} epochs, where repeated text counts '
+      f'less: {text.some(repeated)}'
+    )
 
 
 def cost_of(results: Results) -> Cost:
@@ -415,14 +438,32 @@ def _seconds(folders: Iterable[pathlib.Path]) -> float | None:
 
 
 def machine() -> dict[str, str]:
-  """Returns devices, cores and versions of this machine."""
+  """Returns command, commit, devices, cores and versions of this process."""
   import jax
 
   devices = jax.devices()
   return {
+    'command': shlex.join(sys.argv),
+    'commit': _commit(),
     'devices': f'{len(devices)} x {devices[0].device_kind}',
     'cores': str(os.cpu_count()),
     'system': f'{platform.system()} {platform.machine()}',
     'python': platform.python_version(),
     'jax': jax.__version__,
   }
+
+
+def _commit() -> str:
+  """Returns the commit of this package's checkout, else its version."""
+  folder = pathlib.Path(__file__).parent
+  try:
+    found = subprocess.run(
+      ['git', 'rev-parse', 'HEAD'],
+      cwd=folder,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    return found.stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return metadata.version('familial')

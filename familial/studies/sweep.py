@@ -9,6 +9,7 @@ checkpoint.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import multiprocessing
 from multiprocessing import queues
 import os
@@ -25,14 +26,30 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.model import config as model_config
-from familial.studies import cells as cells_lib
-from familial.studies import populations as groups_lib
+from familial.studies import populations
+from familial.studies import shapes
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
 Until = Mapping[str, int] | None
 _ATTEMPTS = 2
 _RESTARTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a sweep trains its runs.
+
+  Attributes:
+    workers: number of processes on this host that train runs side by side, each
+      on its share of the cores.
+    tensorboard: write TensorBoard event files too.
+    profile: write a profiler's trace of a few steps of each run.
+  """
+
+  workers: int = 1
+  tensorboard: bool = False
+  profile: bool = False
 
 
 def folder(workdir: str | os.PathLike[str], cell: str) -> pathlib.Path:
@@ -43,22 +60,18 @@ def folder(workdir: str | os.PathLike[str], cell: str) -> pathlib.Path:
 def execute(
   cells: Cells,
   workdir: str | os.PathLike[str],
+  options: Options = Options(),
   *,
   until: Until = None,
-  workers: int = 1,
-  tensorboard: bool = False,
-  profile: bool = False,
 ) -> list[str]:
   """Trains the cells that are not done yet; returns those that failed.
 
   Args:
     cells: of the study.
     workdir: of the study.
+    options: how to train.
     until: the step that each named cell is to reach, where it pauses; the
       others stay as they are. None for all cells to their ends.
-    workers: processes on this host; each gets its share of the cores.
-    tensorboard: write event files too.
-    profile: write traces of a few steps too.
 
   Raises:
     UserError: if a cell cannot be trained here; the other workers stop.
@@ -67,10 +80,10 @@ def execute(
   """
   if not left(cells, workdir, until):
     return []
-  if workers == 1:
-    work(cells, workdir, until=until, tensorboard=tensorboard, profile=profile)
+  if options.workers == 1:
+    work(cells, workdir, options, until=until)
   else:
-    _supervise(cells, workdir, until, workers, tensorboard, profile)
+    _supervise(cells, workdir, options, until)
   return left(cells, workdir, until)
 
 
@@ -102,12 +115,10 @@ def _done(
 def work(
   cells: Cells,
   workdir: str | os.PathLike[str],
+  options: Options = Options(),
   *,
   until: Until = None,
-  workers: int = 1,
   quiet: bool = False,
-  tensorboard: bool = False,
-  profile: bool = False,
 ) -> None:
   """Takes cells, group after group, until none is left to take.
 
@@ -118,11 +129,9 @@ def work(
   Args:
     cells: of the study.
     workdir: of the study.
+    options: `workers` is the number of processes like this one.
     until: as of `execute`.
-    workers: how many processes like this one share them.
     quiet: no progress bar.
-    tensorboard: write event files too.
-    profile: write traces of a few steps too.
   """
   # These bring JAX: workers set cores first.
   import jax
@@ -134,7 +143,7 @@ def work(
   corpora: dict[object, packing.Corpus] = {}
   attempts = dict.fromkeys((cell.cell for cell in cells), 0)
 
-  groups = groups_lib.groups(cells, jax.default_backend(), workers)
+  groups = populations.groups(cells, jax.default_backend(), options.workers)
 
   def train(mine: Cells, group: Cells) -> None:
     """Trains cells of a group, whose folders are held."""
@@ -150,8 +159,8 @@ def work(
           corpora[data],
           until=None if until is None else until[mine[0].cell],
           quiet=quiet,
-          tensorboard=tensorboard,
-          profile=profile,
+          tensorboard=options.tensorboard,
+          profile=options.profile,
         )
       else:
         population.run(
@@ -163,8 +172,8 @@ def work(
             None if until is None else [until[cell.cell] for cell in mine]
           ),
           quiet=quiet,
-          tensorboard=tensorboard,
-          profile=profile,
+          tensorboard=options.tensorboard,
+          profile=options.profile,
         )
       for run in folders:
         (run / 'error.log').unlink(missing_ok=True)
@@ -225,10 +234,8 @@ def work(
 def _supervise(
   cells: Cells,
   workdir: str | os.PathLike[str],
+  options: Options,
   until: Until,
-  workers: int,
-  tensorboard: bool,
-  profile: bool,
 ) -> None:
   """Starts workers, shows the sweep's progress, replaces those that die."""
   context = multiprocessing.get_context('spawn')
@@ -236,17 +243,15 @@ def _supervise(
   refusals = context.SimpleQueue()
 
   def start(index: int) -> multiprocessing.process.BaseProcess:
-    share = cores[index::workers] or cores
+    share = cores[index :: options.workers] or cores
     process = context.Process(
       target=_worker,
       args=(
         list(cells),
         str(workdir),
+        options,
         until,
-        workers,
         share,
-        tensorboard,
-        profile,
         refusals,
       ),
     )
@@ -263,7 +268,7 @@ def _supervise(
     for number in (signal.SIGTERM, signal.SIGINT)
   }
   try:
-    for index in range(workers):
+    for index in range(options.workers):
       processes.append(start(index))
     with tqdm.tqdm(
       total=sum(_cost(cell, until) for cell in cells) / 1e9,
@@ -315,11 +320,9 @@ def _supervise(
 def _worker(
   cells: Cells,
   workdir: str,
+  options: Options,
   until: Until,
-  workers: int,
   cores: list[int],
-  tensorboard: bool,
-  profile: bool,
   refusals: queues.SimpleQueue[str],
 ) -> None:
   # Ctrl-C reaches the whole group: a run under way saves and stops by itself,
@@ -328,15 +331,7 @@ def _worker(
   # Before JAX makes its thread pool, whose size follows from this.
   cores_lib.keep_to(cores)
   try:
-    work(
-      cells,
-      workdir,
-      until=until,
-      workers=workers,
-      quiet=True,
-      tensorboard=tensorboard,
-      profile=profile,
-    )
+    work(cells, workdir, options, until=until, quiet=True)
   except errors.Interrupted:
     sys.exit(0)
   except errors.UserError as error:
@@ -348,7 +343,7 @@ def _cost(cell: train_config.RunConfig, until: Until) -> float:
   share = 1.0
   if until is not None:
     share = until.get(cell.cell, 0) / cell.train.steps
-  return share * cells_lib.cost(cell)
+  return share * shapes.cost(cell)
 
 
 def _spent(
@@ -357,8 +352,8 @@ def _spent(
   """Returns a cell's FLOPs so far, as its progress file says."""
   run = folder(workdir, cell.cell)
   if run_folder.status(run) in run_folder.DONE:
-    return cells_lib.cost(cell)
+    return shapes.cost(cell)
   rows = storage.read_rows(run / run_folder.PROGRESS)
   return (
-    rows[-1]['step'] / cell.train.steps * cells_lib.cost(cell) if rows else 0.0
+    rows[-1]['step'] / cell.train.steps * shapes.cost(cell) if rows else 0.0
   )
