@@ -36,7 +36,7 @@ from typing import Any
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import depth_toys
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -44,7 +44,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = templates.depth_toys_template()
+  config = depth_toys.TOYS.template()
   config.title = 'Toy residual networks: loss by depth'
   variants[arg](config)
   return config

@@ -389,7 +389,7 @@ def gamma(tables: isoflop.Tables) -> theme.Chart:
         'flags': '; '.join(fit.flags),
       }
     )
-  return forest(
+  return theme.forest(
     rows,
     title='Exponent of G under every definition of the loss and every form',
     axis='gamma (line: 95 % interval; band: by profile; hollow: flagged;'
@@ -410,62 +410,6 @@ def _estimate(
     'group': group,
     'flagged': flagged,
   }
-
-
-def forest(
-  rows: Sequence[Mapping[str, Any]],
-  *,
-  title: str,
-  axis: str,
-  dashed: float | None = None,
-) -> theme.Chart:
-  """Draws estimates below one another.
-
-  Args:
-    rows: `name`, `value`, `lo`, `hi`, `said` (the estimate as text), `group`
-      (colour), `flagged` (hollow), and perhaps `profile_lo`, `profile_hi`.
-    title: of the figure.
-    axis: title of the axis.
-    dashed: value of a dashed reference line.
-  """
-  colour, _ = theme.category('group', [row['group'] for row in rows])
-  names = [row['name'] for row in rows]
-  base = alt.Chart().encode(
-    y=alt.Y(
-      'name:N',
-      sort=names,
-      title=None,
-      axis=alt.Axis(labelLimit=330, grid=False),
-    ),
-    color=colour,
-  )
-  x = alt.X('value:Q', title=axis)
-  pick = theme.legend_filter('group')
-  point = base.encode(
-    x=x, opacity=theme.shown(pick), tooltip=['name:N', 'said:N', 'flags:N']
-  )
-  layers = [
-    theme.reference(0, 'x'),
-    base.mark_bar(height=9, opacity=0.25).encode(
-      x=alt.X('profile_lo:Q', title=axis), x2='profile_hi:Q'
-    ),
-    base.mark_rule(strokeWidth=2).encode(
-      x=alt.X('lo:Q', title=axis), x2='hi:Q', opacity=theme.shown(pick)
-    ),
-    point.transform_filter('!datum.flagged')
-    .mark_point(size=70)
-    .add_params(pick),
-    point.transform_filter('datum.flagged').mark_point(
-      size=70, filled=False, fill='white', strokeWidth=2
-    ),
-    alt.Chart()
-    .mark_text(align='left', fontSize=11, color=theme.RULE)
-    .encode(y=alt.Y('name:N', sort=names), x=alt.value('width'), text='said:N'),
-  ]
-  layers[-1] = layers[-1].transform_calculate(said="'  ' + datum.said")
-  if dashed is not None:
-    layers.insert(0, theme.reference(dashed, 'x', dashed=True))
-  return theme.single(layers, rows, title=title, size=(430, 26 * len(rows)))
 
 
 def form_name(form: str) -> str:

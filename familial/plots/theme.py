@@ -292,6 +292,62 @@ def single(
   return chart.properties(width=size[0], height=size[1], title=title)
 
 
+def forest(
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  title: str,
+  axis: str,
+  dashed: float | None = None,
+) -> Chart:
+  """Draws estimates below one another.
+
+  Args:
+    rows: `name`, `value`, `lo`, `hi`, `said` (the estimate as text), `group`
+      (colour), `flagged` (hollow), and perhaps `profile_lo`, `profile_hi`.
+    title: of the figure.
+    axis: title of the axis.
+    dashed: value of a dashed reference line.
+  """
+  colour, _ = category('group', [row['group'] for row in rows])
+  names = [row['name'] for row in rows]
+  base = alt.Chart().encode(
+    y=alt.Y(
+      'name:N',
+      sort=names,
+      title=None,
+      axis=alt.Axis(labelLimit=330, grid=False),
+    ),
+    color=colour,
+  )
+  x = alt.X('value:Q', title=axis)
+  pick = legend_filter('group')
+  point = base.encode(
+    x=x, opacity=shown(pick), tooltip=['name:N', 'said:N', 'flags:N']
+  )
+  layers = [
+    reference(0, 'x'),
+    base.mark_bar(height=9, opacity=0.25).encode(
+      x=alt.X('profile_lo:Q', title=axis), x2='profile_hi:Q'
+    ),
+    base.mark_rule(strokeWidth=2).encode(
+      x=alt.X('lo:Q', title=axis), x2='hi:Q', opacity=shown(pick)
+    ),
+    point.transform_filter('!datum.flagged')
+    .mark_point(size=70)
+    .add_params(pick),
+    point.transform_filter('datum.flagged').mark_point(
+      size=70, filled=False, fill='white', strokeWidth=2
+    ),
+    alt.Chart()
+    .mark_text(align='left', fontSize=11, color=RULE)
+    .encode(y=alt.Y('name:N', sort=names), x=alt.value('width'), text='said:N'),
+  ]
+  layers[-1] = layers[-1].transform_calculate(said="'  ' + datum.said")
+  if dashed is not None:
+    layers.insert(0, reference(dashed, 'x', dashed=True))
+  return single(layers, rows, title=title, size=(430, 26 * len(rows)))
+
+
 def specification(chart: Chart) -> dict[str, Any]:
   """Returns the Vega-Lite specification of a chart in the shared look."""
   with alt.data_transformers.enable('default', max_rows=None):

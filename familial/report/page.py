@@ -8,13 +8,14 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.plots import isoflop
+from familial.plots import toys
 from familial.plots import training
 from familial.report import render
 from familial.studies import registry
 from familial.studies import study as study_lib
 
 # Figures by the name that templates use.
-PLOTS = {'isoflop': isoflop, 'training': training}
+PLOTS = {'isoflop': isoflop, 'toys': toys, 'training': training}
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -47,6 +47,14 @@ TERMS = {
     "the exits' losses, over the family's; infinite where no dense model of that "
     'size reaches one.'
   ),
+  'exponent of depth': (
+    'Minus the slope of log test loss on log depth over the depths of a group.'
+  ),
+  'regime': (
+    'What the layers do: compositional (steps and stops depend on the input), '
+    'smooth (neighbouring updates are alike) or ensemble (nearly orthogonal: '
+    'layers average).'
+  ),
   'n.s.': 'Not significant: the interval contains 0, or is unknown.',
   'twin': "A dense model of an exit's exact shape, trained with the same FLOPs.",
   'epochs': 'Passes over the training tokens; beyond 4, repeated text counts less.',

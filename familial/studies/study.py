@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 from importlib import metadata
+import json
 import math
 import os
 import pathlib
@@ -159,7 +160,7 @@ def read(folder: str | os.PathLike[str]) -> Results:
         raise errors.UserError(
           f'{path}: row {number} lacks {", ".join(missing)}'
         )
-  if not rows and not plan.get('cells'):
+  if not rows and not plan.get('cells') and not plan.get('studies'):
     raise errors.UserError(
       f'workdir={str(folder)!r} holds neither a plan.json with cells nor rows '
       'under cells/; it must be a folder that `familial run` made'
@@ -379,10 +380,18 @@ class Study(abc.ABC, Generic[Config, Tables]):
 def write_summary(
   folder: str | os.PathLike[str], summary: Summary[Any]
 ) -> None:
-  """Writes `summary.json`."""
-  storage.write_json(
+  """Writes `summary.json`, a line for each record of a table."""
+  values = dataclasses.asdict(summary)
+  tables = values.pop('tables')
+  head = json.dumps({'schema': storage.SCHEMA, **values}, allow_nan=False)
+  parts = []
+  for name, rows in tables.items():
+    lines = ',\n'.join(json.dumps(row, allow_nan=False) for row in rows)
+    parts.append(f'"{name}": [\n{lines}\n]' if rows else f'"{name}": []')
+  body = ',\n'.join(parts)
+  storage.write_text(
     pathlib.Path(folder) / SUMMARY,
-    {'schema': storage.SCHEMA, **dataclasses.asdict(summary)},
+    f'{head[:-1]},\n"tables": {{\n{body}\n}}}}\n',
   )
 
 
