@@ -15,7 +15,8 @@ Variants:
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import families
+from familial.studies import shapes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -29,7 +30,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   }
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = templates.families_template()
+  config = families.FAMILIES.template()
   config.title = 'A family by model expansion'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32
@@ -106,7 +107,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1B to 8B parameters on C4'
-  templates.at_scale(config)
+  shapes.at_scale(config)
   # 1.0, 2.0, 3.9 and 8.1 billion parameters; the last one has 20 tokens each.
   config.sizes = (
     (2048, 20, 16),

@@ -14,7 +14,8 @@ Variants:
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import families
+from familial.studies import shapes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -22,7 +23,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu, 'paper': _paper}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = templates.families_template()
+  config = families.FAMILIES.template()
   config.title = 'Three ways to a family'
   config.equal = 'total'
   config.data.update(corpus='python_source', seq_len=128)
@@ -93,7 +94,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 0.8B to 6.6B parameters on C4'
-  templates.at_scale(config)
+  shapes.at_scale(config)
   config.sizes = ((4096, 4, 32), (4096, 8, 32), (4096, 16, 32), (4096, 32, 32))
   config.budgets = (6e21,)
   config.warmup = 0.01

@@ -80,7 +80,8 @@ def give_or_take(value: float | None, error: float | None) -> str:
   if value is None or not error:
     return number(value)
   places = min(max(1 - math.floor(math.log10(error)), 0), 8)
-  return f'{value:.{places}f} ± {error:.{places}f}'.replace('-', MINUS)
+  shown = f'{value:.{places}f}{SPACE}±{SPACE}{error:.{places}f}'
+  return shown.replace('-', MINUS)
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 
 import altair as alt
@@ -32,10 +31,6 @@ _FLOPS = 'training compute C, FLOPs'
 _MOST_SHAPES = 3  # panels of the exits' figure
 
 
-def _percent(log_ratio: float | None) -> float | None:
-  return None if log_ratio is None else 100 * math.expm1(log_ratio)
-
-
 def paired(tables: isoflop.Tables) -> theme.Chart:
   """Draws families' loss over that of dense models of the same shape, by budget."""
   granularities = sorted({row.exits for row in tables.paired_ratios})
@@ -54,20 +49,17 @@ def paired(tables: isoflop.Tables) -> theme.Chart:
       comparison.Ratio(r.loss, r.exits, budget, r.log_ratio, r.blocks)
       for r in tables.paired_ratios
     ]
-  rows = theme.flat(
+  rows = theme.percentages(
     means,
     kind='mean of the shapes',
     x=place,
-    over=lambda r: _percent(r.log_ratio.value),
-    over_lo=lambda r: _percent(r.log_ratio.lo),
-    over_hi=lambda r: _percent(r.log_ratio.hi),
     panel=lambda r: LOSS_TITLES[r.loss],
   )
   rows += theme.flat(
     tables.paired_blocks,
     kind='one shape',
     x=lambda r: place(r) * 1.04,
-    over=lambda r: _percent(r.log_ratio),
+    over=lambda r: theme.percent(r.log_ratio),
     panel=lambda r: LOSS_TITLES[r.loss],
   )
   colour, shape = theme.granularity(granularities)
@@ -107,30 +99,20 @@ def paired(tables: isoflop.Tables) -> theme.Chart:
 
 def heat(tables: isoflop.Tables) -> theme.Chart:
   """Draws the price of sharing as a heat map of G by budget."""
-  rows = theme.flat(
+  rows = theme.percentages(
     [r for r in tables.paired_ratios if r.loss == 'final'],
-    over=lambda r: _percent(r.log_ratio.value),
-    said=lambda r: f'{r.log_ratio.map(math.expm1):%}',
     at=lambda r: 'all' if r.budget is None else text.scientific(r.budget),
-    sign=lambda r: r.log_ratio.sign,
   )
-  x = alt.X('at:N', title=_FLOPS, sort=None, axis=alt.Axis(labelAngle=0))
-  base = alt.Chart().encode(x=x, y=alt.Y('exits:O', title='exits G'))
+  base = alt.Chart().encode(
+    x=alt.X('at:N', title=_FLOPS, sort=None, axis=alt.Axis(labelAngle=0)),
+    y=alt.Y('exits:O', title='exits G'),
+    tooltip=['said:N', 'sign:N', 'blocks:Q'],
+  )
   return theme.single(
-    [
-      base.mark_rect().encode(
-        color=alt.Color(
-          'over:Q',
-          title='last exit over dense, %',
-          scale=alt.Scale(scheme='redblue', domainMid=0, reverse=True),
-        ),
-        tooltip=['said:N', 'sign:N', 'blocks:Q'],
-      ),
-      base.mark_text(fontSize=11).encode(text='said:N'),
-    ],
+    theme.heat(base, rows, 'last exit over dense, %'),
     rows,
     title="Last exit's loss over the dense model's of the same shape",
-    size=(640, 34 * len({r['exits'] for r in rows})),
+    size=(640, 40 * len({r['exits'] for r in rows})),
   )
 
 
@@ -140,15 +122,12 @@ def twins(tables: isoflop.Tables) -> theme.Chart:
     tables.twins,
     kind='one exit',
     x=lambda r: r.layer / r.depth,
-    over=lambda r: _percent(r.log_ratio),
+    over=lambda r: theme.percent(r.log_ratio),
   )
-  rows += theme.flat(
+  rows += theme.percentages(
     tables.twin_depths,
     kind='mean of the shapes',
     x=lambda r: r.layer / r.depth,
-    over=lambda r: _percent(r.log_ratio.value),
-    over_lo=lambda r: _percent(r.log_ratio.lo),
-    over_hi=lambda r: _percent(r.log_ratio.hi),
   )
   colour, shape = theme.granularity(row.exits for row in tables.twins)
   pick = theme.legend_filter('exits')

@@ -58,7 +58,7 @@ _POWER_LABEL = (
 _CONFIG: dict[str, Any] = {
   'font': 'DejaVu Sans, system-ui, sans-serif',
   'background': 'white',
-  'view': {'stroke': None},
+  'view': {'stroke': '#8884'},
   'title': {'anchor': 'start', 'fontSize': 14, 'subtitleFontSize': 12},
   'axis': {
     'labelFontSize': 11,
@@ -100,6 +100,8 @@ def flat(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
       values = dict(row)
     else:
       values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+    for name, value in more.items():
+      values[name] = value(row) if callable(value) else value
     cells: dict[str, Any] = {}
     for name, value in values.items():
       if isinstance(value, Estimate):
@@ -111,8 +113,6 @@ def flat(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
         cells[name] = ', '.join(map(str, value))
       else:
         cells[name] = value
-    for name, value in more.items():
-      cells[name] = value(row) if callable(value) else value
     made.append(cells)
   return made
 
@@ -218,15 +218,73 @@ def reference(
   return mark.encode(x=alt.XDatum(value))
 
 
-def band(low: float, high: float) -> alt.Chart:
-  """Returns a shaded band between two values of y."""
+def band(low: float, high: float, along: str = 'y') -> alt.Chart:
+  """Returns a shaded band between two values of one axis."""
   mark = _once().mark_rect(color=MUTED, opacity=0.25)
-  return mark.encode(y=alt.YDatum(low), y2=alt.Y2Datum(high))
+  if along == 'y':
+    return mark.encode(y=alt.YDatum(low), y2=alt.Y2Datum(high))
+  return mark.encode(x=alt.XDatum(low), x2=alt.X2Datum(high))
 
 
 def _once() -> alt.Chart:
   """Returns a chart whose mark is drawn once, not once a row."""
   return alt.Chart(alt.Data(values=[{}]))
+
+
+def heat(
+  base: alt.Chart, rows: Sequence[Mapping[str, Any]], title: str
+) -> list[alt.Chart]:
+  """Returns the layers of a heat map of `percentages`: blue is lower, red higher.
+
+  Cells whose interval contains 0 are grey.
+
+  Args:
+    base: encodes x, y and the tooltip.
+    rows: of `percentages`.
+    title: of the colours.
+  """
+  top = max((abs(row['over']) for row in rows), default=0.0) or 1.0
+  unclear = "datum.sign == 'n.s.' && isValid(datum.over_lo)"
+  scale = alt.Scale(scheme='redblue', domain=[-top, top], reverse=True)
+  return [
+    base.mark_rect(stroke='white').encode(
+      color=alt.when(unclear)
+      .then(alt.value('#e3e3e3'))
+      .otherwise(alt.Color('over:Q', title=title, scale=scale))
+    ),
+    base.mark_text(fontSize=11, lineBreak='\n', dy=-6).encode(
+      text='said:N',
+      color=alt.when(unclear)
+      .then(alt.value('#666666'))
+      .when(f'abs(datum.over) > {0.6 * top}')
+      .then(alt.value('white'))
+      .otherwise(alt.value('#1d2126')),
+    ),
+  ]
+
+
+def percent(log_ratio: float) -> float:
+  """Returns a log ratio as a percentage above 1."""
+  return 100 * math.expm1(log_ratio)
+
+
+def percentages(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
+  """Returns records with a `log_ratio` as flat rows of a chart.
+
+  The rows' `over`, `over_lo` and `over_hi` are percentages above 1, `said` is
+  their text in two lines and `sign` says whether the interval excludes 0.
+
+  Args:
+    rows: records whose `log_ratio` is an Estimate.
+    **more: further fields, as those of `flat`.
+  """
+  return flat(
+    rows,
+    over=lambda r: r.log_ratio.map(percent),
+    said=lambda r: f'{r.log_ratio.map(percent)}'.replace(' [', '\n['),
+    sign=lambda r: r.log_ratio.sign,
+    **more,
+  )
 
 
 def legend_filter(field: str) -> alt.Parameter:
@@ -352,7 +410,7 @@ def specification(chart: Chart) -> dict[str, Any]:
   """Returns the Vega-Lite specification of a chart in the shared look."""
   with alt.data_transformers.enable('default', max_rows=None):
     made = chart.to_dict()
-  made['config'] = {**_CONFIG, **made.get('config', {})}
+  made['config'] = _CONFIG  # Instead of Altair's own.
   return made
 
 

@@ -23,6 +23,7 @@
     for (const source of document.querySelectorAll('script[data-chart]')) {
       const place = document.getElementById(source.dataset.chart);
       const spec = fit(JSON.parse(source.textContent), place.clientWidth || 800);
+      delete spec.config.background; // White, for files; it would outrank `look`.
       window.vegaEmbed(place, spec, {actions: false, config: look(), renderer: 'svg', tooltip: {theme: dark.matches ? 'dark' : 'light'}})
         .then((view) => { (place.view && place.view.finalize()); place.view = view.view; }, (error) => { place.textContent = String(error); });
     }

@@ -7,6 +7,7 @@ from typing import Any
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.plots import families
 from familial.plots import isoflop
 from familial.plots import toys
 from familial.plots import training
@@ -15,7 +16,12 @@ from familial.studies import registry
 from familial.studies import study as study_lib
 
 # Figures by the name that templates use.
-PLOTS = {'isoflop': isoflop, 'toys': toys, 'training': training}
+PLOTS = {
+  'isoflop': isoflop,
+  'families': families,
+  'toys': toys,
+  'training': training,
+}
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -6,7 +6,6 @@ the page. Each figure is also written as PNG and SVG beside it.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -222,21 +221,20 @@ def _field(row: Any, path: str) -> Any:
 def _shown(value: Any, form: str) -> str:
   if value is None:
     return NONE
+  if isinstance(value, tuple):
+    return ', '.join(_shown(item, form) for item in value) or NONE
   if form:
     return _FORMATS[form](value)
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if isinstance(value, float):
     return text.number(value)
-  if isinstance(value, Iterable) and not isinstance(value, str):
-    return ', '.join(_shown(item, '') for item in value) or NONE
   return f'{value}'
 
 
 def _key(value: Any) -> float | str:
   """Returns what a column is sorted by: a number where the value has one."""
-  if isinstance(value, Estimate):
-    value = value.value
+  value = getattr(value, 'value', value)  # An Estimate, or a like record.
   if isinstance(value, (int, float)):
     return float(value)
   return ''

@@ -59,4 +59,40 @@ TERMS = {
   'twin': "A dense model of an exit's exact shape, trained with the same FLOPs.",
   'epochs': 'Passes over the training tokens; beyond 4, repeated text counts less.',
   'arm': 'Part of the study that a run belongs to.',
+  'way': (
+    'How a family is trained. Separate: each size alone. Chain: each size grown '
+    'from the one before, and trained on. Exits: one model with an exit for each '
+    'size.'
+  ),
+  'member': 'A model of a family that can be deployed: one size of it.',
+  'size': 'Rank of a member by parameters, 1 the smallest.',
+  'relative loss': (
+    "exp(mean of log(loss / the other way's loss)) - 1, over pairs of one seed, "
+    'budget and size; negative is better.'
+  ),
+  'pooled interval': (
+    "Student's at 95 %. The scatter between seeds is pooled over all pairs of the "
+    "study; seeds are shared by a family's sizes, so only seeds and budgets "
+    'average it. None with one seed.'
+  ),
+  'compute for equal loss': (
+    "exp(log relative loss / s), s of loss ~ C^-s by the way's own losses at the "
+    "study's budgets: the multiple of the other's compute at its loss. The error "
+    'of s is left out of the interval.'
+  ),
+  'saving by the ledger': 'FLOPs that a chain spends less than the other way.',
+  'saving at its losses': (
+    "What a chain spends less than the other way would need for the chain's "
+    "losses: each size's compute is moved along that way's own slope, whose error "
+    'is left out of the interval.'
+  ),
+  'KL(p ‖ q)': (
+    'Mean over held-out tokens of the divergence of q from p, the distributions '
+    'of the next token by two models, in nats; 0 if they are equal.'
+  ),
+  'Jensen-Shannon': (
+    'Mean divergence of both from their average; at most log 2 = 0.693 nats.'
+  ),
+  'top-1': 'Share of held-out tokens that both models hold the likeliest.',
+  'tokens seen': 'Training tokens of a run and of all runs that it grew from.',
 }

@@ -5,11 +5,17 @@ from typing import Any
 
 from familial.core import errors
 from familial.studies import depth_toys
+from familial.studies import families
 from familial.studies import isoflop
 from familial.studies import study as study_lib
 
 STUDIES: Mapping[str, study_lib.Study[Any, Any]] = {
-  study.kind: study for study in (isoflop.ISOFLOP, depth_toys.TOYS)
+  study.kind: study
+  for study in (
+    isoflop.ISOFLOP,
+    families.FAMILIES,
+    depth_toys.TOYS,
+  )
 }
 
 

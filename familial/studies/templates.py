@@ -19,8 +19,6 @@ from familial.studies import config as study_config
 from familial.studies import depth_config
 from familial.studies import depth_regimes_config
 from familial.studies import depth_toys_config
-from familial.studies import families_cells
-from familial.studies import families_config
 from familial.training import config as train_config
 
 
@@ -39,20 +37,6 @@ def study_template() -> ml_collections.ConfigDict:
       'arms': {},
       'fit': schema.defaults(study_config.Fit),
       'assumed': schema.defaults(study_config.AssumedLaw),
-    }
-  )
-
-
-def families_template() -> ml_collections.ConfigDict:
-  """Returns a study of families' config with every default filled in.
-
-  A way is a dict of `kind` and whatever of `Way` it sets, its `growth` too.
-  """
-  return ml_collections.ConfigDict(
-    {
-      **_of_runs(families_cells.RUN_KEYS),
-      **schema.defaults(families_config.FamiliesConfig),
-      'ways': {},
     }
   )
 
@@ -126,11 +110,6 @@ def at_scale(config: ml_collections.ConfigDict) -> None:
 def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
   """Returns an IsoFLOP study's config."""
   return schema.read(study_config.StudyConfig, {'arms': {}, **config})
-
-
-def families(config: Mapping[str, Any]) -> families_config.FamiliesConfig:
-  """Returns the config of a study of families."""
-  return schema.read(families_config.FamiliesConfig, config)
 
 
 def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
