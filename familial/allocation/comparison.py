@@ -20,8 +20,8 @@ from familial.allocation import policies
 from familial.allocation import replay
 from familial.core import estimate
 from familial.core import storage
-from familial.laws import record
-from familial.laws import result as results
+from familial.laws import fit_record
+from familial.laws import inference
 
 RESULT = 'allocation.json'
 DRAWS = 'draws.jsonl'
@@ -159,7 +159,7 @@ class ReplaySummary:
 
   def write(self, path: pathlib.Path) -> None:
     """Writes allocation.json; an infinite number becomes null."""
-    record.write_json(path, self.record())
+    fit_record.write_json(path, self.record())
 
   @classmethod
   def read(cls, path: pathlib.Path) -> ReplaySummary:
@@ -197,7 +197,7 @@ def run(
     },
     cells=tuple(summaries),
     seconds=time.monotonic() - start,
-    versions=results.versions(),
+    versions=inference.versions(),
     summary_line=line(summaries),
   )
   result.write(out / RESULT)
@@ -213,7 +213,7 @@ def _row(draw: replay.Draw) -> dict[str, Any]:
   values = dataclasses.asdict(draw)
   del values['predictions']
   outcome = values.pop('outcome')
-  row: dict[str, Any] = record.plain({**values, **outcome})
+  row: dict[str, Any] = fit_record.plain({**values, **outcome})
   return row
 
 

@@ -22,9 +22,9 @@ from familial.allocation import curves as curves_lib
 from familial.allocation import halving
 from familial.allocation import rounds
 from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
-from familial.laws import groups
 from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 from familial.laws import table as tables
@@ -115,7 +115,7 @@ def _fit(law: config.Law, known: Mapping[int, curves_lib.Curve]) -> np.ndarray:
     table, weights = curves_lib.rows([list(known.values())], law.where)
   except errors.UserError:  # No point counts yet.
     return mean
-  [theta], [determined] = groups.fit(form, table, weights)
+  [theta], [determined] = estimation.fit_groups(form, table, weights)
   plausible = (np.abs(theta - mean) <= 3 * deviation).all()
   return theta if determined and plausible else mean
 

@@ -20,9 +20,9 @@ from familial.allocation import policies
 from familial.allocation import rounds
 from familial.allocation import synthetic
 from familial.core import errors
+from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier as optima
-from familial.laws import groups
 from familial.laws import parametric
 from familial.laws import table as tables
 
@@ -385,7 +385,7 @@ def _law_errors(
     table, weights = curves_lib.rows([grid, *trained], law.where)
   except errors.UserError:  # No point of the draw counts.
     return unknown
-  theta, determined = groups.fit(form, table, weights)
+  theta, determined = estimation.fit_groups(form, table, weights)
   far = law.beyond * frontier.span(grid)[1]
   best = best_loss(form, table, theta, [far])[:, 0]
   full, *losses = np.where(determined, best, np.nan)

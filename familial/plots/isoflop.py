@@ -12,7 +12,7 @@ import numpy as np
 from familial.core import text
 from familial.core.estimate import Estimate
 from familial.laws import definitions
-from familial.laws import record
+from familial.laws import fit_record
 from familial.laws import table as tables_lib
 from familial.plots import theme
 from familial.studies import comparison
@@ -418,7 +418,7 @@ class Fitted:
     noise: standard deviation of log loss between seeds; None if unknown.
   """
 
-  law: record.Law
+  law: fit_record.Law
   table: tables_lib.Table
   constants: tuple[Constant, ...]
   spread: float
@@ -435,8 +435,9 @@ def laws(results: study.Results, tables: isoflop.Tables) -> dict[str, Fitted]:
     if best is None:
       continue
     path = results.folder / 'fits' / loss / best.form / 'fit.json'
-    law_ = record.load(path)
-    arms = law_.record['table']['filters'].get('arms')
+    law_ = fit_record.load(path)
+    source = law_.record.table
+    arms = source.filters.get('arms') if source else None
     table = tables_lib.from_rows(rows, loss, arms=arms, mix_corpora=True)
     left = np.log(table.columns['loss'] / law_.predict(table.columns))
     found[loss] = Fitted(
@@ -446,7 +447,7 @@ def laws(results: study.Results, tables: isoflop.Tables) -> dict[str, Fitted]:
         Constant(
           name,
           isoflop.constant(law_, name),
-          law_.record['identified'].get(name, True),
+          law_.record.identified.get(name, True),
         )
         for name in law_.params
       ),
@@ -465,14 +466,12 @@ def profile(fits: Mapping[str, Fitted]) -> theme.Chart:
   rows, cutoff = [], 0.0
   for loss, fit in fits.items():
     name = f'{LOSS_TITLES[loss]}, {form_name(fit.law.form.name)}'
-    found = fit.law.record['profile']['gamma']
-    cutoff = max(cutoff, found['cutoff'])
+    found = fit.law.record.profile['gamma']
+    cutoff = max(cutoff, found.cutoff)
     rows += [
       {'name': name, 'gamma': value, 'deviance': deviance}
-      for value, deviance in zip(
-        found['values'], found['deviance'], strict=True
-      )
-      if deviance is not None
+      for value, deviance in zip(found.values, found.deviance, strict=True)
+      if np.isfinite(deviance)
     ]
   top = 4 * cutoff
   colour, _ = theme.category('name', [row['name'] for row in rows])
@@ -490,7 +489,9 @@ def profile(fits: Mapping[str, Fitted]) -> theme.Chart:
   return theme.single(layers, rows, title='Profile of gamma')
 
 
-def law(law_: record.Law, table: tables_lib.Table, title: str) -> theme.Chart:
+def law(
+  law_: fit_record.Law, table: tables_lib.Table, title: str
+) -> theme.Chart:
   """Draws loss against N, D and G with a law through it.
 
   Each point is moved along the law to the panel's values of the other two
@@ -508,7 +509,7 @@ def law(law_: record.Law, table: tables_lib.Table, title: str) -> theme.Chart:
     'G': float(columns['G'].min()),
   }
   ratio = columns['loss'] / law_.predict(columns)
-  interval = law_.record.get('bootstrap', {}).get('gamma') or {}
+  interval = law_.record.bootstrap.get('gamma')
   names = {'N': 'parameters N', 'D': 'tokens D', 'G': 'exits G'}
   colour, shape = theme.granularity(columns['G'])
   pick = theme.legend_filter('exits')
@@ -538,10 +539,11 @@ def law(law_: record.Law, table: tables_lib.Table, title: str) -> theme.Chart:
       {'x': float(a), 'loss': float(b), 'kind': 'law'}
       for a, b in zip(along, law_.predict(line), strict=True)
     ]
-    if name == 'G' and interval.get('lo') is not None:
+    if name == 'G' and interval is not None and interval.bounded:
       ends = [
-        law_.form.predict({**law_.params, 'gamma': interval[end]}, line)
-        for end in ('lo', 'hi')
+        law_.form.predict({**law_.params, 'gamma': end}, line)
+        for end in (interval.lo, interval.hi)
+        if end is not None
       ]
       rows += [
         {'x': float(a), 'low': float(lo), 'high': float(hi), 'kind': 'band'}
@@ -582,7 +584,7 @@ def law(law_: record.Law, table: tables_lib.Table, title: str) -> theme.Chart:
 
 
 def residuals(
-  law_: record.Law,
+  law_: fit_record.Law,
   table: tables_lib.Table,
   noise: float | None,
   title: str,

@@ -93,8 +93,7 @@ class Description:
       WireError: if they are not a description of this version.
     """
     try:
-      values = schema.plain(json.loads(content))
-      found: Description = schema.section(cls, values, '')
+      found = schema.read(cls, json.loads(content))
     except (ValueError, AttributeError, RecursionError) as error:
       raise WireError(str(error)) from None
     # No more than the arrays of a client can hold.

@@ -46,7 +46,7 @@ from familial.core import text
 from familial.core.estimate import Estimate
 from familial.studies import study as study_lib
 from familial.training import compilation
-from familial.training import meter
+from familial.training import progress
 
 KINDS = ('independent', 'tied')
 HEADS = ('none', 'shared', 'learned')
@@ -623,7 +623,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
     compilation.prepare()
     with (
       storage.lock(workdir) as locked,
-      meter.stop_signals() as stopping,
+      progress.stop_signals() as stopping,
       tqdm.tqdm(
         total=sum(cost.values()) / 1e9,
         unit='GFLOP',

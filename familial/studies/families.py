@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
@@ -710,7 +711,7 @@ def compare(config: Config, found: Found) -> tuple[Compared, ...]:
   # Ways share the runs that they are compared with.
   shared = {key[1:4]: len(group) - 1 for key, group in logs.items()}
   return tuple(
-    Compared(*key, seeds=count, log_ratio=mean)
+    Compared(*(*key, count, mean))
     for key, count, mean in means(logs, sum(shared.values()))
   )
 
@@ -760,6 +761,10 @@ def _overall(config: Config, compared: Sequence[Compared]) -> Iterator[Overall]:
         yield Overall(name, against, Estimate.around(value, half))
 
 
+def _compute_ratio(slope: float, log_ratio: float) -> float:
+  return math.exp(log_ratio / slope)
+
+
 def _equal_loss(
   config: Config, found: Found, compared: Sequence[Compared]
 ) -> Iterator[EqualLoss]:
@@ -767,7 +772,7 @@ def _equal_loss(
   for row in compared:
     slope = slopes.get((row.way, row.size), 0.0)
     if slope > 0 and row.against == config.ways[row.way].against[0]:
-      compute = row.log_ratio.map(lambda log, s=slope: math.exp(log / s))
+      compute = row.log_ratio.map(functools.partial(_compute_ratio, slope))
       yield EqualLoss(
         row.way, row.against, row.budget, row.size, slope, compute
       )
@@ -854,13 +859,13 @@ def _agreement(
     for run in (one.run, other.run):
       if run not in loaded:
         loaded[run] = load.load(sweep.folder(results.folder, run))
-    models = (
+    first, second = (
       evaluation.Member(
         loaded[m.run].params, loaded[m.run].config.model, m.exit
       )
       for m in (one, other)
     )
-    measured = evaluation.agreement(*models, heldout)
+    measured = evaluation.agreement(first, second, heldout)
     return Pair(
       kind,
       one.way,

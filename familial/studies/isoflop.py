@@ -26,12 +26,12 @@ from familial.core import storage
 from familial.core.estimate import Estimate
 from familial.data import config as data_config
 from familial.laws import definitions
-from familial.laws import fitting
+from familial.laws import fit_record
 from familial.laws import forms
+from familial.laws import inference
 from familial.laws import leverage as leverage_lib
 from familial.laws import power_analysis
-from familial.laws import record
-from familial.laws import result as results_lib
+from familial.laws import selection
 from familial.laws import table as tables_lib
 from familial.model import config as model_config
 from familial.model import flops as flops_lib
@@ -151,9 +151,9 @@ class Fit:
   def __post_init__(self) -> None:
     schema.check(self, 'fit')
 
-  def options(self) -> results_lib.Options:
+  def options(self) -> inference.Options:
     """Returns the options of every fit of a study."""
-    return results_lib.Options(
+    return inference.Options(
       delta=self.delta,
       starts=self.starts,
       resamples=self.resamples,
@@ -559,21 +559,6 @@ class Leverage:
 
 
 @dataclasses.dataclass(frozen=True)
-class LeverageMeasured:
-  """FLOPs at which dense runs of an exit's shape reach its loss, over the run's.
-
-  `bound`: whether that is an upper bound.
-  """
-
-  run: str
-  budget: float
-  exits: int
-  exit: int
-  share: float
-  bound: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Cosine:
   """Cosine between two exits' gradients of one shared layer."""
 
@@ -602,7 +587,7 @@ class Tables:
   weighting: tuple[Weighting, ...]
   frozen: tuple[Frozen, ...]
   leverage: tuple[Leverage, ...]
-  leverage_measured: tuple[LeverageMeasured, ...]
+  leverage_measured: tuple[leverage_lib.MeasuredShare, ...]
   gradients: tuple[Cosine, ...]
 
 
@@ -719,7 +704,7 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
     for folder, of, loss, arms, names in jobs:
       try:
         table = tables_lib.from_rows(of, loss=loss, arms=arms, source='cells')
-        fitting.run(
+        selection.compare(
           table,
           names,
           results.folder / 'fits' / folder,
@@ -736,7 +721,7 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
     del config
     runs = results.finished
     laws = {
-      (path.parent.parent.name, path.parent.name): record.load(path)
+      (path.parent.parent.name, path.parent.name): fit_record.load(path)
       for path in sorted(results.folder.glob('fits/*/*/fit.json'))
     }
     spread = comparison.noise(runs)
@@ -765,12 +750,10 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
       weighting=tuple(_weighting(runs)),
       frozen=tuple(_frozen_exits(runs)),
       leverage=tuple(
-        Leverage(**row)
+        Leverage(**row.to_json())
         for row in (leverage_lib.of_rows(dense, results.rows) if dense else ())
       ),
-      leverage_measured=tuple(
-        LeverageMeasured(**row) for row in leverage_lib.measured(results.rows)
-      ),
+      leverage_measured=tuple(leverage_lib.measured(results.rows)),
       gradients=tuple(
         Cosine(**{f.name: row[f.name] for f in dataclasses.fields(Cosine)})
         for folder in results.run_folders()
@@ -781,13 +764,13 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
 
 
 def _gammas(
-  folder: pathlib.Path, laws: Mapping[tuple[str, str], record.Law]
+  folder: pathlib.Path, laws: Mapping[tuple[str, str], fit_record.Law]
 ) -> Iterator[Gamma]:
   for loss in LOSSES:
     aics = {
-      form: round(law.record['aic'], 2)
+      form: round(law.record.aic, 2)
       for (of, form), law in laws.items()
-      if of == loss and form in FORMS and law.record.get('aic') is not None
+      if of == loss and form in FORMS and law.record.aic is not None
     }
     path = folder / 'fits' / loss / 'selection.json'
     candidates = storage.read_json(path)['candidates'] if path.exists() else []
@@ -797,29 +780,31 @@ def _gammas(
     for form in FORMS[:2]:
       if (loss, form) in laws:
         law = laws[loss, form].record
-        profile = law['profile'].get('gamma') or {}
+        profile = law.profile.get('gamma')
         yield Gamma(
           loss=loss,
           form=form,
           gamma=constant(laws[loss, form], 'gamma'),
-          profile_lo=profile.get('lo'),
-          profile_hi=profile.get('hi'),
+          profile_lo=profile.lo if profile else None,
+          profile_hi=profile.hi if profile else None,
           aic_behind=aics[form] - min(aics.values()) if form in aics else None,
           hold_out_rms=held_out.get(form),
-          flags=tuple(law['flags']),
+          flags=law.flags,
         )
 
 
-def _branch(law: record.Law | None) -> Iterator[Branch]:
+def _branch(law: fit_record.Law | None) -> Iterator[Branch]:
   for side in ('gamma_up', 'gamma_down') if law is not None else ():
     assert law is not None
     yield Branch(side, constant(law, side))
 
 
-def constant(law: record.Law, name: str) -> Estimate:
+def constant(law: fit_record.Law, name: str) -> Estimate:
   """Returns a constant with its bootstrap interval."""
-  spread = law.record['bootstrap'].get(name) or {}
-  return Estimate(law.params[name], spread.get('lo'), spread.get('hi'))
+  spread = law.record.bootstrap.get(name)
+  if spread is None:
+    return Estimate(law.params[name])
+  return Estimate(law.params[name], spread.lo, spread.hi)
 
 
 def _weighting(runs: Sequence[study.Run]) -> Iterator[Weighting]:
