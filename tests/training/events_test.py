@@ -34,18 +34,13 @@ def _write(folder, start, values):
       writer.scalars(step, {'train/loss': value})
 
 
-def test_scalars_are_read_back_at_their_time(tmp_path):
+def test_scalars_are_read_back_and_repeated_steps_once(tmp_path):
   before = time.time()
-  _write(tmp_path, 6, [1.5])
-  [event] = _read(tmp_path)
-  assert (event.step, event.value) == (7, 1.5)
-  assert before <= event.wall_time <= time.time()
-
-
-def test_steps_that_are_trained_again_are_there_once(tmp_path):
   _write(tmp_path, 0, [5.0, 4.0, 3.0, 2.0])
   _write(tmp_path, 2, [3.5, 2.5, 1.5])
-  assert [(event.step, event.value) for event in _read(tmp_path)] == [
+  events_ = _read(tmp_path)
+  assert all(before <= event.wall_time <= time.time() for event in events_)
+  assert [(event.step, event.value) for event in events_] == [
     (1, 5.0),
     (2, 4.0),
     (3, 3.5),
