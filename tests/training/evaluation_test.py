@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,8 +55,6 @@ def test_padding_does_not_count(model, params, batches):
     evaluation.losses(params, model, [*batches, empty]),
     evaluation.losses(params, model, batches),
   )
-
-
 
 
 def test_agreement_is_that_of_the_distributions(model, params, batches):
