@@ -136,20 +136,14 @@ def bootstrap(
 
 def refit(
   fit: estimation.Fit,
-  problem: screening.Problem,
+  problem: levenberg_marquardt.Problem,
   advance: Callable[[int], Any],
 ) -> levenberg_marquardt.Solution:
   """Solves each resample from the optimum and from the basins near it."""
   n = len(problem.weights)
   points = np.concatenate([fit.theta[None], fit.others])
   first_delta = _FIRST_DELTA * fit.scale
-  prediction = levenberg_marquardt.predict(fit.form, problem.columns, points)
-  before = (
-    problem.weights
-    @ levenberg_marquardt.penalty(
-      prediction - problem.target, fit.delta, fit.asymmetry
-    ).T
-  )
+  before = problem.weights @ problem.losses(points).T
   near = before <= before[:, :1] * _NEAR
   near[:, 0] = True
   group, point = np.nonzero(near)
@@ -160,9 +154,13 @@ def refit(
   np.minimum.at(best, group, reached)
   first, other = point == 0, (point > 0) & (reached <= best[group])
   options: dict[str, Any] = {'first_delta': first_delta, 'damping': 1e-6}
-  ends = problem.solve(theta[first], group[first], advance=advance, **options)
+  ends = levenberg_marquardt.solve(
+    problem, theta[first], group[first], advance=advance, **options
+  )
   if other.any():
-    also = problem.solve(theta[other], group[other], **options)
+    also = levenberg_marquardt.solve(
+      problem, theta[other], group[other], **options
+    )
     ends = levenberg_marquardt.Solution.join([ends, also])
   owner = np.concatenate([group[first], group[other]])
   return ends.take(screening.winners(ends.objective, owner, n))

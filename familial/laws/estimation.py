@@ -102,9 +102,9 @@ class Fit:
 
   def problem(
     self, table: tables.Table, weights: np.ndarray
-  ) -> screening.Problem:
+  ) -> levenberg_marquardt.Problem:
     """The problem with each row of weights [groups, rows], times the table's."""
-    return screening.Problem(
+    return levenberg_marquardt.Problem(
       self.form, table.columns, np.log(table.columns['loss']),
       weights * table.weight, self.delta, self.asymmetry, self.free,
     )  # fmt: skip
@@ -170,12 +170,12 @@ def fit(
     else starts_lib.draw(form, starts, seed, sampling)
   )
   points = starts_lib.holding(drawn, form, fixed)
-  problem = screening.Problem(
+  problem = levenberg_marquardt.Problem(
     form, table.columns, np.log(table.columns['loss']), table.weight[None],
     delta, asymmetry, free,
   )  # fmt: skip
   tick = time.monotonic()
-  compiling = problem.prepare()
+  compiling = screening.prepare(problem)
   ends, audited = screening.search(
     problem, points, seed, thin=thin, advance=advance
   )
@@ -185,9 +185,9 @@ def fit(
       f'form {form.name!r} gave no finite prediction from any of'
       f' {points.count} starts'
     )
-  polished = problem.solve(
-    ends.theta[best : best + 1], np.zeros(1, int),
-    damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15,
+  polished = levenberg_marquardt.solve(
+    problem, ends.theta[best : best + 1], damping=1e-6, tolerance=1e-13,
+    floor=0.0, least=1e-15,
   )  # fmt: skip
   limit = polished.objective[0] * (1 + SAME_BASIN) + ROUNDING * table.rows
   hit = ends.objective <= limit
@@ -235,7 +235,7 @@ def fit_groups(
   more = 2 ** max(6, math.ceil(math.log2(table.rows))) - table.rows
   padded = np.append(np.arange(table.rows), np.zeros(more, int))
   columns = {name: values[padded] for name, values in table.columns.items()}
-  problem = screening.Problem(
+  problem = levenberg_marquardt.Problem(
     form, columns, np.log(columns['loss']),
     np.pad(weights * table.weight, ((0, 0), (0, more))), delta, 1.0,
     np.ones(len(form.names), bool),
@@ -315,7 +315,7 @@ def _others(ends: levenberg_marquardt.Solution, hit: np.ndarray) -> np.ndarray:
 
 
 def _describe(
-  problem: screening.Problem,
+  problem: levenberg_marquardt.Problem,
   table: tables.Table,
   polished: levenberg_marquardt.Solution,
   *,

@@ -26,6 +26,7 @@ from familial.laws import parametric
 from familial.laws import row_kernel
 
 GRADIENT_TOLERANCE = 1e-6  # of a lane that counts as converged
+NUMBERS = 2**24  # predictions in memory at once
 _LANE_BYTES = 2**25  # for one round's arrays
 
 
@@ -58,19 +59,53 @@ class Solution(Lanes):
   converged: np.ndarray  # [n] bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """The objective of each group of lanes, as a function of theta.
+
+  sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), where s_i is
+  `asymmetry` where the law is above the data, else 1.
+
+  Attributes:
+    form: the law.
+    columns: its columns, each [rows].
+    target: log losses [rows], or [groups, rows].
+    weights: of rows, [groups, rows].
+    delta: Huber's threshold on the log residual; inf for least squares.
+    asymmetry: s_i where the law is above the data.
+    free: bool [parameters]; a coordinate that is not free keeps its start.
+  """
+
+  form: parametric.Form
+  columns: Mapping[str, np.ndarray]
+  target: np.ndarray
+  weights: np.ndarray
+  delta: float
+  asymmetry: float
+  free: np.ndarray
+
+  def objective(self, theta: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """At points [n, parameters] of groups [n]; inf where it is not finite."""
+    values = np.empty(len(theta))
+    block = max(1, NUMBERS // self.target.shape[-1])
+    for first in range(0, len(theta), block):
+      part = slice(first, first + block)
+      losses = self.losses(theta[part])
+      values[part] = (self.weights[group[part]] * losses).sum(1)
+    return np.where(np.isfinite(values), values, np.inf)
+
+  def losses(self, theta: np.ndarray) -> np.ndarray:
+    """Of each row at points [n, parameters], without weights: [n, rows]."""
+    residual = predict(self.form, self.columns, theta) - self.target
+    return penalty(residual, self.delta, self.asymmetry)
+
+
 def solve(
-  form: parametric.Form,
-  columns: Mapping[str, np.ndarray],
+  problem: Problem,
   theta: np.ndarray,
-  targets: np.ndarray,
-  weights: np.ndarray,
+  group: np.ndarray | None = None,
   *,
-  delta: float,
-  asymmetry: float = 1.0,
   first_delta: float = 0.0,
-  target_of: np.ndarray | None = None,
-  weight_of: np.ndarray | None = None,
-  free: np.ndarray | None = None,
   damping: float = 1.0,
   least: float = 1e-9,
   tolerance: float = 1e-8,
@@ -79,21 +114,14 @@ def solve(
   iterations: int = 400,
   advance: Callable[[int], Any] = lambda done: None,
 ) -> Solution:
-  """Minimises sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), each lane.
+  """Minimises the objective from each of n points.
 
   Args:
-    form: the law.
-    columns: its columns, each [rows].
+    problem: the objective of each group.
     theta: coordinates to start from, [n, parameters].
-    targets: log losses, [m, rows].
-    weights: row weights, [k, rows].
-    delta: Huber's threshold on the log residual; inf for least squares.
-    asymmetry: s_i where the law lies above the data; 1 where below.
+    group: of each point, [n]; 0 if None.
     first_delta: a larger first threshold, which shrinks to delta in stages: with
       a small one alone, Newton steps are short.
-    target_of: index of the target of each lane, [n]; 0 if None.
-    weight_of: index of the weights of each lane, [n]; 0 if None.
-    free: bool [parameters]; a coordinate that is not free keeps its start.
     damping: first damping: 1 far from the optimum, less near it.
     least: lowest damping; after a vanishing one a lane rejects many steps.
     tolerance: a lane is done when `Solution.gradient` is at most this,
@@ -103,22 +131,23 @@ def solve(
     iterations: maximum a lane, rounded up to whole rounds.
     advance: called with the number of lanes that have just ended.
   """
+  form, delta = problem.form, problem.delta
   n, p = theta.shape
-  rows = targets.shape[1]
+  groups, rows = problem.weights.shape
   padded = row_kernel.padded(rows)
   width = lanes(padded, p)
-  pad = padded - rows
-  targets = np.pad(targets, ((0, 0), (0, pad)), mode='edge')
-  weights = np.pad(weights, ((0, 0), (0, pad)))
-  target_of = np.zeros(n, int) if target_of is None else target_of
-  weight_of = np.zeros(n, int) if weight_of is None else weight_of
-  mask = np.ones(p) if free is None else np.asarray(free, np.float64)
-  inputs = row_kernel.inputs(form.columns, columns)
+  pad = ((0, 0), (0, padded - rows))
+  targets = np.pad(np.atleast_2d(problem.target), pad, mode='edge')
+  targets = np.broadcast_to(targets, (groups, padded))
+  weights = np.pad(problem.weights, pad)
+  group = np.zeros(n, int) if group is None else group
+  mask = np.asarray(problem.free, np.float64)
+  inputs = row_kernel.inputs(form.columns, problem.columns)
 
   out_theta = np.array(theta, np.float64)
   objective = np.full(n, np.inf)
   gradient = np.full(n, np.inf)
-  settings = np.array([delta, tolerance, least, asymmetry])
+  settings = np.array([delta, tolerance, least, problem.asymmetry])
   queue, lock = iter(range(n)), threading.Lock()
 
   def work() -> None:
@@ -140,11 +169,11 @@ def solve(
       age[empty], last[empty], slow[empty] = 0, np.inf, 0
       if not (lane >= 0).any():
         return
-      which = np.maximum(lane, 0)
-      w = weights[weight_of[which]]
+      which = group[np.maximum(lane, 0)]
+      w = weights[which]
       with jax.enable_x64(True):  # of this thread
         result = program(
-          inputs, targets[target_of[which]], w, current, damp, mask, settings,
+          inputs, targets[which], w, current, damp, mask, settings,
           floor * w.sum(1), threshold,
         )  # fmt: skip
         current, damp, threshold, value, slope, done = map(np.array, result)
@@ -168,7 +197,7 @@ def solve(
       form.log_loss, form.coordinates, form.columns, padded, width
     )
   side_by_side([work] * min(threads(), -(-n // width)))
-  bottom = floor * weights.sum(1)[weight_of]
+  bottom = floor * weights.sum(1)[group]
   converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
   return Solution(
     out_theta,
@@ -195,30 +224,31 @@ def predict(
   form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> np.ndarray:
   """Log loss [n, rows] at theta [n, parameters]."""
-  rows = len(np.asarray(columns[form.columns[0]]))
-  with jax.enable_x64(True):
-    value = row_kernel.predict(
-      form.log_loss,
-      form.coordinates,
-      row_kernel.inputs(form.columns, columns),
-      np.asarray(theta, np.float64),
-    )
-    return np.asarray(value)[:, :rows]
+  [value] = _on_rows(row_kernel.predict, form, columns, theta)
+  return value
 
 
 def evaluate(
   form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Log loss [n, rows] and its Jacobian [n, rows, parameters] at theta [n, p]."""
+  value, jacobian = _on_rows(row_kernel.evaluate, form, columns, theta)
+  return value, jacobian
+
+
+def _on_rows(
+  kernel: Callable[..., Any],
+  form: parametric.Form,
+  columns: Mapping[str, np.ndarray],
+  theta: np.ndarray,
+) -> list[np.ndarray]:
   rows = len(np.asarray(columns[form.columns[0]]))
+  inputs = row_kernel.inputs(form.columns, columns)
   with jax.enable_x64(True):
-    value, jacobian = row_kernel.evaluate(
-      form.log_loss,
-      form.coordinates,
-      row_kernel.inputs(form.columns, columns),
-      np.asarray(theta, np.float64),
+    arrays = kernel(
+      form.log_loss, form.coordinates, inputs, np.asarray(theta, np.float64)
     )
-    return np.asarray(value)[:, :rows], np.asarray(jacobian)[:, :rows]
+    return [np.asarray(array)[:, :rows] for array in jax.tree.leaves(arrays)]
 
 
 def penalty(

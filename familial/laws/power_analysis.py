@@ -96,11 +96,16 @@ def simulate(
     target = (
       truth + noise * rng.standard_normal((simulations, runs))[:, clusters]
     )
+    problem = levenberg_marquardt.Problem(
+      form, arrays, target, np.ones_like(target), delta, 1.0, np.ones(p, bool)
+    )
     ends = levenberg_marquardt.solve(
-      form, arrays, np.tile(form.theta(params), (simulations, 1)), target,
-      np.ones((1, rows)), delta=delta, first_delta=max(noise, delta),
-      target_of=np.arange(simulations), damping=1e-3,
-    )  # fmt: skip
+      problem,
+      np.tile(form.theta(params), (simulations, 1)),
+      np.arange(simulations),
+      first_delta=max(noise, delta),
+      damping=1e-3,
+    )
     value, jacobian = levenberg_marquardt.evaluate(form, arrays, ends.theta)
     j = form.names.index(name)
     quantile = estimate.quantile(max(runs - p, 1), level)

@@ -9,6 +9,7 @@ the level with `degrees` = runs - parameters, which tends to chi-squared's 3.84
 for many runs.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -132,11 +133,11 @@ def _deviance(
   free = fit.free.copy()
   free[j] = False
   ends = levenberg_marquardt.solve(
-    fit.form, table.columns, starts.reshape(-1, len(fit.theta)),
-    np.log(table.columns['loss'])[None], table.weight[None],
-    delta=fit.delta, asymmetry=fit.asymmetry, first_delta=0.3 * fit.scale,
-    free=free, damping=1e-2,
-  )  # fmt: skip
+    dataclasses.replace(fit.problem(table, np.ones((1, fit.rows))), free=free),
+    starts.reshape(-1, len(fit.theta)),
+    first_delta=0.3 * fit.scale,
+    damping=1e-2,
+  )
   best = ends.objective.reshape(len(starts), -1).min(0)
   if not 0 < fit.inflation[j] < np.inf:
     # Without residuals any rise is beyond doubt; without effect there is none.

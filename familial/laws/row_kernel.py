@@ -1,8 +1,9 @@
 """The compiled programs of the solver: a few iterations of many robust fits.
 
-Each iteration takes the better of two damped steps: Gauss-Newton with Huber's
-weights min(1, delta/|r|), which descends from far, and the full Newton step,
-which ends the linear tail of reweighting. See solver.solve.
+Each iteration takes the damped Newton step where its matrix is positive definite,
+which removes the linear tail of reweighting; elsewhere the damped Gauss-Newton
+step with Huber's weights min(1, delta/|r|), which descends from far. See
+levenberg_marquardt.solve.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 
 ROUGH_ROUND = 8  # iterations of a rough program
 _ROUGH_LEAST = 1e-6  # least damping that float32 bears
-ROUND = 4  # iterations between two looks at which lanes are done
+ROUND = 4  # iterations between two checks for lanes that are done
 _CAP = 1.0  # largest change of a coordinate in one step: e-fold, or 1
 _NEAR_ENOUGH = 0.03  # gradient at which Huber's threshold tightens
 _TIGHTEN = 0.25  # by this factor, until it is delta
@@ -33,27 +34,14 @@ def program(
 ) -> Callable[..., Any]:
   """The compiled round; laws that share a function share the program."""
   p = len(coordinates)
-
-  def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(dimensions, jnp.float64)
-
-  round_ = functools.partial(_round, log_loss, coordinates)
-  lane_axes = (None, 0, 0, 0, 0, None, None, 0, 0)
-  return (
-    jax.jit(jax.vmap(round_, in_axes=lane_axes))
-    .lower(
-      {name: shape(rows) for name in column_names},
-      shape(lanes, rows),
-      shape(lanes, rows),
-      shape(lanes, p),
-      shape(lanes),
-      shape(p),
-      shape(4),
-      shape(lanes),
-      shape(lanes),
-    )
-    .compile(compiler_options=_options())
-  )
+  return _compiled(
+    functools.partial(_round, log_loss, coordinates),
+    (None, 0, 0, 0, 0, None, None, 0, 0),
+    dict.fromkeys(column_names, (rows,)),
+    ((lanes, rows), (lanes, rows), (lanes, p), (lanes,), (p,), (4,), (lanes,),
+     (lanes,)),
+    jnp.float64,
+  )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,30 +58,38 @@ def rough(
   free and (delta, asymmetry); returns theta, damping and the objectives.
   """
   p = len(coordinates)
-
-  def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(dimensions, jnp.float32)
-
-  round_ = functools.partial(_rough_round, log_loss, coordinates)
-  return (
-    jax.jit(jax.vmap(round_, in_axes=(None, None, 0, 0, 0, None, None)))
-    .lower(
-      {name: shape(rows) for name in column_names},
-      shape(rows),
-      shape(lanes, rows),
-      shape(lanes, p),
-      shape(lanes),
-      shape(p),
-      shape(2),
-    )
-    .compile(compiler_options=_options())
+  return _compiled(
+    functools.partial(_rough_round, log_loss, coordinates),
+    (None, None, 0, 0, 0, None, None),
+    dict.fromkeys(column_names, (rows,)),
+    ((rows,), (lanes, rows), (lanes, p), (lanes,), (p,), (2,)),
+    jnp.float32,
   )
 
 
-def _options() -> dict[str, str | bool]:
-  """How the programs are compiled: in 60 % of the time, and no slower.
+def _compiled(
+  function: Callable[..., Any],
+  axes: tuple[int | None, ...],
+  columns: dict[str, tuple[int, ...]],
+  arrays: tuple[tuple[int, ...], ...],
+  dtype: Any,
+) -> Callable[..., Any]:
+  """A function of columns and arrays of these shapes, under vmap, compiled."""
+  shapes = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, dtype),
+    (columns, *arrays),
+    is_leaf=lambda shape: (
+      isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
+    ),
+  )
+  lowered = jax.jit(jax.vmap(function, in_axes=axes)).lower(*shapes)
+  return lowered.compile(compiler_options=_options())
 
-  From jax 0.11 on, XLA has no such choice.
+
+def _options() -> dict[str, str | bool]:
+  """Compiler options: 60 % of the compile time, at the same speed.
+
+  From jax 0.11 on, XLA has no such option.
   """
   given = jax.default_backend() == 'cpu' and jax.__version_info__ < (0, 11)
   return {'xla_cpu_use_fusion_emitters': False} if given else {}

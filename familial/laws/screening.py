@@ -10,7 +10,6 @@ together: a *group* is the starts of one of them.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 import dataclasses
 import functools
 import itertools
@@ -23,12 +22,10 @@ import numpy as np
 
 from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
-from familial.laws import parametric
 from familial.laws import row_kernel
 
 FOLLOWED = 64  # the best starts, which are solved
 AUDITED = 64  # starts chosen at random, which are solved as well
-NUMBERS = 2**24  # predictions, or a rough round's, in memory at once
 _SHARE = 8  # 1/_SHARE of the starts of a round goes on
 _MOST = 2**17  # starts after the first round
 _SCREENED = 256  # starts a group after the screening of their objectives
@@ -36,74 +33,7 @@ _LONG = 24  # rough rounds before `solve`: they are cheap
 _LAST = 4  # starts a group that are solved
 
 Advance = Callable[[int], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """The objective of each group, as a function of theta.
-
-  sum_i w_i s_i Huber(log L(theta)_i - target_i; delta), where s_i is
-  `asymmetry` where the law is above the data, else 1.
-
-  Attributes:
-    form: the law.
-    columns: its columns, each [rows].
-    target: log losses [rows].
-    weights: of rows, [groups, rows].
-    delta: Huber's threshold.
-    asymmetry: as above.
-    free: bool [parameters]: which may move.
-  """
-
-  form: parametric.Form
-  columns: Mapping[str, np.ndarray]
-  target: np.ndarray
-  weights: np.ndarray
-  delta: float
-  asymmetry: float
-  free: np.ndarray
-
-  def prepare(self) -> float:
-    """Compiles the programs of a search; returns the seconds that took."""
-    tick = time.monotonic()
-    rows = row_kernel.padded(len(self.target))
-    with jax.enable_x64(True):
-      for program, lanes in (
-        (row_kernel.rough, _width(rows, len(self.free))),
-        (row_kernel.program, levenberg_marquardt.lanes(rows, len(self.free))),
-      ):
-        program(
-          self.form.log_loss, self.form.coordinates, self.form.columns, rows,
-          lanes,
-        )  # fmt: skip
-    return time.monotonic() - tick
-
-  def objective(self, theta: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """At points [n, parameters] of groups [n]; inf where it is not finite."""
-    values = np.empty(len(theta))
-    block = max(1, NUMBERS // len(self.target))
-    for first in range(0, len(theta), block):
-      part = slice(first, first + block)
-      losses = self.losses(theta[part])
-      values[part] = (self.weights[group[part]] * losses).sum(1)
-    return np.where(np.isfinite(values), values, np.inf)
-
-  def losses(self, theta: np.ndarray) -> np.ndarray:
-    """Of each row at points [n, parameters], without weights: [n, rows]."""
-    prediction = levenberg_marquardt.predict(self.form, self.columns, theta)
-    return levenberg_marquardt.penalty(
-      prediction - self.target, self.delta, self.asymmetry
-    )
-
-  def solve(
-    self, theta: np.ndarray, group: np.ndarray, **options: Any
-  ) -> levenberg_marquardt.Solution:
-    """Solves from starts [n, parameters] of groups [n]."""
-    return levenberg_marquardt.solve(
-      self.form, self.columns, theta, self.target[None], self.weights,
-      delta=self.delta, asymmetry=self.asymmetry, weight_of=group,
-      free=self.free, **options,
-    )  # fmt: skip
+Problem = levenberg_marquardt.Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +44,19 @@ class Points(levenberg_marquardt.Lanes):
   damping: np.ndarray  # [n]
   objective: np.ndarray  # [n]
   group: np.ndarray  # [n]
+
+
+def prepare(problem: Problem) -> float:
+  """Compiles the programs of a search; returns the seconds that took."""
+  tick = time.monotonic()
+  form, rows = problem.form, row_kernel.padded(len(problem.target))
+  with jax.enable_x64(True):
+    for program, lanes in (
+      (row_kernel.rough, _width(rows, len(problem.free))),
+      (row_kernel.program, levenberg_marquardt.lanes(rows, len(problem.free))),
+    ):
+      program(form.log_loss, form.coordinates, form.columns, rows, lanes)
+  return time.monotonic() - tick
 
 
 def search(
@@ -144,9 +87,9 @@ def search(
   if not few:
     theta = np.concatenate([theta, _thinned(problem, starts, advance).theta])
   theta = _rough(problem, _lanes(theta), _LONG * row_kernel.ROUGH_ROUND).theta
-  ends = problem.solve(
-    theta, np.zeros(len(theta), int), damping=1e-2, least=1e-9, stall=1e-10,
-    iterations=160, advance=advance if few else lambda done: None,
+  ends = levenberg_marquardt.solve(
+    problem, theta, damping=1e-2, least=1e-9, stall=1e-10, iterations=160,
+    advance=advance if few else lambda done: None,
   )  # fmt: skip
   return ends, np.arange(len(theta)) < len(sample)
 
@@ -183,7 +126,8 @@ def search_groups(
     group = np.concatenate(
       [lanes.group, np.repeat(np.arange(len(weights)), len(extra))]
     )
-    ends = part.solve(
+    ends = levenberg_marquardt.solve(
+      part,
       np.concatenate([lanes.theta, np.tile(extra, (len(weights), 1))]),
       group,
       damping=1e-3, least=1e-7, stall=1e-10, iterations=120,
@@ -227,7 +171,9 @@ def _lanes(
 def screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> Points:
   """The starts of each group with the lowest objectives, at most `keep`."""
   groups = np.arange(len(problem.weights))
-  block = max(1, min(starts_lib.BLOCK, NUMBERS // len(problem.target)))
+  block = max(
+    1, min(starts_lib.BLOCK, levenberg_marquardt.NUMBERS // len(problem.target))
+  )
   pool: Points | None = None
   for first in range(0, starts.count, block):
     theta = starts.block(first, min(first + block, starts.count))
@@ -338,4 +284,6 @@ def _rough(problem: Problem, lanes: Points, iterations: int) -> Points:
 def _width(rows: int, parameters: int) -> int:
   """Lanes of a rough round."""
   most = 128 if jax.default_backend() == 'cpu' else 8192
-  return max(1, min(most, NUMBERS // (rows * (parameters + 4))))
+  return max(
+    1, min(most, levenberg_marquardt.NUMBERS // (rows * (parameters + 4)))
+  )

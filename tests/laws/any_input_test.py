@@ -34,6 +34,15 @@ def laws(draw):
   }  # fmt: skip
 
 
+def spoiled(law, seed, **columns):
+  """A table of the dense law in which some columns are replaced."""
+  columns = {**points.columns(24, seed), **columns}
+  inputs = {'N': columns['params'], 'D': columns['tokens']}
+  noise = np.random.default_rng(seed).standard_normal(24)
+  loss = forms.get('chinchilla').predict(law, inputs)
+  return {**columns, 'loss': loss * np.exp(0.003 * noise)}
+
+
 @GENERATED
 @hypothesis.given(
   laws(),
@@ -42,14 +51,8 @@ def laws(draw):
   st.floats(1e2, 1e12),
 )
 def test_what_a_constant_column_hides_is_said(law, seed, constant, value):
-  columns = points.columns(24, seed)
-  for name in ('params', 'tokens'):
-    if constant in (name, 'both'):
-      columns[name] = np.full(24, value)
-  inputs = {'N': columns['params'], 'D': columns['tokens']}
-  noise = np.random.default_rng(seed).standard_normal(24)
-  columns['loss'] = forms.get('chinchilla').predict(law, inputs)
-  columns['loss'] = columns['loss'] * np.exp(0.003 * noise)
+  names = ('params', 'tokens') if constant == 'both' else (constant,)
+  columns = spoiled(law, seed, **dict.fromkeys(names, np.full(24, value)))
   if constant == 'both':
     with pytest.raises(errors.UserError, match='24 rows are at 1'):
       points.law(columns)
@@ -68,12 +71,8 @@ def test_what_a_constant_column_hides_is_said(law, seed, constant, value):
 )
 def test_collinear_columns_are_said(law, seed, ratio, power):
   hypothesis.assume(abs(power) > 0.05)
-  columns = points.columns(24, seed)
-  columns['tokens'] = ratio * columns['params'] ** power
-  inputs = {'N': columns['params'], 'D': columns['tokens']}
-  noise = np.random.default_rng(seed).standard_normal(24)
-  columns['loss'] = forms.get('chinchilla').predict(law, inputs)
-  columns['loss'] = columns['loss'] * np.exp(0.003 * noise)
+  tokens = ratio * points.columns(24, seed)['params'] ** power
+  columns = spoiled(law, seed, tokens=tokens)
   assert 'columns N and D are collinear' in points.law(columns).flags
 
 
@@ -92,17 +91,14 @@ ANY_TABLE = hypothesis.given(
 )
 
 
-@hypothesis.settings(GENERATED, max_examples=5)
-@ANY_TABLE
-def test_any_table_gives_a_line_or_flags(fit, rows, changes):
-  check_any_table(fit, rows, changes)
-
-
-@pytest.mark.slow
-@hypothesis.settings(GENERATED, max_examples=50)
-@ANY_TABLE
-def test_any_of_many_tables_gives_a_line_or_flags(fit, rows, changes):
-  check_any_table(fit, rows, changes)
+@pytest.mark.parametrize(
+  'examples', [5, pytest.param(50, marks=pytest.mark.slow)]
+)
+def test_any_table_gives_a_line_or_flags(fit, examples):
+  given = hypothesis.settings(GENERATED, max_examples=examples)(
+    ANY_TABLE(lambda rows, changes: check_any_table(fit, rows, changes))
+  )
+  given()
 
 
 def check_any_table(fit, rows, changes):

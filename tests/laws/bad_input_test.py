@@ -1,15 +1,10 @@
 """What is wrong with a table, a form or a flag is one line, or a flag."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from familial.core import errors
-from familial.laws import estimation
-from familial.laws import forms
-from familial.laws import table as tables
 from tests.laws import points
 
 
@@ -254,9 +249,3 @@ def test_where_there_is_no_optimum_there_is_a_flag(fit):
 def test_few_resamples_are_flagged(fit):
   line, _ = fit(points.columns(), '--resamples=2')
   assert '2 resamples are too few for 95% intervals' in line
-
-
-def test_a_form_of_the_library_without_columns():
-  form = dataclasses.replace(forms.get('chinchilla'), columns=())
-  with pytest.raises(errors.UserError, match='must have constants, and col'):
-    estimation.fit(form, tables.Table({'loss': np.ones(9)}, np.arange(9)))

@@ -42,18 +42,22 @@ def test_intervals_cover(name):
   table = tables.Table(
     {**columns, 'loss': np.ones(ROWS)}, np.arange(ROWS).astype(str)
   )
-  options = {'delta': DELTA, 'first_delta': 0.3 * NOISE, 'damping': 1e-3}
+  options = {'first_delta': 0.3 * NOISE, 'damping': 1e-3}
+  free = np.ones(len(form.names), bool)
   # From the truth: that many starts find the optimum is another test's.
-  points = levenberg_marquardt.solve(
-    form, columns, truth, target, np.ones((1, ROWS)),
-    target_of=np.arange(LAWS), **options,
-  )  # fmt: skip
+  every = levenberg_marquardt.Problem(
+    form, columns, target, np.ones_like(target), DELTA, 1.0, free
+  )
+  points = levenberg_marquardt.solve(every, truth, np.arange(LAWS), **options)
   covered, failed = [], 0
   for law in range(LAWS):
     weights = bootstraps.cluster_weights(table, RESAMPLES, rng)
+    problem = levenberg_marquardt.Problem(
+      form, columns, target[law], weights, DELTA, 1.0, free
+    )
     ends = levenberg_marquardt.solve(
-      form, columns, np.tile(points.theta[law], (RESAMPLES, 1)),
-      target[law : law + 1], weights, weight_of=np.arange(RESAMPLES), **options,
+      problem, np.tile(points.theta[law], (RESAMPLES, 1)),
+      np.arange(RESAMPLES), **options,
     )  # fmt: skip
     failed += int((~ends.converged).sum())
     lo, hi = np.quantile(ends.theta[ends.converged], [0.025, 0.975], axis=0)

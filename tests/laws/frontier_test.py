@@ -29,32 +29,29 @@ def test_order_and_repeats_do_not_matter():
   assert back.points == 8
 
 
+FOUR = [1e5, 2e5, 4e5, 8e5]
+
+
 @pytest.mark.parametrize(
-  ('losses', 'best'), [([4.0, 3.0, 2.4, 2.0], 8e5), ([2.0, 2.1, 2.4, 3.0], 1e5)]
+  ('params', 'losses', 'flag'),
+  [
+    (FOUR, [4.0, 3.0, 2.4, 2.0], frontier.AT_EDGE),
+    (FOUR, [2.0, 2.1, 2.4, 3.0], frontier.AT_EDGE),
+    (FOUR, [2.0, 2.5, 2.6, 2.1], frontier.NOT_CONVEX),
+    (FOUR, [3.0, 3.0, 3.0, 3.0], frontier.NOT_CONVEX),
+    (FOUR, [5 * n**-0.05 for n in FOUR], frontier.NOT_CONVEX),
+    ([1e5], [3.0], frontier.TOO_FEW),
+    ([1e5, 2e5, 1e5, 2e5], [3.0, 2.0, 2.5, 2.2], frontier.TOO_FEW),
+  ],
 )
-def test_minimum_at_the_edge_is_flagged_not_fitted(losses, best):
-  found = frontier.minimum([1e5, 2e5, 4e5, 8e5], losses)
-  assert not found.interior and found.flag == frontier.AT_EDGE
-  assert found.n_opt == best and found.loss == min(losses)
-
-
-@pytest.mark.parametrize('losses', [[2.0, 2.5, 2.6, 2.1], [3.0, 3.0, 3.0, 3.0]])
-def test_curve_that_does_not_bend_upwards_is_flagged(losses):
-  found = frontier.minimum([1e5, 2e5, 4e5, 8e5], losses)
-  assert not found.interior and found.flag == frontier.NOT_CONVEX
-
-
-def test_straight_line_is_flagged():
-  params = np.geomspace(1e5, 1e6, 5)
-  found = frontier.minimum(params, 5 * params**-0.05)
-  assert not found.interior and found.flag == frontier.NOT_CONVEX
-
-
-@pytest.mark.parametrize('params', [[1e5], [1e5, 2e5], [1e5, 2e5, 1e5, 2e5]])
-def test_fewer_than_three_sizes_are_flagged(params):
-  found = frontier.minimum(params, np.linspace(3, 2, len(params)))
-  assert not found.interior and found.flag == frontier.TOO_FEW
+def test_where_there_is_no_minimum_the_best_size_is_flagged(
+  params, losses, flag
+):
+  found = frontier.minimum(params, losses)
+  assert not found.interior and found.flag == flag
   assert found.points == len(params)
+  assert found.loss == min(losses)
+  assert found.n_opt == params[losses.index(min(losses))]
 
 
 def closed_form(values, compute):

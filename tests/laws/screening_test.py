@@ -5,7 +5,6 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize
 
 from familial.core import errors
 from familial.laws import estimation
@@ -38,7 +37,7 @@ def starts():
 
 def problem_of(table, weights=None):
   weights = np.ones((1, table.rows)) if weights is None else weights
-  return screening.Problem(
+  return levenberg_marquardt.Problem(
     FORM, table.columns, np.log(table.columns['loss']), weights, 1e-3, 1.0,
     np.ones(5, bool),
   )  # fmt: skip
@@ -163,17 +162,6 @@ def test_bad_starts():
     starts_lib.draw(FORM, -1, 0)
 
 
-def test_fixed_parameters_keep_their_digits(make):
-  value = 0.1 + 0.2  # not a number of single precision
-  fit = estimation.fit(
-    FORM, make(noise=0.01), starts=300, fixed={'alpha': value, 'E': 1.1}
-  )
-  assert fit.followed < 300
-  assert fit.params['alpha'] == value
-  assert fit.theta[0] == np.log(1.1)
-  assert not fit.free[[0, 3]].any()
-
-
 @pytest.mark.parametrize(
   ('thin', 'count'),
   [(True, 400), (False, 100), pytest.param(False, 400, marks=pytest.mark.slow)],
@@ -203,7 +191,7 @@ def test_groups_are_thinned_each_by_its_own_rows(make):
   n = make().columns['N'][:34]
   noise = 0.02 * np.random.default_rng(0).standard_normal(34)
   first = np.arange(34) % 2 == 0
-  problem = screening.Problem(
+  problem = levenberg_marquardt.Problem(
     wells(), {'N': n, 'tilt': np.where(first, 1.0, -1.0)},
     np.log(3 * (n / 1e5) ** -2.0) + noise, np.stack([first, ~first]) * 1.0,
     1e-3, 1.0, np.ones(2, bool),
@@ -223,81 +211,8 @@ def test_groups_keep_the_better_of_what_they_are_given(two_laws):
   assert only.objective[0] >= with_it.objective[0]
 
 
-def test_a_weight_of_two_is_the_row_twice(make):
-  table = make(noise=0.01)
-  twice = np.where(np.arange(36) % 3 == 0, 2.0, 1.0)
-  weighted = dataclasses.replace(
-    table, columns={**table.columns, 'weight': twice}
-  )
-  copied = table.take(np.repeat(np.arange(36), twice.astype(int)))
-  first = estimation.fit(FORM, weighted, starts=64)
-  second = estimation.fit(FORM, copied, starts=64)
-  plain = estimation.fit(FORM, table, starts=64)
-  assert first.objective == pytest.approx(second.objective, rel=1e-9)
-  np.testing.assert_allclose(first.theta, second.theta, rtol=1e-6)
-  assert abs(first.theta - plain.theta).max() > 1e-3
-
-
-@pytest.mark.parametrize('asymmetry', [1.0, 0.2, 5.0])
-def test_least_squares_and_its_asymmetric_kin(make, asymmetry):
-  table = make(noise=0.02)
-  fit = estimation.fit(
-    FORM, table, delta=np.inf, asymmetry=asymmetry, starts=64
-  )
-
-  def residual(theta):
-    prediction = np.log(FORM.predict(_values(theta), table.columns))
-    left = prediction - np.log(table.columns['loss'])
-    return left * np.where(left > 0, np.sqrt(asymmetry), 1.0)
-
-  oracle = optimize.least_squares(
-    residual, fit.theta + 0.05, xtol=1e-15, ftol=1e-15, gtol=1e-15, x_scale='jac'
-  )  # fmt: skip
-  assert fit.objective == pytest.approx(oracle.cost, rel=1e-8)
-  np.testing.assert_allclose(fit.theta, oracle.x, rtol=1e-3)
-  above = np.mean(residual(fit.theta) > 0)
-  assert (above < 0.4) if asymmetry > 1 else (above > 0.4)
-
-
-def test_asymmetric_huber_leaves_no_descent(make):
-  table = make(noise=0.02)
-  fit = estimation.fit(FORM, table, asymmetry=3.0, starts=64)
-  target = np.log(table.columns['loss'])
-
-  def objective(theta):
-    left = np.log(FORM.predict(_values(theta), table.columns)) - target
-    size = np.abs(left)
-    huber = np.where(size < 1e-3, size**2 / 2, 1e-3 * (size - 5e-4))
-    return np.sum(huber * np.where(left > 0, 3.0, 1.0))
-
-  assert objective(fit.theta) == pytest.approx(fit.objective, rel=1e-10)
-  rng = np.random.default_rng(0)
-  found = optimize.minimize(
-    objective,
-    fit.theta + 1e-3 * rng.standard_normal(5),
-    method='Nelder-Mead',
-    options={'maxiter': 1500, 'xatol': 1e-9, 'fatol': 1e-14},
-  )
-  assert found.fun >= fit.objective * (1 - 1e-9)
-  residual = (
-    levenberg_marquardt.predict(FORM, table.columns, fit.theta[None])[0]
-    - target
-  )
-  assert np.mean(residual > 0) < 0.4  # pushed below the data
-
-
 def _values(theta):
   return {name: float(v) for name, v in FORM.values(theta).items()}
-
-
-def test_weights_may_be_of_any_scale(make):
-  table = make(noise=0.01)
-  plain = estimation.fit(FORM, table, starts=64)
-  for scale in (1e-12, 1e12):
-    columns = {**table.columns, 'weight': np.full(36, scale)}
-    fit = estimation.fit(FORM, tables.Table(columns, table.run), starts=64)
-    np.testing.assert_allclose(fit.theta, plain.theta, rtol=1e-6)
-    assert fit.sd['E'] == pytest.approx(plain.sd['E'], rel=1e-4)
 
 
 def test_a_good_start_is_found_wherever_it_is(make, monkeypatch):
@@ -306,7 +221,7 @@ def test_a_good_start_is_found_wherever_it_is(make, monkeypatch):
   noise = 0.02 * np.random.default_rng(0).standard_normal(35)
   target = np.log(3 * (n / 1e5) ** -2.0) + noise
   theta = np.random.default_rng(1).uniform([0, 0.7], [2, 1.2], (700, 2))
-  problem = screening.Problem(
+  problem = levenberg_marquardt.Problem(
     form,
     {'N': n, 'tilt': np.ones(35)},
     target,

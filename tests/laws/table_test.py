@@ -6,6 +6,7 @@ from pyarrow import parquet
 import pytest
 
 from familial.core import errors
+from familial.laws import definitions
 from familial.laws import table as tables
 
 
@@ -13,37 +14,70 @@ def by_run(table, column):
   return dict(zip(table.run.tolist(), table.columns[column], strict=True))
 
 
-def test_final_loss_of_the_last_evaluation(rows):
-  table = tables.from_rows(rows)
-  assert by_run(table, 'loss') == {'a': 2.0, 'b': 2.5}
-  assert by_run(table, 'N') == {'a': 100.0, 'b': 50.0}
-  assert by_run(table, 'D') == {'a': 60.0, 'b': 60.0}
-  assert by_run(table, 'G') == {'a': 2.0, 'b': 1.0}
-  assert by_run(table, 'C') == {'a': 600.0, 'b': 600.0}
-  assert table.unit == 'row'
-  assert table.dropped == 3
+@pytest.mark.parametrize(
+  ('loss', 'run', 'columns'),
+  [
+    ('final', 'ab', {'loss': [2.0, 2.5], 'N': [100, 50], 'D': [60, 60]}),
+    ('mean', 'ab', {'loss': [2.5, 2.5], 'N': [100, 50], 'D': [60, 60]}),
+    (
+      'exit',
+      'aab',
+      {
+        'loss': [3.0, 2.0, 2.5], 'N': [50, 100, 50], 'D': [120, 60, 60],
+        'upstream': [0, 1, 0], 'downstream': [1, 0, 0],
+        'flops_per_token': [5, 10, 10],
+      },
+    ),
+  ],
+)  # fmt: skip
+def test_definitions_of_the_loss(rows, loss, run, columns):
+  """By hand, in either order of the rows."""
+  shared = {'C': [600.0] * len(run), 'G': [1 + (r == 'a') for r in run]}
+  for given in (rows, rows[::-1]):
+    table = tables.from_rows(given, loss)
+    order = np.lexsort((table.columns['N'], table.run))
+    assert ''.join(table.run[order]) == run
+    for name, values in {**shared, **columns}.items():
+      np.testing.assert_array_equal(table.columns[name][order], values, name)
+    assert table.unit == ('run' if loss == 'exit' else 'row')
+    assert table.dropped == 6 - len(run) - (loss != 'exit')
+  every = tables.from_rows(rows, loss, rows_used='all')
+  assert every.rows == 2 * table.rows
 
 
-def test_exit_loss_takes_the_exits_own_size_and_dense_tokens(rows):
-  table = tables.from_rows(rows, 'exit')
-  assert table.run.tolist() == ['a', 'a', 'b']
-  c = table.columns
-  np.testing.assert_array_equal(c['loss'], [3.0, 2.0, 2.5])
-  np.testing.assert_array_equal(c['N'], [50.0, 100.0, 50.0])
-  np.testing.assert_array_equal(c['D'], [120.0, 60.0, 60.0])
-  np.testing.assert_array_equal(c['upstream'], [0, 1, 0])
-  np.testing.assert_array_equal(c['downstream'], [1, 0, 0])
-  np.testing.assert_array_equal(c['flops_per_token'], [5.0, 10.0, 10.0])
-  assert table.unit == 'run'
-  np.testing.assert_array_equal(table.clusters, [0, 0, 1])
+@pytest.mark.parametrize(
+  'loss, wanted',
+  [('final', {'a'}), ('mean', {'a'}), ('exit', {'a', 'b'})],
+)
+def test_twins_count_for_the_loss_of_each_exit_alone(rows, loss, wanted):
+  """A shape at G = 1 alone would be read as a penalty of the other Gs."""
+  rows = [{**r, 'arm': 'twin'} if r['run'] == 'b' else r for r in rows]
+  table = tables.from_rows(rows, loss)
+  assert set(table.run) == wanted
+  assert table.filters['arms'] == list(definitions.arms_of(loss))
+  assert set(tables.from_rows(rows, loss, arms=('twin',)).run) == {'b'}
 
 
-def test_rows_of_another_version_are_refused(rows, tmp_path):
-  path = tmp_path / 'metrics.jsonl'
-  path.write_text(''.join(json.dumps({**r, 'schema': 99}) + '\n' for r in rows))
-  for read in (path, tmp_path):
-    with pytest.raises(errors.UserError, match='schema 99 is not 1, the one'):
-      tables.read(read)
+@pytest.mark.parametrize(
+  ('change', 'options', 'said'),
+  [
+    ({}, {'loss': 'finale'}, "did you mean 'final'"),
+    ({}, {'rows_used': 'lst'}, "did you mean 'last'"),
+    ({'tokens_dense': None}, {'loss': 'exit'}, "no 'tokens_dense'"),
+    ({'status': 'diverged'}, {}, 'no row is left'),
+    ({'schema': 99}, {}, 'schema 99 is not 1'),
+  ],
+)
+def test_rows_that_are_no_table(rows, change, options, said):
+  with pytest.raises(errors.UserError, match=said):
+    tables.from_rows([{**row, **change} for row in rows], **options)
+
+
+def test_corpora_do_not_mix_unless_asked(rows):
+  mixed = [{**r, 'corpus': r['run']} for r in rows]
+  with pytest.raises(errors.UserError, match=r'2 corpora \(a, b\)'):
+    tables.from_rows(mixed)
+  assert tables.from_rows(mixed, mix_corpora=True).rows == 2
 
 
 def test_runs_that_say_nothing_are_left_out(rows):
@@ -59,18 +93,6 @@ def test_runs_that_say_nothing_are_left_out(rows):
 def test_an_evaluation_written_twice_counts_once(rows):
   twice = [*rows, {**rows[5], 'loss': 2.6}]
   assert by_run(tables.from_rows(twice), 'loss') == {'a': 2.0, 'b': 2.6}
-
-
-def test_corpora_do_not_mix(rows):
-  mixed = [{**r, 'corpus': r['run']} for r in rows]
-  with pytest.raises(errors.UserError, match=r'2 corpora \(a, b\)'):
-    tables.from_rows(mixed)
-  assert tables.from_rows(mixed, mix_corpora=True).rows == 2
-
-
-def test_row_order_is_kept_out_of_the_result(rows):
-  forward, backward = tables.from_rows(rows), tables.from_rows(rows[::-1])
-  assert by_run(forward, 'loss') == by_run(backward, 'loss')
 
 
 def test_reads_a_folder_of_runs(rows, tmp_path):
@@ -120,27 +142,6 @@ def test_reads_csv_by_a_mapping(tmp_path):
   assert (kept.dropped, kept.filters['drop_highest']) == (1, 1)
 
 
-def test_bad_paths_and_options(tmp_path, rows):
-  with pytest.raises(errors.UserError, match='does not exist'):
-    tables.read(tmp_path / 'none.csv')
-  with pytest.raises(errors.UserError, match=r'no metrics\.jsonl'):
-    tables.read(tmp_path)
-  with pytest.raises(errors.UserError, match=r'allowed are \.csv'):
-    tables.read(write_csv(tmp_path / 'points.txt', 'N'))
-  (tmp_path / 'points.jsonl').write_text('{"N": 1\n{"N": 2}\n')
-  with pytest.raises(errors.UserError, match='line 1 is not JSON'):
-    tables.read(tmp_path / 'points.jsonl')
-  with pytest.raises(errors.UserError, match="did you mean 'final'"):
-    tables.from_rows(rows, 'finale')
-  with pytest.raises(errors.UserError, match="no 'tokens_dense'"):
-    short = [{k: v for k, v in r.items() if k != 'tokens_dense'} for r in rows]
-    tables.from_rows(short, 'exit')
-  with pytest.raises(errors.UserError, match='no row is left'):
-    tables.from_rows([])
-  with pytest.raises(errors.UserError, match='drop_highest=2'):
-    tables.from_rows(rows).drop_highest(2)
-
-
 def test_reads_parquet(tmp_path):
   path = tmp_path / 'points.PARQUET'
   columns = {'Size': [1, 2, 4], 'D': [3.5, 2.5, 1.5], 'loss': [6.0, 5.0, 4.0]}
@@ -187,14 +188,12 @@ def test_cluster_of_no_column(tmp_path, rows):
   path = write_csv(tmp_path / 'points.csv', *CLUSTERED)
   with pytest.raises(errors.UserError, match="did you mean 'model'"):
     tables.read(path, cluster='modle')
-  folder = tmp_path / 'cells'
-  folder.mkdir()
-  lines = '\n'.join(map(json.dumps, rows))
-  (folder / 'metrics.jsonl').write_text(lines + '\n')
-  assert tables.read(folder, cluster='G').unit == 'row'
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+  assert tables.read(tmp_path, cluster='G').unit == 'row'
   # The table has as many rows, in an order of its own.
   with pytest.raises(errors.UserError, match="cluster='status'"):
-    tables.read(folder, loss='exit', cluster='status')
+    tables.read(tmp_path, loss='exit', cluster='status')
 
 
 def test_needs_are_columns_that_a_form_asks_for(tmp_path):

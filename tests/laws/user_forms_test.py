@@ -9,8 +9,6 @@ from familial.core import errors
 from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
-from familial.laws import parametric
-from familial.laws import user_forms
 
 CHINCHILLA = """
   def law(N, tokens, *, E=positive(0.3, 3), A=positive(1, 1e9),
@@ -105,15 +103,11 @@ def test_starts_span_the_range_that_is_given(write):
     ('x = 1', 'it has none'),
     ('def law(*, E=positive(1, 2)): return E', 'at least one of each'),
     ('def law(N): return N', 'at least one of each'),
-    ('def law(*N, E=positive(1, 2)): return E', 'at least one of each'),
     ('def law(N, *, E=positive(1, 2), **k): return E', 'at least one'),
     ('def law(N, *, E=1.0): return E', 'default of E must say its range'),
-    ('def law(N, *, E): return E', 'default of E must say its range'),
     ('def law(N, *, E=positive(-1, 2)): return E', r'positive\(-1, 2\)'),
-    ('def law(N, *, E=positive(0, 2)): return E', 'above 0'),
     ('def law(N, *, E=real(2, 1)): return E', 'from 2 to 1.*lower first'),
     ('def law(N, *, E=within(0, np.inf)): return E', 'two finite ends'),
-    ('def law(N, *, E=real(np.nan, 1)): return E', 'two finite ends'),
   ],
 )
 def test_files_that_are_no_law_are_one_line(write, body, message):
@@ -122,24 +116,15 @@ def test_files_that_are_no_law_are_one_line(write, body, message):
   assert '\n' not in str(error.value)
 
 
-def test_no_such_file(tmp_path):
-  with pytest.raises(errors.UserError, match=r'no file .*none\.py'):
-    forms.get(str(tmp_path / 'none.py:law'))
-
-
 @pytest.mark.parametrize(
   ('returned', 'message'),
   [
     ('jnp.nan * N', 'no finite prediction'),
-    ('-E - N', 'no finite prediction'),
-    ('0 * N', 'no finite prediction'),
     ('1 / 0', 'ZeroDivisionError'),
-    ('{}["x"]', "KeyError: 'x'"),
     ('E + N[:3]', r'shape \(3,\)'),
     ('E + N[:, None]', r'shape \(64, 1\)'),
     ('E + 1j * N', 'complex'),
     ('None', 'None is not'),
-    ('"loss"', 'TypeError'),
     ('np.exp(E) + N', 'TracerArrayConversionError'),
     ('E if E > 1 else N', 'TracerBoolConversionError'),
   ],
@@ -221,12 +206,5 @@ def test_sums_that_are_none(name, message):
 
 
 def test_the_loss_is_no_column_of_its_law(make):
-  for name in ('tokens+loss', 'loss*params+tokens'):
-    with pytest.raises(errors.UserError, match='other than the loss'):
-      estimation.fit(forms.get(name), make())
-
-
-def test_range_helpers():
-  assert user_forms.real(0, 1).transform is parametric.IDENTITY
-  assert user_forms.positive(1, 2).transform is parametric.LOG
-  assert user_forms.within(0, 1).transform.prefix == 'logit_'
+  with pytest.raises(errors.UserError, match='other than the loss'):
+    estimation.fit(forms.get('loss*params+tokens'), make())
