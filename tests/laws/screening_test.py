@@ -149,7 +149,7 @@ def test_screening_in_blocks_keeps_the_same_starts(two_laws, monkeypatch):
   np.testing.assert_allclose(
     np.sort(whole.objective[whole.group == 1]), np.sort(every)[:40], rtol=1e-12
   )
-  monkeypatch.setattr(screening, 'NUMBERS', 36 * 7)
+  monkeypatch.setattr(levenberg_marquardt, 'NUMBERS', 36 * 7)
   parts = screening.screened(problem, drawn, 40)
   np.testing.assert_array_equal(parts.theta, whole.theta)
   np.testing.assert_array_equal(parts.group, whole.group)
