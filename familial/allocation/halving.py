@@ -113,26 +113,13 @@ def run(
   ledgers = list(map(rounds.Ledger, sources, budgets))
   alive_SxM = np.tile(np.arange(candidates), (len(sources), 1))
   for number in range(len(counts)):
-    end_SxM = np.zeros(alive_SxM.shape)
-    shares = []
-    for s, (ledger, alive) in enumerate(
-      zip(ledgers, alive_SxM.tolist(), strict=True)
-    ):
-      share, *later = (
-        fractions.Fraction(ledger.budget) / (n * len(counts))
-        for n in counts[number:]
-      )
-      limits = {i: ledger.source.limit(i) for i in alive}
-      targets = {i: ledger.target(i, share) for i in alive}
-      ledger.advance({i: min(targets[i], limits[i]) for i in alive})
-      more = float(sum(later))
-      end_SxM[s] = [min(targets[i] + more, limits[i]) for i in alive]
-      shares.append(float(share))
-    known = [
-      [ledger.known[i] for i in alive]
-      for ledger, alive in zip(ledgers, alive_SxM.tolist(), strict=True)
-    ]
-    survey = Survey(sources, alive_SxM, known, end_SxM, number)
+    alive = alive_SxM.tolist()
+    end_SxM = np.array(
+      [
+        _train(*each, counts, number)
+        for each in zip(ledgers, alive, strict=True)
+      ]
+    )
     if number < len(settings.decided):
       closed = settings.decided[number]
       ledgers[0].rounds.append(closed)
@@ -140,14 +127,19 @@ def run(
       continue
     ranking, kept_SxK = None, alive_SxM
     if number + 1 < len(counts):
+      known = [
+        [ledger.known[i] for i in row]
+        for ledger, row in zip(ledgers, alive, strict=True)
+      ]
+      survey = Survey(sources, alive_SxM, known, end_SxM, number)
       ranking = _ranking(survey, rank, settings.seed)
       best = ranking.score_SxM.argsort(axis=1, kind='stable')
       best = np.sort(best[:, : counts[number + 1]], axis=1)
       kept_SxK = np.take_along_axis(alive_SxM, best, axis=1)
     for s, ledger in enumerate(ledgers):
       ledger.close_round(
-        alive_SxM[s].tolist(),
-        shares[s],
+        alive[s],
+        ledger.budget / (counts[number] * len(counts)),
         end_SxM[s],
         kept_SxK[s].tolist(),
         *_of_allocation(ranking, s),
@@ -155,6 +147,24 @@ def run(
     settings.on_round([ledger.rounds[-1] for ledger in ledgers])
     alive_SxM = kept_SxK
   return [ledger.allocation() for ledger in ledgers]
+
+
+def _train(
+  ledger: rounds.Ledger,
+  alive: Sequence[int],
+  counts: Sequence[int],
+  number: int,
+) -> list[float]:
+  """Trains survivors by a share; returns their FLOPs if they survive to the end."""
+  share, *later = (
+    fractions.Fraction(ledger.budget) / (n * len(counts))
+    for n in counts[number:]
+  )
+  more = float(sum(later))
+  limits = {i: ledger.source.limit(i) for i in alive}
+  targets = {i: ledger.target(i, share) for i in alive}
+  ledger.advance({i: min(targets[i], limits[i]) for i in alive})
+  return [min(targets[i] + more, limits[i]) for i in alive]
 
 
 def _ranking(survey: Survey, rank: Rank, seed: int) -> Ranking:
