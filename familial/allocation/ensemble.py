@@ -10,9 +10,9 @@ Dimensions: S allocations, M curves, T points, K members, I inputs.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import functools
 import itertools
-import math
 from typing import Any
 from typing import NamedTuple
 
@@ -76,40 +76,27 @@ def predictor(family: str) -> surrogate.Surrogate:
   def predict(
     observed: surrogate.Observed, keys: jax.Array
   ) -> halving.Prediction:
-    count = len(observed.active_SxM)
-    # As many parts as cores, of one size, so that one program serves all.
-    parts = min(levenberg_marquardt.threads(), count)
-    size = math.ceil(count / parts)
+    def one(s: int) -> list[np.ndarray]:
+      with jax.enable_x64(True):  # It holds for one thread.
+        own = surrogate.Observed(*(np.asarray(x[s]) for x in observed))
+        return list(map(np.asarray, _allocation(family, own, keys[s])))
 
-    def part(number: int) -> list[np.ndarray]:
-      chosen = np.minimum(np.arange(size) + number * size, count - 1)
-      own = surrogate.Observed(*(np.asarray(x)[chosen] for x in observed))
-      with jax.enable_x64(True):
-        return list(map(np.asarray, _program(family, own, keys[chosen])))
-
-    computed = levenberg_marquardt.side_by_side(
-      [functools.partial(part, number) for number in range(parts)]
-    )
-    return halving.Prediction(
-      *(np.concatenate(x)[:count] for x in zip(*computed, strict=True))
-    )
+    first = one(0)  # It compiles the program for the others.
+    with futures.ThreadPoolExecutor(levenberg_marquardt.threads()) as pool:
+      others = pool.map(one, range(1, len(keys)))
+      return halving.Prediction(
+        *map(np.stack, zip(first, *others, strict=True))
+      )
 
   return predict
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _program(
-  family: str, observed: surrogate.Observed, keys: jax.Array
-) -> tuple[jax.Array, ...]:
-  """All allocations in sequence, so that a network's state stays in cache."""
-  one = functools.partial(_allocation, FAMILIES[family])
-  return jax.lax.map(lambda given: one(*given), (observed, keys))
-
-
 def _allocation(
-  family: Family, observed: surrogate.Observed, key: jax.Array
+  name: str, observed: surrogate.Observed, key: jax.Array
 ) -> tuple[jax.Array, ...]:
   """Mean, lo and hi of one allocation, each [M]."""
+  family = FAMILIES[name]
   log_c_T, loss_MxT, active_M, features_MxF, log_end_M = map(
     jnp.asarray, observed
   )
