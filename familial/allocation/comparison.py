@@ -19,6 +19,7 @@ from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.core import estimate
+from familial.core import schema
 from familial.core import storage
 from familial.laws import fit_record
 from familial.laws import inference
@@ -132,7 +133,7 @@ class ReplaySummary:
 
   Attributes:
     title: of the replay.
-    config: as `config.ReplayConfig` has it.
+    config: of the replay.
     level: of intervals over draws.
     frontiers: of each table's curves.
     cells: in the config's order for each table.
@@ -142,7 +143,7 @@ class ReplaySummary:
   """
 
   title: str
-  config: Mapping[str, Any]
+  config: config_lib.ReplayConfig
   level: float
   frontiers: Mapping[str, tuple[frontier.Description, ...]]
   cells: tuple[CellSummary, ...]
@@ -164,11 +165,9 @@ class ReplaySummary:
   @classmethod
   def read(cls, path: pathlib.Path) -> ReplaySummary:
     """Reads allocation.json."""
-    import pydantic
-
     values = _with_nan(storage.read_own(path))
     values.pop('schema', None)
-    return pydantic.TypeAdapter(cls).validate_python(values)
+    return schema.read(cls, values)
 
 
 def run(
@@ -190,7 +189,7 @@ def run(
   out = pathlib.Path(out)
   result = ReplaySummary(
     title=config.title,
-    config=dataclasses.asdict(config),
+    config=config,
     level=LEVEL,
     frontiers={
       cell.table: frontier.describe(cell.pool.curves) for cell in cells

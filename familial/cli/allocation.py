@@ -106,7 +106,6 @@ def _allocate(values: flags.FlagValues) -> str:
       ' replayed, and the candidates of a config are trained'
     )
   from familial.allocation import config as allocation_config
-  from familial.studies import templates
   from familial.training import compilation
 
   compilation.prepare()
@@ -127,6 +126,7 @@ def _allocate(values: flags.FlagValues) -> str:
         '--nodraw: of a replay; live, the page is the study'
       )
     from familial.studies import allocation
+    from familial.studies import templates
 
     return allocation.run(templates.allocation(values.config), values.out)
   from familial.allocation import comparison
