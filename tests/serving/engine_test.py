@@ -1,11 +1,12 @@
 import hypothesis
-from hypothesis import strategies as st
+from hypothesis import strategies
 import jax
 import numpy as np
 import pytest
 
 from familial.serving import engine as engine_lib
 from familial.serving import sampling
+from tests.serving import families
 from tests.serving.families import CONTEXT
 from tests.serving.families import VOCAB
 from tests.serving.families import Family
@@ -13,22 +14,6 @@ from tests.serving.families import Family
 GREEDY = sampling.Policy()
 # Each example compiles its programs: to shrink one takes longer than to read it.
 PHASES = (hypothesis.Phase.generate,)
-
-
-@st.composite
-def shapes(draw):
-  depth = draw(st.integers(1, 4))
-  exits = draw(st.sets(st.integers(1, depth)))
-  kv_heads = draw(st.sampled_from([1, 2]))
-  return {
-    'depth': depth,
-    'exits': tuple(sorted(exits | {depth})),
-    'kv_heads': kv_heads,
-    'heads': kv_heads * draw(st.sampled_from([1, 2])),
-    'exit_kind': draw(st.sampled_from(['head', 'separate', 'branch'])),
-    'branch_unembedding': draw(st.sampled_from(['shared', 'own'])),
-    'tied': draw(st.booleans()),
-  }
 
 
 def pieces(rng, length):
@@ -78,14 +63,22 @@ def check_equal(family, rows, seed):
 @hypothesis.settings(
   max_examples=2, deadline=None, derandomize=True, phases=PHASES
 )
-@hypothesis.given(shapes(), st.sampled_from([0, 2]), st.integers(0, 2**16))
+@hypothesis.given(
+  families.shapes(),
+  strategies.sampled_from([0, 2]),
+  strategies.integers(0, 2**16),
+)
 def test_every_reading_is_that_of_the_uncached_pass(shape, rows, seed):
   check_equal(Family(**shape), rows, seed)
 
 
 @pytest.mark.slow
 @hypothesis.settings(max_examples=100, deadline=None, phases=PHASES)
-@hypothesis.given(shapes(), st.sampled_from([0, 1, 2]), st.integers(0, 2**16))
+@hypothesis.given(
+  families.shapes(),
+  strategies.sampled_from([0, 1, 2]),
+  strategies.integers(0, 2**16),
+)
 def test_every_reading_of_many_shapes(shape, rows, seed):
   check_equal(Family(**shape), rows, seed)
 

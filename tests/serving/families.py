@@ -2,6 +2,7 @@
 
 import functools
 
+from hypothesis import strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,24 @@ def make(**changes):
   return jax.tree.map(
     lambda leaf: 2 * leaf if leaf.ndim > 1 else leaf, params
   ), config
+
+
+@strategies.composite
+def shapes(draw):
+  """Draws shapes of families."""
+  depth = draw(strategies.integers(1, 4))
+  exits = draw(strategies.sets(strategies.integers(1, depth)))
+  kv_heads = draw(strategies.sampled_from([1, 2]))
+  return {
+    'depth': depth,
+    'exits': tuple(sorted(exits | {depth})),
+    'kv_heads': kv_heads,
+    'heads': kv_heads * draw(strategies.sampled_from([1, 2])),
+    'exit_kind': draw(strategies.sampled_from(['head', 'separate', 'branch'])),
+    'branch_unembedding': draw(strategies.sampled_from(['shared', 'own'])),
+    'tied': draw(strategies.booleans()),
+    'base_width': draw(strategies.sampled_from([8, 16, 24])),
+  }
 
 
 class Family:
