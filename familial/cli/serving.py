@@ -1,6 +1,7 @@
 """`familial evaluate`, `generate` and `relay`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import importlib.util
 import json
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
   from familial.serving import benchmark as benchmark_lib
   from familial.serving import evaluate as evaluate_lib
   from familial.serving import generate as generate_lib
+  from familial.serving import thresholds as thresholds_lib
 
 _EXTRA = "needs the extra, pip install 'familial[relay]'"
 
@@ -244,51 +246,41 @@ def _write(path: pathlib.Path, record: Any) -> None:
 
 def _evaluation_text(evaluation: 'evaluate_lib.Evaluation') -> str:
   """Returns tables of the exits and thresholds, and a summary line."""
-  rows: list[tuple[str, ...]] = [
-    ('exit', 'layer', 'N', 'nats/token', 'error', 'nats/byte', 'top-1',
-     'calibration error'),
-  ]  # fmt: skip
-  rows += [
-    (
-      str(score.exit),
-      str(score.layer),
-      f'{score.params:,}',
-      f'{score.loss:.4f}',
-      _or_dash('{:.4f}', score.loss_error),
-      f'{score.loss_per_byte:.4f}',
-      f'{100 * score.accuracy:.2f} %',
-      f'{100 * score.calibration_error:.2f} %',
-    )
-    for score in evaluation.exits
-  ]
-  parts = [_table(rows)]
   last = evaluation.exits[-1]
+  parts = [
+    _table(
+      {
+        'exit': str(score.exit),
+        'layer': str(score.layer),
+        'N': f'{score.params:,}',
+        'nats/token': f'{score.loss:.4f}',
+        'error': _or_dash('{:.4f}', score.loss_error),
+        'nats/byte': f'{score.loss_per_byte:.4f}',
+        'top-1': f'{100 * score.accuracy:.2f} %',
+        'calibration error': f'{100 * score.calibration_error:.2f} %',
+      }
+      for score in evaluation.exits
+    )
+  ]
   if evaluation.oracle:
-    rows = [
-      ('confidence', 'threshold', 'nats/token', 'increase', 'layers',
-       'deferred', 'answered by exit'),
-    ]  # fmt: skip
-    for name, o in (
-      *evaluation.chosen.items(), ('best exit', evaluation.oracle)
-    ):  # fmt: skip
-      interval = ''
-      if o.increase_low is not None and o.increase_high is not None:
-        low, high = 100 * o.increase_low, 100 * o.increase_high
-        interval = f' [{low:.2f}, {high:.2f}]'
-      rows.append(
-        (
-          name,
-          _or_dash('{:.6g}', o.threshold),
-          f'{o.loss:.4f}',
-          f'{100 * o.increase:.2f} %{interval}',
-          f'{o.layers:.2f}',
-          f'{o.layers_deferred:.2f}',
-          ', '.join(f'{100 * share:.1f} %' for share in o.shares),
-        )
-      )
+    chosen = {**evaluation.chosen, 'best exit': evaluation.oracle}
+    table = _table(
+      {
+        'confidence': name,
+        'threshold': _or_dash('{:.6g}', outcome.threshold),
+        'nats/token': f'{outcome.loss:.4f}',
+        'increase': f'{100 * outcome.increase:.2f} %{_interval(outcome)}',
+        'layers': f'{outcome.layers:.2f}',
+        'deferred': f'{outcome.layers_deferred:.2f}',
+        'answered by exit': ', '.join(
+          f'{100 * x:.1f} %' for x in outcome.shares
+        ),
+      }
+      for name, outcome in chosen.items()
+    )
     parts.append(
       'Lowest thresholds with a loss at most 1 % above exit '
-      f"{last.exit}'s, of {last.layer} layers:\n{_table(rows)}"
+      f"{last.exit}'s, of {last.layer} layers:\n{table}"
     )
   losses = ', '.join(f'{score.loss:.4f}' for score in evaluation.exits)
   parts.append(
@@ -298,58 +290,55 @@ def _evaluation_text(evaluation: 'evaluate_lib.Evaluation') -> str:
   return '\n\n'.join(parts)
 
 
+def _interval(outcome: 'thresholds_lib.Outcome') -> str:
+  if outcome.increase_low is None or outcome.increase_high is None:
+    return ''
+  low, high = 100 * outcome.increase_low, 100 * outcome.increase_high
+  return f' [{low:.2f}, {high:.2f}]'
+
+
 def _decoding_text(measured: 'benchmark_lib.Decoding') -> str:
   """Returns a table of the modes, and one of a relay's hops."""
-  rows: list[tuple[str, ...]] = [
-    ('mode', 'how', 'texts', 'tokens/s', 'threshold', 'loss', 'layers',
-     'shares of exits, or of drafts accepted'),
-  ]  # fmt: skip
-  rows += [
-    (
-      speed.mode,
-      speed.detail,
-      str(speed.rows),
-      f'{speed.tokens / speed.seconds:,.0f}',
-      _or_dash('{:.3f}', speed.threshold),
-      _or_dash('{:+.1%}', speed.loss_increase),
-      _or_dash('{:.0%}', speed.layers),
-      ', '.join(f'{share:.0%}' for share in speed.shares),
-    )
+  modes = _table(
+    {
+      'mode': speed.mode,
+      'how': speed.detail,
+      'texts': str(speed.rows),
+      'tokens/s': f'{speed.tokens / speed.seconds:,.0f}',
+      'threshold': _or_dash('{:.3f}', speed.threshold),
+      'loss': _or_dash('{:+.1%}', speed.loss_increase),
+      'layers': _or_dash('{:.0%}', speed.layers),
+      'shares of exits, or of drafts accepted': ', '.join(
+        f'{share:.0%}' for share in speed.shares
+      ),
+    }
     for speed in measured.speeds
-  ]
-  text = _table(rows)
-  if measured.hops:
-    rows = [
-      ('relay: states', 'to exit', 'bytes/token both ways', 'tokens as float32',
-       'error of states', 'held-out loss'),
-    ]  # fmt: skip
-    rows += [
-      (
-        hop.dtype,
-        str(hop.to),
-        f'{hop.bytes:.0f}',
-        f'{hop.agree:.1%}',
-        _or_dash('{:.2%}', hop.state_error),
-        f'{hop.loss_increase:+.3%}',
-      )
-      for hop in measured.hops
-    ]
-    text += f'\n\n{_table(rows)}'
-  return text
+  )
+  hops = _table(
+    {
+      'relay: states': hop.dtype,
+      'to exit': str(hop.to),
+      'bytes/token both ways': f'{hop.bytes:.0f}',
+      'tokens as float32': f'{hop.agree:.1%}',
+      'error of states': _or_dash('{:.2%}', hop.state_error),
+      'held-out loss': f'{hop.loss_increase:+.3%}',
+    }
+    for hop in measured.hops
+  )
+  return f'{modes}\n\n{hops}'.rstrip()
 
 
 def _or_dash(form: str, value: float | None) -> str:
   return '-' if value is None else form.format(value)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _table(records: Iterable[Mapping[str, str]]) -> str:
+  """Returns lines of aligned columns; '' without records."""
+  records = list(records)
+  rows = [list(record.values()) for record in records]
+  rows = [list(records[0]), *rows] if rows else []
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-    )
-    for row in rows
-  )
+  return '\n'.join('  '.join(map(str.rjust, row, widths)) for row in rows)
 
 
 def _generate(values: flags.FlagValues) -> str:
