@@ -1,12 +1,27 @@
 """`familial allocate`."""
 
+import dataclasses
 import pathlib
+from typing import Annotated
+from typing import Any
 
-from absl import flags
-
+from familial.allocation import comparison
+from familial.allocation import config as config_lib
+from familial.allocation import curves
 from familial.cli import command
+from familial.cli import studies
+from familial.cli.command import REPEATED
+from familial.cli.command import Command
+from familial.cli.command import ConfigFile
+from familial.cli.command import Folder
+from familial.cli.command import Repeated
 from familial.core import errors
+from familial.core import schema
+from familial.report import replay_page
+from familial.studies import registry
+from familial.training import compilation
 
+# Flags of a --table; in a config they are keys.
 _OF_TABLES = (
   'columns',
   'curve',
@@ -20,164 +35,118 @@ _OF_TABLES = (
   'where',
   'seed',
 )
+LIVE = 'allocation'  # kind of the study that trains its candidates
 
 
-def _define(values: flags.FlagValues) -> None:
-  from ml_collections import config_flags
+@dataclasses.dataclass(frozen=True)
+class Allocate:
+  """Flags of `familial allocate`.
 
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'Instead of --table: experiments/allocation_live.py, whose candidates are '
-    'trained, or experiments/allocation.py, which replays. The flags below then '
-    'are keys of it.',
-    lock_config=True,
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'table',
-    None,
-    "Learning curves: CSV, JSONL, Parquet, or a folder of this project's runs.",
-    flag_values=values,
-  )
-  flags.DEFINE_multi_string(
-    'columns',
-    [],
-    "Column mapping, 'flops=C,loss=val_loss,params=N'; may be repeated.",
-    flag_values=values,
-  )
-  flags.DEFINE_list(
-    'curve',
-    [],
-    'Columns whose values tell curves apart; by default run. Those that are '
-    'numbers describe the candidates to surrogates.',
-    flag_values=values,
-  )
-  flags.DEFINE_multi_string(
-    'policy',
-    ['sh_ensemble_power_law'],
-    'uniform, sh, sh_lmc, sh_ensemble_power_law, sh_ensemble_exponential, '
-    'sh_ensemble_mmf, law or oracle; may be repeated. sh and oracle are always '
-    'beside it.',
-    flag_values=values,
-  )
-  flags.DEFINE_multi_float(
-    'budget', [], 'FLOPs of an allocation; may be repeated.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'candidates', 0, 'Of a draw; 0 for all curves.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'draws', 100, 'Random choices of the candidates.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'eta', 2, 'One in so many survives a round.', flag_values=values
-  )
-  flags.DEFINE_enum(
-    'loss',
-    'final',
-    ['mean', 'final'],
-    "Which loss of this project's runs.",
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'form', 'chinchilla', 'Law fitted to what was trained.', flag_values=values
-  )
-  flags.DEFINE_multi_string(
-    'where',
-    [],
-    "Condition of rows that the law is fitted to, as 'tokens>=1e9'; may be "
-    'repeated.',
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    'seed', 0, 'Of draws and surrogates.', lower_bound=0, flag_values=values
-  )
-  flags.DEFINE_bool(
-    'draw', True, 'Write a page with figures too.', flag_values=values
-  )
-  command.define_folder('out', 'Folder of the result.', values)
+  Attributes:
+    out: folder of the result.
+    config: instead of --table: experiments/allocation_live.py, whose candidates
+      are trained, or experiments/allocation.py, which replays; the flags of a
+      table are keys of it.
+    table: learning curves: CSV, JSONL, Parquet, or a folder of this project's
+      runs.
+    columns: column mapping, 'flops=C,loss=val_loss,params=N'; may be repeated.
+    curve: columns whose values identify a curve, run by default. Numeric ones
+      describe the candidates to surrogates.
+    policy: policy to compare: uniform, sh, sh_lmc, sh_ensemble_power_law,
+      sh_ensemble_exponential, sh_ensemble_mmf, law or oracle; may be repeated. sh
+      and oracle are always included.
+    budget: FLOPs of an allocation; may be repeated.
+    candidates: number of candidates of a draw; 0 for all curves.
+    draws: number of random draws of the candidates.
+    eta: Successive Halving factor: 1/eta of the candidates survive each round.
+    loss: loss of this project's runs.
+    form: law fitted to the trained candidates.
+    where: condition on the rows that the law is fitted to, as 'tokens>=1e9'; may
+      be repeated.
+    seed: seed of the draws and the surrogates.
+    draw: write a page with figures too.
+  """
+
+  out: Folder
+  config: Annotated[Any, ConfigFile()] = None
+  table: str | None = None
+  columns: Repeated = ()
+  curve: tuple[str, ...] = ()
+  policy: Repeated = ('sh_ensemble_power_law',)
+  budget: Annotated[tuple[float, ...], REPEATED] = ()
+  candidates: int = 0
+  draws: int = 100
+  eta: int = 2
+  loss: Annotated[str, schema.one_of('mean', 'final')] = 'final'
+  form: str = 'chinchilla'
+  where: Repeated = ()
+  seed: schema.Index = 0
+  draw: bool = True
+  given: frozenset[str] = frozenset()
 
 
-def _allocate(values: flags.FlagValues) -> str:
-  if (values.config is None) == (values.table is None):
+def _allocate(asked: Allocate) -> str:
+  if (asked.config is None) == (asked.table is None):
     raise errors.UserError(
       '--table or --config: one of them is needed; a table of curves is'
       ' replayed, and the candidates of a config are trained'
     )
-  from familial.allocation import config as allocation_config
-  from familial.training import compilation
-
   compilation.prepare()
-  if values.config is not None:
-    for flag in _OF_TABLES:
-      if values[flag].present:
-        raise errors.UserError(
-          f'--{flag}: of a --table; in a config it is a key, --config.KEY=...'
-        )
-    if not {'cells', 'horizon'} & set(values.config):
+  if asked.config is None:
+    return _replay(_of_table(asked), asked)
+  for flag in _OF_TABLES:
+    if flag in asked.given:
       raise errors.UserError(
-        '--config: this is no allocation, which has cells (a replay) or a horizon'
-        ' (live), such as experiments/allocation_live.py'
+        f'--{flag}: of a --table; in a config it is a key, --config.KEY=...'
       )
-  if values.config is not None and 'horizon' in values.config:
-    if not values.draw:
+  study = registry.of_config(asked.config)
+  if study is not None and study.kind == LIVE:
+    if not asked.draw:
       raise errors.UserError(
-        '--nodraw: of a replay; live, the page is the study'
+        '--nodraw: of a replay; a live allocation always has its page'
       )
-    from familial.studies import allocation
-    from familial.studies import templates
+    return studies.run_study(study, asked.config, asked.out)
+  if 'cells' not in asked.config:
+    raise errors.UserError(
+      '--config: this is not an allocation, which has cells (a replay) or is of '
+      'kind allocation (live), such as experiments/allocation_live.py'
+    )
+  return _replay(config_lib.read(asked.config), asked)
 
-    return allocation.run(templates.allocation(values.config), values.out)
-  from familial.allocation import comparison
 
-  config = (
-    _replay(values)
-    if values.config is None
-    else allocation_config.read(values.config)
-  )
-  out = pathlib.Path(values.out)
+def _replay(config: config_lib.ReplayConfig, asked: Allocate) -> str:
+  out = pathlib.Path(asked.out)
   result, cells = comparison.run(config, out)
   path = out / comparison.RESULT
-  if values.draw:
-    from familial.report import replay_page
-
+  if asked.draw:
     examples = [(cell.grid, cell.allocations) for cell in cells]
     path = replay_page.write(result.record(), examples, out)
   return f'{result.summary_line} -> {path}'
 
 
-def _replay(values: flags.FlagValues):  # type: ignore[no-untyped-def]
-  """The replay that the flags ask for."""
-  from familial.allocation import config
-  from familial.allocation import curves
-
-  if not values.budget:
+def _of_table(asked: Allocate) -> config_lib.ReplayConfig:
+  """Returns the replay that the flags ask for."""
+  assert asked.table is not None
+  if not asked.budget:
     raise errors.UserError('--budget: is missing; FLOPs of an allocation')
-  columns = command.mapping(','.join(values.columns))
-  candidates = values.candidates
+  columns = dict(command.mapping(asked.columns))
+  candidates = asked.candidates
   if not candidates:
-    pool = curves.read(values.table, columns, values.curve, values.loss)
+    pool = curves.read(asked.table, columns, asked.curve, asked.loss)
     candidates = len(pool.curves)
-  return config.ReplayConfig(
+  return config_lib.ReplayConfig(
     title='Replayed allocation',
-    cells=tuple((candidates, budget) for budget in values.budget),
-    table=values.table,
+    cells=tuple((candidates, budget) for budget in asked.budget),
+    table=asked.table,
     columns=columns,
-    curve=tuple(values.curve),
-    loss=values.loss,
-    policies=tuple(values.policy),
-    eta=values.eta,
-    draws=values.draws,
-    law=config.Law(values.form, tuple(values.where)),
-    seed=values.seed,
+    curve=asked.curve,
+    loss=asked.loss,
+    policies=asked.policy,
+    eta=asked.eta,
+    draws=asked.draws,
+    law=config_lib.Law(asked.form, asked.where),
+    seed=asked.seed,
   )
 
 
-COMMANDS = {
-  'allocate': command.Command(
-    'a law from a fraction of the runs: replay known curves, or train',
-    _define,
-    _allocate,
-  ),
-}
+COMMANDS = {'allocate': Command(Allocate, _allocate)}

@@ -1,83 +1,78 @@
 """`familial probe` and `familial depth`."""
 
-from typing import Any
+import dataclasses
 
-from absl import flags
-
-from familial.cli import command
-from familial.core import errors
-
-
-def _define_probe(values: flags.FlagValues) -> None:
-  flags.DEFINE_multi_string(
-    'checkpoint',
-    None,
-    'Run, export or import, one of its checkpoints, or Hugging Face files of a '
-    'Llama-like model; repeated, models of several depths.',
-    required=True,
-    flag_values=values,
-  )
-  command.define_step(values)
-  command.define_folder(
-    'out', 'Folder of the result; of several, a folder each in it.', values
-  )
-  for name, text in (
-    ('tokens', "Held-out tokens; 0 for as many as the run's own evaluations."),
-    ('batch', "Windows of a pass; 0 for those of the run's evaluations."),
-    ('context', 'Positions of a window; 0 for those it was trained with.'),
-  ):
-    flags.DEFINE_integer(name, 0, text, lower_bound=0, flag_values=values)
+from familial.analysis import probe
+from familial.cli.command import Command
+from familial.cli.command import Folder
+from familial.cli.command import Folders
+from familial.core import schema
+from familial.report import depth_story
+from familial.training import compilation
 
 
-def _probe(values: flags.FlagValues) -> str:
-  from familial.analysis import probe
-  from familial.training import compilation
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """Flags of `familial probe`.
 
-  if '' in values.checkpoint:  # As of a shell's variable that is not set.
-    raise errors.UserError("--checkpoint='': it must name a folder")
+  Attributes:
+    checkpoint: run, export or import, one of its checkpoints, or Hugging Face
+      files of a Llama-like model; may be repeated, for models of several depths.
+    out: folder of the result; for several models, a folder for each in it.
+    step: checkpoint of a run: last, best, or a number of steps.
+    tokens: held-out tokens; 0 for as many as the run's own evaluations.
+    batch: windows of a pass; 0 for those of the run's evaluations.
+    context: positions of a window; 0 for those it was trained with.
+  """
+
+  checkpoint: Folders
+  out: Folder
+  step: str = 'last'
+  tokens: schema.Index = 0
+  batch: schema.Index = 0
+  context: schema.Index = 0
+
+
+def _probe(given: Probe) -> str:
   compilation.prepare()
   found = []
-  for number, folder in enumerate(values.checkpoint, start=1):
+  for number, folder in enumerate(given.checkpoint, start=1):
     found.append(
       probe.of_checkpoint(
-        folder, values.step, values.tokens, values.batch, values.context
+        folder, given.step, given.tokens, given.batch, given.context
       )
     )
-    if len(values.checkpoint) > 1:
+    if len(given.checkpoint) > 1:
       print(
-        f'{number} of {len(values.checkpoint)}: {probe.text(found[-1])}',
+        f'{number} of {len(given.checkpoint)}: {probe.text(found[-1])}',
         flush=True,
       )
-  return probe.write(found, values.out)
+  return probe.write(found, given.out)
 
 
-def _define_depth(values: flags.FlagValues) -> None:
-  for kind, text in (
-    ('law', 'Folder of a study of width and depth.'),
-    ('regimes', 'Folder of a study of layers and exits.'),
-    ('toys', "Folder of the toys' study."),
-  ):
-    flags.DEFINE_string(kind, '', text, flag_values=values)
-  command.define_folder('out', 'Folder of the page.', values)
+@dataclasses.dataclass(frozen=True)
+class Depth:
+  """Flags of `familial depth`.
+
+  Attributes:
+    out: folder of the page.
+    law: folder of a study of width and depth.
+    regimes: folder of a study of layers and exits.
+    toys: folder of the toys' study.
+  """
+
+  out: Folder
+  law: str = ''
+  regimes: str = ''
+  toys: str = ''
 
 
-def _depth(values: flags.FlagValues) -> str:
-  from familial.report import depth_story
-
-  return depth_story.write(
-    {kind: str(values[kind].value) for kind in depth_story.KINDS}, values.out
-  )
+def _depth(given: Depth) -> str:
+  folders = {kind: getattr(given, kind) for kind in depth_story.KINDS}
+  return depth_story.write(folders, given.out)
 
 
-COMMANDS: dict[str, Any] = {
-  'probe': command.Command(
-    'what the layers of a model do, and in which regime',
-    _define_probe,
-    _probe,
-  ),
-  'depth': command.Command(
-    'one page of the studies of depth, and whether they agree',
-    _define_depth,
-    _depth,
-  ),
+COMMANDS = {
+  'probe': Command(Probe, _probe),
+  'depth': Command(Depth, _depth),
 }

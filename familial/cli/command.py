@@ -1,11 +1,61 @@
-"""What a subcommand is, and the flags that several have."""
+"""Subcommands, and their flags: the fields of a frozen dataclass.
+
+A flag has the name, type, default and bounds of its field, and the help of its
+entry in the class's `Attributes:`. What a flag has beyond that stands in the
+annotation: `Annotated[str, FOLDER]`.
+"""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
+import enum
+import typing
+from typing import Annotated
+from typing import Any
 
 from absl import flags
 
 from familial.core import errors
+from familial.core import schema
+
+
+class Mark(enum.Enum):
+  """Marks of a field that say more of its flag than the type.
+
+  FOLDER: must not be empty, as a shell's variable that is not set is.
+  REPEATED: a tuple whose flag is repeated; other tuples are joined by commas.
+  """
+
+  FOLDER = enum.auto()
+  REPEATED = enum.auto()
+
+
+FOLDER, REPEATED = Mark.FOLDER, Mark.REPEATED
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+  """Mark of a field whose flag names a config file.
+
+  Attributes:
+    default: FILE.py; None if there is none.
+    required: whether a file must be named.
+  """
+
+  default: str | None = None
+  required: bool = False
+
+
+Folder = Annotated[str, FOLDER]
+Repeated = Annotated[tuple[str, ...], REPEATED]
+Folders = Annotated[tuple[str, ...], REPEATED, FOLDER]
+# Fields that are not flags: the names of the flags that were given, and the file
+# that --config names.
+GIVEN, CONFIG_FILE = 'given', 'config_file'
+_CONFIG_HELP = (
+  'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
+  'values are overridden by --{name}.key=value.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,81 +63,139 @@ class Command:
   """A subcommand.
 
   Attributes:
-    help: one line.
-    define: declares its flags.
-    run: takes the parsed flags, returns the summary line.
+    flag_class: dataclass of its flags.
+    run: takes an instance of it and returns the summary line.
   """
 
-  help: str
-  define: Callable[[flags.FlagValues], None]
-  run: Callable[[flags.FlagValues], str]
+  flag_class: type
+  run: Callable[[Any], str]
+
+  def define(self, values: flags.FlagValues) -> None:
+    """Declares the flags."""
+    for field in schema.describe(self.flag_class):
+      if field.name not in (GIVEN, CONFIG_FILE):
+        _define(field, values)
+
+  def call(self, values: flags.FlagValues) -> str:
+    """Runs the command on parsed flags.
+
+    Raises:
+      UserError: if a value is not allowed.
+    """
+    found: dict[str, Any] = {}
+    for field in schema.describe(self.flag_class):
+      if field.name == GIVEN:
+        found[GIVEN] = frozenset(n for n in values if values[n].present)
+      elif field.name == CONFIG_FILE:
+        from ml_collections import config_flags
+
+        found[CONFIG_FILE] = config_flags.get_config_filename(values['config'])
+      else:
+        name = flag_name(field.name)
+        found[field.name] = _value(field, name, values[name].value)
+    return self.run(self.flag_class(**found))
 
 
-def define_config(
-  values: flags.FlagValues,
-  default: str | None,
-  name: str = 'config',
-  more: str = '',
+def flag_name(field: str) -> str:
+  """Returns a field's flag: a keyword such as `from_` has an underscore less."""
+  return field.removesuffix('_')
+
+
+def _define(field: schema.Field, values: flags.FlagValues) -> None:
+  name, text = flag_name(field.name), _sentence(field.description)
+  default = None if field.required else field.default
+  bounds = [item for item in field.metadata if isinstance(item, schema.Bound)]
+  names = [name for bound in bounds for name in bound.names]
+  for mark in field.metadata:
+    if isinstance(mark, ConfigFile):
+      _define_config(name, mark, text, values)
+      return
+  if names:
+    flags.DEFINE_enum(name, default, names, text, flag_values=values)
+  elif field.type is bool:
+    flags.DEFINE_bool(name, default, text, flag_values=values)
+  elif field.type in (int, float):
+    define: Any = (
+      flags.DEFINE_integer if field.type is int else flags.DEFINE_float
+    )
+    limits = {}
+    for bound in bounds:
+      for key, limit in (
+        ('lower_bound', bound.least), ('upper_bound', bound.most)
+      ):  # fmt: skip
+        if limit is not None:
+          limits[key] = limit
+    define(name, default, text, **limits, flag_values=values)
+  elif REPEATED in field.metadata:
+    numbers = typing.get_args(field.type)[0] is float
+    several: Any = flags.DEFINE_multi_string
+    if numbers:
+      several = flags.DEFINE_multi_float
+    start = None if default is None else list(default)
+    several(name, start, text, flag_values=values)
+  elif field.type in (str, str | None):
+    flags.DEFINE_string(name, default, text, flag_values=values)
+  else:
+    flags.DEFINE_list(name, list(default or ()), text, flag_values=values)
+  if field.required:
+    flags.mark_flag_as_required(name, flag_values=values)
+  if FOLDER in field.metadata:
+    flags.register_validator(
+      name,
+      lambda folder: folder not in ('', []) and '' not in (folder or ['x']),
+      message='it must name a folder',
+      flag_values=values,
+    )
+
+
+def _define_config(
+  name: str, mark: ConfigFile, text: str, values: flags.FlagValues
 ) -> None:
-  """Declares --config, with a default file or none; perhaps of another name.
-
-  Args:
-    values: where flags are declared.
-    default: FILE.py; None if one must be given.
-    name: of the flag.
-    more: what its help says after what it says of every config.
-  """
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_file(
     name,
-    default,
-    'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
-    f'values are overridden by --{name}.key=value. {more}'.rstrip(),
+    mark.default,
+    f'{text} {_CONFIG_HELP.format(name=name)}',
     lock_config=True,
     flag_values=values,
   )
-  if default is None:
+  if mark.required:
     flags.mark_flag_as_required(name, flag_values=values)
 
 
-def define_workdir(values: flags.FlagValues) -> None:
-  """Declares --workdir."""
-  define_folder(
-    'workdir', 'Folder of the study or run; made if missing.', values
-  )
+def _sentence(text: str) -> str:
+  return f'{text[:1].upper()}{text[1:]}'
 
 
-def define_folder(name: str, text: str, values: flags.FlagValues) -> None:
-  """Declares a flag that names a folder and must be given."""
-  flags.DEFINE_string(name, None, text, required=True, flag_values=values)
-  flags.register_validator(
-    name,
-    lambda folder: folder != '',  # As of a shell's variable that is not set.
-    message='it must name a folder',
-    flag_values=values,
-  )
+def _value(field: schema.Field, name: str, value: Any) -> Any:
+  """Returns a flag's value as its field has it."""
+  if not isinstance(value, list):
+    return value
+  item = typing.get_args(field.type)[0]
+  if item is str or REPEATED in field.metadata:
+    return tuple(value)
+  kind = {int: 'whole numbers', float: 'numbers'}[item]
+  try:
+    numbers = tuple(map(item, value))
+    for number in numbers:
+      for bound in _item_bounds(field):
+        if not bound.holds(number):
+          raise ValueError
+  except ValueError:
+    allowed = ''.join(f' {bound.allowed}' for bound in _item_bounds(field))
+    raise errors.UserError(
+      f'--{name}={",".join(value)!r}: {kind}{allowed}, joined by commas'
+    ) from None
+  return numbers
 
 
-def define_checkpoint(values: flags.FlagValues) -> None:
-  """Declares --checkpoint and --step."""
-  define_folder(
-    'checkpoint', 'Run or export, or one of its checkpoints.', values
-  )
-  define_step(values)
+def _item_bounds(field: schema.Field) -> list[schema.Bound]:
+  """Returns the bounds of a list's numbers, as marks of the list."""
+  return [item for item in field.metadata if isinstance(item, schema.Bound)]
 
 
-def define_step(values: flags.FlagValues) -> None:
-  """Declares --step."""
-  flags.DEFINE_string(
-    'step',
-    'last',
-    'Checkpoint of a run: last, best, or a number of steps.',
-    flag_values=values,
-  )
-
-
-def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
+def integers(flag: str, texts: tuple[str, ...]) -> tuple[int, ...]:
   """Returns the whole numbers that a flag lists."""
   try:
     return tuple(map(int, texts))
@@ -97,17 +205,23 @@ def integers(flag: str, texts: list[str]) -> tuple[int, ...]:
     ) from None
 
 
-def mapping(text: str) -> dict[str, str]:
-  """Returns {'params': 'Model Size'} for 'params=Model Size'."""
-  mapping: dict[str, str] = {}
-  for pair in text.split(','):
+def mapping(pairs: tuple[str, ...]) -> Mapping[str, str]:
+  """Returns {'params': 'Model Size'} for ('params=Model Size',).
+
+  A text may hold several pairs, joined by commas.
+
+  Raises:
+    UserError: if a text is not of this form, or maps a name twice.
+  """
+  found: dict[str, str] = {}
+  for pair in ','.join(pairs).split(','):
     ours, _, theirs = (part.strip() for part in pair.partition('='))
-    if ours in mapping:
+    if ours in found:
       raise errors.UserError(f'--columns: {ours!r} is mapped twice')
     if ours and theirs:
-      mapping[ours] = theirs
+      found[ours] = theirs
     elif pair.strip():
       raise errors.UserError(
         f"--columns: {pair!r} is not of the form 'ours=theirs'"
       )
-  return mapping
+  return found

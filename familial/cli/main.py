@@ -1,37 +1,106 @@
-"""The `familial` command: finds the subcommand, and makes errors one line."""
+"""The `familial` command: finds the subcommand and turns errors into one line."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import pathlib
 import re
 import sys
 import traceback
+from typing import NamedTuple
 
 from absl import flags
 
-from familial.cli import allocation
-from familial.cli import analysis
 from familial.cli import command as command_lib
-from familial.cli import laws
-from familial.cli import models
-from familial.cli import serving
-from familial.cli import training
 from familial.core import errors
 
+
+class Entry(NamedTuple):
+  """A subcommand that is not loaded yet: its help, and how to load it."""
+
+  help: str
+  load: Callable[[], Mapping[str, command_lib.Command]]
+
+
+def _studies() -> Mapping[str, command_lib.Command]:
+  from familial.cli import studies
+
+  return studies.COMMANDS
+
+
+def _models() -> Mapping[str, command_lib.Command]:
+  from familial.cli import models
+
+  return models.COMMANDS
+
+
+def _laws() -> Mapping[str, command_lib.Command]:
+  from familial.cli import laws
+
+  return laws.COMMANDS
+
+
+def _allocation() -> Mapping[str, command_lib.Command]:
+  from familial.cli import allocation
+
+  return allocation.COMMANDS
+
+
+def _serving() -> Mapping[str, command_lib.Command]:
+  from familial.cli import serving
+
+  return serving.COMMANDS
+
+
+def _analysis() -> Mapping[str, command_lib.Command]:
+  from familial.cli import analysis
+
+  return analysis.COMMANDS
+
+
+# In the order in which `familial --help` lists them; a command's module is
+# imported when it is called.
 COMMANDS = {
-  **training.COMMANDS,
-  **models.COMMANDS,
-  **laws.COMMANDS,
-  **allocation.COMMANDS,
-  **serving.COMMANDS,
-  **analysis.COMMANDS,
+  'run': Entry('Run a study: plan, train, fit, report; resumable.', _studies),
+  'train': Entry('Train one run; resumable.', _studies),
+  'plan': Entry(
+    'Estimate memory, step time and device-hours by ahead-of-time compilation.',
+    _studies,
+  ),
+  'report': Entry('Write the page of a study or a run.', _studies),
+  'export': Entry('Write one exit as a model, or segments to serve.', _models),
+  'import': Entry('Add exits to a Llama-like Hugging Face model.', _models),
+  'expand': Entry('Grow a trained model into a larger one.', _models),
+  'fit': Entry('Fit laws to a table of runs, with intervals.', _laws),
+  'allocate': Entry(
+    'Allocate a budget among candidates: replay known curves, or train.',
+    _allocation,
+  ),
+  'evaluate': Entry(
+    'Evaluate exits: loss, calibration and early-exit trade-off.', _serving
+  ),
+  'generate': Entry(
+    'Generate text (fixed exit, early exit, speculative decoding or relay).',
+    _serving,
+  ),
+  'relay': Entry('Serve one segment of a relay.', _serving),
+  'probe': Entry(
+    'Measure what the layers do, and name their regime.', _analysis
+  ),
+  'depth': Entry('Write one page of the studies of depth.', _analysis),
 }
 
 
 def main() -> None:
   """Runs the command of `sys.argv` and exits with its status."""
-  sys.exit(_main(sys.argv))
+  sys.exit(run(sys.argv))
 
 
-def _main(argv: list[str]) -> int:
+def run(argv: list[str]) -> int:
+  """Runs a command line; returns its exit status.
+
+  Status 0: done; 1: part of the work failed, the rest is saved; 2: refused; 130:
+  interrupted, with everything saved.
+  """
   name = argv[1] if len(argv) > 1 else '--help'
   if name in ('--help', '-h', 'help', '--helpshort', '--helpfull'):
     print(_usage())
@@ -39,45 +108,47 @@ def _main(argv: list[str]) -> int:
   try:
     if name not in COMMANDS:
       raise errors.UserError(
-        f'{name}: not a command; one of '
-        f'{", ".join(COMMANDS)}'
+        f'{name}: not a command; one of {", ".join(COMMANDS)}'
         f'{errors.nearest(name, COMMANDS)}'
       )
-    command = COMMANDS[name]
+    command = load(name)
     if {'--help', '-h'} & set(argv[2:]):
       values = flags.FlagValues()
       command.define(values)
-      print(f'familial {name}: {command.help}\n{values.get_help()}')
+      print(f'familial {name}: {COMMANDS[name].help}\n{values.get_help()}')
       return 0
     values, rest = _parse(command, argv[:1] + argv[2:])
     if rest:
       raise errors.UserError(f'{rest[0]}: familial {name} takes flags only')
-    print(command.run(values))
+    print(command.call(values))
     return 0
   except errors.UserError as error:
-    print(f'familial: {error}', file=sys.stderr)
-    return 2
+    return _fail(str(error), 2)
   except errors.Incomplete as error:
-    print(f'familial: {error}', file=sys.stderr)
-    return 1
+    return _fail(str(error), 1)
   except errors.Interrupted as error:
-    print(f'familial: {error}', file=sys.stderr)
-    return 130
+    return _fail(str(error), 130)
   except KeyboardInterrupt:
-    print('familial: interrupted', file=sys.stderr)
-    return 130
+    return _fail('interrupted', 130)
   except OSError as error:
     what = (error.filename, error.strerror or error)
-    print(
-      f'familial: {": ".join(map(str, filter(None, what)))}', file=sys.stderr
-    )
-    return 2
+    return _fail(': '.join(map(str, filter(None, what))), 2)
+
+
+def load(name: str) -> command_lib.Command:
+  """Returns a command, importing its module."""
+  return COMMANDS[name].load()[name]
+
+
+def _fail(line: str, status: int) -> int:
+  print(f'familial: {line}', file=sys.stderr)
+  return status
 
 
 def _parse(
   command: command_lib.Command, argv: list[str]
 ) -> tuple[flags.FlagValues, list[str]]:
-  """Parses flags and loads the config: what goes wrong in either is one line."""
+  """Parses flags and loads the config; an error in either is one line."""
   values = flags.FlagValues()
   try:
     command.define(values)  # Reads overrides of the default config already.
@@ -98,7 +169,7 @@ def _parse(
 
 
 def _of_config(error: Exception) -> bool:
-  """Whether a ConfigDict raised it, for a key that it lacks."""
+  """Whether a ConfigDict raised an error for a key that it lacks."""
   if not isinstance(error, (AttributeError, KeyError)):
     return False
   frames = traceback.extract_tb(error.__traceback__)
@@ -116,7 +187,7 @@ def _one_line(text: str) -> str:
 def _usage() -> str:
   width = max(map(len, COMMANDS))
   lines = [
-    f'  {name:<{width}}  {command.help}' for name, command in COMMANDS.items()
+    f'  {name:<{width}}  {entry.help}' for name, entry in COMMANDS.items()
   ]
   return (
     'usage: familial COMMAND [--flags]\n\n'

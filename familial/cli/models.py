@@ -1,109 +1,106 @@
 """`familial export`, `import` and `expand`: models made of other models."""
 
+import dataclasses
+from typing import Annotated
 from typing import Any
 
-from absl import flags
+from familial.cli.command import Command
+from familial.cli.command import ConfigFile
+from familial.cli.command import Folder
+from familial.convert import expand
+from familial.convert import export
+from familial.convert import hugging_face
+from familial.convert import load
+from familial.core import schema
+from familial.training import config as train_config
 
-from familial.cli import command
+_WRITERS = {
+  'familial': export.to_familial,
+  'hugging_face': export.to_hugging_face,
+  'segments': export.to_segments,
+}
 
 
-def _define_export(values: flags.FlagValues) -> None:
-  command.define_checkpoint(values)
-  flags.DEFINE_integer(
-    'exit', 0, 'Which, from 1; 0 for the last.', flag_values=values
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """Flags of `familial export`.
+
+  Attributes:
+    checkpoint: run or export, or one of its checkpoints.
+    out: folder of the result.
+    step: checkpoint of a run: last, best, or a number of steps.
+    exit: number of the exit, from 1; 0 for the last.
+    format: `familial` (a model of this project), `hugging_face` (Hugging Face
+      files) or `segments` (a folder for each segment up to the exit, to be
+      served).
+  """
+
+  checkpoint: Folder
+  out: Folder
+  step: str = 'last'
+  exit: int = 0
+  format: Annotated[str, schema.one_of(*_WRITERS)] = 'familial'
+
+
+def _export(given: Export) -> str:
+  model = load.load(given.checkpoint, given.step)
+  number = given.exit or model.config.model.granularity
+  _WRITERS[given.format](model, number, given.out)
+  what = 'segments up to exit' if given.format == 'segments' else 'exit'
+  return f'wrote {what} {number} of {model.folder} to {given.out}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """Flags of `familial import`.
+
+  Attributes:
+    from_: folder of Hugging Face files of a Llama-like model.
+    out: folder of the result.
+    exits: layers after which exits are added, as 8,16; the last layer always has
+      one.
+    exit_kind: kind of the exits added.
+  """
+
+  from_: Folder
+  out: Folder
+  exits: tuple[int, ...] = ()
+  exit_kind: Annotated[str, schema.one_of('head', 'separate', 'branch')] = (
+    'head'
   )
-  flags.DEFINE_enum(
-    'format',
-    'familial',
-    ['familial', 'hugging_face', 'segments'],
-    "A model of this project's, Hugging Face files, or one folder for each "
-    'segment up to the exit, to be served.',
-    flag_values=values,
-  )
-  command.define_folder('out', 'Folder of the result.', values)
 
 
-def _define_import(values: flags.FlagValues) -> None:
-  command.define_folder(
-    'from', 'Folder of Hugging Face files of a Llama-like model.', values
-  )
-  flags.DEFINE_list(
-    'exits',
-    [],
-    'Layers after which exits are added, as 8,16; the last layer always has '
-    'one.',
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
-    'exit_kind',
-    'head',
-    ['head', 'separate', 'branch'],
-    'Of the exits added.',
-    flag_values=values,
-  )
-  command.define_folder('out', 'Folder of the result.', values)
-
-
-def _define_expand(values: flags.FlagValues) -> None:
-  command.define_checkpoint(values)
-  command.define_config(
-    values,
-    None,
-    'to',
-    'Its model, growth and train.seed are read; data, layout and the rest of '
-    "train stay the checkpoint's.",
-  )
-  command.define_folder('out', 'Folder of the result.', values)
-
-
-def _export(values: flags.FlagValues) -> str:
-  from familial.convert import export
-  from familial.convert import load
-
-  model = load.load(values.checkpoint, values.step)
-  exit_ = values.exit or model.config.model.granularity
-  write = {
-    'familial': export.to_familial,
-    'hugging_face': export.to_hugging_face,
-    'segments': export.to_segments,
-  }[values.format]
-  write(model, exit_, values.out)
-  what = 'segments up to exit' if values.format == 'segments' else 'exit'
-  return f'wrote {what} {exit_} of {model.folder} to {values.out}'
-
-
-def _import(values: flags.FlagValues) -> str:
-  from familial.convert import hugging_face
-
+def _import(given: Import) -> str:
   return hugging_face.from_hugging_face(
-    str(values['from'].value),
-    command.integers('exits', values.exits),
-    values.exit_kind,
-    values.out,
+    given.from_, given.exits, given.exit_kind, given.out
   )
 
 
-def _expand(values: flags.FlagValues) -> str:
-  from familial.convert import expand
-  from familial.training import config as train_config
+@dataclasses.dataclass(frozen=True)
+class Expand:
+  """Flags of `familial expand`.
 
-  return expand.expand(
-    values.checkpoint, train_config.read(values.to), values.out, values.step
-  )
+  Attributes:
+    checkpoint: run or export, or one of its checkpoints.
+    to: run whose model, growth and train.seed are read; data, layout and the rest
+      of train stay the checkpoint's.
+    out: folder of the result.
+    step: checkpoint of a run: last, best, or a number of steps.
+  """
+
+  checkpoint: Folder
+  to: Annotated[Any, ConfigFile(required=True)]
+  out: Folder
+  step: str = 'last'
 
 
-COMMANDS: dict[str, Any] = {
-  'export': command.Command(
-    'one exit as a model of its own, or segments to serve',
-    _define_export,
-    _export,
-  ),
-  'import': command.Command(
-    'a Llama-like model of Hugging Face, with exits added',
-    _define_import,
-    _import,
-  ),
-  'expand': command.Command(
-    'a trained model grown into a larger one', _define_expand, _expand
-  ),
+def _expand(given: Expand) -> str:
+  config = train_config.read(given.to)
+  return expand.expand(given.checkpoint, config, given.out, given.step)
+
+
+COMMANDS = {
+  'export': Command(Export, _export),
+  'import': Command(Import, _import),
+  'expand': Command(Expand, _expand),
 }

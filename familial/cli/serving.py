@@ -10,19 +10,26 @@ import pathlib
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import Annotated
 from typing import Any
 
-from absl import flags
-
 from familial.cli import command
+from familial.cli.command import Command
+from familial.cli.command import Folder
+from familial.cli.command import Repeated
+from familial.convert import load
+from familial.convert import segments
 from familial.core import errors
-
-if TYPE_CHECKING:
-  from familial.serving import benchmark as benchmark_lib
-  from familial.serving import evaluate as evaluate_lib
-  from familial.serving import generate as generate_lib
-  from familial.serving import thresholds as thresholds_lib
+from familial.core import schema
+from familial.core import storage
+from familial.core import text as text_lib
+from familial.plots import evaluation as plots
+from familial.serving import benchmark
+from familial.serving import evaluate
+from familial.serving import generate
+from familial.serving import sampling
+from familial.serving import thresholds
+from familial.training import compilation
 
 _EXTRA = "needs the extra, pip install 'familial[relay]'"
 
@@ -40,170 +47,35 @@ _MODES = {
 }
 
 
-def _define_evaluate(values: flags.FlagValues) -> None:
-  command.define_checkpoint(values)
-  flags.DEFINE_list(
-    'exits', ['all'], 'Exits to report: all, or as 1,3.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'tokens',
-    0,
-    "Held-out tokens; 0 for as many as the run's own evaluations.",
-    lower_bound=0,
-    flag_values=values,
-  )
-  flags.DEFINE_bool('draw', True, 'Write figures too.', flag_values=values)
-  flags.DEFINE_bool(
-    'decode',
-    False,
-    'Also time every mode of familial generate, and count what a relay sends '
-    'and receives; takes minutes.',
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'out',
-    '',
-    "Folder of the result; by default evaluation/STEP, in the model's folder.",
-    flag_values=values,
-  )
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Flags of `familial evaluate`.
+
+  Attributes:
+    checkpoint: run or export, or one of its checkpoints.
+    step: checkpoint of a run: last, best, or a number of steps.
+    exits: exits to report: all, or numbers as 1,3.
+    tokens: held-out tokens; 0 for as many as the run's own evaluations.
+    draw: write figures and a page too.
+    decode: time every mode of familial generate too, and count what a relay sends
+      and receives; takes minutes.
+    out: folder of the result; evaluation/STEP in the model's folder by default.
+  """
+
+  checkpoint: Folder
+  step: str = 'last'
+  exits: tuple[str, ...] = ('all',)
+  tokens: schema.Index = 0
+  draw: bool = True
+  decode: bool = False
+  out: str = ''
 
 
-def _define_generate(values: flags.FlagValues) -> None:
-  command.define_checkpoint(values)
-  flags.DEFINE_multi_string(
-    'prompt',
-    None,
-    'Text to go on from; may be repeated.',
-    required=True,
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
-    'mode',
-    'exit',
-    ['exit', 'confidence', 'speculative', 'relay'],
-    'One exit always; the first that is sure; the last one from drafts of '
-    'another; a chain of servers.',
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    'exit',
-    0,
-    'The exit of mode exit, and the deepest of the others, from 1; 0 for the '
-    "model's last.",
-    flag_values=values,
-  )
-  flags.DEFINE_float(
-    'threshold',
-    0.9,
-    'Confidence from which on an exit is believed.',
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
-    'confidence',
-    'max_prob',
-    ['max_prob', 'gap', 'entropy'],
-    'Largest probability; it less the second; 1 - entropy / log V.',
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
-    'fill',
-    'defer',
-    ['defer', 'propagate'],
-    'What deeper layers make of a position that left before them: take it in '
-    'when a later one gets there (exact), or read keys and values off the '
-    'state it left with (skips the layers).',
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    'draft_exit', 1, 'Whose drafts are read.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'drafts', 3, 'Tokens drafted at a time.', flag_values=values
-  )
-  flags.DEFINE_list(
-    'servers',
-    [],
-    'HOST:PORT of each segment in order, for mode relay.',
-    flag_values=values,
-  )
-  flags.DEFINE_enum(
-    'state_dtype',
-    'float32',
-    ['float32', 'bfloat16', 'int8'],
-    'Of the states between servers.',
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    'max_tokens', 64, 'To generate at most.', flag_values=values
-  )
-  flags.DEFINE_float(
-    'temperature', 0.0, '0 takes the likeliest token.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'top_k', 0, 'Of the likeliest tokens alone; 0: all.', flag_values=values
-  )
-  flags.DEFINE_float(
-    'top_p',
-    1.0,
-    'Of the likeliest that reach this probability together.',
-    flag_values=values,
-  )
-  flags.DEFINE_integer('seed', 0, 'Of what is drawn.', flag_values=values)
-  flags.DEFINE_string(
-    'out', '', 'JSON file of the result, if one is wanted.', flag_values=values
-  )
-
-
-def _define_relay(values: flags.FlagValues) -> None:
-  command.define_folder(
-    'segment',
-    'Folder of one segment, as familial export --format=segments writes it.',
-    values,
-  )
-  flags.DEFINE_integer(
-    'port',
-    None,
-    'To listen on; 0 for any that is free.',
-    required=True,
-    lower_bound=0,
-    upper_bound=65535,
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'host',
-    '127.0.0.1',
-    'Address to listen on; [::] for all, and nothing is encrypted.',
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    'slots', 64, 'Rows that may be open.', lower_bound=1, flag_values=values
-  )
-  flags.DEFINE_integer(
-    'context',
-    0,
-    'Positions of a row, for which caches are made in every slot; 0 for those '
-    'that the family was trained on, the most.',
-    lower_bound=0,
-    flag_values=values,
-  )
-  flags.DEFINE_integer(
-    'rows',
-    8,
-    'Rows of a pass. One that is not full costs as much as a full one.',
-    lower_bound=1,
-    flag_values=values,
-  )
-
-
-def _evaluate(values: flags.FlagValues) -> str:
-  from familial.convert import load
-  from familial.serving import benchmark
-  from familial.serving import evaluate
-  from familial.training import compilation
+def _evaluate(values: Evaluate) -> str:
 
   compilation.prepare()
   exits = None
-  if values.exits != ['all']:
+  if values.exits != ('all',):
     exits = command.integers('exits', values.exits)
     if values.decode:
       raise errors.UserError(
@@ -217,8 +89,6 @@ def _evaluate(values: flags.FlagValues) -> str:
   out = pathlib.Path(values.out or default)
   _write(out / 'evaluation.json', evaluation)
   if values.draw:
-    from familial.plots import evaluation as plots
-
     plots.draw(evaluation, out)
   if values.decode:
     measured = benchmark.measure(model, tokens=tokens, say=_warn)
@@ -238,13 +108,12 @@ def _evaluate(values: flags.FlagValues) -> str:
 
 
 def _write(path: pathlib.Path, record: Any) -> None:
-  from familial.core import storage
 
   values = {'schema': storage.SCHEMA, **dataclasses.asdict(record)}
   storage.write_json(path, values)
 
 
-def _evaluation_text(evaluation: 'evaluate_lib.Evaluation') -> str:
+def _evaluation_text(evaluation: evaluate.Evaluation) -> str:
   """Returns tables of the exits and thresholds, and a summary line."""
   last = evaluation.exits[-1]
   parts = [
@@ -290,14 +159,14 @@ def _evaluation_text(evaluation: 'evaluate_lib.Evaluation') -> str:
   return '\n\n'.join(parts)
 
 
-def _interval(outcome: 'thresholds_lib.Outcome') -> str:
+def _interval(outcome: thresholds.Outcome) -> str:
   if outcome.increase_low is None or outcome.increase_high is None:
     return ''
   low, high = 100 * outcome.increase_low, 100 * outcome.increase_high
   return f' [{low:.2f}, {high:.2f}]'
 
 
-def _decoding_text(measured: 'benchmark_lib.Decoding') -> str:
+def _decoding_text(measured: benchmark.Decoding) -> str:
   """Returns a table of the modes, and one of a relay's hops."""
   modes = _table(
     {
@@ -333,23 +202,77 @@ def _or_dash(form: str, value: float | None) -> str:
 
 
 def _table(records: Iterable[Mapping[str, str]]) -> str:
-  """Returns lines of aligned columns; '' without records."""
-  records = list(records)
-  rows = [list(record.values()) for record in records]
-  rows = [list(records[0]), *rows] if rows else []
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join('  '.join(map(str.rjust, row, widths)) for row in rows)
+  """Returns records as a table with a column for each key; '' without records."""
+  rows = list(records)
+  if not rows:
+    return ''
+  return text_lib.table(
+    list(rows[0]), [list(row.values()) for row in rows], align='r'
+  )
 
 
-def _generate(values: flags.FlagValues) -> str:
-  from familial.convert import load
-  from familial.core import storage
-  from familial.serving import generate
-  from familial.serving import sampling
-  from familial.training import compilation
+@dataclasses.dataclass(frozen=True)
+class Generate:
+  """Flags of `familial generate`.
+
+  Attributes:
+    checkpoint: run or export, or one of its checkpoints.
+    prompt: text to continue; may be repeated.
+    step: checkpoint of a run: last, best, or a number of steps.
+    mode: one exit for all tokens (exit), the first exit that is confident
+      (confidence), the last exit from drafts of another (speculative), or a chain
+      of servers (relay).
+    exit: number of the exit of mode exit, and of the deepest exit of the others,
+      from 1; 0 for the last.
+    threshold: confidence from which a token is taken from an exit.
+    confidence: largest probability (max_prob), the largest less the second (gap),
+      or 1 - entropy / log V (entropy).
+    fill: what deeper layers do with a position that left early: include it when a
+      later position of its row gets there (defer, exact), or compute keys and
+      values from the state it left with (propagate, skips the layers).
+    draft_exit: number of the exit that drafts.
+    drafts: number of tokens drafted at a time.
+    servers: HOST:PORT of each segment in order, for mode relay.
+    state_dtype: type of the states between servers.
+    max_tokens: largest number of tokens to generate.
+    temperature: temperature of the distribution; 0 takes the most likely token.
+    top_k: number of most likely tokens that are drawn from; 0 for all.
+    top_p: probability of the most likely tokens that are drawn from.
+    seed: seed of the draws.
+    out: JSON file of the result; none by default.
+  """
+
+  checkpoint: Folder
+  prompt: Repeated
+  step: str = 'last'
+  mode: Annotated[
+    str, schema.one_of('exit', 'confidence', 'speculative', 'relay')
+  ] = 'exit'
+  exit: int = 0
+  threshold: float = 0.9
+  confidence: Annotated[str, schema.one_of('max_prob', 'gap', 'entropy')] = (
+    'max_prob'
+  )
+  fill: Annotated[str, schema.one_of('defer', 'propagate')] = 'defer'
+  draft_exit: int = 1
+  drafts: int = 3
+  servers: tuple[str, ...] = ()
+  state_dtype: Annotated[str, schema.one_of('float32', 'bfloat16', 'int8')] = (
+    'float32'
+  )
+  max_tokens: int = 64
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+  out: str = ''
+  given: frozenset[str] = frozenset()
+
+
+def _generate(values: Generate) -> str:
 
   for flag, modes in _MODES.items():
-    if values[flag].present and values.mode not in modes:
+    if flag in values.given and values.mode not in modes:
       raise errors.UserError(
         f'--{flag}: not used by --mode={values.mode}, only by '
         f'{" and ".join(modes)}'
@@ -396,9 +319,7 @@ def _generate(values: flags.FlagValues) -> str:
   return _generation_line(made, report)
 
 
-def _generation_line(
-  made: 'generate_lib.Generation', report: dict[str, Any]
-) -> str:
+def _generation_line(made: generate.Generation, report: dict[str, Any]) -> str:
   rate = made.tokens / made.seconds
   shares = ', '.join(f'{e}: {share:.0%}' for e, share in made.shares.items())
   parts = [
@@ -417,13 +338,33 @@ def _generation_line(
   return '; '.join(parts)
 
 
-def _relay(values: flags.FlagValues) -> str:
+@dataclasses.dataclass(frozen=True)
+class Relay:
+  """Flags of `familial relay`.
+
+  Attributes:
+    segment: folder of one segment, as familial export --format=segments writes
+      it.
+    port: port to listen on; 0 for any free one.
+    host: address to listen on; [::] for all. Nothing is encrypted.
+    slots: number of rows that may be open.
+    context: positions of a row, for which each slot holds caches; 0 for those
+      that the family was trained on, the most.
+    rows: rows of a pass. One that is not full costs as much as a full one.
+  """
+
+  segment: Folder
+  port: Annotated[int, schema.within(0, 65535)]
+  host: str = '127.0.0.1'
+  slots: schema.Count = 64
+  context: schema.Index = 0
+  rows: schema.Count = 8
+
+
+def _relay(values: Relay) -> str:
   _require_grpc('relay')
   # The library would print about a port in use, beside our line.
   os.environ.setdefault('GRPC_VERBOSITY', 'NONE')
-  from familial.convert import segments
-  from familial.relay import server
-  from familial.training import compilation
 
   compilation.prepare()
   segment = segments.load(values.segment)
@@ -433,6 +374,9 @@ def _relay(values: flags.FlagValues) -> str:
       f'--context={context}: the family was trained on {segment.context}, the '
       'most allowed'
     )
+  # Needs grpc, which the other commands do not.
+  from familial.relay import server
+
   relay = server.Relay(segment, values.slots, context, rows=values.rows)
   relay.engine.warm()
   with server.serve(relay, values.port, values.host) as port:
@@ -459,16 +403,8 @@ def _warn(line: str) -> None:
   print(f'familial: {line}', file=sys.stderr)
 
 
-COMMANDS: dict[str, Any] = {
-  'evaluate': command.Command(
-    'loss, calibration and early-exit trade-off of a checkpoint',
-    _define_evaluate,
-    _evaluate,
-  ),
-  'generate': command.Command(
-    'text by an exit, by confidence, by drafts, by a relay',
-    _define_generate,
-    _generate,
-  ),
-  'relay': command.Command('serves one segment', _define_relay, _relay),
+COMMANDS = {
+  'evaluate': Command(Evaluate, _evaluate),
+  'generate': Command(Generate, _generate),
+  'relay': Command(Relay, _relay),
 }

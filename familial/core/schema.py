@@ -53,11 +53,15 @@ class Bound:
     holds: whether a value of the annotated type is allowed.
     allowed: the text that follows "it must be" in a refusal.
     names: the values allowed, where they are names; a refusal suggests one.
+    least: the least number allowed, if there is one.
+    most: the largest number allowed, if there is one.
   """
 
   holds: Callable[[Any], bool]
   allowed: str
   names: tuple[str, ...] = ()
+  least: float | None = None
+  most: float | None = None
 
   def text(self, value: Any) -> str:
     """Returns what is allowed instead of a refused value."""
@@ -79,7 +83,7 @@ class Bound:
 
 def at_least(least: float) -> Bound:
   """Returns the bound of numbers from `least` on."""
-  return Bound(lambda x: x >= least, f'at least {least}')
+  return Bound(lambda x: x >= least, f'at least {least}', least=least)
 
 
 def above(limit: float) -> Bound:
@@ -89,7 +93,7 @@ def above(limit: float) -> Bound:
 
 def at_most(most: float) -> Bound:
   """Returns the bound of numbers up to `most`."""
-  return Bound(lambda x: x <= most, f'at most {most}')
+  return Bound(lambda x: x <= most, f'at most {most}', most=most)
 
 
 def below(limit: float) -> Bound:
@@ -99,7 +103,8 @@ def below(limit: float) -> Bound:
 
 def within(least: float, most: float) -> Bound:
   """Returns the bound of numbers in [least, most]."""
-  return Bound(lambda x: least <= x <= most, f'within {least} to {most}')
+  allowed = f'within {least} to {most}'
+  return Bound(lambda x: least <= x <= most, allowed, (), least, most)
 
 
 def one_of(*names: str) -> Bound:
@@ -213,6 +218,7 @@ class Field:
     default: the default value; `dataclasses.MISSING` where it has none.
     allowed: what its bounds allow; '' where every value of the type is.
     description: its text in the `Attributes:` section of the class.
+    metadata: what its annotation has beside the type: bounds and marks.
   """
 
   name: str
@@ -220,6 +226,7 @@ class Field:
   default: Any
   allowed: str
   description: str
+  metadata: tuple[Any, ...] = ()
 
   @property
   def required(self) -> bool:
@@ -246,7 +253,12 @@ def describe(cls: Any) -> tuple[Field, ...]:
       default = field.default_factory()
     allowed = _allowed(hints[field.name])
     text = texts.get(field.name, '')
-    found.append(Field(field.name, plain[field.name], default, allowed, text))
+    metadata = getattr(hints[field.name], '__metadata__', ())
+    found.append(
+      Field(
+        field.name, plain[field.name], default, allowed, text, tuple(metadata)
+      )
+    )
   return tuple(found)
 
 
