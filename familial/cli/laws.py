@@ -15,8 +15,7 @@ from familial.laws import forms
 from familial.laws import inference
 from familial.laws import selection
 from familial.laws import table
-from familial.plots import law
-from familial.plots import law_depth
+from familial.report import fit_page
 from familial.training import compilation
 
 _COLLINEAR = 0.9  # correlation of columns that the summary names
@@ -109,24 +108,13 @@ def _fit(given: Fit) -> str:
     scan=given.scan,
   )
   if given.draw:
-    _draw(fits, out)
+    fit_page.write(fits, out)
   lines = [summary(result) for result in fits.results.values()]
   if fits.selection is None:
     return f'{lines[0]} -> {out / "fit.json"}'
   print(_candidates(fits.selection))
   lines = [_preferred(fits.selection), *lines]
   return f'{" | ".join(lines)} -> {out / "selection.json"}'
-
-
-def _draw(fits: selection.Comparison, out: pathlib.Path) -> None:
-  for folder, result in fits.results.items():
-    law.draw(result, folder)
-  for folder, scan in fits.scans.items():
-    cutoffs = law_depth.cutoffs(dataclasses.asdict(scan))
-    law.save({'scan': cutoffs}, folder)
-  if fits.selection is not None:
-    candidates = law_depth.forms(dataclasses.asdict(fits.selection))
-    law.save({'selection': candidates}, out)
 
 
 def summary(result: inference.Result) -> str:

@@ -226,7 +226,7 @@ def curves(
     .encode(shape=shape, tooltip=tooltip, href='folder:N'),
     of('lowest run').mark_point(filled=False, size=180, shape='circle'),
     of('minimum')
-    .mark_point(size=150, shape=_STAR)
+    .mark_point(size=150, shape=theme.STAR)
     .encode(tooltip=['exits:O', 'N:Q', 'loss:Q'])
     .add_params(pick),
   ]
@@ -240,10 +240,6 @@ def curves(
   )
 
 
-_STAR = (
-  'M0,-1L0.23,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12'
-  'L-0.95,-0.31L-0.23,-0.31Z'
-)
 _TOOLTIP = [
   'cell:N',
   alt.Tooltip('N:Q', format='.4s'),

@@ -1,369 +1,653 @@
-"""The figures of a fit, as PNG: what the law says and how far to trust it."""
+"""Figures of a fitted law: what it says of loss, size and compute, how surely."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
 import pathlib
-import warnings
+from typing import Any
 
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+import altair as alt
 import numpy as np
 
-from familial.core import storage
-from familial.core import text as text_lib
+from familial.core import text
 from familial.laws import fit_record
+from familial.laws import frontier
 from familial.laws import inference
-from familial.plots import law_compute
-from familial.plots import law_depth
-from familial.plots import law_families
-from familial.plots import law_parts as parts
-from familial.plots import style
+from familial.laws import levenberg_marquardt
+from familial.laws import table as tables
+from familial.plots import theme
 
-Figure = mpl_figure.Figure
-_DPI = 150
-_CENTRE = 0.99  # share of the resamples that an axis of a pair plot holds
-_PAIRS = 400  # resamples in a panel of a pair plot
-_LARGE = 1e3  # a parameter that is read on a logarithmic axis
+Rows = list[dict[str, Any]]
+_BUDGETS = 8  # of a figure
+_NEAR = 1.25  # largest over smallest C that count as one budget
+_RESAMPLES = 500  # of the bands
+_POINTS = 1500  # rows of a scatter plot
+_PAIRS = 150  # resamples in a panel of the pair plot
+_CENTRE = 0.99  # share of the resamples that an axis of the pair plot holds
+_RANGE = 3.0  # how far past the sampled sizes an optimum is still drawn
 _BINS = 8  # of the medians along residuals
+_NATS = 'loss, nats per token (lower is better)'
+_FLOPS = 'training compute C, FLOPs'
+_LABELS = {
+  'N': 'parameters N',
+  'D': 'tokens D',
+  'G': 'exits G',
+  'C': _FLOPS,
+}
 
 
-def draw(found: inference.Result, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes the figures as PNG; returns their paths.
+def figures(result: inference.Result) -> dict[str, theme.Chart]:
+  """Returns the figures of a fit by name.
 
-  IsoFLOP curves, frontier and optima for forms of N and D, predicted against
-  observed for others, loss over width and depth for forms of those; residuals,
-  profiles and pairs for all. What a table or a form has nothing to show for is
-  left out.
+  IsoFLOP curves, frontier and optimum for forms of N and D, predicted against
+  observed loss for others; residuals, profiles and pairs for all. Where the table
+  or the form has nothing to show, a figure is left out.
   """
-  of_g = law_families.families(found)
-  several = [family for family in of_g if len(family.budgets) > 1]
-  known = [family for family in of_g if family.known]
-  figures = {'residuals': residuals(found)}
-  if several:
-    figures['isoflop'] = law_compute.isoflop(found, several)
-  if known:
-    figures['frontier'] = law_compute.loss_frontier(found, known)
-    figures['optimum'] = law_compute.optimum(found, known)
-  if not of_g:
-    figures['predicted'] = predicted(found)
-  if {'width', 'depth'} <= set(found.fit.form.columns):
-    figures['shapes'] = law_depth.shapes(
-      found, found.table, parts.heading(found, 'Loss over width and depth')
-    )
-  if _free(found):
-    figures['profiles'] = profile_curves(found)
-  if len(_free(found)) > 1 and len(_cloud(found)) > 1:
-    figures['pairs'] = pairs(found)
-  return save(figures, folder)
+  every = families(result)
+  found = {'residuals': residuals(result)}
+  if several := [family for family in every if len(family.budgets) > 1]:
+    found['isoflop'] = isoflop(result, several)
+  if known := [family for family in every if family.known]:
+    found['frontier'] = loss_frontier(result, known)
+    found['optimum'] = optimum(result, known)
+  if not every:
+    found['predicted'] = predicted(result)
+  free = [
+    n for n, f in zip(result.fit.form.names, result.fit.free, strict=True) if f
+  ]
+  if profiles := [
+    result.profiles[name] for name in free if name in result.profiles
+  ]:
+    found['profiles'] = profile_curves(result, profiles)
+  if len(free) > 1 and len(_cloud(result)) > 1:
+    found['pairs'] = pairs(result, free)
+  return found
 
 
-def save(
-  figures: Mapping[str, Figure], folder: pathlib.Path
-) -> list[pathlib.Path]:
-  """Writes figures as PNG under their names; returns their paths."""
-  with storage.writing(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-  paths = []
-  for name, figure in figures.items():
-    paths.append(folder / f'{name}.png')
-    with warnings.catch_warnings():  # of a column's name that no font has
-      warnings.filterwarnings('ignore', 'Glyph')
-      with storage.writing(paths[-1]):
-        figure.savefig(paths[-1], dpi=_DPI)
-  return paths
+def _title(result: inference.Result, what: str) -> str:
+  form = pathlib.PurePath(result.fit.form.name).name
+  source = pathlib.PurePath(result.table.source).name
+  on = f' on {source}' if source else ''
+  return f'{what}: {form}{on}, {result.fit.rows:,} rows'
 
 
-@style.drawn
-def residuals(found: inference.Result) -> Figure:
-  """Log residuals against each column of the form, and the predicted loss."""
-  columns, prediction = found.table.columns, found.predict(found.table.columns)
+def residuals(result: inference.Result) -> theme.Chart:
+  """Draws log residuals against each column of the form and the predicted loss."""
+  columns = result.table.columns
+  prediction = result.predict(columns)
   left = 100 * np.log(columns['loss'] / prediction)
-  x_of = {
-    parts.label_of(name): columns[name]
-    for name in found.fit.form.columns
+  against = {
+    _LABELS.get(name, name): columns[name]
+    for name in result.fit.form.columns
     if np.ptp(columns[name]) > 0
   }
-  x_of['predicted loss, nats per token'] = prediction
-  figure, axes = style.panels(
-    len(x_of), parts.heading(found, 'Residuals of log loss'), height=2.9
-  )
-  rows = parts.some(np.arange(found.table.rows))
-  scale = 100 * found.fit.scale
-  for ax, (label, x) in zip(axes, x_of.items(), strict=True):
-    ax.axhspan(
-      -scale, scale, color='#e2e2e2', lw=0, zorder=0,
-      label=f'± robust scale, {text_lib.number(scale, 2)} %',
-    )  # fmt: skip
-    ax.axhline(0, color='black', lw=0.9)
-    ax.scatter(
-      x[rows], left[rows], s=11, color=parts.BAND, alpha=0.55, lw=0, label='row'
+  against['predicted loss, nats per token'] = prediction
+  some = _some(result.table.rows)
+  scale = 100 * result.fit.scale
+  charts = []
+  for label, x in against.items():
+    rows: Rows = [
+      {'x': float(x[i]), 'residual': float(left[i]), 'run': str(result.table.run[i]),
+       'kind': 'row'}
+      for i in some
+    ]  # fmt: skip
+    rows += [
+      {'x': a, 'residual': b, 'kind': 'median'} for a, b in _medians(x, left)
+    ]
+    axis = theme.log_axis(x) if (x > 0).all() else {}
+    base = alt.Chart().encode(
+      x=alt.X('x:Q', title=label, **axis),
+      y=alt.Y('residual:Q', title='residual of log loss, %'),
     )
-    ax.plot(
-      *_medians(x, left), color=parts.POINT, marker='o', ms=4,
-      label='median of neighbours',
-    )  # fmt: skip
-    if label == parts.label_of('G'):
-      style.g_axis(ax, x)
-    else:
-      plain = label.startswith('predicted')
-      parts.axis(
-        ax.xaxis, x, (lambda v: f'{v:g}') if plain else text_lib.amount
-      )
-    ax.set_xlabel(label)
-  style.label_y(axes, 'log loss − log law, %')
-  return parts.finish(
-    figure,
-    axes,
-    'Robust scale: 1.48 times the median absolute residual, over the degrees of '
-    'freedom',
-    parts.thinned(found.table.rows),
+    layers = [
+      theme.band(-scale, scale),
+      theme.reference(0),
+      base.transform_filter("datum.kind == 'row'")
+      .mark_point(size=16, color=theme.CYCLE[0])
+      .encode(
+        tooltip=['run:N', 'x:Q', alt.Tooltip('residual:Q', format='.2f')]
+      ),
+      base.transform_filter("datum.kind == 'median'").mark_line(
+        color=theme.CYCLE[1], point=alt.OverlayMarkDef(color=theme.CYCLE[1])
+      ),
+    ]
+    charts.append(theme.panel(layers, rows))
+  return alt.concat(
+    *charts,
+    columns=3,
+    title=_title(result, 'Residuals')
+    + ' (band: robust scale; line: median of neighbours)',
   )
 
 
-@style.drawn
-def predicted(found: inference.Result) -> Figure:
-  """The law's loss against the one observed."""
-  figure, (ax,) = style.panels(
-    1, parts.heading(found, 'Predicted against observed loss'), height=4.6
-  )
-  loss, law = found.table.columns['loss'], found.predict(found.table.columns)
-  rows = parts.some(np.arange(found.table.rows))
+def predicted(result: inference.Result) -> theme.Chart:
+  """Draws the law's loss against the observed one."""
+  loss, law = result.table.columns['loss'], result.predict(result.table.columns)
+  rows = [
+    {'observed': float(loss[i]), 'predicted': float(law[i]),
+     'run': str(result.table.run[i])}
+    for i in _some(result.table.rows)
+  ]  # fmt: skip
   both = np.append(loss, law)
-  ends = np.array([both.min(), both.max()])
-  scale = found.fit.scale
-  ax.fill_between(
-    ends, ends * np.exp(-scale), ends * np.exp(scale), color='#e2e2e2', lw=0,
-    label=f'± robust scale of log loss, {text_lib.number(100 * scale, 2)} %',
-  )  # fmt: skip
-  ax.plot(ends, ends, color='black', lw=0.9, label='equal')
-  ax.scatter(
-    loss[rows], law[rows], s=14, color=parts.BAND, alpha=0.6, lw=0, label='row'
-  )
-  figure.set_size_inches(6.4, 6.2)
-  for axis in (ax.xaxis, ax.yaxis):
-    parts.axis(axis, both, lambda v: f'{v:g}')
-  ax.set_aspect('equal')
-  ax.set_xlabel('observed loss, nats per token')
-  ax.set_ylabel('predicted loss, nats per token')
-  return parts.finish(figure, [ax], parts.thinned(found.table.rows))
+  line = alt.Data(values=[{'at': float(both.min())}, {'at': float(both.max())}])
+  axis = theme.log_axis(both)
+  layers = [
+    alt.Chart(line)
+    .mark_line(color=theme.RULE)
+    .encode(x=alt.X('at:Q', title='observed loss, nats per token', **axis),
+            y=alt.Y('at:Q', title='predicted loss', **axis)),
+    alt.Chart()
+    .mark_point(size=22)
+    .encode(
+      x=alt.X('observed:Q', title='observed loss, nats per token', **axis),
+      y=alt.Y('predicted:Q', title='predicted loss', **axis),
+      tooltip=['run:N', 'observed:Q', 'predicted:Q'],
+    ),
+  ]  # fmt: skip
+  title = _title(result, 'Predicted and observed loss')
+  return theme.single(layers, rows, title=title, size=(420, 380))
 
 
-@style.drawn
-def profile_curves(found: inference.Result) -> Figure:
-  """The deviance of each parameter, with its intervals."""
-  drawn = [found.profiles[name] for name in _free(found)]
-  figure, axes = style.panels(
-    len(drawn), parts.heading(found, 'Profile of each parameter'), height=2.6
-  )
-  for ax, profile in zip(axes, drawn, strict=True):
-    _profile(ax, found, profile)
-  style.label_y(axes, 'deviance')
-  return parts.finish(
-    figure,
-    axes,
-    'Deviance: how much worse the best fit is with the parameter held there, in '
-    f'squared standard errors; intervals at {parts.level(found)}, by bootstrap '
-    f'over {found.bootstrap.resamples:,} resamples by {found.bootstrap.unit}. '
-    "Above each: the profile's. An arrow: no end was found",
-  )
+def profile_curves(
+  result: inference.Result, profiles: Sequence[fit_record.Profile]
+) -> theme.Chart:
+  """Draws the deviance of each parameter with its intervals.
 
-
-@style.drawn
-def pairs(found: inference.Result) -> Figure:
-  """Every pair of coordinates over the resamples, with the optimum."""
-  form = found.fit.form
-  kept = np.flatnonzero(found.fit.free)
-  cloud, count = _cloud(found), len(kept)
-  labels = [
-    f'{form.parameters[i].transform.prefix.replace("_", " ")}'
-    f'{parts.symbol(form.names[i])}'
-    for i in kept
-  ]
-  at = found.fit.theta[kept]
-  side = max(1.15, min(2.2, style.WIDTH / count))
-  figure = mpl_figure.Figure(
-    figsize=(max(side * count, 7.0), side * count + 1.0), layout='constrained'
-  )
-  figure.suptitle(
-    parts.heading(found, 'Resampled parameters, pair by pair'),
-    x=0.008,
-    ha='left',
-  )
-  grid = figure.subplots(count, count, squeeze=False, sharex='col')
-  ranges = [_range(cloud[:, i], at[i]) for i in range(count)]
-  ranks = np.argsort(np.argsort(cloud, axis=0), axis=0)
-  some = np.linspace(0, len(cloud) - 1, min(len(cloud), _PAIRS)).astype(int)
-  for i in range(count):
-    for j in range(count):
-      ax = grid[i, j]
-      if j > i:
-        r = float(np.corrcoef(ranks[:, i], ranks[:, j])[0, 1])
-        _number(ax, r)
-        continue
-      ax.set_xlim(*ranges[j])
-      ax.axvline(at[j], color=parts.POINT, lw=0.9, label='optimum')
-      if i == j:
-        ax.hist(cloud[:, i], 24, range=ranges[i], color=parts.BAND, alpha=0.55)
-        ax.set_yticks([])
-      else:
-        ax.set_ylim(*ranges[i])
-        ax.axhline(at[i], color=parts.POINT, lw=0.9)
-        ax.scatter(
-          cloud[some, j], cloud[some, i], s=5, color=parts.BAND, alpha=0.4,
-          lw=0, label='resample',
-        )  # fmt: skip
-        ax.yaxis.set_major_locator(ticker.MaxNLocator(3))
-      ax.xaxis.set_major_locator(ticker.MaxNLocator(3))
-      ax.grid(visible=False)
-      ax.tick_params(
-        labelsize=7.5, labelleft=j == 0 and i > 0, labelbottom=i == count - 1
+  Deviance: how much worse the best fit is with the parameter held there, in
+  squared standard errors.
+  """
+  charts = []
+  for profile in profiles:
+    top = 4 * profile.cutoff
+    rows: Rows = [
+      {'value': float(v), 'deviance': float(d), 'kind': 'profile'}
+      for v, d in zip(profile.values, profile.deviance, strict=True)
+      if np.isfinite(d) and d <= top
+    ]
+    spread = result.interval(profile.name)
+    if spread.bounded:
+      rows.append(
+        {
+          'low': spread.lo,
+          'high': spread.hi,
+          'deviance': 0.0,
+          'kind': 'bootstrap',
+        }
       )
-      if i == count - 1:
-        ax.set_xlabel(labels[j])
-      if j == 0:
-        ax.set_ylabel(labels[i])
-  figure.align_ylabels(list(grid[:, 0]))
-  lost = found.bootstrap.resamples - found.bootstrap.failed - len(cloud)
-  return parts.finish(
-    figure,
-    [grid[1, 0]],
-    'Above the diagonal: rank correlation. log: natural logarithm. Axes hold the '
-    f'central {100 * _CENTRE:g} % of {len(cloud):,} resamples by '
-    f'{found.bootstrap.unit}',
-    f'{len(some):,} are drawn' if len(some) < len(cloud) else '',
-    f'{lost:,} with a parameter of 0 (log −∞) are left out' if lost else '',
+    values = [row['value'] for row in rows if 'value' in row]
+    wide = min(values) > 0 and max(values) / min(values) > 1e3
+    axis = theme.log_axis(values) if wide else {}
+    x = alt.X('value:Q', title=profile.name, scale=alt.Scale(zero=False))
+    if wide:
+      x = alt.X('value:Q', title=profile.name, **axis)
+    y = alt.Y('deviance:Q', title='deviance')
+    ends = text.interval(profile.lo, profile.hi)
+    layers = [
+      theme.reference(profile.cutoff, dashed=True),
+      alt.Chart()
+      .transform_filter("datum.kind == 'bootstrap'")
+      .mark_rule(strokeWidth=6, color=theme.CYCLE[1])
+      .encode(x=alt.X('low:Q', title=profile.name), x2='high:Q', y=y),
+      alt.Chart()
+      .transform_filter("datum.kind == 'profile'")
+      .mark_line(color=theme.CYCLE[0])
+      .encode(x=x, y=y, tooltip=['value:Q', 'deviance:Q']),
+    ]
+    charts.append(theme.panel(layers, rows, title=f'{profile.name}: {ends}'))
+  return alt.concat(
+    *charts,
+    columns=3,
+    title=_title(result, 'Profiles')
+    + ' (dashed: cut-off of the interval; bar: by bootstrap)',
   )
 
 
-def _free(found: inference.Result) -> list[str]:
-  return [
-    name
-    for name, free in zip(found.fit.form.names, found.fit.free, strict=True)
-    if free
+def pairs(result: inference.Result, names: Sequence[str]) -> theme.Chart:
+  """Draws every pair of fitted coordinates over the resamples, and the optimum.
+
+  Axes hold the central 99 % of the resamples.
+  """
+  cloud = _cloud(result)
+  form = result.fit.form
+  free = np.flatnonzero(result.fit.free)
+  optimum_ = result.fit.theta[free]
+  labels = [
+    f'{form.parameters[i].transform.prefix.replace("_", " ")}{form.names[i]}'
+    for i in free
   ]
+  ends = np.quantile(cloud, [(1 - _CENTRE) / 2, (1 + _CENTRE) / 2], axis=0)
+  low = np.minimum(ends[0], optimum_)
+  high = np.maximum(ends[1], optimum_)
+  some = np.linspace(0, len(cloud) - 1, min(len(cloud), _PAIRS)).astype(int)
+  ranks = np.argsort(np.argsort(cloud, axis=0), axis=0)
+  charts = []
+  for i in range(1, len(names)):
+    for j in range(i):
+      inside = [
+        s
+        for s in some
+        if low[i] <= cloud[s, i] <= high[i] and low[j] <= cloud[s, j] <= high[j]
+      ]
+      rows: Rows = [
+        {'x': float(cloud[s, j]), 'y': float(cloud[s, i]), 'kind': 'resample'}
+        for s in inside
+      ]
+      best = {
+        'x': float(optimum_[j]),
+        'y': float(optimum_[i]),
+        'kind': 'optimum',
+      }
+      rows.append(best)
+      r = float(np.corrcoef(ranks[:, i], ranks[:, j])[0, 1])
+      base = alt.Chart().encode(
+        x=alt.X(
+          'x:Q', title=labels[j], scale=alt.Scale(zero=False, nice=False)
+        ),
+        y=alt.Y(
+          'y:Q', title=labels[i], scale=alt.Scale(zero=False, nice=False)
+        ),
+      )
+      layers = [
+        base.transform_filter("datum.kind == 'resample'").mark_point(
+          size=12, color=theme.CYCLE[0]
+        ),
+        base.transform_filter("datum.kind == 'optimum'").mark_point(
+          size=110, color=theme.CYCLE[1], shape='cross'
+        ),
+      ]
+      charts.append(
+        theme.panel(
+          layers, rows, title=f'rank correlation {r:.2f}', size=(190, 150)
+        )
+      )
+  title = _title(result, 'Resampled parameters, pair by pair')
+  return alt.concat(
+    *charts,
+    columns=4,
+    title=f'{title} (cross: optimum; log: natural logarithm)',
+  )
 
 
-def _cloud(found: inference.Result) -> np.ndarray:
-  """Fitted coordinates of the resamples that have them all, [s, fitted]."""
-  theta = found.bootstrap.theta(found.fit.form)[:, found.fit.free]
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """Rows of about one C.
+
+  Attributes:
+    name: mean C over all granularities.
+    cost: mean C of these rows.
+    rows: indices of the rows.
+    minimum: of a parabola through them; None if it does not lie inside.
+  """
+
+  name: float
+  cost: float
+  rows: np.ndarray
+  minimum: frontier.Minimum | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One granularity: its rows, and what the law says at its budgets.
+
+  Attributes:
+    label: `G = 2`.
+    exits: G.
+    others: values of the form's other columns.
+    rows: indices of the rows.
+    cost: training FLOPs per token by N.
+    budgets: of the IsoFLOP curves.
+    grid: C of the frontier, up to ten times the largest run's.
+    optimum: of the law and its resamples [1 + s, c], at the costs of the budgets
+      and then at those of the grid.
+  """
+
+  label: str
+  exits: float
+  others: dict[str, float]
+  rows: np.ndarray
+  cost: frontier.TokenCost
+  budgets: tuple[Budget, ...]
+  grid: np.ndarray
+  optimum: frontier.Optimum
+
+  def columns(self, params: np.ndarray, cost: float) -> dict[str, np.ndarray]:
+    """Returns the columns of models of N parameters that cost C."""
+    tokens = cost / self.cost(params)
+    others = {k: np.full_like(params, v) for k, v in self.others.items()}
+    return {'N': params, 'D': tokens, **others}
+
+  @property
+  def known(self) -> bool:
+    """Whether the law has an optimum at any C of the grid."""
+    return bool(self.optimum.interior[0, len(self.budgets) :].any())
+
+  def along(self, values: np.ndarray, level: float) -> Rows:
+    """Returns values [1 + s, c] of `optimum` along the grid as rows."""
+    values = values[:, len(self.budgets) :]
+    low, high = _ends(values[1:], level)
+    return [
+      {'C': float(c), 'value': _finite(v), 'low': _finite(a), 'high': _finite(b),
+       'family': self.label}
+      for c, v, a, b in zip(self.grid, values[0], low, high, strict=True)
+    ]  # fmt: skip
+
+
+def families(result: inference.Result) -> list[Family]:
+  """Returns the granularities whose optimum the law knows; [] without N and D."""
+  cost = result.table.cost
+  if cost is None or not {'N', 'D'} <= set(result.fit.form.columns):
+    return []
+  theta = np.concatenate([result.fit.theta[None], _theta(result)])
+  groups = _groups(result.table)
+  inside = np.geomspace(cost.min(), cost.max(), 16)
+  beyond = np.geomspace(cost.max(), 10 * cost.max(), 8)
+  grid = np.unique([*inside, *beyond])
+  found = []
+  for label, exits, others, rows in frontier.granularities(
+    result.fit.form, result.table
+  ):
+    budgets = tuple(_budgets(result.table, groups, rows))
+    token_cost = frontier.cost_of(result.table, rows)
+    compute = np.append([budget.cost for budget in budgets], grid)
+    best = frontier.optimum(
+      result.fit.form, theta, compute.tolist(), token_cost, others
+    )
+    found.append(
+      Family(label, exits, others, rows, token_cost, budgets, grid, best)
+    )
+  return found
+
+
+def _groups(table: tables.Table) -> list[np.ndarray]:
+  """Returns rows of about one C, bool [rows] each, lowest C first.
+
+  By the column budget; else the fullest windows of C that do not overlap.
+  """
+  if 'budget' in table.columns:
+    budget = table.columns['budget']
+    values = np.unique(budget)
+    picked = np.linspace(0, len(values) - 1, min(len(values), _BUDGETS))
+    return [budget == values[i] for i in picked.astype(int)]
+  assert table.cost is not None
+  log_c = np.log(table.cost)
+  left = np.ones(table.rows, bool)
+  found: list[np.ndarray] = []
+  while left.any() and len(found) < _BUDGETS:
+    costs = np.sort(log_c[left])
+    stop = np.searchsorted(costs, costs + np.log(_NEAR) + 1e-9, 'right')
+    start = int(np.argmax(stop - np.arange(len(costs))))
+    low, high = costs[start], costs[stop[start] - 1]
+    found.append(left & (log_c >= low) & (log_c <= high))
+    left &= ~found[-1]
+  return sorted(found, key=lambda group: log_c[group].mean())
+
+
+def _budgets(
+  table: tables.Table, groups: Sequence[np.ndarray], rows: np.ndarray
+) -> Iterator[Budget]:
+  """Yields the budgets at which a granularity has two sizes or more."""
+  assert table.cost is not None
+  for group in groups:
+    here = rows[group[rows]]
+    sizes, losses = table.columns['N'][here], table.columns['loss'][here]
+    if len(np.unique(sizes)) > (1 if 'budget' in table.columns else 3):
+      low = frontier.minimum(sizes, losses)
+      name, cost = (
+        float(np.exp(np.log(table.cost[of]).mean())) for of in (group, here)
+      )
+      yield Budget(name, cost, here, low if low.interior else None)
+
+
+def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
+  """Draws loss against N, a colour for each budget, a panel for each G.
+
+  A parabola's minimum is biased (arXiv 2603.22339); it is shown where it lies
+  inside the runs.
+  """
+  columns, level = result.table.columns, result.bootstrap.level
+  rows: Rows = []
+  for family in drawn:
+    for i, budget in enumerate(family.budgets):
+      here = {'panel': family.label, 'budget': text.scientific(budget.name, 2)}
+      sizes = columns['N'][budget.rows]
+      best = family.optimum.params[:, i]
+      low, high = sizes.min(), sizes.max()
+      inside = low / _RANGE < best[0] < high * _RANGE  # False for NaN
+      if inside:
+        low, high = min(low, best[0] / 1.2), max(high, best[0] * 1.2)
+      along = np.geomspace(low, high, 30)
+      models = family.columns(along, budget.cost)
+      spread = levenberg_marquardt.predict(
+        result.fit.form, models, _theta(result)
+      )
+      ends = _ends(np.exp(spread), level)
+      rows += [
+        {**here, 'kind': 'law', 'N': float(n), 'loss': float(loss),
+         'low': _finite(a), 'high': _finite(b)}
+        for n, loss, a, b in zip(along, result.predict(models), *ends, strict=True)
+      ]  # fmt: skip
+      rows += [
+        {**here, 'kind': 'run', 'N': float(columns['N'][row]),
+         'loss': float(columns['loss'][row]), 'run': str(result.table.run[row])}
+        for row in budget.rows[_some(len(budget.rows))]
+      ]  # fmt: skip
+      if inside:
+        left, right = (_finite(end) for end in _ends(best[1:], level))
+        rows.append(
+          {**here, 'kind': 'optimum', 'N': float(best[0]),
+           'loss': float(family.optimum.loss[0, i]), 'left': left, 'right': right}
+        )  # fmt: skip
+      if budget.minimum is not None:
+        rows.append(
+          {**here, 'kind': 'parabola', 'N': budget.minimum.n_opt,
+           'loss': budget.minimum.loss}
+        )  # fmt: skip
+  budgets = {
+    text.scientific(b.name, 2): b.name for f in drawn for b in f.budgets
+  }
+  names = sorted(budgets, key=lambda name: budgets[name])
+  pick = theme.legend_filter('budget')
+  base = alt.Chart().encode(
+    x=alt.X('N:Q', title=_LABELS['N'], **theme.log_axis(r['N'] for r in rows)),
+    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=8)),
+    color=alt.Color(
+      'budget:N', title=_FLOPS, scale=alt.Scale(domain=names, scheme='viridis')
+    ),
+    opacity=theme.shown(pick),
+  )
+
+  def of(kind: str) -> alt.Chart:
+    return base.transform_filter(f"datum.kind == '{kind}'")
+
+  layers = [
+    of('law').mark_area().encode(
+      y=alt.Y('low:Q', title=_NATS), y2='high:Q', opacity=theme.shown(pick, 0.2)
+    ),
+    of('law').mark_line(strokeWidth=1.4),
+    of('run').mark_point(size=20).encode(
+      tooltip=['run:N', 'N:Q', 'loss:Q', 'budget:N']
+    ),
+    of('optimum').mark_rule(strokeWidth=2.4).encode(x='left:Q', x2='right:Q'),
+    of('optimum').mark_point(size=130, shape=theme.STAR).add_params(pick),
+    of('parabola').mark_point(size=50, shape='diamond', filled=False, fill='white'),
+  ]  # fmt: skip
+  return theme.panels(
+    layers,
+    rows,
+    by='panel',
+    title=_title(result, 'IsoFLOP curves')
+    + " (star: the law's optimum; diamond: a parabola's)",
+    size=theme.SINGLE if len(drawn) == 1 else theme.PANEL,
+  )
+
+
+def loss_frontier(
+  result: inference.Result, drawn: Sequence[Family]
+) -> theme.Chart:
+  """Draws the runs' loss against compute, and the law's best at each C."""
+  columns, cost = result.table.columns, result.table.cost
+  assert cost is not None
+  rows: Rows = []
+  for family in drawn:
+    rows += [
+      {'C': float(cost[row]), 'value': float(columns['loss'][row]), 'kind': 'run',
+       'family': family.label, 'run': str(result.table.run[row]),
+       'N': float(columns['N'][row])}
+      for row in family.rows[_some(len(family.rows))]
+    ]  # fmt: skip
+    line = family.along(family.optimum.loss, result.bootstrap.level)
+    rows += [{**row, 'kind': 'law'} for row in line]
+  return _along_compute(
+    rows, drawn, cost.max(), _NATS, _title(result, 'Loss against compute')
+  )
+
+
+def optimum(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
+  """Draws compute-optimal N, D and D / N against C, with parabolas' minima."""
+  cost = result.table.cost
+  assert cost is not None
+  charts = []
+  for label, of, point in (
+    ('optimal parameters N', lambda best: best.params, lambda n, d: n),
+    ('optimal tokens D', lambda best: best.tokens, lambda n, d: d),
+    ('tokens per parameter D / N', lambda best: best.tokens / best.params,
+     lambda n, d: d / n),
+  ):  # fmt: skip
+    rows: Rows = []
+    for family in drawn:
+      line = family.along(of(family.optimum), result.bootstrap.level)
+      rows += [{**row, 'kind': 'law'} for row in line]
+      for budget in family.budgets:
+        if budget.minimum is not None:
+          n = budget.minimum.n_opt
+          d = budget.cost / float(family.cost(n))
+          rows.append(
+            {'C': budget.cost, 'value': point(n, d), 'kind': 'parabola',
+             'family': family.label}
+          )  # fmt: skip
+    charts.append(
+      _along_compute(rows, drawn, cost.max(), label, '', theme.PANEL)
+    )
+  exponents = []
+  for family in drawn:
+    last = np.searchsorted(family.grid, cost.max() * (1 - 1e-9))
+    row = family.along(family.optimum.exponent, result.bootstrap.level)[last]
+    shown = text.estimate(row['value'], row['low'], row['high'])
+    exponents.append(f'{family.label}: {shown}')
+  title = _title(result, 'Compute-optimal N and D')
+  return alt.concat(
+    *charts,
+    columns=3,
+    title=alt.TitleParams(
+      title,
+      subtitle=f'exponent of N in C at the largest run: {"; ".join(exponents)}'
+      " (diamond: a parabola's minimum; dashed: beyond the runs)",
+    ),
+  )
+
+
+def _along_compute(
+  rows: Rows,
+  drawn: Sequence[Family],
+  last: float,
+  label: str,
+  title: str,
+  size: tuple[int, int] = theme.SINGLE,
+) -> Any:
+  """Draws quantities against C: points, the law's line and band, dashed beyond."""
+  colour, shape = theme.category('family', [family.label for family in drawn])
+  known = [row['value'] for row in rows if row['value']]
+  low, high = min(known) / 3, max(known) * 3
+  for row in rows:  # A band that spans all numbers must not flatten the axis.
+    for end in ('low', 'high'):
+      if row.get(end) is not None:
+        row[end] = min(max(row[end], low), high)
+  values = [
+    v for row in rows for v in (row['value'], row.get('low'), row.get('high'))
+  ]
+  x = alt.X('C:Q', title=_FLOPS, **theme.log_axis(row['C'] for row in rows))
+  axis = theme.log_axis(value for value in values if value)
+  base = alt.Chart().encode(
+    x=x, y=alt.Y('value:Q', title=label, **axis), color=colour
+  )
+  line = base.transform_filter("datum.kind == 'law'")
+  layers = [
+    line.mark_area(opacity=0.18).encode(
+      y=alt.Y('low:Q', title=label, **axis), y2='high:Q'
+    ),
+    line.transform_filter(f'datum.C <= {last * (1 + 1e-9)}').mark_line(),
+    line.transform_filter(f'datum.C >= {last * (1 - 1e-9)}').mark_line(
+      strokeDash=[5, 3]
+    ),
+    base.transform_filter("datum.kind == 'run'")
+    .mark_point(size=18)
+    .encode(shape=shape, tooltip=['run:N', 'C:Q', 'N:Q', 'value:Q']),
+    base.transform_filter("datum.kind == 'parabola'").mark_point(
+      size=50, shape='diamond', filled=False, fill='white'
+    ),
+  ]
+  return theme.panel(layers, rows, title=title, size=size)
+
+
+def _theta(result: inference.Result) -> np.ndarray:
+  """Returns coordinates of some resamples, evenly picked."""
+  every = result.bootstrap.theta(result.fit.form)
+  picked = np.linspace(0, len(every) - 1, min(len(every), _RESAMPLES))
+  return every[picked.astype(int)]
+
+
+def _cloud(result: inference.Result) -> np.ndarray:
+  """Returns the fitted coordinates of the finite resamples, [s, fitted]."""
+  theta = result.bootstrap.theta(result.fit.form)[:, result.fit.free]
   return theta[np.isfinite(theta).all(1)]
 
 
-def _medians(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
-  """Medians of y along x: at each value of few, else in bins of equal count."""
+def _ends(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns both ends of the central share of values [n, ...]; NaN if unknown."""
+  if len(values) < 2:
+    unknown = np.full(values.shape[1:], np.nan)
+    return unknown, unknown
+  with np.errstate(invalid='ignore'):  # of infinite values
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+  return low, high
+
+
+def _some(count: int) -> np.ndarray:
+  """Returns indices of at most _POINTS of `count` rows, always the same ones."""
+  if count <= _POINTS:
+    return np.arange(count)
+  chosen = np.random.default_rng(0).choice(count, _POINTS, replace=False)
+  return np.sort(chosen)
+
+
+def _medians(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
+  """Returns medians of y along x: at each of few values, else in equal bins."""
   values = np.unique(x)
   if len(values) <= _BINS:
-    parts_ = [np.flatnonzero(x == value) for value in values]
+    bins = [np.flatnonzero(x == value) for value in values]
   else:
-    parts_ = np.array_split(np.argsort(x, kind='stable'), min(_BINS, len(x)))
-  return (
-    [float(np.median(x[part])) for part in parts_],
-    [float(np.median(y[part])) for part in parts_],
-  )
+    bins = np.array_split(np.argsort(x, kind='stable'), min(_BINS, len(x)))
+  return [(float(np.median(x[b])), float(np.median(y[b]))) for b in bins]
 
 
-def _profile(
-  ax: mpl_axes.Axes, found: inference.Result, profile: fit_record.Profile
-) -> None:
-  """One curve, with the profile's interval at the cut-off and the bootstrap's."""
-  name, cutoff = profile.name, profile.cutoff
-  at, spread = found.fit.params[name], found.bootstrap.intervals[name]
-  parameter = found.fit.form.parameters[found.fit.form.names.index(name)]
-  logged = parameter.transform.prefix == 'log_'
-  usable = np.isfinite(profile.values)
-  x = profile.values[usable]
-  deviance = np.minimum(profile.deviance[usable], 1e3 * cutoff)
-  ends = [e for e in (spread.lo, spread.hi) if e is not None and np.isfinite(e)]
-  seen = np.array([*x[deviance <= 4.5 * cutoff], *ends])
-  if np.ptp(seen) == 0:
-    seen = x
-  # Towards 0 a logarithm has no end: there the axis is linear.
-  logged = parameter.transform.prefix == 'log_'
-  logged &= profile.lo is not None or seen.max() > _LARGE
-  if logged:
-    seen = seen[(1e-100 < seen) & (seen < 1e100)]
-  ax.plot(x, deviance, color=parts.BAND, marker='.', ms=4, label='deviance')
-  ax.axhline(cutoff, color=style.MUTED, lw=1, ls='--', label='cut-off')
-  ax.axvline(at, color='black', lw=0.9, label='estimate')
-  low, high = seen.min(), seen.max()
-  if logged and high > low:
-    parts.axis(ax.xaxis, seen, _short)
-  elif high > low:
-    ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
-  _bar(
-    ax, profile.lo, profile.hi, cutoff, parts.BAND, 'interval by the profile'
-  )
-  if len(ends) == 2:
-    low_end, high_end = ends
-    _bar(
-      ax, low_end, high_end, cutoff / 2, parts.POINT,
-      'interval by the bootstrap',
-    )  # fmt: skip
-  ax.set_ylim(0, 4 * cutoff)
-  if profile.null is not None:
-    ax.axvline(
-      profile.null, color=style.MUTED, lw=1.2, ls=':', label='no effect'
-    )
-  if profile.lo is None or profile.hi is None or high > _LARGE:
-    least = (
-      '0' if parameter.transform.prefix == 'log_' else f'{text_lib.MINUS}∞'
-    )
-    text = (
-      f'{_short(at)} [{least if profile.lo is None else _short(profile.lo)}, '
-      f'{"∞" if profile.hi is None else _short(profile.hi)}]'
-    )
-  else:
-    text = text_lib.estimate(at, profile.lo, profile.hi)
-  ax.set_title(f'{parts.symbol(name)} = {text}', fontsize=8.5)
+def _finite(value: Any) -> float | None:
+  return float(value) if np.isfinite(value) else None
 
 
-def _bar(
-  ax: mpl_axes.Axes,
-  low: float | None,
-  high: float | None,
-  y: float,
-  shade: str,
-  label: str,
-) -> None:
-  """A bar from low to high; to the panel's edge, with an arrow, where None."""
-  edges = ax.get_xlim()
-  x = [
-    edges[0] if low is None else low,
-    edges[1] if high is None else high,
+def constants(result: inference.Result) -> list[Mapping[str, Any]]:
+  """Returns the table of a law's constants."""
+  known = result.identified
+  return [
+    {
+      'name': name,
+      'value': result.interval(name),
+      'profile': text.interval(
+        result.profiles[name].lo, result.profiles[name].hi
+      )
+      if name in result.profiles
+      else None,
+      'identified': known[name],
+    }
+    for name in result.fit.form.names
   ]
-  ax.plot(
-    x, [y, y], color=shade, lw=4, solid_capstyle='butt', alpha=0.85, label=label
-  )
-  for end, edge, mark in ((low, edges[0], '<'), (high, edges[1], '>')):
-    if end is None:
-      ax.plot(edge, y, marker=mark, ms=9, color=shade, clip_on=False)
-
-
-def _range(values: np.ndarray, at: float) -> tuple[float, float]:
-  """An axis that holds the centre of the values and the optimum."""
-  low, high = map(float, parts.ends(values, _CENTRE))
-  if np.isfinite(at):
-    low, high = min(low, at), max(high, at)
-  room = 0.06 * (high - low) or 1e-9 * max(abs(low), 1.0)
-  return float(low - room), float(high + room)
-
-
-def _number(ax: mpl_axes.Axes, r: float) -> None:
-  """A correlation in an empty panel, bolder where it is strong."""
-  ax.axis('off')
-  text = f'{r:+.2f}'.replace('-', text_lib.MINUS)
-  strong = abs(r) > 0.9
-  ax.text(
-    0.5, 0.5, text, ha='center', va='center', transform=ax.transAxes,
-    fontsize=10, fontweight='bold' if strong else 'normal',
-    color='black' if strong else '#777777',
-  )  # fmt: skip
-
-
-def _short(value: float) -> str:
-  """A parameter of any size."""
-  plain = value == 0 or 1e-3 <= abs(value) < 1e4
-  return text_lib.trimmed(value) if plain else parts.compute(value)

@@ -34,6 +34,10 @@ SHAPES = (
   'cross',
   'triangle-down',
 )
+STAR = (
+  'M0,-1L0.23,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12'
+  'L-0.95,-0.31L-0.23,-0.31Z'
+)
 MUTED = '#8a8a8a'
 RULE = '#777777'  # reference lines: visible on a light and on a dark page
 # Colour and marker of a granularity, the same in every figure.
@@ -404,6 +408,18 @@ def forest(
   if dashed is not None:
     layers.insert(0, reference(dashed, 'x', dashed=True))
   return single(layers, rows, title=title, size=(430, 26 * len(rows)))
+
+
+def panel(
+  layers: Sequence[alt.Chart],
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  title: str = '',
+  size: tuple[int, int] = PANEL,
+) -> Any:
+  """Returns layers in a panel of a concatenation, with data of its own."""
+  chart = alt.layer(*layers, data=data(rows))
+  return chart.properties(width=size[0], height=size[1], title=title)
 
 
 def specification(chart: Chart) -> dict[str, Any]:

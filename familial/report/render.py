@@ -31,27 +31,31 @@ NONE = '–'
 
 
 def write(
-  folder: str | os.PathLike[str], template: str, **context: Any
+  folder: str | os.PathLike[str],
+  template: str,
+  *,
+  figures: str = 'figures',
+  **context: Any,
 ) -> pathlib.Path:
-  """Writes FOLDER/index.html and FOLDER/figures; returns the page's path.
-
-  Figures of an earlier page that this one does not show are removed.
+  """Writes FOLDER/index.html and its figures; returns the page's path.
 
   Args:
     folder: of the page.
     template: file name in `templates`, without `.html.j2`.
+    figures: folder of the figures, relative to the page's. If it is not the
+      page's own, figures of an earlier page that this one lacks are removed.
     **context: values that the template uses.
   """
   folder = pathlib.Path(folder)
-  page = _Page(folder / 'figures')
+  page = _Page(folder, figures)
   made = _environment().get_template(f'{template}.html.j2')
   html = made.render(
     figure=page.figure, section=page.section, page=page, **context
   )
   path = folder / 'index.html'
   storage.write_text(path, html)
-  if page.folder.is_dir():
-    for old in page.folder.iterdir():
+  if figures and (folder / figures).is_dir():
+    for old in (folder / figures).iterdir():
       if old.suffix in ('.png', '.svg') and old.stem not in page.figures:
         old.unlink()
   return path
@@ -62,6 +66,7 @@ class _Page:
   """What a template has shown so far."""
 
   folder: pathlib.Path
+  place: str
   sections: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   figures: list[str] = dataclasses.field(default_factory=list)
 
@@ -80,7 +85,8 @@ class _Page:
       chart: to show.
       caption: plain text below it: what to see, not what was computed.
     """
-    specification = theme.save(chart, self.folder / f'{name}.png')
+    file = f'{self.place}/{name}' if self.place else name
+    specification = theme.save(chart, self.folder / f'{file}.png')
     self.figures.append(name)
     # `<` would end the script element.
     spec = json.dumps(specification, separators=(',', ':')).replace(
@@ -90,10 +96,11 @@ class _Page:
       '<figure><div class="chart" id="figure-{name}" role="img" '
       'aria-label="{label}"></div>'
       '<script type="application/json" data-chart="figure-{name}">{spec}</script>'
-      '<noscript><img src="figures/{name}.svg" alt="{label}"></noscript>'
-      '<figcaption>{caption} <span class="files"><a href="figures/{name}.png">PNG'
-      '</a> <a href="figures/{name}.svg">SVG</a></span></figcaption></figure>'
+      '<noscript><img src="{file}.svg" alt="{label}"></noscript>'
+      '<figcaption>{caption} <span class="files"><a href="{file}.png">PNG'
+      '</a> <a href="{file}.svg">SVG</a></span></figcaption></figure>'
     ).format(
+      file=file,
       name=name, label=caption or name, spec=Markup(spec), caption=caption
     )
 
