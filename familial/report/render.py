@@ -101,7 +101,10 @@ class _Page:
       '</a> <a href="{file}.svg">SVG</a></span></figcaption></figure>'
     ).format(
       file=file,
-      name=name, label=caption or name, spec=Markup(spec), caption=caption
+      name=name,
+      label=caption or name,
+      spec=Markup(spec),
+      caption=caption,
     )
 
 
