@@ -23,7 +23,7 @@ from familial.core import errors
 from familial.core import schema
 from familial.core import storage
 from familial.core import text as text_lib
-from familial.plots import evaluation as plots
+from familial.report import evaluation_page
 from familial.serving import benchmark
 from familial.serving import evaluate
 from familial.serving import generate
@@ -88,8 +88,7 @@ def _evaluate(values: Evaluate) -> str:
   default = model.folder / 'evaluation' / str(model.step)
   out = pathlib.Path(values.out or default)
   _write(out / 'evaluation.json', evaluation)
-  if values.draw:
-    plots.draw(evaluation, out)
+  measured = None
   if values.decode:
     measured = benchmark.measure(model, tokens=tokens, say=_warn)
     if importlib.util.find_spec('grpc') is None:
@@ -101,9 +100,9 @@ def _evaluate(values: Evaluate) -> str:
         measured, model, tokens=tokens, say=_warn
       )
     _write(out / 'decoding.json', measured)
-    if values.draw:
-      plots.save(plots.decoding(measured), out / 'decoding.png')
     print(_decoding_text(measured))
+  if values.draw:
+    evaluation_page.write(evaluation, measured, out)
   return f'{_evaluation_text(evaluation)} -> {out / "evaluation.json"}'
 
 

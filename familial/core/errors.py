@@ -4,6 +4,9 @@ from collections.abc import Collection
 from collections.abc import Iterable
 import difflib
 
+# Characters of a value that a refusal shows.
+_LONGEST = 160
+
 
 class UserError(ValueError):
   """A mistake in what the user asked: one line naming key, value, allowed."""
@@ -17,7 +20,10 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 
 def not_allowed(key: str, value: object, allowed: str) -> UserError:
   """Returns the error for a value that is not allowed."""
-  return UserError(f'{key}: {value!r} is not allowed; it must be {allowed}')
+  shown = repr(value)
+  if len(shown) > _LONGEST:
+    shown = f'{shown[:_LONGEST]}...'
+  return UserError(f'{key}: {shown} is not allowed; it must be {allowed}')
 
 
 def require_one_of(key: str, value: str, allowed: Collection[str]) -> None:

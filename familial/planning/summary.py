@@ -1,4 +1,4 @@
-"""The plan for a pod, as a person reads it."""
+"""The plan for a pod as text: headline, layouts and runs."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -66,14 +66,24 @@ def growth(plan: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def layout_row(row: Mapping[str, Any]) -> list[str]:
-  """Returns a tried layout as the cells of a table."""
+LAYOUTS = (
+  'data x fsdp x tensor', 'parts', 'remat', 'fits', 'GiB', 'expected GiB',
+  'GB sent', 'expected GB', 's a step', 's to compile', 'run',
+)  # fmt: skip
+RUNS = (
+  'run', 'params', 'G', 'batch', 'steps', 'fits', 'GiB', 'XLA / ours',
+  's a step', 'limit', 'at most', 'device-h',
+)  # fmt: skip
+
+
+def layout_row(row: Mapping[str, Any]) -> dict[str, str]:
+  """Returns a layout that was tried, by the columns LAYOUTS."""
   sent = row['sent']
-  return [
+  cells = (
     f'{row["data"]} x {row["fsdp"]} x {row["tensor"]}',
     str(row['microbatches']),
-    'yes' if row['remat'] else 'no',
-    'yes' if row['fits'] else 'no',
+    _yes(row['remat']),
+    _yes(row['fits']),
     f'{row["memory"] / _GIB:.2f}',
     f'{row["estimated_memory"] / _GIB:.2f}',
     '' if sent is None else f'{sent / 1e9:.2f}',
@@ -81,39 +91,32 @@ def layout_row(row: Mapping[str, Any]) -> list[str]:
     f'{row["bound_seconds"]:.3g}',
     f'{row["seconds"]:.0f}',
     row['cell'],
-  ]
+  )
+  return dict(zip(LAYOUTS, cells, strict=True))
 
 
-LAYOUT_HEAD = (
-  'data x fsdp x tensor', 'parts', 'remat', 'fits', 'GiB', 'expected',
-  'GB sent', 'expected', 's a step', 's to compile', 'run',
-)  # fmt: skip
+def run_row(row: Mapping[str, Any]) -> dict[str, str]:
+  """Returns a run, by the columns RUNS.
 
-
-def cell_row(row: Mapping[str, Any]) -> list[str]:
-  """Returns a run as the cells of a table."""
+  Memory is `<=` where a larger run of the same width and batch was compiled.
+  """
   compiled = row['step_flops_compiler']
-  return [
+  bound = '' if row['compiled'] == row['cell'] else '<= '
+  cells = (
     row['cell'],
     text_lib.amount(row['params_full'] + row['params_embedding']),
     str(row['exits']),
     str(row['batch_size']),
     str(row['steps']),
-    'yes' if row['fits'] else 'no',
-    ('' if row['compiled'] == row['cell'] else '<= ')
-    + f'{row["memory"] / _GIB:.2f}',
+    _yes(row['fits']),
+    f'{bound}{row["memory"] / _GIB:.2f}',
     '' if compiled is None else f'{compiled / row["step_flops"]:.4f}',
     f'{row["bound_seconds"]:.3g}',
     row['limit'],
     f'{row["utilisation_bound"]:.0%}',
     _hours(row['device_hours']),
-  ]
-
-
-CELL_HEAD = (
-  'run', 'params', 'G', 'batch', 'steps', 'fits', 'GiB', 'XLA / ours',
-  's a step', 'limit', 'at most', 'device-h',
-)  # fmt: skip
+  )
+  return dict(zip(RUNS, cells, strict=True))
 
 
 def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -121,26 +124,20 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   yield chip(plan)
   yield ''
   yield 'layouts, best first by arithmetic'
-  yield from _table(LAYOUT_HEAD, map(layout_row, plan['layouts']))
+  layouts = [list(layout_row(row).values()) for row in plan['layouts']]
+  yield text_lib.table(LAYOUTS, layouts)
   yield f'recommended: {plan["recommended"]["flags"]}'
   yield ''
-  yield from _table(CELL_HEAD, map(cell_row, plan['cells']))
+  yield text_lib.table(
+    RUNS, [list(run_row(row).values()) for row in plan['cells']]
+  )
   yield from growth(plan)
   yield ''
   yield measured(plan)
 
 
-def _table(head: Any, rows: Any) -> Iterator[str]:
-  rows = [list(head), *rows]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for row in rows:
-    yield '  '.join(
-      [row[0].ljust(widths[0])]
-      + [
-        cell.rjust(width)
-        for cell, width in zip(row[1:], widths[1:], strict=True)
-      ]
-    ).rstrip()
+def _yes(value: bool) -> str:
+  return 'yes' if value else 'no'
 
 
 def _hours(hours: float) -> str:

@@ -173,6 +173,7 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
   'percent': text.percent,
   'over': over,
   'percentage': lambda estimate: f'{estimate:%}',
+  'share': lambda value: f'{100 * value:.3g}{text.SPACE}%',
   'loss': lambda value: text.number(value, 4),
 }
 

@@ -91,7 +91,7 @@ class Evaluation:
   bytes_per_token: float
   depth: int
   exits: tuple[Score, ...]
-  curves: dict[str, list[thresholds.Outcome]]
+  curves: dict[str, tuple[thresholds.Outcome, ...]]
   chosen: dict[str, thresholds.Outcome]
   oracle: thresholds.Outcome | None
 
@@ -130,7 +130,10 @@ def evaluate(
   bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, batches)
   curves, oracle = {}, None
   if len(chosen) > 1:
-    curves = {k: thresholds.curve(found, k) for k in sampling.CONFIDENCES}
+    curves = {
+      kind: tuple(thresholds.curve(found, kind))
+      for kind in sampling.CONFIDENCES
+    }
     oracle = thresholds.oracle(found)
   return Evaluation(
     run=model.folder.absolute().name,
