@@ -23,15 +23,16 @@ import numpy as np
 from familial import config as config_lib
 from familial import main
 from familial import records
+from familial.convert import load
+from familial.convert import segments
 from familial.data import packing
 from familial.laws import fitting
 from familial.model import transformer
+from familial.relay import generate as relay_generate
+from familial.relay import server
 from familial.report import html
-from familial.serving import generating
-from familial.serving import models
+from familial.serving import generate
 from familial.serving import sampling
-from familial.serving import segments
-from familial.serving import server
 from familial.studies import allocation_summary
 from familial.studies import depth_regimes_summary
 from familial.studies import depth_summary
@@ -119,7 +120,7 @@ def train_population(
 
 def logits(folder: pathlib.Path, tokens: Sequence[int]) -> np.ndarray:
   """Returns the logits of a stored model's exits [G, L, V] for one sequence."""
-  model = models.load(folder)
+  model = load.load(folder)
   found = transformer.logits(
     model.params, model.config.model, jnp.array([tokens], jnp.int32)
   )
@@ -148,12 +149,13 @@ def decode(
     threshold,
     fill,
   )
-  options = generating.Options(mode, exit_, draft_exit, 3, max_tokens, policy)
-  model = models.load(folder)
+  model = load.load(folder)
+  outcome: generate.Generation
   if mode == 'relay':
-    outcome = _relayed(model, prompts, options)
+    outcome = _relayed(model, prompts, policy, max_tokens)
   else:
-    outcome = generating.run(model, prompts, options)
+    options = generate.Options(mode, exit_, draft_exit, 3, max_tokens, policy)
+    outcome = generate.run(model, prompts, options)
   return {
     'tokens': [list(map(int, each.generated)) for each in outcome.completions],
     'exits': [list(map(int, each.exits)) for each in outcome.completions],
@@ -161,8 +163,11 @@ def decode(
 
 
 def _relayed(
-  model: models.Model, prompts: Sequence[str], options: generating.Options
-) -> generating.Outcome:
+  model: load.Model,
+  prompts: Sequence[str],
+  policy: sampling.Policy,
+  max_tokens: int,
+) -> relay_generate.Relayed:
   with contextlib.ExitStack() as stack:
     servers = []
     for segment in segments.split(
@@ -171,7 +176,9 @@ def _relayed(
       relay = server.Relay(segment, len(prompts), model.context)
       port = stack.enter_context(server.serve(relay, 0))
       servers.append(f'127.0.0.1:{port}')
-    return generating.relay(model.tokenizer, servers, prompts, options)
+    return relay_generate.run(
+      model.tokenizer, servers, prompts, policy, max_tokens
+    )
 
 
 def segment_of(folder: pathlib.Path) -> dict[str, Any]:
