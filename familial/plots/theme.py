@@ -285,7 +285,7 @@ def percentages(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
   return flat(
     rows,
     over=lambda r: r.log_ratio.map(percent),
-    said=lambda r: f'{r.log_ratio.map(percent)}'.replace(' [', '\n['),
+    said=lambda r: f'{r.log_ratio.map(percent)}'.replace(' ', '\n', 1),
     sign=lambda r: r.log_ratio.sign,
     **more,
   )

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 import itertools
 import math
 import statistics
@@ -690,7 +689,7 @@ def _losses(found: Found) -> Iterator[Loss]:
     key = (member.way, member.budget, member.size, member.params)
     logs[key][member.model] = math.log(member.loss)
   for key, count, mean in means(logs):
-    yield Loss(*key, seeds=count, loss=mean.map(math.exp))
+    yield Loss(*key, count, mean.map(math.exp))
 
 
 def compare(config: Config, found: Found) -> tuple[Compared, ...]:
@@ -711,8 +710,10 @@ def compare(config: Config, found: Found) -> tuple[Compared, ...]:
   # Ways share the runs that they are compared with.
   shared = {key[1:4]: len(group) - 1 for key, group in logs.items()}
   return tuple(
-    Compared(*(*key, count, mean))
-    for key, count, mean in means(logs, sum(shared.values()))
+    Compared(way, against, budget, size, params, count, mean)
+    for (way, against, budget, size, params), count, mean in means(
+      logs, sum(shared.values())
+    )
   )
 
 
@@ -761,10 +762,6 @@ def _overall(config: Config, compared: Sequence[Compared]) -> Iterator[Overall]:
         yield Overall(name, against, Estimate.around(value, half))
 
 
-def _compute_ratio(slope: float, log_ratio: float) -> float:
-  return math.exp(log_ratio / slope)
-
-
 def _equal_loss(
   config: Config, found: Found, compared: Sequence[Compared]
 ) -> Iterator[EqualLoss]:
@@ -772,10 +769,14 @@ def _equal_loss(
   for row in compared:
     slope = slopes.get((row.way, row.size), 0.0)
     if slope > 0 and row.against == config.ways[row.way].against[0]:
-      compute = row.log_ratio.map(functools.partial(_compute_ratio, slope))
+      compute = _multiple(row.log_ratio, slope)
       yield EqualLoss(
         row.way, row.against, row.budget, row.size, slope, compute
       )
+
+
+def _multiple(log_ratio: Estimate, slope: float) -> Estimate:
+  return log_ratio.map(lambda log: math.exp(log / slope))
 
 
 def _saving(
@@ -855,23 +856,17 @@ def _agreement(
   )
   loaded: dict[str, load.Model] = {}
 
+  def model(member: Member) -> evaluation.Member:
+    if member.run not in loaded:
+      loaded[member.run] = load.load(sweep.folder(results.folder, member.run))
+    found = loaded[member.run]
+    return evaluation.Member(found.params, found.config.model, member.exit)
+
   def pair(kind: str, one: Member, other: Member) -> Pair:
-    for run in (one.run, other.run):
-      if run not in loaded:
-        loaded[run] = load.load(sweep.folder(results.folder, run))
-    first, second = (
-      evaluation.Member(
-        loaded[m.run].params, loaded[m.run].config.model, m.exit
-      )
-      for m in (one, other)
-    )
-    measured = evaluation.agreement(first, second, heldout)
+    measured = evaluation.agreement(model(one), model(other), heldout)
     return Pair(
       kind,
-      one.way,
-      one.budget,
-      one.seed,
-      one.size,
+      *(one.way, one.budget, one.seed, one.size),
       other.size,
       other.seed,
       Agreement(**{key: Measured(*value) for key, value in measured.items()}),
