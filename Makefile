@@ -30,10 +30,11 @@ interop: $(INTEROP)/interop  ## exported and imported models, against transforme
 tpu: $(TPU)/test $(TPU)/tpu  ## steps compiled for TPUs by libtpu; needs none
 	$(TPU)/bin/python -m pytest -m tpu tests/planning
 
-lint: $(VENV)/dev  ## formatter, linter, types
+lint: $(VENV)/dev  ## formatter, linter, types, which rooms import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -1,1 +1,0 @@
-"""The subcommands: each declares its flags and calls the library."""
