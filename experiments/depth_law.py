@@ -15,7 +15,8 @@ Variants:
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import depth_law
+from familial.studies import shapes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -23,11 +24,11 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu, 'paper': _paper}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = templates.depth_template()
+  config = depth_law.DEPTH.template()
   config.title = 'Loss over width and depth'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32
-  # A constant rate wants to be lower than a cosine's 1.3e-2.
+  # The best constant rate is lower than a cosine schedule's 1.3e-2.
   config.train.update(base_lr=8e-3, beta2=0.99, keep=1)
   variants[arg](config)
   return config
@@ -76,7 +77,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 512 to 4096 wide, 8 to 64 layers on C4'
-  templates.at_scale(config)
+  shapes.at_scale(config)
   config.widths, config.depths = (512, 1024, 2048, 4096), (8, 16, 32, 64)
   config.head_width = 128
   config.tokens = 100_000_000_000

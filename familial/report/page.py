@@ -7,6 +7,7 @@ from typing import Any
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.plots import depth_law
 from familial.plots import families
 from familial.plots import isoflop
 from familial.plots import toys
@@ -19,6 +20,7 @@ from familial.studies import study as study_lib
 PLOTS = {
   'isoflop': isoflop,
   'families': families,
+  'depth_law': depth_law,
   'toys': toys,
   'training': training,
 }

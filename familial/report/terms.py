@@ -55,6 +55,13 @@ TERMS = {
     'smooth (neighbouring updates are alike) or ensemble (nearly orthogonal: '
     'layers average).'
   ),
+  'identified': (
+    'Whether the points determine a constant, to better than a factor of e.'
+  ),
+  'held-out shapes': (
+    'Each width at each depth is left out in turn, with all of its points and '
+    'seeds, and predicted by the law fitted to the rest.'
+  ),
   'n.s.': 'Not significant: the interval contains 0, or is unknown.',
   'twin': "A dense model of an exit's exact shape, trained with the same FLOPs.",
   'epochs': 'Passes over the training tokens; beyond 4, repeated text counts less.',

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from familial.core import errors
+from familial.studies import depth_law
 from familial.studies import depth_toys
 from familial.studies import families
 from familial.studies import isoflop
@@ -14,6 +15,7 @@ STUDIES: Mapping[str, study_lib.Study[Any, Any]] = {
   for study in (
     isoflop.ISOFLOP,
     families.FAMILIES,
+    depth_law.DEPTH,
     depth_toys.TOYS,
   )
 }

@@ -34,6 +34,7 @@ from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
 from familial.core import text
+from familial.laws import fit_record
 from familial.studies import plan as plan_lib
 from familial.studies import sweep
 
@@ -358,15 +359,30 @@ class Study(abc.ABC, Generic[Config, Tables]):
     )
 
   def read_summary(self, folder: str | os.PathLike[str]) -> Summary[Tables]:
-    """Reads `summary.json` back."""
-    values = storage.read_own(pathlib.Path(folder) / SUMMARY)
+    """Reads `summary.json` back.
+
+    Raises:
+      UserError: if there is none, it is damaged, of an earlier version without
+        tables, or of another kind of study.
+    """
+    path = pathlib.Path(folder) / SUMMARY
+    if not path.exists():
+      raise errors.UserError(f'{path}: is missing; the study is not finished')
+    values = storage.read_own(path)
     if 'tables' not in values:
       raise errors.UserError(
-        f'{pathlib.Path(folder) / SUMMARY}: written by an earlier version, '
-        'without tables; `familial report` reads such a folder from its runs'
+        f'{path}: written by an earlier version, without tables; '
+        '`familial report` reads such a folder from its runs'
       )
-    tables = schema.read(self.tables_class, values['tables'], 'tables')
-    cost = schema.read(Cost, values['cost'], 'cost')
+    if values.get('study') != self.kind:
+      raise errors.UserError(
+        f'{path}: of a study of kind {values.get("study")!r}, not {self.kind!r}'
+      )
+    try:
+      tables = schema.read(self.tables_class, values['tables'], 'tables')
+      cost = schema.read(Cost, values['cost'], 'cost')
+    except errors.UserError as error:
+      raise errors.UserError(f'{path}: {error}') from None
     return Summary(
       study=values['study'],
       summary_line=values['summary_line'],
@@ -380,13 +396,18 @@ class Study(abc.ABC, Generic[Config, Tables]):
 def write_summary(
   folder: str | os.PathLike[str], summary: Summary[Any]
 ) -> None:
-  """Writes `summary.json`, a line for each record of a table."""
+  """Writes `summary.json`, a line for each record of a table.
+
+  A number that is not finite becomes null.
+  """
   values = dataclasses.asdict(summary)
   tables = values.pop('tables')
   head = json.dumps({'schema': storage.SCHEMA, **values}, allow_nan=False)
   parts = []
   for name, rows in tables.items():
-    lines = ',\n'.join(json.dumps(row, allow_nan=False) for row in rows)
+    lines = ',\n'.join(
+      json.dumps(fit_record.plain(row), allow_nan=False) for row in rows
+    )
     parts.append(f'"{name}": [\n{lines}\n]' if rows else f'"{name}": []')
   body = ',\n'.join(parts)
   storage.write_text(

@@ -16,7 +16,7 @@ from familial.model import config as model_config
 from familial.studies import allocation_config as live_config
 from familial.studies import cells
 from familial.studies import config as study_config
-from familial.studies import depth_config
+from familial.studies import depth_law
 from familial.studies import depth_regimes_config
 from familial.studies import depth_toys_config
 from familial.training import config as train_config
@@ -52,22 +52,11 @@ def allocation_template() -> ml_collections.ConfigDict:
   )
 
 
-def depth_template() -> ml_collections.ConfigDict:
-  """Returns a study of width and depth's config with every default filled in."""
-  return ml_collections.ConfigDict(
-    {
-      **_of_runs(depth_config.RUN_KEYS, schedule='constant'),
-      **schema.defaults(depth_config.DepthConfig),
-      'fit': schema.defaults(study_config.Fit),
-    }
-  )
-
-
 def regimes_template() -> ml_collections.ConfigDict:
   """Returns a study of layers and exits' config with every default filled in."""
   return ml_collections.ConfigDict(
     {
-      **_of_runs(depth_config.RUN_KEYS),
+      **_of_runs(depth_law.RUN_KEYS),
       **schema.defaults(depth_regimes_config.RegimesConfig),
     }
   )
@@ -115,11 +104,6 @@ def study(config: Mapping[str, Any]) -> study_config.StudyConfig:
 def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
   """Returns the config of a live allocation."""
   return schema.read(live_config.AllocationConfig, config)
-
-
-def depth(config: Mapping[str, Any]) -> depth_config.DepthConfig:
-  """Returns the config of a study of width and depth."""
-  return schema.read(depth_config.DepthConfig, config)
 
 
 def regimes(config: Mapping[str, Any]) -> depth_regimes_config.RegimesConfig:
