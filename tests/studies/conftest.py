@@ -11,9 +11,8 @@ import pytest
 from familial.core import run_folder
 from familial.core import storage
 from familial.data import config as data_config
-from familial.studies import config as study_config
+from familial.studies import isoflop
 from familial.studies import sweep
-from familial.studies import templates
 from familial.training import config as train_config
 from familial.training import rows as rows_lib
 
@@ -21,10 +20,10 @@ from familial.training import rows as rows_lib
 @pytest.fixture(scope='session')
 def make_study(
   text_data: data_config.DataConfig,
-) -> Callable[..., study_config.StudyConfig]:
+) -> Callable[..., isoflop.Config]:
   """Makes studies; each argument updates a section of the config."""
 
-  def make(**sections: Any) -> study_config.StudyConfig:
+  def make(**sections: Any) -> isoflop.Config:
     values: dict[str, Any] = {
       'title': 'tiny',
       'data': {**dataclasses.asdict(text_data), 'seq_len': 16},
@@ -46,7 +45,8 @@ def make_study(
     }
     for name, changes in sections.items():
       values[name] = {**values.get(name, {}), **changes}
-    return templates.study(values)
+    values['arms'] = values.get('arms', {})
+    return isoflop.ISOFLOP.read_config(values)
 
   return make
 
