@@ -1,26 +1,26 @@
-"""Do exits change what layers do? Models that differ in their exits alone.
+"""Whether exits change what layers do: models that differ in their exits alone.
 
-Dense networks of this size average: each layer takes a step of its own, nearly
-orthogonal to its neighbours'. Exits ask early layers for answers. Do they push a
-network towards composition, where steps and stops depend on the input?
+Dense networks of this size average: the updates of neighbouring layers are nearly
+orthogonal. Exits ask early layers for answers. The question is whether they push a
+network towards composition, where steps and stops depend on the input.
 
 Variants:
-  test  seconds on two cores: does every part work
+  test  seconds on two cores, a smoke test of every part
   cpu   20 minutes on two cores: 8 layers, G = 1, 2, 4 and 8, four seeds
   gpu   12 to 24 layers, 512 wide, for one GPU
 """
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import depth_regimes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
-  """Returns a variant's study."""
+  """Returns a variant's config."""
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = templates.regimes_template()
+  config = depth_regimes.REGIMES.template()
   config.title = 'What layers do, with exits and without'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32

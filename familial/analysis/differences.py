@@ -1,128 +1,114 @@
-"""Two kinds of networks side by side: what their layers do differently.
+"""Paired differences between two kinds of networks.
 
-The networks are paired, as dense models with those that have exits, of one shape
-and seed; a difference is that of a pair, and its interval is Student's t over
-pairs: it holds the noise between seeds and nothing of other shapes.
+Networks are paired by width, depth and seed, as dense models with those that have
+exits. A difference is the mean over pairs with Student's interval: it contains the
+noise between seeds, and no variation of shape.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from familial.analysis import middle
+from familial.analysis import probe as probe_lib
 from familial.core import errors
-from familial.core import estimate
+from familial.core.estimate import Estimate
 
-# Quantities of a probe's record that are compared layer by layer.
+# Quantities of a probe that are compared layer by layer.
 LAYERS = ('turn', 'cosine', 'to_last', 'loss', 'skip', 'swap')
+Key = tuple[int, int, int]
+Statistic = tuple[str, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """One statistic of both kinds.
+  """One statistic of two kinds of networks.
 
   Attributes:
-    name: of middle.DEFINITIONS, `middle_turn`, or of LAYERS.
-    layer: of a quantity of LAYERS, as its record numbers it; None of the rest.
-    one: mean over the networks of the first kind.
-    other: of the second kind.
-    difference: `other` less `one`.
-    low: of its interval at student.LEVEL; None for a single pair.
-    high: likewise.
-    pairs: it is a mean over.
+    name: of `middle.DEFINITIONS`, `middle_turn`, or of LAYERS.
+    layer: of a quantity of LAYERS; None for the others.
+    base: mean over the networks of the first kind.
+    value: mean over those of the second kind.
+    difference: `value` less `base`.
+    pairs: number of pairs.
   """
 
   name: str
   layer: int | None
-  one: float
-  other: float
-  difference: float
-  low: float | None
-  high: float | None
+  base: float
+  value: float
+  difference: Estimate
   pairs: int
 
 
 def compare(
-  one: Sequence[Mapping[str, Any]],
-  other: Sequence[Mapping[str, Any]],
-  by: Sequence[str] = ('width', 'depth', 'seed'),
+  base: Sequence[probe_lib.Probe], others: Sequence[probe_lib.Probe]
 ) -> list[Difference]:
   """Returns how two kinds of networks differ.
 
   Args:
-    one: probes' records, of networks of at least 4 layers.
-    other: likewise; who has no partner among `one` is left out, and the other
-      way round.
-    by: keys of the records' `model` in which partners agree, and no two of one
-      kind. Layers are compared where all pairs are of one depth.
+    base: probes of the first kind, of at least `middle.LEAST_DEPTH` layers.
+    others: of the second kind. Probes without a partner are left out. Layers
+      are compared where all pairs have one depth.
 
   Raises:
-    UserError: if there is no pair, or a choice between partners.
+    UserError: if there is no pair, or a probe has two partners.
   """
-  first, second = _keyed(one, by), _keyed(other, by)
+  first, second = _by_key(base), _by_key(others)
   keys = [key for key in first if key in second]
   if not keys:
-    raise errors.UserError(f'no two probes agree in {", ".join(by)}')
+    raise errors.UserError('no two probes agree in width, depth and seed')
   pairs = [(_values(first[key]), _values(second[key])) for key in keys]
-  names = [
-    name
+  by_layer = len({depth for _, depth, _ in keys}) == 1
+  return [
+    _difference(*name, np.array([[a[name], b[name]] for a, b in pairs]))
     for name in pairs[0][0]
     if all(name in values for pair in pairs for values in pair)
-  ]
-  if (
-    len(
-      {r['model']['depth'] for key in keys for r in (first[key], second[key])}
-    )
-    > 1
-  ):
-    names = [name for name in names if name[1] is None]
-  return [
-    _difference(
-      name, np.array([[pair[0][name], pair[1][name]] for pair in pairs])
-    )
-    for name in names
+    and (by_layer or name[1] is None)
   ]
 
 
-def _keyed(
-  found: Sequence[Mapping[str, Any]], by: Sequence[str]
-) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-  keyed: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-  for record in found:
-    key = tuple(record['model'][name] for name in by)
-    if key in keyed:
+def _by_key(
+  probes: Sequence[probe_lib.Probe],
+) -> Mapping[Key, probe_lib.Probe]:
+  result: dict[Key, probe_lib.Probe] = {}
+  for probe in probes:
+    key = (probe.model.width, probe.model.depth, probe.model.seed)
+    if key in result:
       raise errors.UserError(
-        f'two probes have the same {", ".join(by)}: {key}; pairs must be told '
-        'apart'
+        f'two probes have the same width, depth and seed: {key}; pairs are not '
+        'unique'
       )
-    keyed[key] = record
-  return keyed
+    result[key] = probe
+  return result
 
 
-def _values(
-  record: Mapping[str, Any],
-) -> dict[tuple[str, int | None], float]:
-  network = middle.of_record(record)
-  values: dict[tuple[str, int | None], float] = {
-    (name, None): value for name, value in middle.statistics(network).items()
+def _values(probe: probe_lib.Probe) -> dict[Statistic, float]:
+  values: dict[Statistic, float] = {
+    (name, None): value
+    for name, value in middle.statistics(probe.network).items()
   }
-  values['middle_turn', None] = middle.turn(network)
+  turn = middle.turn(probe.network)
+  if turn is not None:
+    values['middle_turn', None] = turn
   for name in LAYERS:
-    for row in record['quantities'][name]:
-      if row['mean'] is not None:
-        values[name, row['layer']] = row['mean']
+    for row in probe.quantities[name]:
+      if row.mean is not None:
+        values[name, row.layer] = row.mean
   return values
 
 
 def _difference(
-  name: tuple[str, int | None], values_Px2: np.ndarray
+  name: str, layer: int | None, values_Px2: np.ndarray
 ) -> Difference:
-  one, other = values_Px2.mean(axis=0)
-  apart = values_Px2[:, 1] - values_Px2[:, 0]
-  found = estimate.Estimate.of(apart)
+  base, value = values_Px2.mean(axis=0)
   return Difference(
-    *name, float(one), float(other), found.value, found.lo, found.hi, len(apart)
+    name,
+    layer,
+    float(base),
+    float(value),
+    Estimate.of(values_Px2[:, 1] - values_Px2[:, 0]),
+    len(values_Px2),
   )

@@ -1,8 +1,8 @@
-"""What the layers of a model do on batches of text, token by token.
+"""Measures what the layers of a model do on batches of text, token by token.
 
-Shapes: B rows of a batch, L positions, D width, V vocabulary, G exits, N layers
-of the trunk. States are the trunk's, before any norm, under the causal mask that
-the model was trained with, in float32 whatever type it was trained in.
+Shapes: B rows of a batch, L positions, D width. States are the trunk's, before
+any norm, under the causal mask that the model was trained with, in float32
+whatever type it was trained in.
 """
 
 from collections.abc import Sequence
@@ -23,36 +23,42 @@ from familial.model import transformer
 from familial.training import evaluation
 
 Array = jax.Array
-GROUPS = 32  # of consecutive windows, over which errors are taken
+GROUPS = 32  # of consecutive windows, for standard errors
 CLASSES = 16  # of positions, the last one open
-
 DEFINITIONS = {
   **trajectories.DEFINITIONS,
-  'loss': 'cross-entropy in nats through the final norm and head; layer l from '
-  '0',
-  'exit_loss': 'cross-entropy in nats through an exit\'s own norm, head and, '
-  'of a branch, layer',
+  'loss': (
+    'cross-entropy in nats through the final norm and head; layer l from 0'
+  ),
+  'exit_loss': (
+    "cross-entropy in nats through an exit's own norm, head and, of a branch, "
+    'layer'
+  ),
   'skip': 'loss without layer l less the loss with it',
   'swap': 'loss with layers l and l + 1 exchanged less the loss',
-  'by_position': 'tokens that stopped early, by position in the window: what '
-  'the mask lets them read where documents are not kept apart',
-  'by_place': 'tokens that stopped early, by tokens since the last separator, '
-  'of those with one in the window',
-}  # fmt: skip
+  'by_position': (
+    'tokens that stopped early, by position in the window: the context that the '
+    'mask allows where documents are not separated'
+  ),
+  'by_place': (
+    'tokens that stopped early, by tokens since the last separator, of those with '
+    'a separator in the window'
+  ),
+}
 
 
-class Probed(NamedTuple):
-  """What was measured.
+class Measurement(NamedTuple):
+  """Statistics of a model's layers on text.
 
   Attributes:
-    summary: the quantities of DEFINITIONS by groups of windows.
-    early: by name (`by_position`, `by_place`), int64 [classes, 2]: tokens that
+    network: the quantities of DEFINITIONS by groups of windows.
+    early: int64 [classes, 2] by name (`by_position`, `by_place`): tokens that
       stopped early, and tokens. Class k is positions 2^k - 1 .. 2^(k+1) - 2.
-    tokens: that count.
-    windows: that they are in.
+    tokens: number of tokens that count.
+    windows: number of windows that hold them.
   """
 
-  summary: trajectories.Summary
+  network: trajectories.NetworkStatistics
   early: dict[str, np.ndarray]
   tokens: int
   windows: int
@@ -63,18 +69,17 @@ def measure(
   model: model_config.ModelConfig,
   batches: Sequence[batches_lib.Batch],
   separator: int,
-) -> Probed:
-  """Returns what the layers do on batches, one of them in memory at a time.
+) -> Measurement:
+  """Returns what the layers do on batches, with one batch in memory at a time.
 
   Args:
     params: of the model.
-    model: its shape.
-    batches: of one shape, as of batches.heldout.
+    model: its config.
+    batches: of one shape, as `batches.heldout` returns them.
     separator: the token that ends a document.
 
   Raises:
-    UserError: for a model of a single layer, or one whose states or losses are
-      not finite.
+    UserError: for a model of one layer, or states or losses that are not finite.
   """
   if model.depth < 2:
     raise errors.UserError(
@@ -88,38 +93,37 @@ def measure(
   windows = sum(int(b['weights_BxL'].any(axis=1).sum()) for b in batches)
   groups = min(GROUPS, windows)
   early: dict[str, np.ndarray] = {}
-  summary, row, tokens = None, 0, 0
+  network, row, tokens = None, 0, 0
   for batch in batches:
     numbers = np.minimum(row + np.arange(len(batch['inputs_BxL'])), windows - 1)
-    # Some accelerators would round what they multiply to bfloat16 or less.
+    # Some accelerators round the operands of a product to bfloat16 by default.
     with jax.default_matmul_precision('float32'):
-      found, classes = _pass(model, separator, rest, layers, batch)
-    summary = trajectories.add(
-      summary, found, numbers * groups // windows, groups, model.width
+      tally, classes = _measure_batch(model, separator, rest, layers, batch)
+    network = trajectories.add(
+      network, tally, numbers * groups // windows, groups, model.width
     )
     for name, counts in classes.items():
-      counted = np.asarray(counts, np.int64)
-      early[name] = early[name] + counted if name in early else counted
+      early[name] = early.get(name, 0) + np.asarray(counts, np.int64)
     row += len(numbers)
     tokens += int((batch['weights_BxL'] > 0).sum())
-  assert summary is not None
+  assert network is not None
   for name in ('norm', 'loss', 'skip', 'swap', 'exit_loss'):
-    if trajectories.pool(summary.moments[name]).count.min() < tokens:
+    if trajectories.pool(network.moments[name]).count.min() < tokens:
       raise errors.UserError(
         f"the model's {name} is not finite for some tokens: it has diverged"
       )
-  return Probed(summary, early, tokens, windows)
+  return Measurement(network, early, tokens, windows)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pass(
+def _measure_batch(
   model: model_config.ModelConfig,
   separator: Array,
   params: transformer.Params,
   layers: transformer.Params,
   batch: dict[str, Array],
 ) -> tuple[trajectories.Tally, dict[str, Array]]:
-  """Returns what a batch adds, and its early stops by class of position."""
+  """Returns the statistics of a batch, and its early stops by class of position."""
   inputs = batch['inputs_BxL']
   documents = batch.get('segments_BxL')
   apply = _layer(model, layers, documents)
@@ -136,16 +140,12 @@ def _pass(
 
   values['loss'] = jax.lax.map(lambda x: nats(last, x), states)
   loss_BxL = values['loss'][-1]
-  values['exit_loss'] = jnp.stack(
-    [
-      *(nats(g, states[model.exits[g - 1]]) for g in range(1, last)),
-      loss_BxL,
-    ]
-  )
+  early_exits = (nats(g, states[model.exits[g - 1]]) for g in range(1, last))
+  values['exit_loss'] = jnp.stack([*early_exits, loss_BxL])
 
-  def changed(how: tuple[Array, Array, Array]) -> Array:
-    """The loss of a trunk that begins anew at a state, in another order."""
-    at, start, order = how
+  def changed(change: tuple[Array, Array, Array]) -> Array:
+    """Returns the added loss of a trunk that goes on from a state in an order."""
+    at, start, order = change
     x_BxLxD = jax.lax.fori_loop(
       start, model.depth, lambda place, x: apply(order[place], x), states[at]
     )
@@ -174,11 +174,11 @@ def _layer(
   layers: transformer.Params,
   documents: Array | None,
 ) -> Any:
-  """Returns a function of a layer's number and the states before it."""
+  """Returns a function of a layer's index and the states before it."""
   one = dataclasses.replace(model, depth=1, exits=(1,), exit_kind='head')
 
   def apply(at: Array, x_BxLxD: Array) -> Array:
-    # Looked up where it is used: no second copy of all layers is made.
+    # Sliced where it is used, so that no second copy of all layers is made.
     layer = jax.tree.map(
       lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, 1), layers
     )
@@ -188,8 +188,11 @@ def _layer(
 
 
 def _changes(depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Each layer skipped, then each exchanged with the next: the state to begin
-  with, the place in the order to go on from, and the order."""
+  """Returns each layer skipped, then each exchanged with the next.
+
+  A change is the state to begin with, the place in the order to go on from, and
+  the order of the layers.
+  """
   order = np.tile(np.arange(depth), (2 * depth - 1, 1))
   swapped = np.arange(depth - 1)
   order[depth + swapped, swapped] += 1

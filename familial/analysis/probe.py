@@ -1,18 +1,20 @@
 """The probe of a trained model: what its layers do, and in which regime.
 
-`familial probe` writes OUT/probe.json and figures. A record holds, for each
-quantity of `definitions` and each layer, the mean over tokens with its error,
-the standard deviation and quantiles; how many tokens stopped early; and by
-groups of windows what `regimes` and `differences` read.
+A probe has, for each quantity of `layers.DEFINITIONS` and each layer, the mean over
+tokens with its standard error, the standard deviation and quantiles; the tokens that
+stopped early; and, by groups of windows, the statistics that the regime follows
+from. `probe.json` holds it.
 """
 
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +26,160 @@ from familial.convert import hugging_face
 from familial.convert import load
 from familial.core import errors
 from familial.core import estimate
+from familial.core import schema
 from familial.core import storage
+from familial.core.estimate import Estimate
 from familial.data import batches as batches_lib
 from familial.data import config as data_config
 from familial.data import packing
-from familial.model import config as model_config
-from familial.plots import probe
 from familial.serving import evaluate
+
+# Layer of a quantity's first value, where it is not 1.
+_FIRST_LAYER = {'norm': 0, 'to_last': 0, 'remaining': 0, 'loss': 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbedModel:
+  """The model of a probe, its training, and the text that it read.
+
+  Attributes:
+    run: name of the model's folder.
+    step: step of the checkpoint.
+    cell: name of the run in its study.
+    arm: part of the study that the run belongs to.
+    budget: training FLOPs that the run was planned for.
+    tokens_trained: tokens of the run's training.
+    seed: of the run.
+    base_lr: base learning rate.
+    width: D.
+    depth: L, number of layers.
+    heads: number of query heads.
+    mlp_width: F.
+    vocab: V.
+    exits: layers after which an exit lies.
+    exit_kind: kind of the exits before the last.
+    weighting: of the exits' losses.
+    corpus: name of the text.
+    fingerprint: of the text.
+    context: positions of a window.
+    document_mask: whether attention stays within documents.
+    lineage: content of the model's `lineage.json`.
+  """
+
+  run: str
+  step: int
+  cell: str
+  arm: str
+  budget: float
+  tokens_trained: int
+  seed: int
+  base_lr: float
+  width: int
+  depth: int
+  heads: int
+  mlp_width: int
+  vocab: int
+  exits: tuple[int, ...]
+  exit_kind: str
+  weighting: str
+  corpus: str
+  fingerprint: str
+  context: int
+  document_mask: bool
+  lineage: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerValue:
+  """A quantity at one layer.
+
+  Attributes:
+    layer: of the model.
+    tokens: number of tokens that have a value.
+    mean: over tokens; None without tokens.
+    error: standard error of the mean, from the scatter between groups.
+    sd: standard deviation over tokens.
+    quantiles: at `trajectories.LEVELS`; None where no histogram is taken.
+  """
+
+  layer: int
+  tokens: int
+  mean: float | None
+  error: float | None
+  sd: float | None
+  quantiles: tuple[float | None, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyAt:
+  """Share of tokens whose remaining angle is at most `remaining` at layer 0.75 L."""
+
+  remaining: float
+  share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+  """Share of tokens at positions `first` to `last` that stopped early.
+
+  `last` is None for the last, open class of positions.
+  """
+
+  first: int
+  last: int | None
+  tokens: int
+  early: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """What the layers of a model do on held-out text.
+
+  Attributes:
+    model: that was probed.
+    tokens: number of tokens read.
+    windows: number of windows that hold them.
+    quantities: by name, in the order of layers.
+    settled: share of tokens that have settled by each layer, from 0.
+    early: share of tokens that stopped early.
+    early_at: the same by other thresholds of the angle.
+    by_position: `early` by position in the window.
+    by_place: `early` by position since the last separator.
+    network: statistics by groups of windows that the regime follows from.
+  """
+
+  model: ProbedModel
+  tokens: int
+  windows: int
+  quantities: dict[str, tuple[LayerValue, ...]]
+  settled: tuple[float, ...]
+  early: float
+  early_at: tuple[EarlyAt, ...]
+  by_position: tuple[Positions, ...]
+  by_place: tuple[Positions, ...]
+  network: trajectories.NetworkStatistics
+
+  @functools.cached_property
+  def regime(self) -> regimes.Answer | None:
+    """The regime; None below `middle.LEAST_DEPTH` layers."""
+    return _classified([self])
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthScaling:
+  """What probes of several models say together.
+
+  Attributes:
+    probes: of the models.
+    turns: mean turn of a middle layer of each, radians; None without a middle.
+    angle_exponent: exponent of depth in it; None below three depths.
+    regime: of all together; None if no model has `middle.LEAST_DEPTH` layers.
+  """
+
+  probes: tuple[Probe, ...]
+  turns: tuple[float | None, ...]
+  angle_exponent: Estimate | None
+  regime: regimes.Answer | None
 
 
 def of_checkpoint(
@@ -39,242 +188,292 @@ def of_checkpoint(
   tokens: int = 0,
   batch: int = 0,
   context: int = 0,
-) -> storage.Row:
+) -> Probe:
   """Returns the probe of a model on the held-out text of its run.
 
-  A model from elsewhere has no text of its own here: it reads the corpus that a
-  config means by default.
+  A model from elsewhere has no text of its own; it reads the default corpus.
 
   Args:
-    folder: of a run, an export or an import, one of its checkpoints, or
+    folder: folder of a run, an export or an import, one of its checkpoints, or
       Hugging Face files of a Llama-like model.
-    step: as models.load takes it.
-    tokens: held-out targets; 0 for as many as the run's own evaluations.
-    batch: windows of a pass; 0 for those of the run's evaluations.
-    context: positions of a window; 0 for those that it was trained with.
+    step: as `load.load` takes it.
+    tokens: number of held-out targets; 0 for those of the run's evaluations.
+    batch: windows of a batch; 0 for those of the run's evaluations.
+    context: positions of a window; 0 for those of the training.
 
   Raises:
     UserError: if there is no such model, its corpus is not that of its run,
       `tokens` do not fill a batch, or a window has a single position.
   """
   with _opened(folder, step) as model:
-    data, train = model.config.data, model.config.train
-    if context > data.seq_len:
-      raise errors.UserError(
-        f'context: {context} is not allowed; {model.folder} was trained on '
-        f'{data.seq_len} positions, the most'
-      )
-    data = dataclasses.replace(data, seq_len=context or data.seq_len)
-    if data.seq_len < 2:
-      raise errors.UserError(
-        f'context: {data.seq_len} is not allowed; at least 2 positions are '
-        'needed: what a layer does to a token is held against what it does to '
-        'another of its window'
-      )
+    train = model.config.train
+    data = _windows(model, context)
     wanted = tokens or train.eval_tokens
-    rows = batch or min(train.eval_batch_size, -(-wanted // data.seq_len))
-    if tokens and tokens < (batch or train.eval_batch_size) * data.seq_len:
-      size = batch or train.eval_batch_size
+    size = batch or train.eval_batch_size
+    if tokens and tokens < size * data.seq_len:
       raise errors.UserError(
         f'tokens: {tokens} is not allowed; a batch of {size} windows of '
         f'{data.seq_len} has {size * data.seq_len}, the least: ask for more, '
         'or for a smaller batch'
       )
+    rows = batch or min(size, -(-wanted // data.seq_len))
     corpus = packing.load(data)
     evaluate.check_corpus(model, corpus)
     batches = batches_lib.heldout(corpus, data, wanted, rows)
     try:
-      found = layers.measure(
+      measurement = layers.measure(
         model.params, model.config.model, batches, corpus.separator
       )
     except errors.UserError as error:
       raise errors.UserError(f'{model.folder}: {error}') from None
-    return record(found, model.config.model, _lineage(model, corpus, data))
+    return of_measurement(measurement, _probed(model, corpus, data))
 
 
-def record(
-  found: layers.Probed, model: model_config.ModelConfig, lineage: storage.Row
-) -> storage.Row:
-  """Returns what probe.json holds: see its `definitions`."""
-  summary = found.summary
-  pooled = {
-    name: trajectories.pool(moments)
-    for name, moments in summary.moments.items()
-  }
-  errors_ = {
-    name: trajectories.standard_errors(moments)
-    for name, moments in summary.moments.items()
-  }
-  first = {'norm': 0, 'to_last': 0, 'remaining': 0, 'loss': 0}
-  quantities = {}
-  for name, moments in pooled.items():
-    spread = trajectories.sd(moments)
-    quantities[name] = [
-      {
-        'layer': (
-          model.exits[at] if name == 'exit_loss' else at + first.get(name, 1)
-        ),
-        'tokens': int(count),
-        'mean': float(mean) if count else None,
-        'error': errors_[name][at],
-        'sd': float(spread[at]) if count > 1 else None,
-        'quantiles': (
-          trajectories.quantiles(
-            summary.bins[name][at], trajectories.SCALES[name]
-          )
-          if name in summary.bins
-          else None
-        ),
-      }
-      for at, (count, mean) in enumerate(
-        zip(moments.count, moments.mean, strict=True)
-      )
-    ]
-  settled_L = np.cumsum(summary.settled.sum(axis=0)) / found.tokens
+def _windows(model: load.Model, context: int) -> data_config.DataConfig:
+  """Returns the config of the text in windows of `context` positions."""
+  data = model.config.data
+  if context > data.seq_len:
+    raise errors.UserError(
+      f'context: {context} is not allowed; {model.folder} was trained on '
+      f'{data.seq_len} positions, the most'
+    )
+  data = dataclasses.replace(data, seq_len=context or data.seq_len)
+  if data.seq_len < 2:
+    raise errors.UserError(
+      f'context: {data.seq_len} is not allowed; at least 2 positions are '
+      'needed: the updates of a token are compared with those of another token '
+      'of its window'
+    )
+  return data
+
+
+def of_measurement(
+  measurement: layers.Measurement, model: ProbedModel
+) -> Probe:
+  """Returns the probe of a model from what was measured."""
+  network = measurement.network
+  settled_L = np.cumsum(network.settled.sum(axis=0)) / measurement.tokens
   early = int(trajectories.EARLY * model.depth)
-  return {
-    'schema': storage.SCHEMA,
-    'model': lineage,
-    'tokens': found.tokens,
-    'windows': found.windows,
-    'definitions': layers.DEFINITIONS,
-    'thresholds': {
-      'settled': trajectories.SETTLED,
-      'early': trajectories.EARLY,
+  return Probe(
+    model=model,
+    tokens=measurement.tokens,
+    windows=measurement.windows,
+    quantities={
+      name: tuple(_layer_values(network, name, model))
+      for name in network.moments
     },
-    'levels': list(trajectories.LEVELS),
-    'random': {
-      'cosine_sd': model.width**-0.5,
-      'note': 'of two random vectors of this width; their cosine has mean 0',
-    },
-    'quantities': quantities,
-    'settled': settled_L.tolist(),
-    'early': float(settled_L[early]),
-    'early_at': [
-      {
-        'remaining': most,
-        'share': trajectories.share_below(
-          summary.bins['remaining'][early],
+    settled=tuple(settled_L.tolist()),
+    early=float(settled_L[early]),
+    early_at=tuple(
+      EarlyAt(
+        remaining,
+        trajectories.share_below(
+          network.bins['remaining'][early],
           trajectories.SCALES['remaining'],
-          most,
+          remaining,
         ),
-      }
-      for most in trajectories.REMAINING
-    ],
-    **{
-      name: [
-        {
-          'from': 2**at - 1,
-          'to': 2 ** (at + 1) - 2 if at < layers.CLASSES - 1 else None,
-          'tokens': int(tokens),
-          'early': int(stopped) / int(tokens),
-        }
-        for at, (stopped, tokens) in enumerate(counts)
-        if tokens
-      ]
-      for name, counts in found.early.items()
-    },
-    'groups': {
-      'settled': summary.settled.tolist(),
-      **{
-        name: {
-          part: getattr(summary.moments[name], part).tolist()
-          for part in trajectories.Moments._fields
-        }
-        for name in trajectories.NEEDED
-      },
-    },
-  }
-
-
-def write(found: Sequence[storage.Row], out: str | os.PathLike[str]) -> str:
-  """Writes probes, their regimes and figures; returns a summary line.
-
-  Args:
-    found: records, as of `of_checkpoint`.
-    out: folder of a single one; of several, each has a folder in it, named as
-      its run, and depth.json and depth.png say what follows from all.
-  """
-  out = pathlib.Path(out)
-  if len(found) == 1:
-    _write(found[0], out)
-    return f'{text(found[0])} -> {out / "probe.json"}'
-  taken: dict[str, int] = {}
-  for each in found:
-    name = each['model']['run']
-    taken[name] = taken.get(name, 0) + 1
-    _write(each, out / (f'{name}_{taken[name]}' if taken[name] > 1 else name))
-  networks = [middle.of_record(each) for each in found]
-  slope = middle.angle_exponent(networks)
-  answer = _regime(networks)
-  storage.write_json(
-    out / 'depth.json',
-    {
-      'schema': storage.SCHEMA,
-      'models': [each['model']['run'] for each in found],
-      'depths': [network.depth for network in networks],
-      'middle_turn': [
-        middle.turn(network) if network.depth > 2 else None
-        for network in networks
-      ],
-      'angle_exponent': slope and dataclasses.asdict(slope),
-      'level': estimate.LEVEL,
-      'definitions': middle.DEFINITIONS,
-      'regime': answer and dataclasses.asdict(answer),
-    },
-  )
-  probe.draw_depths(found, slope, out)
-  line = f'{len(found)} models'
-  if slope is not None:
-    low, high = (f'{x:.2f}' for x in (slope.lo, slope.hi))
-    line += (
-      f": a middle layer's turn falls as depth^{slope.value:.2f} [{low}, "
-      f'{high}]'
-    )
-  if answer is not None:
-    line += f'; {regimes.text(answer)}'
-  return f'{line} -> {out / "depth.json"}'
-
-
-def text(found: storage.Row) -> str:
-  """Returns one line on a probe."""
-  model, answer = found['model'], _regime([middle.of_record(found)])
-  line = f'{model["run"]} at step {model["step"]}, {model["depth"]} layers: '
-  if answer is not None:
-    value = {each.name: each.value for each in answer.evidence}
-    line += (
-      f'{regimes.text(answer)}; alignment of neighbouring updates '
-      f'{value["alignment"]:.2f}, '
-    )
-  return (
-    f'{line}{100 * found["early"]:.1f} % of tokens stop early, over '
-    f'{found["tokens"]:,} tokens'
+      )
+      for remaining in trajectories.REMAINING
+    ),
+    by_position=_positions(measurement.early['by_position']),
+    by_place=_positions(measurement.early['by_place']),
+    network=network,
   )
 
 
-def _write(found: storage.Row, folder: pathlib.Path) -> None:
-  answer = _regime([middle.of_record(found)])
-  regime = answer and {
-    **dataclasses.asdict(answer),
-    'definitions': middle.DEFINITIONS,
-    'bounds': regimes.BOUNDS,
-  }
-  storage.write_json(folder / 'probe.json', {**found, 'regime': regime})
-  probe.draw(found, folder)
+def _layer_values(
+  network: trajectories.NetworkStatistics, name: str, model: ProbedModel
+) -> Iterator[LayerValue]:
+  moments = network.moments[name]
+  pooled = trajectories.pool(moments)
+  spread = trajectories.sd(pooled)
+  standard_errors = trajectories.standard_errors(moments)
+  first = _FIRST_LAYER.get(name, 1)
+  bins = network.bins.get(name)
+  for place, (count, mean) in enumerate(
+    zip(pooled.count, pooled.mean, strict=True)
+  ):
+    yield LayerValue(
+      layer=model.exits[place] if name == 'exit_loss' else first + place,
+      tokens=int(count),
+      mean=float(mean) if count else None,
+      error=standard_errors[place],
+      sd=float(spread[place]) if count > 1 else None,
+      quantiles=None
+      if bins is None
+      else trajectories.quantiles(bins[place], trajectories.SCALES[name]),
+    )
 
 
-def _regime(
-  networks: Sequence[trajectories.Summary],
-) -> regimes.Answer | None:
-  """Returns the regime; None where no model is deep enough to tell."""
+def _positions(counts: np.ndarray) -> tuple[Positions, ...]:
+  return tuple(
+    Positions(
+      first=2**place - 1,
+      last=2 ** (place + 1) - 2 if place < layers.CLASSES - 1 else None,
+      tokens=int(tokens),
+      early=int(early) / int(tokens),
+    )
+    for place, (early, tokens) in enumerate(counts)
+    if tokens
+  )
+
+
+def of_depths(probes: Sequence[Probe]) -> DepthScaling:
+  """Returns what probes of several models say together."""
+  networks = [probe.network for probe in probes]
+  return DepthScaling(
+    probes=tuple(probes),
+    turns=tuple(map(middle.turn, networks)),
+    angle_exponent=middle.angle_exponent(networks),
+    regime=_classified(probes),
+  )
+
+
+def _classified(probes: Sequence[Probe]) -> regimes.Answer | None:
+  networks = [probe.network for probe in probes]
   if max(network.depth for network in networks) < middle.LEAST_DEPTH:
     return None
   return regimes.classify(networks)
 
 
+def write(probe: Probe, path: str | os.PathLike[str]) -> None:
+  """Writes a probe as JSON."""
+  regime = None
+  if probe.regime is not None:
+    regime = {
+      **_answer(probe.regime),
+      'definitions': middle.DEFINITIONS,
+      'bounds': regimes.BOUNDS,
+    }
+  storage.write_json(
+    path,
+    {
+      'schema': storage.SCHEMA,
+      'model': dataclasses.asdict(probe.model),
+      'tokens': probe.tokens,
+      'windows': probe.windows,
+      'definitions': layers.DEFINITIONS,
+      'thresholds': {
+        'settled': trajectories.SETTLED,
+        'early': trajectories.EARLY,
+      },
+      'levels': trajectories.LEVELS,
+      'random': {
+        'cosine_sd': probe.model.width**-0.5,
+        'note': 'of two random vectors of this width; their cosine has mean 0',
+      },
+      'quantities': {
+        name: [dataclasses.asdict(row) for row in rows]
+        for name, rows in probe.quantities.items()
+      },
+      'settled': probe.settled,
+      'early': probe.early,
+      'early_at': [dataclasses.asdict(row) for row in probe.early_at],
+      **{
+        name: [
+          {
+            'from': row.first,
+            'to': row.last,
+            'tokens': row.tokens,
+            'early': row.early,
+          }
+          for row in rows
+        ]
+        for name, rows in (
+          ('by_position', probe.by_position),
+          ('by_place', probe.by_place),
+        )
+      },
+      'groups': {
+        'settled': probe.network.settled.tolist(),
+        **{
+          name: {
+            part: np.asarray(values).tolist()
+            for part, values in probe.network.moments[name]._asdict().items()
+          }
+          for name in trajectories.REGIME_QUANTITIES
+        },
+      },
+      'regime': regime,
+    },
+  )
+
+
+def read(path: str | os.PathLike[str]) -> Probe:
+  """Returns the probe that `write` wrote; its network has no histograms."""
+  values = storage.read_own(path)
+  model = schema.read(ProbedModel, values['model'], 'model')
+  groups = values['groups']
+  moments = {
+    name: trajectories.Moments(
+      **{part: np.asarray(v, float) for part, v in groups[name].items()}
+    )
+    for name in trajectories.REGIME_QUANTITIES
+  }
+  by_position, by_place = (
+    tuple(
+      Positions(row['from'], row['to'], row['tokens'], row['early'])
+      for row in values[name]
+    )
+    for name in ('by_position', 'by_place')
+  )
+  return Probe(
+    model=model,
+    tokens=values['tokens'],
+    windows=values['windows'],
+    quantities={
+      name: tuple(schema.read(LayerValue, row, name) for row in rows)
+      for name, rows in values['quantities'].items()
+    },
+    settled=tuple(values['settled']),
+    early=values['early'],
+    early_at=tuple(EarlyAt(**row) for row in values['early_at']),
+    by_position=by_position,
+    by_place=by_place,
+    network=trajectories.NetworkStatistics(
+      model.width, moments, {}, np.asarray(groups['settled'])
+    ),
+  )
+
+
+def write_depths(scaling: DepthScaling, path: str | os.PathLike[str]) -> None:
+  """Writes what several models say together as JSON."""
+  exponent, regime = scaling.angle_exponent, scaling.regime
+  storage.write_json(
+    path,
+    {
+      'schema': storage.SCHEMA,
+      'models': [probe.model.run for probe in scaling.probes],
+      'depths': [probe.model.depth for probe in scaling.probes],
+      'middle_turn': scaling.turns,
+      'angle_exponent': exponent and dataclasses.asdict(exponent),
+      'level': estimate.LEVEL,
+      'definitions': middle.DEFINITIONS,
+      'regime': regime and _answer(regime),
+    },
+  )
+
+
+def _answer(answer: regimes.Answer) -> storage.Row:
+  """Returns an answer as JSON, the interval of a statistic as `low`, `high`."""
+  return {
+    **dataclasses.asdict(answer),
+    'evidence': [
+      {
+        'name': item.name,
+        'value': item.value.value,
+        'low': item.value.lo,
+        'high': item.value.hi,
+        'fits': item.fits,
+      }
+      for item in answer.evidence
+    ],
+  }
+
+
 @contextlib.contextmanager
 def _opened(folder: str | os.PathLike[str], step: str) -> Iterator[load.Model]:
-  """Reads a model; Hugging Face files by an import that is not kept."""
+  """Reads a model; Hugging Face files through a temporary import."""
   path = pathlib.Path(folder) / 'config.json'
   values = storage.read_json(path) if path.exists() else None
   if not isinstance(values, dict) or 'architectures' not in values:
@@ -286,33 +485,31 @@ def _opened(folder: str | os.PathLike[str], step: str) -> Iterator[load.Model]:
     yield load.load(out, step)
 
 
-def _lineage(
+def _probed(
   model: load.Model, corpus: packing.Corpus, data: data_config.DataConfig
-) -> storage.Row:
-  """What is known of where a model comes from."""
+) -> ProbedModel:
   config = model.config
   shape, train = config.model, config.train
-  trained = model.step * train.batch_size * config.data.seq_len
-  return {
-    'run': model.folder.absolute().name,
-    'step': model.step,
-    'cell': config.cell,
-    'arm': config.arm,
-    'budget': config.budget,
-    'tokens_trained': trained,
-    'seed': train.seed,
-    'base_lr': train.base_lr,
-    'width': shape.width,
-    'depth': shape.depth,
-    'heads': shape.heads,
-    'mlp_width': shape.mlp_width,
-    'vocab': shape.vocab_size,
-    'exits': list(shape.exits),
-    'exit_kind': shape.exit_kind,
-    'weighting': train.weighting,
-    'corpus': corpus.name,
-    'fingerprint': corpus.fingerprint,
-    'context': data.seq_len,
-    'document_mask': data.document_mask,
-    'lineage': storage.read_json(model.folder / 'lineage.json'),
-  }
+  return ProbedModel(
+    run=model.folder.absolute().name,
+    step=model.step,
+    cell=config.cell,
+    arm=config.arm,
+    budget=config.budget,
+    tokens_trained=model.step * train.batch_size * config.data.seq_len,
+    seed=train.seed,
+    base_lr=train.base_lr,
+    width=shape.width,
+    depth=shape.depth,
+    heads=shape.heads,
+    mlp_width=shape.mlp_width,
+    vocab=shape.vocab_size,
+    exits=shape.exits,
+    exit_kind=shape.exit_kind,
+    weighting=train.weighting,
+    corpus=corpus.name,
+    fingerprint=corpus.fingerprint,
+    context=data.seq_len,
+    document_mask=data.document_mask,
+    lineage=storage.read_json(model.folder / 'lineage.json'),
+  )

@@ -1,4 +1,4 @@
-"""Which of three regimes the layers of a network are in, and how surely.
+"""Classifies the layers of a network into one of three regimes.
 
 A regime predicts some statistics of how states move (arXiv 2602.05970):
 
@@ -8,17 +8,16 @@ A regime predicts some statistics of how states move (arXiv 2602.05970):
 | smooth | 1/l | correlated | no | 3 |
 | ensemble | 1/l | nearly orthogonal | no | 1 |
 
-`smooth` is smooth (procedural) dynamics, layers as steps of one flow; `ensemble`
-is averaging, layers as independent estimates of one correction.
+`smooth` is smooth (procedural) dynamics: layers are steps of one flow. `ensemble`
+is averaging: layers are independent estimates of one correction.
 
-Each statistic fits a prediction by a number in [0, 1], by the bounds of BOUNDS:
-0 at and beyond one, 1 at and beyond the other, linear between. A regime scores
-the least of its fits: one prediction that fails is enough against it. The best
-regime's *strength* is its score less the next one's; it is named where that is
-at least a half, and otherwise the answer is `undecided`. So 1 means that all it
-predicts holds and that each of the others predicts something that fails, and no
-probability is claimed. `agreement` is the share of resamples of groups of tokens
-with the same answer: how much of it could be chance.
+Each statistic fits a prediction by a number in [0, 1], from BOUNDS: 0 at and
+beyond one bound, 1 at and beyond the other, linear between. A regime's score is
+the least of its fits, so one failed prediction excludes it. The *strength* is the
+best score less the next one; below NAMED the answer is `undecided`. A strength of
+1 means that all predictions of the regime hold and each other regime has one that
+fails; it is not a probability. The *agreement* is the share of resamples of groups
+of tokens with the same answer: it measures sampling noise.
 """
 
 from collections.abc import Mapping
@@ -31,14 +30,14 @@ from familial.analysis import middle
 from familial.analysis import trajectories
 from familial.core import errors
 from familial.core import estimate
+from familial.core.estimate import Estimate
 
 REGIMES = ('compositional', 'smooth', 'ensemble')
 UNDECIDED = 'undecided'
-NAMED = 0.5  # strength from which on a regime is named
+NAMED = 0.5  # the least strength at which a regime is named
 _RESAMPLES = 400
-
-# By statistic and regime: where the fit is 0 and where it is 1; of two pairs
-# the lesser fit. A regime that predicts nothing of a statistic is left out.
+# By statistic and regime: the values at which the fit is 0 and 1; with two pairs
+# the lesser fit counts. A regime that does not predict a statistic is left out.
 BOUNDS: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
   'alignment': {
     'smooth': ((0.2, 0.5),),
@@ -69,36 +68,33 @@ BOUNDS: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """A statistic and what the regimes make of it.
+  """A statistic, and how well it fits the regimes.
 
   Attributes:
-    name: of middle.DEFINITIONS.
-    value: measured; the mean over the networks given.
-    low: of its interval at student.LEVEL; None where it is not known.
-    high: likewise.
-    fits: by regime that predicts it, how well in [0, 1].
+    name: of `middle.DEFINITIONS`.
+    value: mean over the networks; its interval is by bootstrap over groups of
+      tokens, or the exponent's own.
+    fits: in [0, 1], by regime that predicts the statistic.
   """
 
   name: str
-  value: float
-  low: float | None
-  high: float | None
+  value: Estimate
   fits: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What the layers do.
+  """The regime of one network or several.
 
   Attributes:
     regime: one of REGIMES, or UNDECIDED.
     strength: the best score less the next, in [0, 1].
-    agreement: share of resamples with the same answer; None where there is
-      nothing to resample.
+    agreement: share of resamples with the same answer; None if there is nothing
+      to resample.
     scores: by regime, in [0, 1].
-    evidence: on which they rest.
+    evidence: the statistics behind the scores.
     depths: of the networks.
-    notes: what to know before it is believed.
+    notes: limits of the answer.
   """
 
   regime: str
@@ -109,68 +105,66 @@ class Answer:
   depths: tuple[int, ...]
   notes: tuple[str, ...]
 
+  def __str__(self) -> str:
+    if self.regime == UNDECIDED:
+      scores = ', '.join(f'{k} {v:.2f}' for k, v in self.scores.items())
+      return f'{self.regime} ({scores})'
+    agreement = (
+      ''
+      if self.agreement is None
+      else f', {100 * self.agreement:.0f} % of resamples agree'
+    )
+    return f'{self.regime}, strength {self.strength:.2f}{agreement}'
+
 
 def classify(
-  networks: Sequence[trajectories.Summary],
-  loss_exponent: estimate.Estimate | None = None,
+  networks: Sequence[trajectories.NetworkStatistics],
+  loss_exponent: Estimate | None = None,
 ) -> Answer:
   """Returns the regime of a network, or of several that differ in depth or seed.
 
   Args:
-    networks: summaries of their states; those of fewer than 4 layers, which
-      have no two middle ones, only count for the angle's exponent.
-    loss_exponent: of the loss in depth, where it was fitted.
+    networks: statistics of their states; those below `middle.LEAST_DEPTH`
+      layers count for the exponent of the angle alone.
+    loss_exponent: fitted exponent of depth in the loss.
 
   Raises:
-    UserError: if no network has 4 layers.
+    UserError: if no network has `middle.LEAST_DEPTH` layers.
   """
   deep = [
     network for network in networks if network.depth >= middle.LEAST_DEPTH
   ]
   if not deep:
     raise errors.UserError(
-      f'depths: {sorted({n.depth for n in networks})} are not allowed; the '
-      f'regimes are told from neighbouring middle layers: at least {middle.LEAST_DEPTH} layers'
+      f'depths: {sorted({n.depth for n in networks})} are not allowed; regimes '
+      'are told from neighbouring middle layers, which need at least '
+      f'{middle.LEAST_DEPTH} layers'
     )
-  rng = np.random.default_rng(0)
-  drawn = [_draws(network, rng) for network in deep]
-  values = _mean([middle.statistics(network) for network in deep])
-  resampled: list[dict[str, float]] = []
-  if all(len(network.settled) > 1 for network in deep):
-    resampled = [
-      _mean(
-        [
-          middle.statistics(network, times[index])
-          for network, times in zip(deep, drawn, strict=True)
-        ]
-      )
-      for index in range(_RESAMPLES)
-    ]
+  values = _means([middle.statistics(network) for network in deep])
+  resampled = _resampled(deep)
   evidence = []
   for name, value in values.items():
-    low = high = None
+    ends: list[float | None] = [None, None]
     if resampled:
-      low, high = np.quantile(
-        [each[name] for each in resampled],
+      ends = np.quantile(
+        [resample[name] for resample in resampled],
         [(1 - estimate.LEVEL) / 2, (1 + estimate.LEVEL) / 2],
       ).tolist()
-    evidence.append(Evidence(name, value, low, high, _fits(name, value)))
-  for name, slope in (
-    ('angle_exponent', middle.angle_exponent(networks)),
-    ('loss_exponent', loss_exponent),
-  ):
-    if slope is not None:
-      evidence.append(
-        Evidence(
-          name, slope.value, slope.lo, slope.hi,
-          _fits(name, slope.value),
-        )
-      )  # fmt: skip
-  slopes = [each.fits for each in evidence if each.name not in values]
-  regime, strength, scores = _decide([each.fits for each in evidence])
+    evidence.append(Evidence(name, Estimate(value, *ends), _fits(name, value)))
+  exponents = [
+    Evidence(name, exponent, _fits(name, exponent.value))
+    for name, exponent in (
+      ('angle_exponent', middle.angle_exponent(networks)),
+      ('loss_exponent', loss_exponent),
+    )
+    if exponent is not None
+  ]
+  evidence += exponents
+  regime, strength, scores = _decide([item.fits for item in evidence])
+  shared = [item.fits for item in exponents]
   same = [
-    _decide([_fits(*pair) for pair in each.items()] + slopes)[0] == regime
-    for each in resampled
+    _decide([_fits(*item) for item in resample.items()] + shared)[0] == regime
+    for resample in resampled
   ]
   return Answer(
     regime=regime,
@@ -183,30 +177,36 @@ def classify(
   )
 
 
-def text(answer: Answer) -> str:
-  """Returns one line on an answer."""
-  regime = answer.regime
-  if regime == UNDECIDED:
-    scores = ', '.join(f'{k} {v:.2f}' for k, v in answer.scores.items())
-    return f'{regime} ({scores})'
-  if answer.agreement is None:
-    return f'{regime}, strength {answer.strength:.2f}'
-  return (
-    f'{regime}, strength {answer.strength:.2f}, '
-    f'{100 * answer.agreement:.0f} % of resamples agree'
-  )
+def _resampled(
+  networks: Sequence[trajectories.NetworkStatistics],
+) -> list[dict[str, float]]:
+  """Returns the mean statistics for each resample of the groups of tokens.
+
+  [] if a network has a single group.
+  """
+  rng = np.random.default_rng(0)
+  draws = []
+  for network in networks:
+    groups = len(network.settled)
+    if groups < 2:
+      return []
+    draws.append(
+      rng.multinomial(groups, np.full(groups, 1 / groups), _RESAMPLES)
+    )
+  return [
+    _means(
+      [
+        middle.statistics(network, times[index])
+        for network, times in zip(networks, draws, strict=True)
+      ]
+    )
+    for index in range(_RESAMPLES)
+  ]
 
 
-def _draws(
-  network: trajectories.Summary, rng: np.random.Generator
-) -> np.ndarray:
-  groups = len(network.settled)
-  return rng.multinomial(groups, np.full(groups, 1 / groups), _RESAMPLES)
-
-
-def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {
-    name: float(np.mean([each[name] for each in values])) for name in values[0]
+    name: float(np.mean([row[name] for row in values])) for name in values[0]
   }
 
 
@@ -228,36 +228,34 @@ def _decide(
     regime: min(fit[regime] for fit in fits if regime in fit)
     for regime in REGIMES
   }
-  best, after = sorted(REGIMES, key=lambda r: scores[r], reverse=True)[:2]
-  strength = scores[best] - scores[after]
+  best, second = sorted(REGIMES, key=lambda r: scores[r], reverse=True)[:2]
+  strength = scores[best] - scores[second]
   return (best if strength >= NAMED else UNDECIDED), strength, scores
 
 
 def _notes(
-  networks: Sequence[trajectories.Summary],
+  networks: Sequence[trajectories.NetworkStatistics],
   values: Mapping[str, float],
   evidence: Sequence[Evidence],
 ) -> tuple[str, ...]:
   notes = []
-  if not any(each.name == 'angle_exponent' for each in evidence):
-    notes.append(
-      'fewer than three depths: that a step is as 1/depth was not looked at'
-    )
+  if not any(item.name == 'angle_exponent' for item in evidence):
+    notes.append('fewer than three depths: steps of 1/depth were not checked')
   if min(network.depth for network in networks) < 8:
     notes.append(
-      'fewer than 8 layers: even a smooth flow turns much from one layer to the '
-      'next, and few neighbours are in the middle'
+      'fewer than 8 layers: even a smooth flow turns much between layers, and few '
+      'neighbours are in the middle'
     )
-  moved = sum(
+  moving = sum(
     float(middle.pooled(network, 'cosine').count.sum()) for network in networks
   )
-  if not moved:
+  if not moving:
     notes.append('no middle layer changes its state: there is nothing to tell')
   elif values['early'] > 0.9 or (
     values['early'] > 0.5 and values['stop_spread'] < 0.15
   ):
     notes.append(
       'all tokens stop early, or most at about one layer: the last layers are '
-      'idle whatever the input is, which no regime predicts'
+      'idle for every input, which no regime predicts'
     )
   return tuple(notes)

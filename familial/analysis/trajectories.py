@@ -1,16 +1,16 @@
-"""How states move from layer to layer, and exact statistics of it by parts.
+"""Statistics of how the states of a residual network move from layer to layer.
 
 Shapes: L layers, R rows (windows of text, or any split of a batch), T tokens of
 a row, D width. h_0 is the embedding, h_l the state after layer l = 1 .. L,
-before any final norm; dh_l = h_l - h_{l-1}. The states may be those of any
-residual network.
+before any final norm; dh_l = h_l - h_{l-1}.
 
-Statistics of parts are merged in float64 by the pairwise formula of Chan, Golub
-and LeVeque (1979), so nothing depends on how tokens were cut into batches but
-rounding, and memory not on how many there are.
+Moments of parts are merged in float64 by the pairwise formula of Chan, Golub and
+LeVeque (1979): the result depends on the cut into batches by rounding alone, and
+the memory does not depend on the number of tokens.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
@@ -24,37 +24,44 @@ from familial.training import evaluation
 
 Array = jax.Array
 # A token has settled once its angle to its last state stays at or below this
-# share of the largest that it had;
+# share of its largest angle;
 SETTLED = 0.1
-# and it has stopped early if that was within this share of the layers.
+# it stopped early if that was within this share of the layers.
 EARLY = 0.75
-# Where a token that has settled is told apart from one that has not is a choice:
-# what others would say.
+# Other thresholds of the angle, since SETTLED is a choice.
 REMAINING = (0.05, 0.1, 0.15, 0.2)
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the quantiles
 
 DEFINITIONS = {
-  'turn': 'angle between h_{l-1} and h_l, radians; layer l from 1',
-  'path_share': 'turn of layer l over the sum of the token\'s turns',
-  'bend': 'angle between dh_l and dh_{l+1}, radians; layer l from 1',
+  'turn': 'angle between h_{l-1} and h_l in radians; l from 1',
+  'path_share': "turn of layer l over the sum of the token's turns",
+  'bend': 'angle between dh_l and dh_{l+1} in radians; l from 1',
   'cosine': 'cosine of bend',
-  'cosine_other': 'cosine between dh_l of a token and dh_{l+1} of the token '
-  'half a row away: what bend would be by chance and by common drift',
-  'norm': 'length of h_l; layer l from 0',
-  'update': 'length of dh_l; layer l from 1',
-  'to_last': 'angle between h_l and h_L, radians; layer l from 0',
-  'remaining': 'to_last over the largest that the token had; layer l from 0',
-  'settled': 'share of tokens whose angle to the last state is at most '
-  f'{SETTLED:g} of the largest that they had, from layer l on for good',
+  'cosine_other': (
+    'cosine between dh_l of a token and dh_{l+1} of the token half a row away: '
+    'the baseline of chance and of a drift common to all tokens'
+  ),
+  'norm': 'length of h_l; l from 0',
+  'update': 'length of dh_l; l from 1',
+  'to_last': 'angle between h_l and h_L in radians; l from 0',
+  'remaining': "to_last over the token's largest; l from 0",
+  'settled': (
+    'share of tokens whose angle to the last state stays at or below '
+    f'{SETTLED:g} of their largest from layer l on'
+  ),
   'early': f'share of tokens that have settled by layer {EARLY:g} L',
-  'early_at': f'share of tokens whose remaining at layer {EARLY:g} L is at most '
-  'this much, whatever comes after',
-}  # fmt: skip
+  'early_at': (
+    f'share of tokens whose remaining at layer {EARLY:g} L is at most this '
+    'value, later layers ignored'
+  ),
+}
 
 
 class Scale(NamedTuple):
-  """Where a quantity is counted: `bins` equal steps from `low` to `high`, of
-  its decimal logarithm if `log`; what is outside goes to the ends."""
+  """Histogram of a quantity: equal bins from `low` to `high`.
+
+  With `log`, of its decimal logarithm. Values outside go to the outermost bins.
+  """
 
   low: float
   high: float
@@ -63,8 +70,8 @@ class Scale(NamedTuple):
 
 
 _ANGLE, _LENGTH = Scale(0, math.pi, 720), Scale(-6, 6, 2400, log=True)
-# What the regimes are told from, kept by groups in a probe's record.
-NEEDED = ('turn', 'path_share', 'cosine', 'cosine_other')
+# Quantities that the regimes follow from; a probe keeps them by group.
+REGIME_QUANTITIES = ('turn', 'path_share', 'cosine', 'cosine_other')
 SCALES = {
   'turn': _ANGLE,
   'bend': _ANGLE,
@@ -77,8 +84,10 @@ SCALES = {
 
 
 class Moments(NamedTuple):
-  """Of values that count: how many, their mean, and their summed squared
-  distance from it; three arrays of one shape."""
+  """Number of values, their mean, and their summed squared distance from it.
+
+  Three arrays of one shape.
+  """
 
   count: Any
   mean: Any
@@ -86,11 +95,11 @@ class Moments(NamedTuple):
 
 
 class Tally(NamedTuple):
-  """What a batch adds.
+  """Statistics of one batch.
 
   Attributes:
-    moments: by quantity, [R, n]; n is L or so, as the quantity has it.
-    bins: by quantity of SCALES, counts [n, bins].
+    moments: by quantity, [R, n]; n is the number of layers of the quantity.
+    bins: histograms by quantity of SCALES, [n, bins].
     settled: tokens of each row that settled at each layer, [R, L + 1].
   """
 
@@ -100,13 +109,13 @@ class Tally(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
-  """Statistics of tokens in groups of rows, from which errors are known.
+class NetworkStatistics:
+  """Statistics of a network's tokens by groups of rows, which give errors.
 
   Attributes:
     width: D.
     moments: by quantity, float64 [groups, n].
-    bins: by quantity of SCALES, int64 [n, bins].
+    bins: histograms by quantity of SCALES, int64 [n, bins].
     settled: tokens that settled at each layer, int64 [groups, L + 1].
   """
 
@@ -128,9 +137,9 @@ def measure(states: Array) -> tuple[dict[str, Array], Array]:
     states: h_0 .. h_L, [L + 1, R, T, D].
 
   Returns:
-    By name values [n, R, T], NaN where a vector of length zero leaves an angle
-    undefined; and the layer at which each token settled [R, T], in 0 .. L, -1
-    where that is undefined.
+    Values [n, R, T] by quantity, NaN where a vector of length zero leaves an
+    angle undefined; and the layer at which each token settled [R, T], in 0 .. L,
+    or -1 where it is undefined.
   """
   updates = states[1:] - states[:-1]
   turn = angle(states[:-1], states[1:])
@@ -160,8 +169,8 @@ def measure(states: Array) -> tuple[dict[str, Array], Array]:
 def angle(a: Array, b: Array) -> Array:
   """Returns the angle between vectors along the last axis, in radians.
 
-  By half-angles of unit vectors (Kahan): exact near 0 and pi, where the inverse
-  cosine of a float32 is not. NaN where a vector has length zero.
+  Kahan's half-angle formula for unit vectors is accurate near 0 and pi, where the
+  inverse cosine in float32 is not. NaN where a vector has length zero.
   """
   a, b = _unit(a), _unit(b)
   return 2 * jnp.arctan2(
@@ -170,23 +179,23 @@ def angle(a: Array, b: Array) -> Array:
 
 
 def tally(values: Mapping[str, Array], settled: Array, counted: Array) -> Tally:
-  """Returns what a batch adds to a summary; for use inside a compiled program.
+  """Returns the statistics of a batch; for use inside a compiled program.
 
   Args:
-    values: by quantity, [n, R, T]; NaN does not count.
-    settled: as of `measure`.
+    values: by quantity, [n, R, T]; NaN is left out.
+    settled: layer at which each token settled, as `measure` returns it.
     counted: [R, T], whether a token counts.
   """
   depth = values['turn'].shape[0]
-  at = jax.nn.one_hot(settled, depth + 1, dtype=jnp.int32)  # Of -1 all zero.
-  # All at once: a program of one reduction compiles faster than of ten.
+  at = jax.nn.one_hot(settled, depth + 1, dtype=jnp.int32)  # -1: all zeros
+  # One reduction of all quantities compiles faster than one for each.
   whole = _moments(jnp.concatenate(list(values.values())), counted)
   ends = np.cumsum([len(value) for value in values.values()])[:-1]
   parts = zip(*(jnp.split(x, ends, axis=1) for x in whole), strict=True)
   return Tally(
     dict(zip(values, (Moments(*part) for part in parts), strict=True)),
     {
-      name: _count(values[name], counted, scale)
+      name: _histogram(values[name], counted, scale)
       for name, scale in SCALES.items()
       if name in values
     },
@@ -195,38 +204,45 @@ def tally(values: Mapping[str, Array], settled: Array, counted: Array) -> Tally:
 
 
 def add(
-  summary: Summary | None,
+  total: NetworkStatistics | None,
   batch: Tally,
   group_R: np.ndarray,
   groups: int,
   width: int,
-) -> Summary:
-  """Returns a summary with a batch's rows merged into their groups."""
+) -> NetworkStatistics:
+  """Returns the statistics with a batch's rows merged into their groups.
+
+  Args:
+    total: of the batches before; None for the first.
+    batch: to add.
+    group_R: group of each row.
+    groups: number of groups.
+    width: D.
+  """
   belongs_GxR = np.arange(groups)[:, None] == group_R
-  rows = {
-    name: _grouped(moments, belongs_GxR)
-    for name, moments in batch.moments.items()
+  moments = {
+    name: _grouped(rows, belongs_GxR) for name, rows in batch.moments.items()
   }
   settled = belongs_GxR.astype(np.int64) @ np.asarray(batch.settled)
   bins = {name: np.asarray(c, np.int64) for name, c in batch.bins.items()}
-  if summary is None:
-    return Summary(width, rows, bins, settled)
-  return Summary(
+  if total is None:
+    return NetworkStatistics(width, moments, bins, settled)
+  return NetworkStatistics(
     width,
     {
-      name: pool(
-        Moments(*map(np.stack, zip(was, rows[name], strict=True)))
-      )
-      for name, was in summary.moments.items()
+      name: pool(_stacked([before, moments[name]]))
+      for name, before in total.moments.items()
     },
-    {name: was + bins[name] for name, was in summary.bins.items()},
-    summary.settled + settled,
-  )  # fmt: skip
+    {name: before + bins[name] for name, before in total.bins.items()},
+    total.settled + settled,
+  )
 
 
-def summarise(states: Array, groups: int = 32) -> Summary:
-  """Returns the statistics of states in memory, [L + 1, T, D], in equal groups
-  of tokens; of T tokens the last T mod groups are left out."""
+def of_states(states: Array, groups: int = 32) -> NetworkStatistics:
+  """Returns the statistics of states in memory, [L + 1, T, D].
+
+  Tokens are cut into equal groups; the last T mod `groups` are left out.
+  """
   length = states.shape[1] // groups
   rows = states[:, : groups * length].reshape(
     states.shape[0], groups, length, states.shape[2]
@@ -235,11 +251,11 @@ def summarise(states: Array, groups: int = 32) -> Summary:
 
 
 def pool(moments: Moments, times: np.ndarray | None = None) -> Moments:
-  """Returns the moments of all parts together.
+  """Returns the moments of all parts together (Chan, Golub and LeVeque).
 
   Args:
     moments: of the parts, along axis 0.
-    times: how often each part counts, [parts]; once by default.
+    times: multiplicity of each part, [parts]; 1 by default.
   """
   count, mean, m2 = (np.asarray(x, np.float64) for x in moments)
   if times is not None:
@@ -259,47 +275,47 @@ def sd(moments: Moments) -> np.ndarray:
 
 
 def standard_errors(moments: Moments) -> list[float | None]:
-  """Returns the error of each mean, groups taken as independent; None for
-  fewer than two groups that have values."""
-  found = []
+  """Returns the standard error of each mean from the scatter between groups.
+
+  None where fewer than two groups have values.
+  """
+  result = []
   for count, mean in zip(moments.count.T, moments.mean.T, strict=True):
-    some = count > 0
-    _, error = (
-      evaluation.ratio((count * mean)[some], count[some])
-      if some.any()
-      else (None, None)
-    )
-    found.append(error)
-  return found
+    known = count > 0
+    error = None
+    if known.any():
+      _, error = evaluation.ratio((count * mean)[known], count[known])
+    result.append(error)
+  return result
 
 
-def quantiles(counts: np.ndarray, scale: Scale) -> list[float | None]:
-  """Returns the quantiles at LEVELS of counted values, to within a bin."""
-  upto = np.cumsum(counts)
-  if not upto[-1]:
-    return [None] * len(LEVELS)
-  wanted = np.array(LEVELS) * upto[-1]
-  place = np.searchsorted(upto, wanted)
-  inside = 1 - (upto[place] - wanted) / counts[place]
+def quantiles(counts: np.ndarray, scale: Scale) -> tuple[float | None, ...]:
+  """Returns the quantiles at LEVELS of a histogram, to within a bin."""
+  cumulative = np.cumsum(counts)
+  if not cumulative[-1]:
+    return (None,) * len(LEVELS)
+  wanted = np.array(LEVELS) * cumulative[-1]
+  place = np.searchsorted(cumulative, wanted)
+  inside = 1 - (cumulative[place] - wanted) / counts[place]
   at = scale.low + (place + inside) * (scale.high - scale.low) / scale.bins
-  return [float(x) for x in (10**at if scale.log else at)]
+  return tuple(float(x) for x in (10**at if scale.log else at))
 
 
 def share_below(counts: np.ndarray, scale: Scale, value: float) -> float:
-  """Returns the share of counted values up to one, at an edge between bins."""
+  """Returns the share of a histogram up to a value at an edge between bins."""
   bins = round((value - scale.low) / (scale.high - scale.low) * scale.bins)
   return float(counts[:bins].sum() / max(counts.sum(), 1))
 
 
-def middle(depth: int, every: int) -> slice:
-  """Returns where the middle layers are, in a quantity of L or L - 1 values.
+def middle_layers(depth: int, count: int) -> slice:
+  """Returns the indices of the middle layers of a quantity of `count` values.
 
-  The first and the last quarter, each rounded up, are left out: the first and
-  the last layers do what is theirs alone. Of neighbours both are in the middle.
-  Five layers lose but one at either end, or no two would be left.
+  The first and the last quarter of the layers, each rounded up, are left out:
+  they do special work. Of two neighbours both are in the middle. A network of
+  five layers leaves out one at each end, or it would have no two neighbours.
   """
   edge = 1 if depth == 5 else math.ceil(depth / 4)
-  return slice(edge, every - edge)
+  return slice(edge, count - edge)
 
 
 def _unit(x: Array) -> Array:
@@ -311,7 +327,7 @@ def _positive(x: Array) -> Array:
 
 
 def _moments(values: Array, counted: Array) -> Moments:
-  """Of each row, [R, n], in two passes: no difference of large numbers."""
+  """Returns the moments of each row, [R, n], in two passes for accuracy."""
   use = counted & jnp.isfinite(values)
   count = jnp.sum(use, axis=-1).astype(jnp.float32)
   mean = jnp.sum(jnp.where(use, values, 0), axis=-1) / jnp.maximum(count, 1)
@@ -319,7 +335,7 @@ def _moments(values: Array, counted: Array) -> Moments:
   return Moments(count.T, mean.T, jnp.sum(apart**2, axis=-1).T)
 
 
-def _count(values: Array, counted: Array, scale: Scale) -> Array:
+def _histogram(values: Array, counted: Array, scale: Scale) -> Array:
   use = counted & jnp.isfinite(values)
   if scale.log:
     values = jnp.log10(jnp.maximum(values, 1e-30))
@@ -333,11 +349,17 @@ def _count(values: Array, counted: Array, scale: Scale) -> Array:
 def _grouped(moments: Moments, belongs_GxR: np.ndarray) -> Moments:
   """Pools rows [R, n] into groups [groups, n]."""
   moments = Moments(*map(np.asarray, moments))
-  pooled = [
-    pool(Moments(*(part[belongs_R] for part in moments)))
-    for belongs_R in belongs_GxR
-  ]
-  return Moments(*map(np.stack, zip(*pooled, strict=True)))
+  return _stacked(
+    [
+      pool(Moments(*(part[belongs_R] for part in moments)))
+      for belongs_R in belongs_GxR
+    ]
+  )
+
+
+def _stacked(parts: Sequence[Moments]) -> Moments:
+  """Returns the moments of parts along a new axis 0."""
+  return Moments(*map(np.stack, zip(*parts, strict=True)))
 
 
 @jax.jit

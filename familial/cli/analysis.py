@@ -8,6 +8,7 @@ from familial.cli.command import Folder
 from familial.cli.command import Folders
 from familial.core import schema
 from familial.report import depth_story
+from familial.report import probe_page
 from familial.training import compilation
 
 
@@ -35,19 +36,17 @@ class Probe:
 
 def _probe(given: Probe) -> str:
   compilation.prepare()
-  found = []
+  probes = []
   for number, folder in enumerate(given.checkpoint, start=1):
-    found.append(
+    probes.append(
       probe.of_checkpoint(
         folder, given.step, given.tokens, given.batch, given.context
       )
     )
     if len(given.checkpoint) > 1:
-      print(
-        f'{number} of {len(given.checkpoint)}: {probe.text(found[-1])}',
-        flush=True,
-      )
-  return probe.write(found, given.out)
+      line = probe_page.line(probes[-1])
+      print(f'{number} of {len(given.checkpoint)}: {line}', flush=True)
+  return probe_page.write(probes, given.out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,10 @@ class Estimate:
       lo, hi = hi, lo
     return Estimate(float(function(self.value)), lo, hi)
 
+  def within(self, least: float, most: float) -> Estimate:
+    """Returns the estimate clipped to a range, as of a share to [0, 1]."""
+    return self.map(lambda x: min(max(x, least), most))
+
   @property
   def bounded(self) -> bool:
     """Whether both ends of the interval are known."""

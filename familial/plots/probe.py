@@ -1,235 +1,361 @@
-"""The figures of a probe, as PNG: by layer, and of several models by depth."""
+"""Figures of a probe: by layer, and of several models by depth."""
 
 from collections.abc import Sequence
 import math
-import pathlib
 from typing import Any
 
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+import altair as alt
 import numpy as np
 
-from familial.analysis import middle
+from familial.analysis import probe as probe_lib
 from familial.analysis import trajectories
-from familial.core import estimate
-from familial.core import storage
-from familial.plots import style
+from familial.core.estimate import Estimate
+from familial.plots import theme
 
-Figure = mpl_figure.Figure
-_DPI = 150
-_BAND = '90 % of tokens'
-
-
-def draw(record: storage.Row, folder: pathlib.Path) -> None:
-  """Writes trajectory.png and layers.png of a probe's record."""
-  _save(trajectory(record), folder / 'trajectory.png')
-  _save(layers(record), folder / 'layers.png')
-
-
-def draw_depths(
-  found: Sequence[storage.Row],
-  slope: estimate.Estimate | None,
-  folder: pathlib.Path,
-) -> None:
-  """Writes depth.png of several probes' records."""
-  _save(depths(found, slope), folder / 'depth.png')
-
-
-@style.drawn
-def trajectory(record: storage.Row) -> Figure:
-  """How the states of a model move, layer by layer."""
-  figure, axes = style.panels(6, f'{_name(record)}: how its states move')
-  right = math.pi / 2
-  _quantity(axes[0], record, 'turn', 'turn of the state, rad')
-  _quantity(axes[1], record, 'bend', 'turn of the update, rad')
-  random = record['random']['cosine_sd']
-  axes[1].axhspan(
-    right - 1.96 * random, right + 1.96 * random, color=style.MUTED,
-    alpha=0.15, lw=0, label='95 % of random pairs',
-  )  # fmt: skip
-  _quantity(axes[2], record, 'to_last', 'angle to the last, rad')
-  for ax in axes[:3]:
-    ax.axhline(right, color=style.MUTED, ls=':', label='π / 2')
-  _quantity(axes[3], record, 'norm', 'length of the state')
-  _quantity(axes[4], record, 'update', 'length of the update')
-  for ax in axes[3:5]:
-    _log(ax.yaxis)
-  axes[5].set_title('tokens that have settled')
-  axes[5].step(
-    range(len(record['settled'])), 100 * np.array(record['settled']),
-    where='post', color=style.CYCLE[1],
-  )  # fmt: skip
-  axes[5].axvline(
-    trajectories.EARLY * record['model']['depth'], color=style.MUTED, ls='--',
-    label='settled by here: stopped early',
-  )  # fmt: skip
-  axes[5].set_ylabel('%')
-  axes[5].set_ylim(-2, 102)
-  for ax in axes:
-    _layers(ax, record)
-  style.legend(figure, axes)
-  return figure
-
-
-@style.drawn
-def layers(record: storage.Row) -> Figure:
-  """The loss that each layer has reached, and what it costs to change layers."""
-  figure, axes = style.panels(
-    3, f'{_name(record)}: what its layers are worth', height=3.1
-  )
-  axes[0].set_title('loss through the last head')
-  _line(axes[0], record['quantities']['loss'], style.CYCLE[0], '')
-  exits = record['quantities']['exit_loss']
-  axes[0].plot(
-    [row['layer'] for row in exits], [row['mean'] for row in exits], ls='',
-    marker='o', color=style.CYCLE[1], label="through an exit's own head",
-  )  # fmt: skip
-  axes[0].set_ylabel('nats per token')
-  axes[1].set_title('loss that a change costs')
-  for place, (name, label) in enumerate(
-    (('skip', 'layer left out'), ('swap', 'exchanged with the next'))
-  ):
-    rows = record['quantities'][name]
-    axes[1].errorbar(
-      [row['layer'] + 0.5 * place for row in rows],
-      [row['mean'] for row in rows],
-      [1.96 * (row['error'] or 0) for row in rows],
-      color=style.CYCLE[2 + place], marker='o', ms=4, label=label,
-    )  # fmt: skip
-  axes[1].set_yscale('symlog', linthresh=1e-2)
-  _plain(axes[1].yaxis)
-  for ax in axes[:2]:
-    _layers(ax, record)
-  axes[2].set_title('stopped early, by position')
-  for place, (name, label) in enumerate(
-    (('by_position', 'in the window'), ('by_place', 'since a separator'))
-  ):
-    axes[2].plot(
-      [1 + row['from'] for row in record[name]],
-      [100 * row['early'] for row in record[name]],
-      color=style.CYCLE[4 + place], marker='o', ms=4, label=label,
-    )  # fmt: skip
-  axes[2].set_xscale('log', base=2)
-  _plain(axes[2].xaxis)
-  axes[2].set_xlabel('position from 1, in doublings')
-  axes[2].set_ylabel('% of tokens')
-  axes[2].set_ylim(bottom=0)
-  style.legend(figure, axes)
-  return figure
-
-
-@style.drawn
-def depths(
-  found: Sequence[storage.Row], slope: estimate.Estimate | None
-) -> Figure:
-  """What the layers of several models do, by their depth."""
-  figure, axes = style.panels(3, 'layers by depth of the model', height=3.1)
-  networks = [middle.of_record(record) for record in found]
-  every = sorted({network.depth for network in networks})
-  shades = style.budget_colours(every)
-  for record, network in zip(found, networks, strict=True):
-    depth, colour = network.depth, shades[network.depth]
-    rows = record['quantities']['turn']
-    axes[0].plot(
-      [(row['layer'] - 0.5) / depth for row in rows],
-      [depth * row['mean'] for row in rows],
-      color=colour, label=f'{depth} layers',
-    )  # fmt: skip
-    if depth >= middle.LEAST_DEPTH:
-      values = middle.statistics(network)
-      for place, name in enumerate(('alignment', 'early')):
-        axes[2].plot(
-          depth, values[name], ls='', marker='os'[place],
-          color=style.CYCLE[place], label=_STATISTICS[name],
-        )  # fmt: skip
-  axes[0].set_title('turn times depth')
-  axes[0].set_xlabel('layer / depth')
-  axes[0].set_ylabel('rad')
-  _log(axes[0].yaxis)
-  axes[1].set_title('turn of a middle layer')
-  points = [(n.depth, middle.turn(n)) for n in networks if n.depth > 2]
-  if points:
-    x, y = np.array(points, float).T
-    axes[1].plot(x, y, ls='', marker='o', color=style.CYCLE[0])
-    if slope:
-      centre = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
-      ends = np.array([x.min(), x.max()])
-      interval = f' [{slope.lo:.2f}, {slope.hi:.2f}]'
-      axes[1].plot(
-        ends, centre[1] * (ends / centre[0]) ** slope.value,
-        color=style.CYCLE[1], label=f'depth^{slope.value:.2f}{interval}',
-      )  # fmt: skip
-  axes[1].set_ylabel('rad')
-  _log(axes[1].yaxis)
-  for ax in axes[1:]:
-    ax.set_xscale('log')
-    ax.set_xlabel('depth')
-    ax.xaxis.set_major_locator(ticker.FixedLocator(every))
-    _plain(ax.xaxis)
-  axes[2].set_title('what tells regimes apart')
-  axes[2].set_ylim(-0.35, 1.05)
-  style.legend(figure, axes)
-  return figure
-
-
+_ANGLES = {
+  'turn': 'turn of the state, rad',
+  'bend': 'turn of the update, rad',
+  'to_last': 'angle to the last state, rad',
+}
+_LENGTHS = {'norm': 'length of the state', 'update': 'length of the update'}
 _STATISTICS = {
   'alignment': 'alignment of neighbouring updates',
-  'early': 'tokens that stop early',
+  'early': 'share of tokens that stop early',
 }
+_LINEAR = 1e-2  # nats around 0 where the axis of a cost is linear
+_SIZE = (230, 170)
+_BLUE, _RED = theme.CYCLE[:2]
 
 
-def _quantity(
-  ax: mpl_axes.Axes, record: storage.Row, name: str, title: str
-) -> None:
-  ax.set_title(title)
-  rows = [r for r in record['quantities'][name] if r['mean'] is not None]
-  if rows:
-    _line(ax, rows, style.CYCLE[0], 'mean')
-    x = [row['layer'] for row in rows]
-    low, high = np.array([[r['quantiles'][i] for i in (0, -1)] for r in rows]).T
-    ax.fill_between(
-      x, low, high, color=style.CYCLE[0], alpha=0.15, lw=0, label=_BAND
+def name(probe: probe_lib.Probe) -> str:
+  """Returns the model's run, depth and exits."""
+  model = probe.model
+  exits = f', {len(model.exits)} exits' if len(model.exits) > 1 else ''
+  return f'{model.run}, {model.depth} layers{exits}'
+
+
+def trajectory(probe: probe_lib.Probe) -> theme.Chart:
+  """Draws how the states move by layer: the mean, and 90 % of the tokens.
+
+  Reference lines: the right angle of random vectors; the layer by which a token
+  must settle to have stopped early.
+  """
+  x = theme.layer_axis(probe.model.depth)
+  charts = []
+  for quantity, title in (*_ANGLES.items(), *_LENGTHS.items()):
+    rows = [
+      {
+        'layer': row.layer,
+        'mean': row.mean,
+        'low': row.quantiles[0],
+        'high': row.quantiles[-1],
+      }
+      for row in probe.quantities[quantity]
+      if row.mean is not None and row.quantiles is not None
+    ]
+    axis: dict[str, Any] = {}
+    references: list[alt.Chart] = []
+    if quantity in _LENGTHS:
+      axis = theme.log_axis(
+        value for row in rows for value in (row['low'], row['high']) if value
+      )
+    else:
+      references.append(theme.reference(math.pi / 2, dashed=True))
+    if quantity == 'bend':
+      spread = 1.96 * probe.model.width**-0.5  # of random pairs
+      references.append(theme.band(math.pi / 2 - spread, math.pi / 2 + spread))
+    y = alt.Y('mean:Q', title=title, **axis)
+    base = alt.Chart().encode(x=x, y=y)
+    charts.append(
+      theme.panel(
+        [
+          *references,
+          alt.Chart()
+          .mark_area(color=_BLUE, opacity=0.2)
+          .encode(x=x, y=alt.Y('low:Q', title=title, **axis), y2='high:Q'),
+          base.mark_line(color=_BLUE),
+          base.mark_point(color=_BLUE, size=30, opacity=1).encode(
+            tooltip=['layer:Q', 'mean:Q', 'low:Q', 'high:Q']
+          ),
+        ],
+        rows,
+        size=_SIZE,
+      )
     )
-
-
-def _line(ax: mpl_axes.Axes, rows: list[Any], colour: str, label: str) -> None:
-  ax.plot(
-    [row['layer'] for row in rows],
-    [row['mean'] for row in rows],
-    color=colour, marker='o', ms=3, label=label or '_',
-  )  # fmt: skip
-
-
-def _layers(ax: mpl_axes.Axes, record: storage.Row) -> None:
-  depth = record['model']['depth']
-  ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-  ax.set_xlim(-0.03 * depth, 1.03 * depth)
-  ax.set_xlabel('layer')
-
-
-def _log(axis: Any) -> None:
-  """Makes y logarithmic, with ticks that are numbers: math is not parsed."""
-  axis.axes.set_yscale('log')
-  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-  _plain(axis)
-
-
-def _plain(axis: Any) -> None:
-  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
-  axis.set_minor_locator(ticker.NullLocator())
-
-
-def _name(record: storage.Row) -> str:
-  model = record['model']
-  exits = len(model['exits'])
-  return (
-    f'{model["run"]}, {model["depth"]} layers'
-    f'{f", {exits} exits" if exits > 1 else ""}'
+  charts.append(_settled(probe))
+  return alt.concat(
+    *charts, columns=3, title=f'{name(probe)}: how its states move'
   )
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
-  with storage.writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+def _settled(probe: probe_lib.Probe) -> Any:
+  rows = [
+    {'layer': layer, 'settled': share}
+    for layer, share in enumerate(probe.settled)
+  ]
+  line = (
+    alt.Chart()
+    .mark_line(
+      color=_RED,
+      interpolate='step-after',
+      point=alt.OverlayMarkDef(color=_RED),
+    )
+    .encode(
+      x=theme.layer_axis(probe.model.depth),
+      y=alt.Y(
+        'settled:Q',
+        title='tokens that have settled',
+        axis=alt.Axis(format='%'),
+        scale=alt.Scale(domain=[0, 1]),
+      ),
+      tooltip=['layer:Q', alt.Tooltip('settled:Q', format='.2%')],
+    )
+  )
+  by = theme.reference(trajectories.EARLY * probe.model.depth, 'x', dashed=True)
+  return theme.panel([by, line], rows, size=_SIZE)
+
+
+def layers(probe: probe_lib.Probe) -> theme.Chart:
+  """Draws the loss by layer, the cost of changes, and early stops by position."""
+  charts = [_loss(probe), _changes(probe), _by_position(probe)]
+  return alt.concat(
+    *charts, columns=3, title=f'{name(probe)}: what its layers are worth'
+  ).resolve_scale(color='independent', shape='independent')
+
+
+def _loss(probe: probe_lib.Probe) -> Any:
+  rows = [
+    {'layer': row.layer, 'value': row.mean, 'head': head}
+    for quantity, head in (
+      ('loss', 'last head'),
+      ('exit_loss', "exit's own head"),
+    )
+    for row in probe.quantities[quantity]
+  ]
+  y = alt.Y(
+    'value:Q',
+    title='loss, nats (lower is better)',
+    scale=alt.Scale(zero=False, padding=8),
+  )
+  colour, shape = theme.category('head', [row['head'] for row in rows])
+  base = alt.Chart().encode(
+    x=theme.layer_axis(probe.model.depth), y=y, color=colour
+  )
+  return theme.panel(
+    [
+      base.mark_line().transform_filter("datum.head == 'last head'"),
+      base.mark_point(opacity=1).encode(
+        shape=shape,
+        tooltip=['head:N', 'layer:Q', alt.Tooltip('value:Q', format='.4f')],
+      ),
+    ],
+    rows,
+    size=_SIZE,
+  )
+
+
+def _changes(probe: probe_lib.Probe) -> Any:
+  rows = theme.flat(
+    {
+      # Between the two layers that are exchanged.
+      'layer': row.layer + shift,
+      'change': change,
+      'cost': Estimate.around(row.mean, 1.96 * (row.error or 0)),
+    }
+    for quantity, change, shift in (
+      ('skip', 'layer skipped', 0),
+      ('swap', 'exchanged with the next', 0.5),
+    )
+    for row in probe.quantities[quantity]
+    if row.mean is not None
+  )
+  title = 'added loss, nats'
+  axis = theme.symlog_axis(
+    (row[end] for row in rows for end in ('cost_lo', 'cost_hi')), _LINEAR
+  )
+  colour, shape = theme.category('change', [row['change'] for row in rows])
+  base = alt.Chart().encode(x=theme.layer_axis(probe.model.depth), color=colour)
+  y = alt.Y('cost:Q', title=title, **axis)
+  return theme.panel(
+    [
+      theme.reference(0),
+      base.mark_rule().encode(
+        y=alt.Y('cost_lo:Q', title=title, **axis), y2='cost_hi:Q'
+      ),
+      base.mark_line().encode(y=y),
+      base.mark_point(opacity=1).encode(
+        y=y,
+        shape=shape,
+        tooltip=['change:N', 'layer:Q', alt.Tooltip('cost:Q', format='.4f')],
+      ),
+    ],
+    rows,
+    size=_SIZE,
+  )
+
+
+def _by_position(probe: probe_lib.Probe) -> Any:
+  rows = [
+    {
+      'position': 1 + row.first,
+      'early': row.early,
+      'tokens': row.tokens,
+      'place': place,
+    }
+    for place, positions in (
+      ('in the window', probe.by_position),
+      ('since a separator', probe.by_place),
+    )
+    for row in positions
+  ]
+  colour, shape = theme.category('place', [row['place'] for row in rows])
+  base = alt.Chart().encode(
+    x=alt.X(
+      'position:Q',
+      title='position from 1, by powers of two',
+      scale=alt.Scale(type='log', base=2, nice=False, padding=8),
+      axis=alt.Axis(format='d'),
+    ),
+    y=alt.Y(
+      'early:Q',
+      title='tokens that stopped early',
+      axis=alt.Axis(format='%'),
+      scale=alt.Scale(zero=True),
+    ),
+    color=colour,
+  )
+  return theme.panel(
+    [
+      base.mark_line(),
+      base.mark_point(opacity=1).encode(
+        shape=shape,
+        tooltip=['place:N', 'position:Q', 'tokens:Q', 'early:Q'],
+      ),
+    ],
+    rows,
+    size=_SIZE,
+  )
+
+
+def depths(scaling: probe_lib.DepthScaling) -> theme.Chart:
+  """Draws what the layers of several models do, by their depth."""
+  charts = [_turns(scaling.probes), _power(scaling), _regimes(scaling.probes)]
+  return alt.concat(
+    *charts, columns=3, title='Layers by depth of the model'
+  ).resolve_scale(color='independent', shape='independent')
+
+
+def _turns(probes: Sequence[probe_lib.Probe]) -> Any:
+  rows = [
+    {
+      'run': probe.model.run,
+      'depth': probe.model.depth,
+      'place': (row.layer - 0.5) / probe.model.depth,
+      'turn': probe.model.depth * row.mean,
+    }
+    for probe in probes
+    for row in probe.quantities['turn']
+    if row.mean
+  ]
+  base = alt.Chart().encode(
+    x=alt.X('place:Q', title='layer / depth'),
+    y=alt.Y(
+      'turn:Q',
+      title='turn × depth, rad',
+      **theme.log_axis(row['turn'] for row in rows),
+    ),
+    color=alt.Color('depth:O', title='layers'),
+    detail='run:N',
+  )
+  point = base.mark_point(size=25, opacity=1).encode(
+    tooltip=['run:N', 'depth:Q', 'turn:Q']
+  )
+  return theme.panel([base.mark_line(), point], rows, size=_SIZE)
+
+
+def _power(scaling: probe_lib.DepthScaling) -> Any:
+  rows = [
+    {
+      'run': probe.model.run,
+      'depth': probe.model.depth,
+      'turn': turn,
+      'kind': 'model',
+    }
+    for probe, turn in zip(scaling.probes, scaling.turns, strict=True)
+    if turn
+  ]
+  exponent = scaling.angle_exponent
+  if exponent is not None:
+    x, y = np.log([[row['depth'], row['turn']] for row in rows]).T
+    rows += [
+      {
+        'depth': depth,
+        'turn': math.exp(
+          y.mean() + exponent.value * (math.log(depth) - x.mean())
+        ),
+        'kind': f'depth^{exponent}',
+      }
+      for depth in sorted({row['depth'] for row in rows})
+    ]
+  colour, shape = theme.category('kind', [row['kind'] for row in rows])
+  base = alt.Chart().encode(
+    x=_depth_axis(scaling.probes),
+    y=alt.Y(
+      'turn:Q',
+      title='turn of a middle layer, rad',
+      **theme.log_axis(row['turn'] for row in rows),
+    ),
+    color=colour,
+  )
+  return theme.panel(
+    [
+      base.mark_line().transform_filter("datum.kind != 'model'"),
+      base.mark_point(opacity=1)
+      .encode(shape=shape, tooltip=['run:N', 'depth:Q', 'turn:Q'])
+      .transform_filter("datum.kind == 'model'"),
+    ],
+    rows,
+    size=_SIZE,
+  )
+
+
+def _regimes(probes: Sequence[probe_lib.Probe]) -> Any:
+  rows = theme.flat(
+    {
+      'run': probe.model.run,
+      'depth': probe.model.depth,
+      'statistic': _STATISTICS[item.name],
+      'value': item.value,
+    }
+    for probe in probes
+    if probe.regime is not None
+    for item in probe.regime.evidence
+    if item.name in _STATISTICS
+  )
+  colour, shape = theme.category('statistic', _STATISTICS.values())
+  base = alt.Chart().encode(x=_depth_axis(probes), color=colour)
+  title = 'statistic of the regimes'
+  return theme.panel(
+    [
+      base.mark_rule().encode(
+        y=alt.Y('value_lo:Q', title=title), y2='value_hi:Q'
+      ),
+      base.mark_point(opacity=1).encode(
+        y=alt.Y('value:Q', title=title),
+        shape=shape,
+        tooltip=['run:N', 'depth:Q', 'statistic:N', 'value:Q'],
+      ),
+    ],
+    rows,
+    size=_SIZE,
+  )
+
+
+def _depth_axis(probes: Sequence[probe_lib.Probe]) -> alt.X:
+  depths_ = sorted({probe.model.depth for probe in probes})
+  return alt.X(
+    'depth:Q',
+    title='layers of the model',
+    scale=alt.Scale(type='log', nice=False, padding=10),
+    axis=alt.Axis(values=depths_, format='d'),
+  )

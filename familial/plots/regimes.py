@@ -1,107 +1,107 @@
-"""The figures of a study of layers and exits: what exits change, and where."""
+"""Figures of a study of layers and exits: the regimes, and what each layer does."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
-import numpy as np
+import altair as alt
 
-from familial.core import estimate
-from familial.plots import style
+from familial.core.estimate import Estimate
+from familial.plots import theme
+from familial.studies import depth_regimes
 
-Group = Mapping[str, Any]
 STATISTICS = {
   'alignment': 'alignment of updates',
-  'departure': 'departure',
+  'departure': 'departure of updates',
   'middle_turn': 'turn of a middle layer, rad',
   'step_spread': 'spread of steps',
-  'early': 'tokens that stop early',
+  'early': 'share of tokens that stop early',
   'stop_spread': 'spread of stops',
 }
 LAYERS = {
   'turn': 'turn of the state, rad',
   'cosine': 'cosine of neighbouring updates',
-  'loss': 'loss through the last head, nats',
-  'skip': 'loss that leaving a layer out costs, nats',
+  'loss': 'loss of the last head, nats',
+  'skip': 'cost of skipping a layer, nats',
 }
-_STRAIGHT = 1e-3  # nats around 0, where the axis of a cost is no logarithm
+_LINEAR = 1e-3  # nats around 0 where the axis of a cost is linear
+_SIZE = (230, 170)
 
 
-@style.drawn
-def statistics(groups: Sequence[Group]) -> mpl_figure.Figure:
-  """What tells regimes apart, by G: each seed, the mean and its interval.
-
-  Args:
-    groups: of one depth.
-  """
-  title = f'What tells regimes apart, {groups[0]["depth"]} layers'
-  figure, axes = style.panels(len(STATISTICS), title)
-  for ax, (name, label) in zip(axes, STATISTICS.items(), strict=True):
-    ax.set_title(label)
-    for group in groups:
-      exits = group['exits']
-      values = np.array([row[name] for row in group['statistics']], np.float64)
-      values = values[np.isfinite(values)]
-      if not len(values):
-        continue
-      ax.plot(
-        np.full(len(values), exits), values, ls='', marker='o', ms=4,
-        alpha=0.35, color=style.colour(exits),
-      )  # fmt: skip
-      found = estimate.Estimate.of(values)
-      reach = 0.0 if found.hi is None else found.hi - found.value
-      ax.errorbar(
-        exits, found.value, reach, marker=style.marker(exits), capsize=3,
-        color=style.colour(exits), label=style.name_of(exits),
-      )  # fmt: skip
-    style.g_axis(ax, [group['exits'] for group in groups])
-  style.legend(figure, axes)
-  return figure
+def depths(tables: depth_regimes.Tables) -> list[int]:
+  """Returns the depths of a study: each has its own figures."""
+  return list(dict.fromkeys(row.depth for row in tables.groups))
 
 
-@style.drawn
-def layers(groups: Sequence[Group]) -> mpl_figure.Figure:
-  """What each layer does, by G: means over seeds.
+def statistics(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
+  """Draws the statistics of the regimes by G: each seed, and the mean."""
+  seeds = [row for row in tables.seeds if row.depth == depth]
+  rows: list[dict[str, Any]] = []
+  for name, title in STATISTICS.items():
+    for exits in sorted({row.exits for row in seeds}):
+      values = {r.seed: getattr(r, name) for r in seeds if r.exits == exits}
+      mean = Estimate.of(values.values())
+      if name == 'early':
+        mean = mean.within(0, 1)
+      here = {'statistic': title, 'exits': exits}
+      rows += [here | {'seed': s, 'value': v} for s, v in values.items()]
+      rows += theme.flat([here | {'mean': mean, 'text': f'{mean}'}])
+  colour, shape = theme.granularity(row.exits for row in seeds)
+  base = alt.Chart().encode(
+    x=alt.X('exits:O', title='exits G', axis=alt.Axis(labelAngle=0)),
+    color=colour,
+  )
+  scale = alt.Scale(zero=False, padding=8)
+  mean_y = alt.Y('mean:Q', title=None, scale=scale)
+  layers = [
+    base.mark_rule().encode(
+      y=alt.Y('mean_lo:Q', title=None, scale=scale), y2='mean_hi:Q'
+    ),
+    base.mark_point(
+      size=18, filled=False, strokeWidth=1, xOffset=9, opacity=1
+    ).encode(
+      y=alt.Y('value:Q', title=None, scale=scale),
+      tooltip=['exits:O', 'seed:Q', alt.Tooltip('value:Q', format='.4f')],
+    ),
+    base.mark_point(size=70, opacity=1).encode(
+      y=mean_y, shape=shape, tooltip=['exits:O', 'text:N']
+    ),
+  ]
+  return theme.panels(
+    layers,
+    rows,
+    by='statistic',
+    title=f'Statistics of the middle layers, {depth} layers',
+    independent=('y',),
+    size=_SIZE,
+  )
 
-  Args:
-    groups: of one depth.
-  """
-  title = f'Layer by layer, {groups[0]["depth"]} layers'
-  figure, axes = style.panels(len(LAYERS), title)
-  for ax, (name, label) in zip(axes, LAYERS.items(), strict=True):
-    ax.set_title(label)
-    for group in groups:
-      rows = group['layers'][name]
-      ax.plot(
-        [row['layer'] for row in rows],
-        [row['mean'] for row in rows],
-        color=style.colour(group['exits']),
-        marker=style.marker(group['exits']),
-        ms=4,
-        label=style.name_of(group['exits']),
+
+def layers(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
+  """Draws what each layer does by G, means over seeds."""
+  rows = [row for row in tables.layers if row.depth == depth]
+  pick = theme.legend_filter('exits')
+  colour, shape = theme.granularity(row.exits for row in rows)
+  charts: list[Any] = []
+  for name, title in LAYERS.items():
+    here = [row for row in rows if row.name == name]
+    axis = (
+      theme.symlog_axis((row.mean for row in here), _LINEAR)
+      if name == 'skip'
+      else {'scale': alt.Scale(zero=False, padding=8)}
+    )
+    base = alt.Chart().encode(
+      x=theme.layer_axis(depth),
+      y=alt.Y('mean:Q', title=title, **axis),
+      color=colour,
+      opacity=theme.shown(pick),
+    )
+    point = base.mark_point().encode(
+      shape=shape,
+      tooltip=['exits:O', 'layer:Q', alt.Tooltip('mean:Q', format='.4f')],
+    )
+    charts.append(
+      theme.panel(
+        [base.mark_line(), point if charts else point.add_params(pick)],
+        theme.flat(here),
       )
-    ax.set_xlabel('layer')
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-    if name == 'skip':
-      _from_zero(ax)
-  style.legend(figure, axes)
-  return figure
-
-
-def _from_zero(ax: mpl_axes.Axes) -> None:
-  """Makes y logarithmic but for a straight stretch around 0, all of it in view.
-
-  There are ticks at 0 and at powers of ten from the end of that stretch on.
-  """
-  low, high = ax.dataLim.intervaly
-  if not low <= high:  # Nothing is drawn.
-    return
-  ticks = _STRAIGHT * 10.0 ** np.arange(7)
-  ax.set_yscale('symlog', linthresh=_STRAIGHT)
-  ax.set_ylim(1.3 * min(low, 0) - 0.1 * _STRAIGHT, 1.3 * max(high, ticks[2]))
-  ax.yaxis.set_major_locator(ticker.FixedLocator([*-ticks[::-1], 0, *ticks]))
-  # Math is not parsed.
-  ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+    )
+  return alt.concat(*charts, columns=2, title=f'Layer by layer, {depth} layers')

@@ -178,7 +178,7 @@ def log_axis(values: Iterable[float]) -> dict[str, Any]:
   """Returns scale and axis of a logarithmic channel for these values.
 
   Powers of ten are labelled where there are two of them, otherwise a few round
-  numbers with SI prefixes.
+  numbers, with SI prefixes from 1 on.
   """
   known = [value for value in values if value and value > 0]
   low, high = (min(known), max(known)) if known else (1.0, 10.0)
@@ -191,8 +191,42 @@ def log_axis(values: Iterable[float]) -> dict[str, Any]:
     ticks = [10.0**power for power in powers[::step]]
     axis = alt.Axis(labelExpr=_POWER_LABEL, values=ticks)
   else:
-    axis = alt.Axis(format='~s', values=_round_numbers(low, high))
+    form = '~s' if low >= 1 else '~g'
+    axis = alt.Axis(format=form, values=_round_numbers(low, high))
   return {'scale': scale, 'axis': axis}
+
+
+def layer_axis(depth: int) -> alt.X:
+  """Returns the horizontal channel of the layers of a model, from 0 to its depth."""
+  return alt.X(
+    'layer:Q',
+    title='layer',
+    scale=alt.Scale(domain=[0, depth], padding=6, nice=False),
+    axis=alt.Axis(tickMinStep=1, format='d'),
+  )
+
+
+def symlog_axis(values: Iterable[float], linear: float) -> dict[str, Any]:
+  """Returns scale and axis that are logarithmic but for a linear part around 0.
+
+  0 is always in view; ticks are 0 and powers of ten from the linear part's end.
+
+  Args:
+    values: on the axis.
+    linear: half width of the linear part, a power of ten.
+  """
+  known = [0.0, 10 * linear, *values]
+  low, high = 1.3 * min(known) - 0.1 * linear, 1.3 * max(known)
+  powers = [linear * 10.0**k for k in range(12)]
+  ticks = [float(f'{x:.3g}') for x in (*(-x for x in powers), 0, *powers)]
+  return {
+    'scale': alt.Scale(
+      type='symlog', constant=linear, domain=[low, high], nice=False
+    ),
+    'axis': alt.Axis(
+      format='~g', values=sorted(x for x in ticks if low <= x <= high)
+    ),
+  }
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

@@ -10,6 +10,7 @@ from familial.core import storage
 from familial.plots import depth_law
 from familial.plots import families
 from familial.plots import isoflop
+from familial.plots import regimes
 from familial.plots import toys
 from familial.plots import training
 from familial.report import render
@@ -21,6 +22,7 @@ PLOTS = {
   'isoflop': isoflop,
   'families': families,
   'depth_law': depth_law,
+  'regimes': regimes,
   'toys': toys,
   'training': training,
 }

@@ -1,5 +1,7 @@
 """What the terms on the pages mean; shown where they stand."""
 
+from familial.analysis import middle
+
 TERMS = {
   'N': (
     'Parameters without embeddings and unembedding: of the whole backbone (last '
@@ -62,6 +64,24 @@ TERMS = {
     'Each width at each depth is left out in turn, with all of its points and '
     'seeds, and predicted by the law fitted to the rest.'
   ),
+  'composition': (
+    'Steps and stops that depend on the input: the spread of steps, the tokens '
+    'that stop early and the spread of stops are higher than in dense models.'
+  ),
+  'strength': 'Best score of a regime less the next; named from 0.5 on.',
+  'agreement': 'Share of resamples of groups of tokens with the same regime.',
+  'middle_turn': 'Mean angle by which a middle layer turns the state, radians.',
+  **{
+    name: f'{middle.DEFINITIONS[name]}.'
+    for name in (
+      'alignment',
+      'departure',
+      'drift',
+      'step_spread',
+      'early',
+      'stop_spread',
+    )
+  },
   'n.s.': 'Not significant: the interval contains 0, or is unknown.',
   'twin': "A dense model of an exit's exact shape, trained with the same FLOPs.",
   'epochs': 'Passes over the training tokens; beyond 4, repeated text counts less.',

@@ -1,51 +1,437 @@
-"""The study of what layers do in models with exits and without."""
+"""The study of what layers do in models with exits and in dense models.
 
+Models differ in their exits alone. Each is probed on the same held-out text; exits
+are compared with dense models by pairs of one depth and seed.
+"""
+
+from collections.abc import Iterable
 from collections.abc import Iterator
-import functools
-import os
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Annotated
 from typing import Any
 
-from familial.studies import depth
-from familial.studies import depth_regimes_config
-from familial.studies import depth_regimes_summary
-from familial.studies import plan as plan_lib
-from familial.studies import running
+import numpy as np
+
+from familial.analysis import differences
+from familial.analysis import middle
+from familial.analysis import probe as probe_lib
+from familial.analysis import regimes
+from familial.core import errors
+from familial.core import schema
+from familial.core.estimate import Estimate
+from familial.data import config as data_config
+from familial.studies import depth_law
+from familial.studies import execution
+from familial.studies import study as study_lib
+from familial.studies import sweep
 from familial.training import config as train_config
 
-Cells = running.Cells
-RegimesConfig = depth_regimes_config.RegimesConfig
+PROBES = 'probes'
+# Statistics that rise from averaging to composition.
+COMPOSITION = ('step_spread', 'early', 'stop_spread')
+_UNIQUE = schema.Bound(
+  lambda x: len(set(x)) == len(x) > 0, 'at least one, and no two alike'
+)
 
 
-def run(
-  study: RegimesConfig, workdir: str | os.PathLike[str], **how: Any
-) -> str:
-  """Runs a study to its page, or goes on with one: see `running.run`."""
-  kind = running.Kind(
-    build=build,
-    plan=functools.partial(plan_lib.make, 'depth_regimes'),
-    text=plan_lib.text,
-    affordable=lambda study, cells, speed, workers: cells,
-    summarise=depth_regimes_summary.write,
-    free=('layout',),
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Models that differ in their exits alone, and their probes.
+
+  Attributes:
+    title: title of the report.
+    data: the corpus.
+    model: settings of ModelConfig that all runs share, with `mlp_ratio` and
+      `kv_ratio`: F / D and K / H.
+    train: settings of TrainConfig that all runs share.
+    width: of all models.
+    depths: numbers of layers.
+    tokens: training tokens of every run.
+    granularities: G of the models of each depth; 1, a dense model, among them.
+    seeds: of each model; models of one seed and depth are pairs.
+    probe_tokens: held-out tokens that a probe reads.
+    head_width: width of an attention head.
+    warmup: warm-up as a share of a run's steps.
+    layout: of all runs on their devices.
+  """
+
+  title: str
+  data: data_config.DataConfig
+  model: dict[str, Any]
+  train: dict[str, Any]
+  width: schema.Count
+  depths: Annotated[
+    tuple[Annotated[int, schema.at_least(middle.LEAST_DEPTH)], ...], _UNIQUE
+  ]
+  tokens: schema.Count
+  granularities: Annotated[tuple[schema.Count, ...], _UNIQUE] = (1, 4)
+  seeds: Annotated[tuple[schema.Index, ...], _UNIQUE] = (0, 1, 2, 3)
+  probe_tokens: schema.Count = 32_768
+  head_width: schema.Count = 8
+  warmup: schema.Fraction = 0.05
+  layout: train_config.LayoutConfig = dataclasses.field(
+    default_factory=train_config.LayoutConfig
   )
-  return running.run(kind, study, workdir, **how)
+
+  def __post_init__(self) -> None:
+    schema.check(self)
+    errors.require(
+      1 in self.granularities,
+      'granularities',
+      self.granularities,
+      'with 1, a dense model, among them',
+    )
+    errors.require(
+      self.width % self.head_width == 0,
+      'width',
+      self.width,
+      f'a multiple of head_width, {self.head_width}',
+    )
 
 
-def build(study: RegimesConfig) -> Cells:
-  """Returns the runs, those of a shape together."""
-  return list(_all(study))
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The regime of the models of one depth and G, all seeds together.
+
+  Attributes:
+    depth: number of layers.
+    exits: G.
+    loss: of the last exit on the probed text, mean over seeds.
+    regime: of all seeds together; see `analysis.regimes`.
+    strength: lead of the best score over the next.
+    agreement: share of resamples with the same regime.
+    seeds: number of seeds.
+    same: number of seeds that have this regime alone.
+    scores: by regime.
+    notes: limits of the answer.
+  """
+
+  depth: int
+  exits: int
+  loss: float
+  regime: str
+  strength: float
+  agreement: float | None
+  seeds: int
+  same: int
+  scores: dict[str, float]
+  notes: tuple[str, ...]
 
 
-def _all(study: RegimesConfig) -> Iterator[train_config.RunConfig]:
-  for layers in study.depths:
-    for exits in study.granularities:
-      for seed in study.seeds:
-        yield depth.cell(
-          study,
-          'exits' if exits > 1 else 'dense',
-          study.width,
-          layers,
-          f'_g{exits}_seed{seed}',
-          exits,
-          seed=seed,
+@dataclasses.dataclass(frozen=True)
+class Seed:
+  """One model: its loss, its regime, and its statistics of `analysis.middle`."""
+
+  depth: int
+  exits: int
+  seed: int
+  loss: float
+  regime: str
+  alignment: float
+  departure: float
+  drift: float
+  step_spread: float
+  early: float
+  stop_spread: float
+  middle_turn: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """A statistic behind a group's regime, and how well it fits each regime."""
+
+  depth: int
+  exits: int
+  name: str
+  value: Estimate
+  fits: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyAt:
+  """Share of tokens at most `remaining` of their largest angle from the last state.
+
+  Measured at layer 0.75 L; mean over seeds.
+  """
+
+  depth: int
+  exits: int
+  remaining: float
+  share: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A quantity of a probe at one layer, mean over seeds."""
+
+  depth: int
+  exits: int
+  name: str
+  layer: int
+  mean: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A statistic of models with exits less that of dense models, over pairs.
+
+  `layer` is None for a statistic of all middle layers.
+  """
+
+  depth: int
+  exits: int
+  name: str
+  layer: int | None
+  dense: float
+  with_exits: float
+  difference: Estimate
+  pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Towards:
+  """Whether exits move the layers towards composition: yes, in part, no."""
+
+  depth: int
+  exits: int
+  composition: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+  """Tables of a study of layers and exits."""
+
+  groups: tuple[Group, ...]
+  seeds: tuple[Seed, ...]
+  evidence: tuple[Evidence, ...]
+  early_at: tuple[EarlyAt, ...]
+  layers: tuple[Layer, ...]
+  differences: tuple[Difference, ...]
+  towards: tuple[Towards, ...]
+
+
+class DepthRegimes(execution.TrainedStudy[Config, Tables]):
+  """The study of layers and exits."""
+
+  kind = 'depth_regimes'
+  config_class = Config
+  tables_class = Tables
+  run_keys = depth_law.RUN_KEYS
+
+  def runs(self, config: Config) -> execution.Runs:
+    """Returns the runs, those of a shape together."""
+    return [
+      depth_law.run_of(
+        config,
+        'exits' if exits > 1 else 'dense',
+        config.width,
+        depth,
+        f'_g{exits}_seed{seed}',
+        exits,
+        seed=seed,
+      )
+      for depth in config.depths
+      for exits in config.granularities
+      for seed in config.seeds
+    ]
+
+  def fit(self, config: Config, results: study_lib.Results) -> Iterator[str]:
+    """Probes the models without a probe; yields why one cannot be probed."""
+    for run in results.finished:
+      path = _probe_path(results.folder, run.cell)
+      if path.exists():
+        continue
+      try:
+        probe = probe_lib.of_checkpoint(
+          sweep.folder(results.folder, run.cell), tokens=config.probe_tokens
         )
+      except errors.UserError as error:
+        yield f'not probed: {error}'
+      else:
+        probe_lib.write(probe, path)
+
+  def summarise(
+    self,
+    config: Config,
+    results: study_lib.Results,
+    notes: Iterable[str] = (),
+  ) -> study_lib.Summary[Tables]:
+    """Returns the summary of a study's folder, limits of its regimes as flags."""
+    summary = super().summarise(config, results, notes)
+    flags = (*summary.flags, *_flags(summary.tables.groups))
+    return dataclasses.replace(summary, flags=flags)
+
+  def analyse(
+    self, config: Config, results: study_lib.Results
+  ) -> tuple[str, Tables]:
+    """Returns the regimes by depth and G, and what exits change."""
+    found = [
+      probe_lib.read(path)
+      for run in results.finished
+      if (path := _probe_path(results.folder, run.cell)).exists()
+    ]
+    if not found:
+      raise errors.UserError(
+        f'{results.folder / PROBES}: holds no probe of a finished run'
+      )
+    groups: dict[tuple[int, int], list[probe_lib.Probe]] = {}
+    for depth in config.depths:
+      for exits in config.granularities:
+        same = [
+          probe
+          for probe in found
+          if (probe.model.depth, len(probe.model.exits)) == (depth, exits)
+        ]
+        if same:
+          groups[depth, exits] = same
+    answers = {
+      key: regimes.classify([probe.network for probe in probes])
+      for key, probes in groups.items()
+    }
+    seeds = [
+      _seed(*key, probe) for key, probes in groups.items() for probe in probes
+    ]
+    changes = [
+      Difference(
+        depth,
+        exits,
+        row.name,
+        row.layer,
+        row.base,
+        row.value,
+        row.difference,
+        row.pairs,
+      )
+      for (depth, exits), probes in groups.items()
+      if exits > 1 and _paired(groups.get((depth, 1), ()), probes)
+      for row in differences.compare(groups[depth, 1], probes)
+    ]
+    tables = Tables(
+      groups=tuple(
+        _group(*key, answer, [s for s in seeds if (s.depth, s.exits) == key])
+        for key, answer in answers.items()
+      ),
+      seeds=tuple(seeds),
+      evidence=tuple(
+        Evidence(*key, item.name, item.value, item.fits)
+        for key, answer in answers.items()
+        for item in answer.evidence
+      ),
+      early_at=tuple(
+        EarlyAt(*key, row[0].remaining, Estimate.of(each.share for each in row))
+        for key, probes in groups.items()
+        for row in zip(*(probe.early_at for probe in probes), strict=True)
+      ),
+      layers=tuple(
+        layer
+        for key, probes in groups.items()
+        for layer in _layers(*key, probes)
+      ),
+      differences=tuple(changes),
+      towards=tuple(_towards(changes)),
+    )
+    return _line(tables), tables
+
+
+def _probe_path(folder: pathlib.Path, cell: str) -> pathlib.Path:
+  return folder / PROBES / f'{cell}.json'
+
+
+def _paired(
+  dense: Sequence[probe_lib.Probe], others: Sequence[probe_lib.Probe]
+) -> bool:
+  """Returns whether a seed finished both."""
+  return not {probe.model.seed for probe in dense}.isdisjoint(
+    probe.model.seed for probe in others
+  )
+
+
+def _seed(depth: int, exits: int, probe: probe_lib.Probe) -> Seed:
+  loss, turn = probe.quantities['loss'][-1].mean, middle.turn(probe.network)
+  assert loss is not None
+  assert turn is not None
+  assert probe.regime is not None
+  return Seed(
+    depth=depth,
+    exits=exits,
+    seed=probe.model.seed,
+    loss=loss,
+    regime=probe.regime.regime,
+    **middle.statistics(probe.network),
+    middle_turn=turn,
+  )
+
+
+def _group(
+  depth: int, exits: int, answer: regimes.Answer, seeds: Sequence[Seed]
+) -> Group:
+  return Group(
+    depth=depth,
+    exits=exits,
+    loss=float(np.mean([seed.loss for seed in seeds])),
+    regime=answer.regime,
+    strength=answer.strength,
+    agreement=answer.agreement,
+    seeds=len(seeds),
+    same=sum(seed.regime == answer.regime for seed in seeds),
+    scores=answer.scores,
+    notes=answer.notes,
+  )
+
+
+def _layers(
+  depth: int, exits: int, probes: Sequence[probe_lib.Probe]
+) -> Iterator[Layer]:
+  """Yields the quantities by layer, where all seeds have a value."""
+  for name in differences.LAYERS:
+    for row in zip(*(probe.quantities[name] for probe in probes), strict=True):
+      means = [each.mean for each in row if each.mean is not None]
+      if len(means) == len(row):
+        yield Layer(depth, exits, name, row[0].layer, float(np.mean(means)))
+
+
+def _towards(changes: Sequence[Difference]) -> Iterator[Towards]:
+  """Yields `yes` where all statistics of COMPOSITION rise, `no` where none does.
+
+  A statistic rises if its interval is above 0.
+  """
+  for key in dict.fromkeys((row.depth, row.exits) for row in changes):
+    risen = [
+      row.difference.sign == 'higher'
+      for row in changes
+      if (row.depth, row.exits) == key and row.name in COMPOSITION
+    ]
+    yield Towards(
+      *key, 'yes' if all(risen) else 'in part' if any(risen) else 'no'
+    )
+
+
+def _flags(groups: Sequence[Group]) -> Iterator[str]:
+  """Yields each note of the groups with the models that it is about."""
+  for note in dict.fromkeys(note for row in groups for note in row.notes):
+    models = '; '.join(_name(row) for row in groups if note in row.notes)
+    yield f'{models}: {note}'
+
+
+def _name(row: Group) -> str:
+  kind = f'G = {row.exits}' if row.exits > 1 else 'dense'
+  return f'{kind}, {row.depth} layers'
+
+
+def _line(tables: Tables) -> str:
+  """Returns the regimes, and whether exits move them towards composition."""
+  regimes_of = [
+    f'{_name(row)}: {row.regime} ({row.same} of {row.seeds} seeds alone)'
+    for row in tables.groups
+  ]
+  towards = [
+    f'G = {row.exits} moves {row.depth} layers towards composition: '
+    f'{row.composition}'
+    for row in tables.towards
+  ]
+  return '; '.join([*regimes_of, *towards])
+
+
+REGIMES = DepthRegimes()

@@ -300,9 +300,7 @@ class Evidence:
   temperature: float | None
   deepest: int
   name: str
-  value: float
-  low: float | None
-  high: float | None
+  value: Estimate
   fits: dict[str, float]
 
 
@@ -851,7 +849,7 @@ class _Found:
     width = by_depth[depths[0]]['in'].shape[1]
     x_BxD = jax.random.normal(jax.random.key(seed), (_INPUTS, width))
     every = [
-      trajectories.summarise(toys.states(by_depth[depth], x_BxD, stages))
+      trajectories.of_states(toys.states(by_depth[depth], x_BxD, stages))
       for depth in depths
     ]
     of = (name, member.teacher, member.number, member.temperature)
@@ -874,9 +872,7 @@ class _Found:
           len(networks),
           each.name,
           each.value,
-          each.low,
-          each.high,
-          dict(each.fits),
+          each.fits,
         )
         for each in answer.evidence
       ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from familial.core import errors
 from familial.studies import depth_law
+from familial.studies import depth_regimes
 from familial.studies import depth_toys
 from familial.studies import families
 from familial.studies import isoflop
@@ -16,6 +17,7 @@ STUDIES: Mapping[str, study_lib.Study[Any, Any]] = {
     isoflop.ISOFLOP,
     families.FAMILIES,
     depth_law.DEPTH,
+    depth_regimes.REGIMES,
     depth_toys.TOYS,
   )
 }

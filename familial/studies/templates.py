@@ -16,8 +16,6 @@ from familial.model import config as model_config
 from familial.studies import allocation_config as live_config
 from familial.studies import cells
 from familial.studies import config as study_config
-from familial.studies import depth_law
-from familial.studies import depth_regimes_config
 from familial.studies import depth_toys_config
 from familial.training import config as train_config
 
@@ -48,16 +46,6 @@ def allocation_template() -> ml_collections.ConfigDict:
       **_of_runs(live_config.RUN_KEYS, schedule='constant'),
       **schema.defaults(live_config.AllocationConfig),
       'law': dataclasses.asdict(live_config.AllocationConfig.law),
-    }
-  )
-
-
-def regimes_template() -> ml_collections.ConfigDict:
-  """Returns a study of layers and exits' config with every default filled in."""
-  return ml_collections.ConfigDict(
-    {
-      **_of_runs(depth_law.RUN_KEYS),
-      **schema.defaults(depth_regimes_config.RegimesConfig),
     }
   )
 
@@ -106,9 +94,6 @@ def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
   return schema.read(live_config.AllocationConfig, config)
 
 
-def regimes(config: Mapping[str, Any]) -> depth_regimes_config.RegimesConfig:
-  """Returns the config of a study of layers and exits."""
-  return schema.read(depth_regimes_config.RegimesConfig, config)
 
 
 def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
