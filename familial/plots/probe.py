@@ -274,7 +274,7 @@ def _turns(probes: Sequence[probe_lib.Probe]) -> Any:
 
 
 def _power(scaling: probe_lib.DepthScaling) -> Any:
-  rows = [
+  rows: list[dict[str, Any]] = [
     {
       'run': probe.model.run,
       'depth': probe.model.depth,

@@ -165,6 +165,13 @@ def term(name: str, shown: str = '') -> Markup:
   )
 
 
+def _share(value: float | Estimate) -> str:
+  """Returns a share in per cent; its interval stays within 0 and 1."""
+  if isinstance(value, Estimate):
+    return f'{value.within(0, 1):%}'
+  return f'{100 * value:.3g}{text.SPACE}%'
+
+
 # How a column is shown, by name; others go by the type of the value.
 _FORMATS: Mapping[str, Callable[[Any], str]] = {
   'amount': text.amount,
@@ -173,7 +180,7 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
   'percent': text.percent,
   'over': over,
   'percentage': lambda estimate: f'{estimate:%}',
-  'share': lambda value: f'{100 * value:.3g}{text.SPACE}%',
+  'share': _share,
   'loss': lambda value: text.number(value, 4),
 }
 

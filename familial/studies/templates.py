@@ -94,8 +94,6 @@ def allocation(config: Mapping[str, Any]) -> live_config.AllocationConfig:
   return schema.read(live_config.AllocationConfig, config)
 
 
-
-
 def depth_toys(config: Mapping[str, Any]) -> depth_toys_config.ToysConfig:
   """Returns the config of the depth law's toys."""
   return schema.read(depth_toys_config.ToysConfig, config)
