@@ -233,6 +233,11 @@ def load(path: str | pathlib.Path) -> Law:
     )
   for name, spread in (values['bootstrap'] or {}).items():
     spread['value'] = values['params'][name]
+  for spread in (
+    *(values['bootstrap'] or {}).values(), *(values.get('derived') or {}).values()
+  ):  # fmt: skip
+    if spread['value'] is None:
+      spread['value'] = math.nan
   record = from_json(FitRecord, values, path)
   samples = None
   beside = pathlib.Path(path).with_name(SAMPLES)

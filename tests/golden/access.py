@@ -6,7 +6,6 @@ this file follows, and the tests and their data stay.
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.util
 import io
 import pathlib
@@ -16,9 +15,20 @@ from unittest import mock
 
 from absl import flags as absl_flags
 
-from familial import config as config_lib
-from familial import main
-from familial.commands import training as training_commands
+from familial.allocation import config as replay_config
+from familial.cli import main
+from familial.data import config as data_config
+from familial.expansion import config as growth_config
+from familial.model import config as model_config
+from familial.studies import depth_law
+from familial.studies import depth_regimes
+from familial.studies import depth_toys
+from familial.studies import execution
+from familial.studies import families
+from familial.studies import isoflop
+from familial.studies import live_allocation
+from familial.studies import registry
+from familial.training import config as train_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -43,9 +53,9 @@ def run(*arguments: str) -> tuple[int, str, str]:
 def flags() -> dict[str, absl_flags.FlagValues]:
   """Returns the flags that each command declares."""
   found = {}
-  for name, command in main.COMMANDS.items():
+  for name in main.COMMANDS:
     found[name] = absl_flags.FlagValues()
-    command.define(found[name])
+    main.load(name).define(found[name])
   return found
 
 
@@ -61,51 +71,59 @@ def runs(experiment: str, variant: str) -> list[dict[str, Any]]:
   spec.loader.exec_module(module)
   config = module.get_config(*[variant] if variant else [])
   if 'noises' in config:
-    return [dataclasses.asdict(config_lib.replay(config))]
-  kinds = training_commands._STUDIES
-  kind = next((kinds[key] for key in kinds if key in config), None)
-  if kind is None:
-    return [dataclasses.asdict(config_lib.run(config))]
-  study = getattr(config_lib, kind.config)(config)
-  if not kind.cells:
-    return [dataclasses.asdict(study)]
-  room = importlib.import_module(f'familial.studies.{kind.cells}')
-  return [dataclasses.asdict(cell) for cell in room.build(study)]
+    return [dataclasses.asdict(replay_config.read(config))]
+  study = registry.of_config(config)
+  if study is None:
+    return [dataclasses.asdict(train_config.read(config))]
+  read = study.read_config(config)
+  if not isinstance(study, execution.TrainedStudy):
+    return [dataclasses.asdict(read)]
+  return [dataclasses.asdict(run) for run in study.runs(read)]
 
 
 def templates() -> dict[str, dict[str, Any]]:
-  """Returns what a config of each kind holds before an experiment fills it."""
-  ending = '_template'
-  return {
-    name.removesuffix(ending): template().to_dict()
-    for name, template in vars(config_lib).items()
-    if name.endswith(ending)
+  """Returns what a config of each kind holds before an experiment fills it.
+
+  `kind`, which templates of schema 1 lacked, is left out.
+  """
+  names = {
+    'study': isoflop.ISOFLOP,
+    'families': families.FAMILIES,
+    'allocation': live_allocation.LIVE,
+    'depth': depth_law.DEPTH,
+    'regimes': depth_regimes.REGIMES,
+    'depth_toys': depth_toys.TOYS,
   }
+  found = {name: study.template().to_dict() for name, study in names.items()}
+  for values in found.values():
+    del values['kind']
+  found['replay'] = replay_config.template().to_dict()
+  found['run'] = train_config.template().to_dict()
+  return found
 
 
 def sections() -> dict[str, type]:
   """Returns the dataclass of each section of a config."""
-  c = config_lib
   return {
-    'data': c.data_config.DataConfig,
-    'model': c.model_config.ModelConfig,
-    'train': c.train_config.TrainConfig,
-    'layout': c.train_config.LayoutConfig,
-    'growth': c.growth_config.GrowthConfig,
-    'run': c.train_config.RunConfig,
-    'isoflop': c.study_config.StudyConfig,
-    'isoflop.rules': c.study_config.Rules,
-    'isoflop.grid': c.study_config.Grid,
-    'isoflop.arms.*': c.study_config.Arm,
-    'isoflop.fit': c.study_config.Fit,
-    'isoflop.assumed': c.study_config.AssumedLaw,
-    'families': c.families_config.FamiliesConfig,
-    'families.ways.*': c.families_config.Way,
-    'allocation': c.live_config.AllocationConfig,
-    'allocation.law': c.allocation_config.Law,
-    'replay': c.allocation_config.ReplayConfig,
-    'depth': c.depth_config.DepthConfig,
-    'regimes': c.depth_regimes_config.RegimesConfig,
-    'toys': c.depth_toys_config.ToysConfig,
-    'toys.studies.*': c.depth_toys_config.Study,
+    'data': data_config.DataConfig,
+    'model': model_config.ModelConfig,
+    'train': train_config.TrainConfig,
+    'layout': train_config.LayoutConfig,
+    'growth': growth_config.GrowthConfig,
+    'run': train_config.RunConfig,
+    'isoflop': isoflop.Config,
+    'isoflop.rules': isoflop.Rules,
+    'isoflop.grid': isoflop.Grid,
+    'isoflop.arms.*': isoflop.Arm,
+    'isoflop.fit': isoflop.Fit,
+    'isoflop.assumed': isoflop.AssumedLaw,
+    'families': families.Config,
+    'families.ways.*': families.Way,
+    'allocation': live_allocation.Config,
+    'allocation.law': replay_config.Law,
+    'replay': replay_config.ReplayConfig,
+    'depth': depth_law.Config,
+    'regimes': depth_regimes.Config,
+    'toys': depth_toys.Config,
+    'toys.studies.*': depth_toys.Group,
   }

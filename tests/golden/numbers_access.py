@@ -8,6 +8,7 @@ a change of the tests. No function here computes: it calls the package.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -20,26 +21,23 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 
-from familial import config as config_lib
-from familial import main
-from familial import records
+from familial.cli import main
 from familial.convert import load
 from familial.convert import segments
+from familial.core import storage
 from familial.data import packing
-from familial.laws import fitting
+from familial.laws import selection
 from familial.model import transformer
+from familial.plots import theme
 from familial.relay import generate as relay_generate
 from familial.relay import server
-from familial.report import html
 from familial.serving import generate
 from familial.serving import sampling
-from familial.studies import allocation_summary
-from familial.studies import depth_regimes_summary
-from familial.studies import depth_summary
-from familial.studies import depth_toys_summary
-from familial.studies import families_cells
-from familial.studies import families_summary
-from familial.studies import summary as isoflop_summary
+from familial.studies import depth_toys
+from familial.studies import families
+from familial.studies import registry
+from familial.studies import study as study_lib
+from familial.training import config as train_config
 from familial.training import loop
 from familial.training import population
 
@@ -74,8 +72,10 @@ def command(*arguments: Any) -> tuple[int, str, str]:
 
 @contextlib.contextmanager
 def coarse_figures():
-  """Draws figures of a report coarsely: seconds instead of a minute."""
-  with mock.patch.object(html, '_DPI', 30):
+  """Writes specifications of figures without drawing them."""
+  with mock.patch.object(
+    theme, 'save', lambda chart, path: theme.specification(chart)
+  ):
     yield
 
 
@@ -104,7 +104,7 @@ def train(config: Mapping[str, Any], folder: pathlib.Path) -> list[list[float]]:
       them.
     folder: of the run.
   """
-  loop.run(config_lib.run(config), folder, quiet=True)
+  loop.run(train_config.read(config), folder, quiet=True)
   return losses(folder)
 
 
@@ -112,7 +112,7 @@ def train_population(
   configs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path]
 ) -> list[list[list[float]]]:
   """Trains runs together; returns the losses of each."""
-  runs = [config_lib.run(config) for config in configs]
+  runs = [train_config.read(config) for config in configs]
   corpus = packing.load(runs[0].data)
   population.run(runs, folders, corpus, quiet=True)
   return [losses(folder) for folder in folders]
@@ -225,8 +225,10 @@ def summary_of_results(name: str, workdir: pathlib.Path) -> dict[str, Any]:
   """
   results = RESULTS / name
   config = config_of(*RESULTS_OF[name])
+  study = registry.of_config(config)
+  assert study is not None
   if name == 'depth_toys_cpu':
-    return _toys(config, workdir, read_json(results / 'summary.json'))
+    return _toys(study.read_config(config), read_json(results / 'summary.json'))
   if name == 'allocation_live_cpu':
     # Its laws and replays need whole curves.
     config.full, config.law.form = False, ''
@@ -238,58 +240,58 @@ def summary_of_results(name: str, workdir: pathlib.Path) -> dict[str, Any]:
   for row in rows:
     run = workdir / 'cells' / row['run']
     run.mkdir(parents=True, exist_ok=True)
-    records.append(run / ROWS, [row])
-  return _summarised(config, workdir, _inherited(config, rows))
+    storage.append(run / ROWS, [row])
+  read = study.read_config(config)
+  inherited = _inherited(study, read, rows)
+  for run_name, values in inherited.items():
+    storage.write_json(workdir / 'cells' / run_name / 'lineage.json', values)
+  return _summarised(study, read, workdir)
 
 
 def summary_of_study(workdir: pathlib.Path) -> dict[str, Any]:
-  """Computes the summary of a study's folder once more; writes it there.
+  """Computes the summary of a study's folder once more.
 
   Laws that lie in it are read; where there are none they are fitted.
   """
+  study = registry.of_plan(read_json(workdir / 'plan.json'))
   config = read_json(workdir / 'config.json')
   config.pop('schema')
-  if 'studies' in config:
-    return _toys(config, workdir, read_json(workdir / 'summary.json'))
-  return _summarised(config, workdir)
+  read = study.read_config(config)
+  if study.kind == 'depth_toys':
+    # Its students are not kept.
+    with mock.patch.object(depth_toys, 'trained', lambda *_: iter(())):
+      return _summarised(study, read, workdir)
+  return _summarised(study, read, workdir)
 
 
 def _summarised(
-  config: Mapping[str, Any],
-  workdir: pathlib.Path,
-  inherited: Mapping[str, Mapping[str, float]] | None = None,
+  study: study_lib.Study[Any, Any], config: Any, workdir: pathlib.Path
 ) -> dict[str, Any]:
-  for run, values in (inherited or {}).items():
-    records.write_json(workdir / 'cells' / run / 'lineage.json', values)
+  results = study_lib.read(workdir)
   with contextlib.ExitStack() as stack:
     if (workdir / 'fits').exists():
-      stack.enter_context(mock.patch.object(fitting, 'run'))
-    if 'grid' in config:
-      isoflop_summary.write(config_lib.study(config), workdir, [])
-    elif 'ways' in config:
-      # Needs the models, which are not kept.
-      stack.enter_context(
-        mock.patch.object(families_summary, '_agreement', lambda *_: ())
-      )
-      families_summary.write(config_lib.families(config), workdir, [])
-    elif 'horizon' in config:
-      allocation_summary.write(config_lib.allocation(config), workdir, [])
-    elif 'widths' in config:
-      depth_summary.write(config_lib.depth(config), workdir, [])
-    else:
-      depth_regimes_summary.write(config_lib.regimes(config), workdir, [])
-  return read_json(workdir / 'summary.json')
+      stack.enter_context(mock.patch.object(selection, 'compare'))
+    # Needs the models, which are not kept.
+    stack.enter_context(
+      mock.patch.object(families, '_agreement', lambda *_: ())
+    )
+    if hasattr(study, 'fit'):
+      list(study.fit(config, results))
+    summary = study.summarise(config, study_lib.read(workdir))
+  return json.loads(json.dumps(dataclasses.asdict(summary)))
 
 
 def _inherited(
-  config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+  study: study_lib.Study[Any, Any],
+  config: Any,
+  rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
   """Returns each run's lineage: what the runs that it starts from had spent."""
   ends = {row['run']: row for row in rows}
-  if 'ways' in config:
+  if study.kind == 'families':
     parents = {
       run.cell: run.train.init_from.removeprefix('../')
-      for run in families_cells.build(config_lib.families(config))
+      for run in families.FAMILIES.runs(config)
     }
   else:
     # A frozen trunk is that of the grid's dense run of the same shape.
@@ -304,7 +306,7 @@ def _inherited(
   def lineage(run: str) -> dict[str, float]:
     parent = parents[run]
     if run not in found:
-      seq_len = config['data']['seq_len']
+      seq_len = config.data.seq_len
       found[run] = {
         'inherited_flops': ends[parent]['flops'] if parent else 0.0,
         'inherited_windows': (
@@ -322,45 +324,41 @@ def _inherited(
 
 
 def _toys(
-  config: Mapping[str, Any],
-  workdir: pathlib.Path,
-  recorded: Mapping[str, Any],
+  config: depth_toys.Config, recorded: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The toys' summary from the losses of each study's students.
+  """The toys' tables from the losses of each group's students.
 
-  They are read from `toys/` or, where that is not kept, from the recorded
+  Where the students' files are not kept, they are taken from the recorded
   summary, which repeats them.
   """
-  asked = config_lib.depth_toys(config)
-  results = {}
-  for name in asked.studies:
-    path = workdir / 'toys' / f'{name}.json'
-    results[name] = (
-      read_json(path) if path.exists() else _toys_result(name, recorded)
+  found = depth_toys._Found()
+  for name, group in config.studies.items():
+    found.add(name, group, _toys_result(name, config, recorded['tables']))
+  return json.loads(json.dumps(dataclasses.asdict(found.tables())))
+
+
+def _toys_result(
+  name: str, config: depth_toys.Config, tables: Mapping[str, Any]
+) -> dict[str, Any]:
+  members = depth_toys.members(config, name)
+  group = config.studies[name]
+  rows = [row for row in tables['losses'] if row['study'] == name]
+  steps = sorted({row['steps'] for row in rows})
+  shape = (len(steps), len(group.depths), len(members))
+  loss, error = np.full(shape, np.nan), np.full(shape, np.nan)
+  for row in rows:
+    at = (
+      steps.index(row['steps']),
+      group.depths.index(row['depth']),
+      members.index(
+        depth_toys.Member(row['teacher'], row['number'], row['temperature'])
+      ),
     )
-  depth_toys_summary.write(asked, workdir, results, recorded['regimes'])
-  return read_json(workdir / 'summary.json')
-
-
-def _toys_result(name: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-  curves = [curve for curve in recorded['curves'] if curve['study'] == name]
-  as_numbers = [
-    {key: np.array(curve[key], float) for key in ('loss', 'error')}
-    for curve in curves
-  ]
-  # By checkpoint, depth and member.
-  loss = np.concatenate(
-    [each['loss'].transpose(0, 2, 1) for each in as_numbers], axis=2
-  )
-  error = np.concatenate([each['error'].T for each in as_numbers], axis=1)
+    loss[at] = np.nan if row['loss'] is None else row['loss']
+    error[at] = np.nan if row['error'] is None else row['error']
   return {
     'loss': loss.tolist(),
-    'error': np.broadcast_to(error, loss.shape).tolist(),
-    'steps': [each['steps'] for each in curves[0]['evolution']],
-    'members': [
-      {'teacher': curve['teacher'], 'temperature': curve['temperature']}
-      for curve in curves
-      for _ in range(recorded['teachers'])
-    ],
-    'seconds': dict.fromkeys(('compile', 'train'), 0.0),
+    'error': error.tolist(),
+    'steps': steps,
+    'members': [member._asdict() for member in members],
   }
