@@ -142,7 +142,9 @@ def _define(field: schema.Field, values: flags.FlagValues) -> None:
   if FOLDER in field.metadata:
     flags.register_validator(
       name,
-      lambda folder: folder not in ('', []) and '' not in (folder or ['x']),
+      lambda folder: (
+        '' not in (folder if isinstance(folder, list) else [folder])
+      ),
       message='it must name a folder',
       flag_values=values,
     )
