@@ -115,6 +115,9 @@ def one_of(*names: str) -> Bound:
 
 FINITE = Bound(math.isfinite, 'finite')
 NOT_EMPTY = Bound(lambda x: len(x) > 0, 'of at least one item')
+UNIQUE = Bound(
+  lambda x: len(set(x)) == len(x) > 0, 'at least one, and no two alike'
+)
 
 Count = Annotated[int, at_least(1)]
 Index = Annotated[int, at_least(0)]

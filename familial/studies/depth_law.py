@@ -45,9 +45,6 @@ FORMS = (
 LAW = FORMS[0]
 # Values at which E is held, as shares of the lowest loss of all points.
 HELD = (0.0, 0.25, 0.5, 0.75, 0.9)
-_UNIQUE = schema.Bound(
-  lambda x: len(set(x)) == len(x) > 0, 'at least one, and no two alike'
-)
 _THREE = schema.Bound(
   lambda x: len(set(x)) == len(x) >= 3,
   'at least three different ones, for a power law with a constant',
@@ -89,7 +86,7 @@ class Config:
   depths: Annotated[tuple[schema.Count, ...], _THREE]
   tokens: schema.Count
   head_width: schema.Count = 8
-  seeds: Annotated[tuple[schema.Index, ...], _UNIQUE] = (0,)
+  seeds: Annotated[tuple[schema.Index, ...], schema.UNIQUE] = (0,)
   rates: tuple[schema.Positive, ...] = ()
   warmup: schema.Fraction = 0.02
   first_tokens: schema.Index = 0

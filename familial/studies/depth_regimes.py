@@ -31,9 +31,6 @@ from familial.training import config as train_config
 PROBES = 'probes'
 # Statistics that rise from averaging to composition.
 COMPOSITION = ('step_spread', 'early', 'stop_spread')
-_UNIQUE = schema.Bound(
-  lambda x: len(set(x)) == len(x) > 0, 'at least one, and no two alike'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +60,12 @@ class Config:
   train: dict[str, Any]
   width: schema.Count
   depths: Annotated[
-    tuple[Annotated[int, schema.at_least(middle.LEAST_DEPTH)], ...], _UNIQUE
+    tuple[Annotated[int, schema.at_least(middle.LEAST_DEPTH)], ...],
+    schema.UNIQUE,
   ]
   tokens: schema.Count
-  granularities: Annotated[tuple[schema.Count, ...], _UNIQUE] = (1, 4)
-  seeds: Annotated[tuple[schema.Index, ...], _UNIQUE] = (0, 1, 2, 3)
+  granularities: Annotated[tuple[schema.Count, ...], schema.UNIQUE] = (1, 4)
+  seeds: Annotated[tuple[schema.Index, ...], schema.UNIQUE] = (0, 1, 2, 3)
   probe_tokens: schema.Count = 32_768
   head_width: schema.Count = 8
   warmup: schema.Fraction = 0.05

@@ -22,6 +22,7 @@ from familial.core import schema
 from familial.data import config as data_config
 from familial.expansion import config as growth_config
 from familial.model import config as model_config
+from familial.studies import depth_law as depth_lib
 from familial.studies import depth_regimes as regimes_lib
 from familial.studies import templates
 from familial.training import config as train_config
@@ -446,7 +447,7 @@ def test_sections_of_a_run_that_do_not_fit_are_refused(key, changes):
     templates.study(familial_law.get_config('test')),
     templates.families(expansion.get_config('test')),
     templates.allocation(allocation_live.get_config('test')),
-    templates.depth(depth_law.get_config('test')),
+    depth_lib.DEPTH.read_config(depth_law.get_config('test')),
     regimes_lib.REGIMES.read_config(depth_regimes.get_config('test')),
     templates.depth_toys(depth_toys.get_config('test')),
   ],

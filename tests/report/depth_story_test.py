@@ -130,17 +130,21 @@ def test_without_both_kinds_of_toys_their_overlap_is_open():
 
 def test_page_of_the_committed_studies(tmp_path):
   folders = {
-    'law': str(RESULTS / 'depth_law_cpu'),
-    'toys': str(RESULTS / 'depth_toys_cpu'),
+    name: str(RESULTS / f'{folder}_cpu')
+    for name, folder in {**depth_story.KINDS, 'law': 'depth_law'}.items()
   }
   depth_story.write(folders, tmp_path)
   path = tmp_path / 'index.html'
   html = path.read_text('utf-8')
   assert re.findall(r'<section id="(\w+)"', html) == [
-    'answer', 'law', 'forms', 'over_e', 'cutoffs', 'controls', 'toys', 'terms'
+    'answer', 'law', 'forms', 'over_e', 'cutoffs', 'controls', 'regimes', 'toys',
+    'terms',
   ]  # fmt: skip
   figures = {file.stem for file in (tmp_path / 'figures').glob('*.png')}
-  assert figures == {'shapes', 'forms', 'cutoffs', 'toys_loss', 'toys_steps'}
+  assert figures == {
+    'shapes', 'forms', 'cutoffs', 'regimes_8', 'layers_8', 'toys_loss',
+    'toys_steps',
+  }  # fmt: skip
   assert path.stat().st_size < 4e6
   assert not re.search(r'(src|href)="https?:', html)
 
