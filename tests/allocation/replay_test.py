@@ -174,7 +174,7 @@ def table(tmp_path, count=6):
 
 
 def run(capsys, *flags):
-  status = main._main(['familial', 'allocate', *flags])
+  status = main.run(['familial', 'allocate', *flags])
   out, err = capsys.readouterr()
   return status, out, err
 

@@ -296,7 +296,7 @@ def test_experiments_make_candidates_that_their_budgets_pay(arg):
 @pytest.mark.slow
 def test_the_law_of_a_fraction_stands_beside_that_of_all(tmp_path, capsys):
   flags = ['--config=experiments/allocation_live.py:test', f'--out={tmp_path}']
-  assert main._main(['familial', 'allocate', *flags]) == 0
+  assert main.run(['familial', 'allocate', *flags]) == 0
   assert 'its law is off by at most' in capsys.readouterr().out
   found = json.loads((tmp_path / 'summary.json').read_text())
   for name in ('allocated', 'full'):
