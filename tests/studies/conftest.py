@@ -1,6 +1,7 @@
-"""A study so small that its cells train in a second."""
+"""A study so small that its runs train in a second, and rows of a known law."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import pathlib
@@ -12,6 +13,8 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.data import config as data_config
 from familial.studies import isoflop
+from familial.studies import plan as plan_lib
+from familial.studies import study
 from familial.studies import sweep
 from familial.training import config as train_config
 from familial.training import rows as rows_lib
@@ -42,10 +45,10 @@ def make_study(
       },
       'fit': {'starts': 8, 'resamples': 10},
       'assumed': {'E': 1.0, 'A': 30.0, 'B': 90.0, 'alpha': 0.4, 'beta': 0.4},
+      'arms': {},
     }
     for name, changes in sections.items():
       values[name] = {**values.get(name, {}), **changes}
-    values['arms'] = values.get('arms', {})
     return isoflop.ISOFLOP.read_config(values)
 
   return make
@@ -57,24 +60,58 @@ def write_rows() -> Callable[..., pathlib.Path]:
 
   def write(
     workdir: pathlib.Path,
-    cell: train_config.RunConfig,
+    run: train_config.RunConfig,
     losses: Sequence[float] | None,
     inherited: float = 0.0,
   ) -> pathlib.Path:
-    run = sweep.folder(workdir, cell.cell)
-    run.mkdir(parents=True, exist_ok=True)
+    folder = sweep.folder(workdir, run.cell)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = rows_lib.of_evaluation(
-      cell,
-      run.name,
+      run,
+      folder.name,
       'f00d',
-      cell.train.steps,
+      run.train.steps,
       inherited,
       0.1,
       losses,
       1.0,
       'diverged' if losses is None else 'finished',
     )
-    storage.append(run / run_folder.ROWS, rows)
-    return run
+    storage.append(folder / run_folder.ROWS, rows)
+    return folder
 
   return write
+
+
+@pytest.fixture(scope='session')
+def results_of(write_rows: Any) -> Callable[..., study.Results]:
+  """Writes finished runs whose losses a function gives, and reads them."""
+
+  def make(
+    folder: pathlib.Path,
+    runs: Iterable[train_config.RunConfig],
+    losses_of: Callable[[train_config.RunConfig], Sequence[float]],
+  ) -> study.Results:
+    for run in runs:
+      write_rows(folder, run, losses_of(run))
+    return study.read(folder)
+
+  return make
+
+
+@pytest.fixture
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
+  """Sets the FLOP/s that calibrations find; returns the workers of each."""
+  found: list[int] = []
+  speed = [0.0]
+
+  def calibrate(runs: Any, workers: int) -> plan_lib.Speed:
+    found.append(workers)
+    return plan_lib.Speed((8, 8), (speed[0], speed[0]), 0.0, 'cpu')
+
+  def at(flops_per_second: float) -> list[int]:
+    speed[0] = flops_per_second
+    return found
+
+  monkeypatch.setattr(plan_lib, 'calibrate', calibrate)
+  return at
