@@ -303,7 +303,7 @@ def _run(
     train = shapes.train(
       config,
       ISOFLOP.run_keys,
-      **{'seed': config.grid.seed, **config.train, **train_changes},
+      **{'seed': config.grid.seed, **train_changes},
       steps=steps,
       batch_size=batch_size,
       warmup_steps=round(rules.warmup * steps),
