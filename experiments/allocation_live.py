@@ -14,7 +14,8 @@ Variants:
 
 import ml_collections
 
-from familial.studies import templates
+from familial.studies import live_allocation
+from familial.studies import shapes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -22,7 +23,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu, 'paper': _paper}
   if arg not in variants:
     raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
-  config = templates.allocation_template()
+  config = live_allocation.LIVE.template()
   config.title = 'A law from a fraction of the runs, live'
   config.data.update(corpus='python_source', seq_len=128)
   config.model.base_width = 32
@@ -83,7 +84,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
 
 def _paper(config: ml_collections.ConfigDict) -> None:
   config.title += ', 0.1B to 1B parameters on C4'
-  templates.at_scale(config)
+  shapes.at_scale(config)
   config.shapes = (
     (768, 12, 6),
     (1024, 12, 8),

@@ -253,6 +253,14 @@ def of_run(
   )
 
 
+def of_points(
+  name: str, points: Sequence[tuple[float, float]], spent: float
+) -> Curve:
+  """Returns the curve through (FLOPs, loss), on which `spent` FLOPs were spent."""
+  flops, loss = np.array(points, np.float64).reshape(-1, 2).T
+  return Curve(name, flops, loss, unseen=spent)
+
+
 def rows(
   selections: Sequence[Sequence[Curve]], where: Sequence[str] = ()
 ) -> tuple[tables.Table, np.ndarray]:

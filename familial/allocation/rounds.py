@@ -1,6 +1,7 @@
 """What an allocation is: candidates, a policy, rounds and a ledger of FLOPs."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -14,6 +15,7 @@ import numpy as np
 
 from familial.allocation import config
 from familial.allocation import curves as curves_lib
+from familial.core import estimate
 
 
 class Source(Protocol):
@@ -77,6 +79,69 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[Round]:
   """Returns rounds from their rows in a JSON-lines file."""
   fields = [field.name for field in dataclasses.fields(Round)]
   return [Round(**{key: _tuples(row[key]) for key in fields}) for row in rows]
+
+
+def spent(rounds: Sequence[Round], candidates: int) -> list[float]:
+  """Returns the FLOPs spent on each candidate in some rounds."""
+  total = [0.0] * candidates
+  for closed in rounds:
+    for i, flops in zip(closed.alive, closed.spent, strict=True):
+      total[i] = flops
+  return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+  """A candidate in a round: one element of `Round`, whose fields it has.
+
+  Attributes:
+    round: from 1.
+    cell: name of the candidate.
+    spent: FLOPs spent on it since the first round.
+    seen: lowest loss so far.
+    score: the ranking, lowest first.
+    end: FLOPs spent on it if it survives to the last round.
+    predicted: loss at `end`; the interval is of surrogate.LEVEL.
+    reached: true loss at `end`; None if it was not trained so far.
+    kept: whether it survives the round.
+  """
+
+  round: int
+  cell: str
+  spent: float
+  seen: float | None
+  score: float | None
+  end: float
+  predicted: estimate.Estimate | None
+  reached: float | None
+  kept: bool
+
+
+def ranking(
+  rounds: Sequence[Round], curves: Sequence[curves_lib.Curve]
+) -> Iterator[Ranked]:
+  """Yields the candidates of each round.
+
+  Args:
+    rounds: of one allocation.
+    curves: of all candidates, as far as they are known today.
+  """
+  for number, closed in enumerate(rounds, 1):
+    predicted = closed.predicted or (None,) * len(closed.alive)
+    for k, i in enumerate(closed.alive):
+      curve, end, prediction = curves[i], closed.end[k], predicted[k]
+      reached = float(curve.at(end)) if curve.end >= end else math.inf
+      yield Ranked(
+        round=number,
+        cell=curve.name,
+        spent=closed.spent[k],
+        seen=closed.seen[k],
+        score=closed.score[k],
+        end=end,
+        predicted=estimate.Estimate(*prediction) if prediction else None,
+        reached=_known(reached),
+        kept=i in closed.kept,
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,9 +118,10 @@ def _replay(config: config_lib.ReplayConfig, asked: Allocate) -> str:
   out = pathlib.Path(asked.out)
   result, cells = comparison.run(config, out)
   path = out / comparison.RESULT
+  path = out / comparison.RESULT
   if asked.draw:
     examples = [(cell.grid, cell.allocations) for cell in cells]
-    path = replay_page.write(result.record(), examples, out)
+    path = replay_page.write(result, examples, out)
   return f'{result.summary_line} -> {path}'
 
 

@@ -231,11 +231,10 @@ def load(path: str | pathlib.Path) -> Law:
       f'{str(path)!r} is a law of the file {values["form"]!r}, which is not run '
       'to read it; load that form and use its predict'
     )
-  for name, spread in (values['bootstrap'] or {}).items():
+  spreads = values['bootstrap'] or {}
+  for name, spread in spreads.items():
     spread['value'] = values['params'][name]
-  for spread in (
-    *(values['bootstrap'] or {}).values(), *(values.get('derived') or {}).values()
-  ):  # fmt: skip
+  for spread in (*spreads.values(), *(values.get('derived') or {}).values()):
     if spread['value'] is None:
       spread['value'] = math.nan
   record = from_json(FitRecord, values, path)

@@ -1,264 +1,588 @@
-"""Figures of allocations: who was trained how far, and what it gave."""
+"""Figures of allocations: which candidates were trained how far, and to what end."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import math
 from typing import Any
-from typing import NamedTuple
 
-import matplotlib
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+import altair as alt
 import numpy as np
 
+from familial.allocation import comparison
 from familial.allocation import curves as curves_lib
 from familial.allocation import frontier
 from familial.allocation import rounds as rounds_lib
 from familial.allocation import surrogate
 from familial.core import text
-from familial.plots import law_parts as parts
-from familial.plots import style
+from familial.core.estimate import Estimate
+from familial.plots import theme
+from familial.studies import live_allocation
 
-Figure = mpl_figure.Figure
-WHOLE = 'the whole grid'
-_KEPT, _UNTRAINED = '#D55E00', '#c9c9c9'
+Cells = Sequence[comparison.CellSummary]
+WHOLE = 'whole grid'
+# Colour and marker of a policy, the same in every figure.
 _LOOKS = {
-  WHOLE: ('#000000', 'o'),
-  'oracle': ('#8a8a8a', '*'),
-  'sh': ('#333333', 'o'),
-  'uniform': ('#56B4E9', 's'),
-  'sh_lmc': ('#0072B2', 'D'),
-  'sh_ensemble_power_law': ('#D55E00', '^'),
-  'sh_ensemble_exponential': ('#E69F00', 'v'),
-  'sh_ensemble_mmf': ('#CC79A7', 'P'),
-  'law': ('#009E73', 'p'),
+  WHOLE: (theme.RULE, 'circle'),
+  'sh': ('#a6761d', 'circle'),
+  'oracle': ('#7570B3', theme.STAR),
+  'uniform': ('#56B4E9', 'square'),
+  'sh_lmc': ('#0072B2', 'diamond'),
+  'sh_ensemble_power_law': ('#D55E00', 'triangle-up'),
+  'sh_ensemble_exponential': ('#E69F00', 'triangle-down'),
+  'sh_ensemble_mmf': ('#CC79A7', 'cross'),
+  'law': ('#009E73', 'triangle-right'),
 }
-PERCENT = 100.0
-_TALL = 1.1  # times the highest of candidates' lowest losses: a panel's top
+_OTHER = ('#888888', 'triangle-left')
+_KEPT, _EARLY, _LATE = '#D55E00', (166, 206, 235), (33, 105, 180)
+_CROSS = 'M-1,-1L1,1M1,-1L-1,1'
+_TALL = 1.1  # upper end of a panel of curves over the highest of lowest losses
+_LEAST = 0.3  # % to either side that an axis of gains shows
+_NATS = 'loss, nats per token (lower is better)'
 
 
-class Course(NamedTuple):
+def look(
+  names: Iterable[str], field: str = 'policy'
+) -> tuple[alt.Color, alt.Shape]:
+  """Returns the colour and marker encodings of policies."""
+  domain = list(dict.fromkeys(names))
+  colours, shapes = zip(
+    *(_LOOKS.get(name, _OTHER) for name in domain), strict=True
+  )
+  return (
+    alt.Color(f'{field}:N', title=None, scale=alt.Scale(domain=domain, range=list(colours))),
+    alt.Shape(f'{field}:N', title=None, scale=alt.Scale(domain=domain, range=list(shapes))),
+  )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
   """How one allocation went.
 
   Attributes:
     title: of its panel.
-    whole: of each candidate all that is known, trained by the allocation or not.
+    whole: all that is known of each candidate, trained by the allocation or not.
     known: what the allocation trained of it.
-    rounds: in order.
+    ranking: the candidates of each round.
   """
 
   title: str
   whole: Sequence[curves_lib.Curve]
   known: Sequence[curves_lib.Curve]
-  rounds: Sequence[rounds_lib.Round]
+  ranking: Sequence[rounds_lib.Ranked]
+
+  @property
+  def pruned(self) -> dict[str, int]:
+    """The round after which each candidate was pruned, by name."""
+    return {row.cell: row.round for row in self.ranking if not row.kept}
+
+  @property
+  def predictions(self) -> list[rounds_lib.Ranked]:
+    """The last prediction of each candidate that has one, lowest first."""
+    last = {row.cell: row for row in self.ranking if row.predicted is not None}
+    return sorted(
+      last.values(), key=lambda row: row.predicted.value if row.predicted else 0
+    )
 
 
-def pruned(rounds: Sequence[rounds_lib.Round]) -> dict[int, int]:
-  """The round, from 1, after which candidates left; others are not in it."""
-  found: dict[int, int] = {}
-  for number, made in enumerate(rounds, 1):
-    for candidate in set(made.alive) - set(made.kept):
-      found.setdefault(candidate, number)
-  return found
+def live(tables: live_allocation.Tables) -> theme.Chart:
+  """Draws the curves of a live allocation's candidates, and its predictions."""
+  [spending] = tables.spending
+  course = Course(
+    spending.policy, tables.curves(False), tables.curves(True), tables.ranking
+  )
+  return courses([course])
 
 
-def predictions(
-  rounds: Sequence[rounds_lib.Round],
-) -> dict[int, tuple[float, float, float, float, float]]:
-  """The last prediction of each candidate that has one.
-
-  Returns:
-    By candidate: the FLOPs it is for, mean, lo, hi, and the lowest loss seen.
-  """
-  found = {}
-  for made in rounds:
-    for i, end, seen, predicted in zip(
-      made.alive, made.end, made.seen, made.predicted or (), strict=False
-    ):
-      if predicted is not None and seen is not None:
-        found[i] = (end, *predicted, seen)
-  return found
-
-
-@style.drawn
-def courses(shown: Sequence[Course]) -> Figure:
-  """Curves of one to two allocations, pruned when; predictions of the last.
+def courses(shown: Sequence[Course]) -> theme.Chart:
+  """Draws curves of one or two allocations, and the predictions of the last.
 
   Args:
-    shown: of them; one of a round at least has a loss.
+    shown: allocations, one of whose candidates has a loss at least.
   """
-  foretold = predictions(shown[-1].rounds)
-  figure, axes = style.panels(
-    len(shown) + bool(foretold),
-    'What was trained how far, and what was pruned when',
-    height=3.6,
+  last = max((n for course in shown for n in course.pruned.values()), default=0)
+  shades = np.linspace(_EARLY, _LATE, max(last, 1)).round().astype(int)
+  fates = {
+    **{_fate(n + 1): '#{:02x}{:02x}{:02x}'.format(*shades[n]) for n in range(last)},
+    _fate(None): _KEPT,
+  }  # fmt: skip
+  colour = alt.Color(
+    'fate:N',
+    title=None,
+    scale=alt.Scale(domain=list(fates), range=list(fates.values())),
   )
-  for ax, course in zip(axes, shown, strict=False):
-    _course(ax, course)
-  style.label_y(axes, 'loss, nats per token')
-  notes = ['Points: evaluations; a cross where training stopped for good']
-  if foretold:
-    _foretold(axes[-1], shown[-1], foretold)
-    notes.append(
-      f'Right: the last prediction of each candidate of {shown[-1].title}, with'
-      f' its interval of {PERCENT * surrogate.LEVEL:g} %, in order'
+  charts = [_course(course, colour) for course in shown]
+  if shown[-1].predictions:
+    charts.append(_predictions(shown[-1], colour))
+  return alt.concat(
+    *charts, columns=len(charts), title='Training of the candidates'
+  )
+
+
+def _fate(pruned: int | None) -> str:
+  return 'not pruned' if pruned is None else f'pruned after round {pruned}'
+
+
+def _course(course: Course, colour: alt.Color) -> Any:
+  """Draws the curves of one allocation, above the lowest losses cut off."""
+  pruned = course.pruned
+  rows: list[dict[str, Any]] = []
+  for whole, known in zip(course.whole, course.known, strict=True):
+    at = {'cell': whole.name, 'fate': _fate(pruned.get(whole.name))}
+    stop = known.end if len(known.flops) else 0.0
+    parts = {
+      'trained': known.flops <= stop,
+      'rest': whole.flops >= (known.flops[-1] if len(known.flops) else 0.0),
+    }
+    for part, curve in (('trained', known), ('rest', whole)):
+      rows += [
+        {**at, 'part': part, 'flops': float(flops), 'loss': float(loss)}
+        for flops, loss in zip(
+          curve.flops[parts[part]], curve.loss[parts[part]], strict=True
+        )
+      ]
+    if len(known.flops) and (whole.name in pruned or known.diverged):
+      rows.append({**at, 'part': 'end', 'flops': stop, 'loss': float(known.loss[-1])})  # fmt: skip
+  trained = [curve for curve in course.known if len(curve.flops)] or [
+    curve for curve in course.whole if len(curve.flops)
+  ]
+  top = _TALL * max(curve.best for curve in trained)
+  first = min(
+    float(curve.flops[np.argmax(curve.loss <= top)]) for curve in trained
+  )
+  lowest = min(curve.best for curve in course.whole if len(curve.flops))
+  x = theme.log_axis([first, max(row['flops'] for row in rows)])
+  y = theme.log_axis([lowest, top])
+  base = alt.Chart().encode(
+    x=alt.X('flops:Q', title='training FLOPs of a candidate', **x),
+    y=alt.Y('loss:Q', title=_NATS, **y),
+    detail='cell:N',
+  )
+  pick = theme.legend_filter('fate')
+
+  def of(part: str) -> alt.Chart:
+    return base.transform_filter(f"datum.part == '{part}'")
+
+  tooltip = ['cell:N', 'fate:N', alt.Tooltip('flops:Q', format='.3s'),
+             alt.Tooltip('loss:Q', format='.4f')]  # fmt: skip
+  layers = [
+    of('rest').mark_line(strokeWidth=0.8, color=theme.MUTED, clip=True),
+    of('trained')
+    .mark_line(strokeWidth=1.6, clip=True)
+    .encode(color=colour, opacity=theme.shown(pick)),
+    of('trained')
+    .mark_point(size=14, clip=True)
+    .encode(color=colour, opacity=theme.shown(pick), tooltip=tooltip)
+    .add_params(pick),
+    of('end')
+    .mark_point(shape=_CROSS, filled=False, size=50, strokeWidth=2, clip=True)
+    .encode(color=colour, opacity=theme.shown(pick)),
+  ]
+  return theme.panel(layers, rows, title=course.title, size=(400, 270))
+
+
+def _predictions(course: Course, colour: alt.Color) -> Any:
+  """Draws the last prediction of each candidate beside what it reached."""
+  pruned = course.pruned
+  marks = {'predicted': 'square', 'seen': 'triangle-down', 'reached': 'circle'}
+  rows = theme.flat(
+    course.predictions, fate=lambda r: _fate(pruned.get(r.cell))
+  )
+  base = alt.Chart().encode(
+    x=alt.X('cell:N', title=None, sort=[row['cell'] for row in rows]),
+    tooltip=['cell:N', 'round:O', alt.Tooltip('end:Q', format='.3s'), 'predicted:Q',
+             'predicted_lo:Q', 'predicted_hi:Q', 'seen:Q', 'reached:Q'],
+  )  # fmt: skip
+  shape = alt.Shape(
+    'what:N',
+    title=None,
+    scale=alt.Scale(domain=list(marks), range=list(marks.values())),
+  )
+
+  def point(field: str, **mark: Any) -> alt.Chart:
+    value = alt.Y(f'{field}:Q', title=_NATS, scale=alt.Scale(zero=False))
+    return (
+      base.transform_calculate(what=f"'{field}'")
+      .mark_point(**mark)
+      .encode(y=value, shape=shape)
     )
-  return parts.finish(figure, axes, '. '.join(notes))
+
+  layers = [
+    base.mark_rule().encode(
+      y=alt.Y('predicted_lo:Q', title=_NATS), y2='predicted_hi:Q', color=colour
+    ),
+    point('predicted').encode(color=colour),
+    point('seen', color=theme.MUTED, size=30),
+    point('reached', color=theme.RULE, filled=False, size=60, strokeWidth=1.5),
+  ]
+  return theme.panel(
+    layers,
+    rows,
+    title=f'Last predictions, intervals of {surrogate.LEVEL:.0%}',
+    size=(400, 270),
+  )
 
 
-def _course(ax: mpl_axes.Axes, course: Course) -> None:
-  """One allocation's curves."""
-  left = pruned(course.rounds)
-  colours = _colours(max((r for r in left.values()), default=0))
-  kept = 'not pruned' if left else 'trained'
-  tops, ends, firsts = [], [], []
-  order = sorted(range(len(course.whole)), key=lambda i: -left.get(i, 99))
-  for i in reversed(order):
-    whole, known = course.whole[i], course.known[i]
-    if len(whole.flops) > len(known.flops) or whole.end > known.end:
-      ax.plot(
-        whole.flops, whole.loss, color=_UNTRAINED, lw=0.8, zorder=1,
-        label='not trained by it',
-      )  # fmt: skip
-    ends.append(whole.end)
-    if not len(known.flops):
-      continue
-    stop = left.get(i)
-    colour = _KEPT if stop is None else colours[stop]
-    ax.plot(
-      known.flops, known.loss, color=colour, lw=1.5, marker='.', ms=3.5,
-      zorder=3 if stop is None else 2,
-      label=f'pruned after round {stop}' if stop else kept,
-    )  # fmt: skip
-    if stop is not None or known.diverged:
-      ax.plot(
-        known.flops[-1], known.loss[-1], color=colour, marker='X', ms=6.5,
-        mec='white', mew=0.6, ls='', zorder=4,
-      )  # fmt: skip
-    tops.append(known.best)
-    firsts.append(known)
-  losses = [c.best for c in course.whole if math.isfinite(c.best)]
-  if tops:
-    top = _TALL * max(tops)
-    begin = min(
-      float(c.flops[c.loss <= top][0]) for c in firsts if (c.loss <= top).any()
-    )
-    parts.axis(ax.xaxis, [begin, max(ends)], parts.compute)
-    parts.axis(ax.yaxis, [min(losses), top], text.trimmed)
-  ax.set_xlabel('FLOPs of a candidate')
-  ax.set_title(course.title)
+def live_frontiers(tables: live_allocation.Tables) -> theme.Chart:
+  """Draws the frontier of a live allocation beside the whole grid's."""
+  [spending] = tables.spending
+  known = tables.curves(True)
+  whole = tables.curves(False)
+  if not tables.replays:  # The whole grid was not trained.
+    return frontiers(known, {}, spending.extrapolated_to, spending.policy)
+  return frontiers(whole, {spending.policy: known}, spending.extrapolated_to)
 
 
-def _foretold(
-  ax: mpl_axes.Axes,
-  course: Course,
-  found: Mapping[int, tuple[float, float, float, float, float]],
-) -> None:
-  """Predictions of candidates side by side, with what came true."""
-  left = pruned(course.rounds)
-  colours = _colours(max((r for r in left.values()), default=0))
-  order = sorted(found, key=lambda i: found[i][1])
-  for place, i in enumerate(order):
-    end, mean, lo, hi, seen = found[i]
-    colour = _KEPT if i not in left else colours[left[i]]
-    ax.plot([place, place], [lo, hi], color=colour, lw=1.3)
-    ax.plot(
-      place, mean, color=colour, marker='s', ms=4, ls='',
-      label='predicted',
-    )  # fmt: skip
-    ax.plot(
-      place, seen, color=style.MUTED, marker='_', ms=8, ls='',
-      label='lowest loss when predicted',
-    )  # fmt: skip
-    whole = course.whole[i]
-    if whole.end >= end:
-      ax.plot(
-        place, float(whole.at(end)), color='black', marker='o', mfc='none',
-        ms=5.5, mew=1, ls='', label='what it came to',
-      )  # fmt: skip
-  ax.set_xticks([])
-  ends = [each[0] for each in found.values()]
-  most = 'at' if max(ends) <= 1.1 * min(ends) else 'at up to'
-  ax.set_xlabel(f'{most} {text.scientific(max(ends), 2)} FLOPs each')
-  ax.set_title('Predictions')
-  ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
-
-
-@style.drawn
 def frontiers(
   whole: Sequence[curves_lib.Curve],
   trained: Mapping[str, Sequence[curves_lib.Curve]],
   far: float,
   name: str = WHOLE,
-) -> Figure:
-  """Compute frontiers with their lines, and how far they are from the grid's.
+) -> theme.Chart:
+  """Draws compute frontiers with their lines, and their distance from the grid's.
 
   Args:
-    whole: the whole grid's curves.
+    whole: curves of the whole grid.
     trained: what each policy trained of them.
-    far: FLOPs up to which lines are drawn.
+    far: FLOPs to which lines are drawn.
     name: of `whole`.
   """
   low, high = frontier.span(whole)
   full = frontier.line(whole, low, high)
-  figure, axes = style.panels(
-    2, 'Compute frontiers, and lines through them', height=3.7
-  )
-  left = low / frontier.WIDTH  # Before, a frontier is one of transients.
-  beyond = np.geomspace(left, far, frontier.POINTS)
-  seen, starts = [], []
-  for who, curves in {name: whole, **trained}.items():
-    begin, end = (
-      frontier.span(curves) if any(len(c.flops) for c in curves) else (0, 0)
-    )
-    if not end:
+  least = low / frontier.WIDTH  # Below it curves are all in one transient.
+  rows: list[dict[str, Any]] = []
+  for policy, curves in {name: whole, **trained}.items():
+    if not any(len(curve.flops) for curve in curves):
       continue
-    colour, _ = look(who)
-    wide = 2.4 if who == name else 1.5
-    flops = np.geomspace(begin, end, frontier.POINTS)
-    loss = frontier.frontier(curves, flops)
+    begin, end = frontier.span(curves)
+    flops = np.geomspace(max(begin, least), end, frontier.POINTS)
     line = frontier.line(curves, begin, end)
-    known = np.isfinite(loss) & (flops >= left)
-    ax, apart = axes
-    ax.plot(flops[known], loss[known], color=colour, lw=wide, label=who)
-    ahead = beyond[beyond >= begin]
-    ax.plot(ahead, line(ahead), color=colour, lw=0.9, ls='--')
-    apart.plot(
-      flops[known], _off(loss[known], full(flops[known])), color=colour, lw=wide
+    ahead = np.geomspace(max(begin, least), far, frontier.POINTS)
+    for kind, x, loss in (
+      ('frontier', flops, frontier.frontier(curves, flops)),
+      ('line', ahead, line(ahead)),
+    ):
+      over = 100 * (loss / full(x) - 1)
+      rows += [
+        {'policy': policy, 'kind': kind, 'flops': float(c), 'loss': float(value),
+         'over': float(off)}
+        for c, value, off in zip(x, loss, over, strict=True)
+        if math.isfinite(value)
+      ]  # fmt: skip
+  colour, _ = look(row['policy'] for row in rows)
+  pick = theme.legend_filter('policy')
+  compute = theme.log_axis([*(row['flops'] for row in rows), far])
+  charts: list[Any] = []
+  for field, title, axis in (
+    ('loss', _NATS, theme.log_axis(row['loss'] for row in rows)),
+    ('over', f'loss over the line of {name}, %', {}),
+  ):
+    base = alt.Chart().encode(
+      x=alt.X('flops:Q', title='training compute C, FLOPs', **compute),
+      y=alt.Y(f'{field}:Q', title=title, **axis),
+      color=colour,
+      opacity=theme.shown(pick),
+      tooltip=['policy:N', 'flops:Q', f'{field}:Q'],
     )
-    apart.plot(
-      ahead, _off(line(ahead), full(ahead)), color=colour, lw=0.9, ls='--'
-    )
-    seen += [*loss[known], *line(ahead[-1:])]
-    starts += [*flops[known][:1]]
-  for ax in axes:
-    ax.axvline(high, color=style.MUTED, lw=0.8, ls=':', zorder=0)
-    ax.set_xlabel('training FLOPs')
-    parts.axis(ax.xaxis, [min(starts, default=left), far], parts.compute)
-  seen = [loss for loss in seen if math.isfinite(loss)]
-  parts.axis(axes[0].yaxis, seen, text.trimmed)
-  axes[0].set_title('Best loss, nats per token')
-  axes[1].set_title(f'Over the line of {name}, %')
-  return parts.finish(
-    figure,
-    axes,
-    'Solid: the best loss over curves. Dashed: straight lines through the last'
-    f' factor of {frontier.WIDTH:g} of compute of each, and beyond. Dotted: the'
-    " whole grid's largest compute",
+    layers = [
+      theme.reference(high, 'x'),
+      base.transform_filter("datum.kind == 'line'").mark_line(
+        strokeWidth=1, strokeDash=[5, 3]
+      ),
+      base.transform_filter("datum.kind == 'frontier'").mark_line(
+        strokeWidth=2
+      ),
+    ]
+    if not charts:
+      layers[-1] = layers[-1].add_params(pick)
+    charts.append(theme.panel(layers, rows, size=(400, 270)))
+  return alt.concat(
+    *charts,
+    columns=2,
+    title='Compute frontiers (dashed: line through the last factor of '
+    f"{frontier.WIDTH:g}, extrapolated; vertical: the grid's largest compute)",
   )
 
 
-def _off(loss: np.ndarray, over: np.ndarray) -> np.ndarray:
-  return PERCENT * (loss / over - 1)
+def label(cell: comparison.CellSummary) -> str:
+  """Returns what a cell is called beside others of its table."""
+  return f'{cell.candidates} candidates, {text.scientific(cell.budget)} FLOPs'
 
 
-def look(name: str) -> tuple[str, str]:
-  """The colour and the marker that stand for a policy everywhere."""
-  return _LOOKS.get(name, style.OTHER)
+def _policies(cells: Cells) -> list[str]:
+  return list(dict.fromkeys(name for cell in cells for name in cell.policies))
 
 
-def _colours(rounds: int) -> dict[int, Any]:
-  """A colour for those pruned after each round, darker the later."""
-  shades = matplotlib.colormaps['Blues'](np.linspace(0.4, 0.95, max(rounds, 1)))
-  return dict(enumerate(shades, 1))
+def _compared(cells: Cells) -> list[str]:
+  """Returns the policies that are compared with `sh`, the bound last."""
+  names = [name for name in _policies(cells) if name != comparison.BASE]
+  return sorted(names, key=lambda name: name == comparison.BOUND)
+
+
+def _over(gain: Estimate) -> Estimate:
+  """Returns the loss over that of `sh`, in per cent."""
+  return gain.map(lambda value: -100 * value)
+
+
+def heat(cells: Cells) -> theme.Chart:
+  """Draws the loss over Successive Halving's by policy and cell."""
+  several = len({cell.table for cell in cells}) > 1
+  rows = []
+  for cell in cells:
+    for name, policy in cell.policies.items():
+      if name != comparison.BASE and not math.isnan(policy.gain.value):
+        over = _over(policy.gain)
+        at = (
+          f'{cell.candidates} of {cell.curves}, {text.scientific(cell.budget)}'
+        )
+        rows.append(
+          {'policy': name, 'cell': f'{cell.table}: {at}' if several else at,
+           'over': over.value, 'over_lo': over.lo, 'over_hi': over.hi,
+           'sign': over.sign, 'said': f'{over}'.replace(' [', '\n[')}
+        )  # fmt: skip
+  names = _compared(cells)
+  base = alt.Chart().encode(
+    x=alt.X('cell:N', title='candidates, budget in FLOPs', sort=None,
+            axis=alt.Axis(labelAngle=0 if len(cells) < 7 else -40)),
+    y=alt.Y('policy:N', title=None, sort=names, axis=alt.Axis(labelLimit=220)),
+    tooltip=['policy:N', 'cell:N', 'said:N', 'sign:N'],
+  )  # fmt: skip
+  return theme.single(
+    theme.heat(base, rows, "loss over sh's, %"),
+    rows,
+    title="Lowest loss over Successive Halving's, %",
+    size=(max(640, 100 * len(cells)), 36 * len(names)),
+  )
+
+
+def gains(cells: Cells) -> theme.Chart:
+  """Draws each policy's gain over `sh`, a panel for each cell of one table.
+
+  The band is the oracle's gain. A value far to the left is drawn at the edge.
+  """
+  names = _compared(cells)
+  colour, shape = look(names)
+  charts = []
+  for cell in cells:
+    of = {
+      name: cell.policies[name].gain.map(lambda value: 100 * value)
+      for name in names
+      if not math.isnan(cell.policies[name].gain.value)
+    }
+    right = 1.12 * max([_LEAST, *(g.hi or g.value for g in of.values())])
+    least = min([-_LEAST, *(g.value if g.lo is None else g.lo for g in of.values())])  # fmt: skip
+    left = max(1.15 * least, -2 * right)
+    rows = [
+      {'policy': name, 'gain': max(gain.value, left), 'value': gain.value,
+       'lo': max(gain.lo, left) if gain.lo is not None else None,
+       'hi': max(gain.hi, left) if gain.hi is not None else None,
+       'off': gain.value < left, 'cut': gain.lo is not None and gain.lo < left,
+       'said': f'{text.number(gain.value)} %'}
+      for name, gain in of.items()
+    ]  # fmt: skip
+    title = 'gain over sh, % (higher is better)'
+    x = alt.X(
+      'gain:Q',
+      title=title,
+      scale=alt.Scale(domain=[left, right], nice=False),
+    )
+    base = alt.Chart().encode(
+      y=alt.Y(
+        'policy:N', title=None, sort=names, axis=alt.Axis(labelLimit=180)
+      ),
+      color=colour.legend(None),
+    )
+    arrow = base.transform_filter('datum.off')
+    layers = [
+      theme.reference(0, 'x'),
+      base.transform_filter('!datum.off')
+      .mark_rule()
+      .encode(x=alt.X('lo:Q', title=title), x2='hi:Q'),
+      base.transform_filter('!datum.off && datum.cut')
+      .mark_point(shape='triangle-left', size=22)
+      .encode(x='lo:Q'),
+      base.transform_filter('!datum.off')
+      .mark_point(size=80)
+      .encode(
+        x=x,
+        shape=shape.legend(None),
+        tooltip=['policy:N', 'value:Q', 'lo:Q', 'hi:Q'],
+      ),
+      arrow.mark_point(shape='triangle-left', size=70).encode(
+        x=x, tooltip=['policy:N', 'value:Q']
+      ),
+      arrow.mark_text(align='left', dx=9, fontSize=11).encode(
+        x=x, text='said:N', color=alt.value(theme.RULE)
+      ),
+    ]
+    if comparison.BOUND in of and of[comparison.BOUND].value > 0:
+      layers.insert(0, theme.band(0, of[comparison.BOUND].value, 'x'))
+    charts.append(
+      theme.panel(layers, rows, title=label(cell), size=(300, 26 * len(names)))
+    )
+  return alt.concat(
+    *charts,
+    columns=2,
+    title=f"Gain over Successive Halving: {cells[0].table} (band: the oracle's; "
+    'arrow: beyond the panel)',
+  )
+
+
+def families(cells: Cells) -> list[list[comparison.CellSummary]]:
+  """Returns the cells of one table and number of candidates at several budgets."""
+  found: dict[Any, dict[float, comparison.CellSummary]] = {}
+  for cell in cells:
+    key = cell.table, cell.candidates
+    found.setdefault(key, {})[cell.budget] = cell
+  return [
+    [by_budget[budget] for budget in sorted(by_budget)]
+    for by_budget in found.values()
+    if len(by_budget) > 1
+  ]
+
+
+def law_errors(cells: Cells, beyond: float) -> theme.Chart:
+  """Draws errors of extrapolated laws and lines against the spent compute.
+
+  Args:
+    cells: of one table and number of candidates, by budget.
+    beyond: compute of the comparison, as a multiple of the grid's largest.
+  """
+  names = _policies(cells)
+  colour, shape = look(names)
+  pick = theme.legend_filter('policy')
+  charts: list[Any] = []
+  for field, title in (
+    ('law_error', 'Law'),
+    ('line_error', 'Line through the frontier'),
+  ):
+    rows = []
+    for place, name in enumerate(names):
+      # Side by side, so that no interval hides another.
+      shift = math.exp(0.08 * (place / max(len(names) - 1, 1) - 0.5))
+      for cell in cells:
+        policy = cell.policies[name]
+        error = getattr(policy, field)
+        if error.value > 0:  # False for NaN; 0 has no place on a log axis.
+          share = (1 - policy.saving.value) * policy.spent.value / cell.budget
+          rows.append(
+            {'policy': name, 'spent': 100 * share * shift, 'error': 100 * error.value,
+             'lo': 100 * error.lo if error.lo else None,
+             'hi': 100 * error.hi if error.hi and error.hi < math.inf else None}
+          )  # fmt: skip
+    if not rows:
+      continue
+    values = [row[key] for row in rows for key in ('error', 'lo', 'hi')]
+    base = alt.Chart().encode(
+      x=alt.X(
+        'spent:Q',
+        title='spent, % of training all to their ends',
+        **theme.log_axis(row['spent'] for row in rows),
+      ),
+      color=colour,
+      opacity=theme.shown(pick),
+    )
+    axis = theme.log_axis(value for value in values if value is not None)
+    label_y = 'median error, % (lower is better)'
+    y = alt.Y('error:Q', title=label_y, **axis)
+    layers = [
+      base.mark_line(strokeWidth=1.2).encode(y=y),
+      base.transform_filter('isValid(datum.lo) && isValid(datum.hi)')
+      .mark_rule(strokeWidth=1)
+      .encode(y=alt.Y('lo:Q', title=label_y, **axis), y2='hi:Q'),
+      base.mark_point(size=80).encode(
+        y=y,
+        shape=shape,
+        tooltip=['policy:N', 'spent:Q', 'error:Q', 'lo:Q', 'hi:Q'],
+      ),
+    ]
+    if not charts:
+      layers[-1] = layers[-1].add_params(pick)
+    charts.append(theme.panel(layers, rows, title=title, size=(340, 250)))
+  return alt.concat(
+    *charts,
+    columns=2,
+    title=f'Error of the loss at {beyond:g} times the largest compute, '
+    f'{cells[0].candidates} candidates: {cells[0].table}',
+  )
+
+
+def coverage(cells: Cells) -> theme.Chart:
+  """Draws the share of losses within their predicted intervals, by round."""
+  rows, colour, shape = _calibration(cells)
+  pick = theme.legend_filter('policy')
+  y = alt.Y('share:Q', title='losses within the interval, %',
+            scale=alt.Scale(domain=[0, 100]))  # fmt: skip
+  base = _by_round(colour, pick).encode(y=y)
+  layers = [
+    theme.reference(100 * surrogate.LEVEL, dashed=True),
+    base.mark_line(),
+    base.mark_point()
+    .encode(
+      shape=shape,
+      tooltip=['policy:N', 'round:O', 'share:Q', 'predictions:Q'],
+    )
+    .add_params(pick),
+  ]
+  return theme.panels(
+    layers,
+    rows,
+    by='panel',
+    title=f'Coverage of predicted intervals: {cells[0].table} (dashed: nominal)',
+    columns=2,
+    size=(300, 190),
+  )
+
+
+def prediction_errors(cells: Cells) -> theme.Chart:
+  """Draws median errors of predictions beside those of the last loss."""
+  rows, colour, shape = _calibration(cells)
+  pick = theme.legend_filter('policy')
+  axis = theme.log_axis(row[key] for row in rows for key in ('mean', 'held'))
+  title = 'median error, % (lower is better)'
+  layers: list[Any] = []
+  for field, dash in (('held', [2, 3]), ('mean', [1, 0])):
+    base = (
+      _by_round(colour, pick)
+      .transform_filter(f'datum.{field} > 0')
+      .encode(y=alt.Y(f'{field}:Q', title=title, **axis))
+    )
+    layers += [
+      base.mark_line(strokeDash=dash),
+      base.mark_point(filled=field == 'mean').encode(
+        shape=shape, tooltip=['policy:N', 'round:O', 'mean:Q', 'held:Q']
+      ),
+    ]
+  layers[-1] = layers[-1].add_params(pick)
+  return theme.panels(
+    layers,
+    rows,
+    by='panel',
+    title=f'Error of predicted losses: {cells[0].table} (dotted: of assuming the '
+    'last loss)',
+    columns=2,
+    size=(300, 190),
+  )
+
+
+def _calibration(
+  cells: Cells,
+) -> tuple[list[dict[str, Any]], alt.Color, alt.Shape]:
+  rows: list[dict[str, Any]] = [
+    {'policy': name, 'panel': label(cell), 'round': row.round,
+     'share': 100 * row.coverage.value, 'predictions': row.predictions,
+     'mean': 100 * row.error, 'held': 100 * row.held_error}
+    for cell in cells
+    for name, by_round in cell.calibration.items()
+    for row in by_round
+  ]  # fmt: skip
+  return rows, *look(row['policy'] for row in rows)
+
+
+def _by_round(colour: alt.Color, pick: alt.Parameter) -> alt.Chart:
+  return alt.Chart().encode(
+    x=alt.X('round:O', title='round', axis=alt.Axis(labelAngle=0)),
+    color=colour,
+    opacity=theme.shown(pick),
+  )

@@ -8,6 +8,7 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
 from familial.plots import depth_law
+from familial.plots import allocation
 from familial.plots import families
 from familial.plots import isoflop
 from familial.plots import regimes
@@ -23,6 +24,7 @@ PLOTS = {
   'families': families,
   'depth_law': depth_law,
   'regimes': regimes,
+  'allocation': allocation,
   'toys': toys,
   'training': training,
 }

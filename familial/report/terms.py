@@ -122,4 +122,77 @@ TERMS = {
   ),
   'top-1': 'Share of held-out tokens that both models hold the likeliest.',
   'tokens seen': 'Training tokens of a run and of all runs that it grew from.',
+  'policy': 'Rule by which a budget is divided among candidates.',
+  'candidate': 'A model that can be trained; its curve is its loss by FLOPs.',
+  'budget': (
+    'FLOPs of all candidates together. Nothing is refunded: what a candidate '
+    'that ends leaves is not spent.'
+  ),
+  'horizon': 'FLOPs to which a candidate is trained at most.',
+  'whole grid': 'All candidates, each trained to the horizon.',
+  'round': (
+    'All survivors train on by one share, B / (survivors x rounds); then 1 / eta '
+    'of them survive.'
+  ),
+  'score': (
+    'What survivors are ranked by, lowest first: the lowest loss so far, or the '
+    'lower of it and the predicted loss.'
+  ),
+  'prediction': (
+    'Of the loss at the FLOPs that a candidate has if it survives to the last '
+    'round, with a 90 % interval. Predictions prune; no law is fitted to them.'
+  ),
+  'draw': 'A random choice of the candidates, the same for all policies.',
+  'gain over sh': (
+    '(loss of sh - loss) / loss of sh on one draw, of the best model that each '
+    'has seen; the mean over draws.'
+  ),
+  "share of the oracle's gain": (
+    "Mean gain over the oracle's mean gain; uniform and law have rounds of their "
+    'own and may exceed it.'
+  ),
+  'regret': (
+    'Loss over the lowest loss of a single candidate trained with the whole '
+    'budget, less 1.'
+  ),
+  'saving': '1 - FLOPs over the cost of training all candidates to their ends.',
+  'frontier': (
+    'Lowest loss over all curves at a compute. Its line is straight in log loss '
+    'over log C, through the last factor of 30 of compute.'
+  ),
+  'area (AbC)': (
+    "Area between the lines of a policy's and the whole grid's frontier, in ln "
+    'loss over ln C.'
+  ),
+  'law off by': (
+    "Relative error of the extrapolated loss of the policy's law, compared with "
+    "the whole grid's. Line off by: of the line through its frontier."
+  ),
+  'extrapolated loss': (
+    'Lowest loss of a law at a compute beyond the grid, at its own best size.'
+  ),
+  'coverage': (
+    'Share of true losses within their predicted intervals, nominally 90 %.'
+  ),
+  'policy uniform': 'Equal shares for all candidates; none is pruned.',
+  'policy sh': 'Successive Halving: those of the lowest loss so far survive.',
+  'policy sh_lmc': (
+    'Successive Halving by the lower of the loss so far and the one predicted '
+    'for the end by a multi-output Gaussian process over the curves.'
+  ),
+  'policy sh_ensemble_power_law': (
+    'As sh_lmc, by five small networks that predict the coefficients of a power '
+    'law.'
+  ),
+  'policy sh_ensemble_exponential': 'Likewise, of an exponential.',
+  'policy sh_ensemble_mmf': 'Likewise, of a Morgan-Mercer-Flodin curve.',
+  'policy law': (
+    "Trains what reduces the variance of the law's extrapolated loss most per "
+    'FLOP; it prunes none and does not look for the lowest loss.'
+  ),
+  'policy oracle': (
+    'Successive Halving by the true loss at the end, which only a replay knows.'
+  ),
 }
+# Terms of the policies of allocations.
+POLICIES = [name for name in TERMS if name.startswith('policy ')]

@@ -47,6 +47,11 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
   def runs(self, config: Config) -> Runs:
     """Returns the runs of a study; their names are unique."""
 
+  def may_change(self, config: Config) -> tuple[str, ...]:
+    """Returns the sections of a config that may change once there are runs."""
+    del config
+    return self.free
+
   def plan(self, config: Config, runs: Runs) -> Mapping[str, Any]:
     """Returns what `plan.json` holds beside the runs and their cost."""
     del config, runs
@@ -103,7 +108,7 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     """Trains what is missing, fits and analyses; see `Study.run`."""
     workdir = pathlib.Path(workdir)
     runs = self.runs(config)
-    run_folder.open_folder(workdir, config, free=self.free)
+    run_folder.open_folder(workdir, config, free=self.may_change(config))
     plan, runs = self._plan(config, runs, workdir, options)
     lines = list(self.plan_lines(plan))
     print(plan_lib.text(plan, lines), flush=True)
@@ -123,8 +128,7 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     # Hosts that share the folder finish one after another.
     with storage.lock(workdir, wait=True):
       results = study_lib.read(workdir)
-      notes = list(self.fit(config, results)) if results.finished else []
-      summary = self.summarise(config, results, notes)
+      summary = self.summarise(config, results, self.fit(config, results))
       study_lib.write_summary(workdir, summary)
     return study_lib.Outcome(summary.summary_line, tuple(failed), len(runs))
 

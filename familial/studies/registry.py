@@ -9,6 +9,7 @@ from familial.studies import depth_regimes
 from familial.studies import depth_toys
 from familial.studies import families
 from familial.studies import isoflop
+from familial.studies import live_allocation
 from familial.studies import study as study_lib
 
 STUDIES: Mapping[str, study_lib.Study[Any, Any]] = {
@@ -18,6 +19,7 @@ STUDIES: Mapping[str, study_lib.Study[Any, Any]] = {
     families.FAMILIES,
     depth_law.DEPTH,
     depth_regimes.REGIMES,
+    live_allocation.LIVE,
     depth_toys.TOYS,
   )
 }

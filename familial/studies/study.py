@@ -339,7 +339,8 @@ class Study(abc.ABC, Generic[Config, Tables]):
     Args:
       config: of the study.
       results: of its folder, with fits where the kind has them.
-      notes: what could not be done, and why.
+      notes: what could not be done, and why; consumed before the analysis, which
+        reads the laws that are fitted meanwhile.
 
     Raises:
       UserError: if no run has finished.
@@ -348,6 +349,7 @@ class Study(abc.ABC, Generic[Config, Tables]):
       raise errors.UserError(
         f'{results.folder}: no run has finished; there is nothing to summarise'
       )
+    notes = tuple(notes)
     line, tables = self.analyse(config, results)
     return Summary(
       self.kind,
