@@ -7,8 +7,8 @@ from typing import Any
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
-from familial.plots import depth_law
 from familial.plots import allocation
+from familial.plots import depth_law
 from familial.plots import families
 from familial.plots import isoflop
 from familial.plots import regimes

@@ -234,7 +234,9 @@ def test_minima_carry_the_noise(runs_of):
       r for r in comparison.minima(runs, noise_of(sd)) if r.loss == 'final'
     ]
     assert dense.log_ratio is None and dense.interior and dense.points == 4
-    assert dense.n_opt == pytest.approx(8000) and dense.minimum == pytest.approx(1)
+    assert dense.n_opt == pytest.approx(
+      8000
+    ) and dense.minimum == pytest.approx(1)
     assert dense.curvature == pytest.approx(0.05)
     assert dense.curve(np.array([8000 * math.e]))[0] == pytest.approx(
       math.exp(0.05)

@@ -279,7 +279,9 @@ def test_weightings_stand_beside_the_uniform_one(tables):
 def test_frozen_exits_stand_beside_joint_ones_of_their_kind(known, tables):
   _, runs, _ = known
   found = {row.exit_kind: row for row in tables.frozen}
-  assert len(tables.frozen) == len(found) == 3  # The last exit is not trained again.
+  assert (
+    len(tables.frozen) == len(found) == 3
+  )  # The last exit is not trained again.
   # The trunk's FLOPs and a quarter more; nearest is the budget of 4e8.
   assert found['head'].flops == pytest.approx(5e8, rel=0.05)
   assert found['head'].budget_joint == 4e8
