@@ -89,7 +89,7 @@ def trajectory(probe: probe_lib.Probe) -> theme.Chart:
 
 
 def _settled(probe: probe_lib.Probe) -> Any:
-  rows = [
+  rows: list[dict[str, Any]] = [
     {'layer': layer, 'settled': share}
     for layer, share in enumerate(probe.settled)
   ]
@@ -124,7 +124,7 @@ def layers(probe: probe_lib.Probe) -> theme.Chart:
 
 
 def _loss(probe: probe_lib.Probe) -> Any:
-  rows = [
+  rows: list[dict[str, Any]] = [
     {'layer': row.layer, 'value': row.mean, 'head': head}
     for quantity, head in (
       ('loss', 'last head'),
@@ -195,7 +195,7 @@ def _changes(probe: probe_lib.Probe) -> Any:
 
 
 def _by_position(probe: probe_lib.Probe) -> Any:
-  rows = [
+  rows: list[dict[str, Any]] = [
     {
       'position': 1 + row.first,
       'early': row.early,
@@ -246,7 +246,7 @@ def depths(scaling: probe_lib.DepthScaling) -> theme.Chart:
 
 
 def _turns(probes: Sequence[probe_lib.Probe]) -> Any:
-  rows = [
+  rows: list[dict[str, Any]] = [
     {
       'run': probe.model.run,
       'depth': probe.model.depth,

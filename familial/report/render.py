@@ -170,7 +170,7 @@ def _share(value: float | Estimate) -> str:
   """Returns a share in per cent; its interval stays within 0 and 1."""
   if isinstance(value, Estimate):
     return f'{value.within(0, 1):%}'
-  return f'{100 * value:.3g}{text.SPACE}%'
+  return f'{text.number(100 * value)}{text.SPACE}%'
 
 
 # How a column is shown, by name; others go by the type of the value.
@@ -179,7 +179,6 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
   'scientific': text.scientific,
   'duration': text.duration,
   'percent': text.percent,
-  'share': lambda value: f'{text.number(100 * value)}{text.SPACE}%',
   'over': over,
   'percentage': lambda estimate: f'{estimate:%}',
   'share': _share,
