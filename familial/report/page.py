@@ -42,7 +42,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     UserError: if the folder holds neither a plan nor rows.
   """
   workdir = pathlib.Path(workdir)
-  if (workdir / run_folder.ROWS).exists():
+  is_run = (workdir / run_folder.ROWS).exists()
+  if is_run and not (workdir / study_lib.PLAN).exists():
     return _run(workdir)
   results = study_lib.read(workdir)
   study = registry.of_plan(results.plan)

@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import tqdm
 
@@ -563,12 +562,6 @@ class DepthToys(study_lib.Study[Config, Tables]):
   kind = 'depth_toys'
   config_class = Config
   tables_class = Tables
-
-  def template(self) -> ml_collections.ConfigDict:
-    """Returns a config with every default and no groups."""
-    config = super().template()
-    config.studies = ml_collections.ConfigDict()
-    return config
 
   def run(
     self,

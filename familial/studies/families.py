@@ -95,9 +95,7 @@ class Config:
   train: dict[str, Any]
   sizes: Annotated[tuple[shapes.Shape, ...], schema.NOT_EMPTY]
   budgets: Annotated[tuple[schema.Positive, ...], schema.NOT_EMPTY]
-  ways: Annotated[dict[str, Way], schema.NOT_EMPTY] = dataclasses.field(
-    default_factory=dict
-  )
+  ways: Annotated[dict[str, Way], schema.NOT_EMPTY]
   equal: Annotated[str, schema.one_of('member', 'total')] = 'member'
   seeds: Annotated[tuple[int, ...], schema.NOT_EMPTY] = (0,)
   warmup: schema.Fraction = 0.05

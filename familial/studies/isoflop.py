@@ -17,8 +17,6 @@ import pathlib
 from typing import Annotated
 from typing import Any
 
-import ml_collections
-
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
@@ -599,12 +597,6 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
   tables_class = Tables
   free = ('fit', 'layout')
   run_keys = ('steps', 'batch_size', 'warmup_steps', 'beta2', 'seed')
-
-  def template(self) -> ml_collections.ConfigDict:
-    """Returns a config with every default and no arms."""
-    config = super().template()
-    config.arms = ml_collections.ConfigDict()
-    return config
 
   def runs(self, config: Config) -> list[RunConfig]:
     """Returns the runs, the grid first.

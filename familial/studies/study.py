@@ -21,6 +21,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import typing
 from typing import Any
 from typing import ClassVar
 from typing import Generic
@@ -293,13 +294,18 @@ class Study(abc.ABC, Generic[Config, Tables]):
   tables_class: type[Tables]
 
   def template(self) -> ml_collections.ConfigDict:
-    """Returns a config with every default; an experiment file sets the rest."""
+    """Returns a config with every default; an experiment file sets the rest.
+
+    A section of named parts, such as the arms of a grid, starts empty.
+    """
+    named: dict[str, Any] = {
+      field.name: {}
+      for field in schema.describe(self.config_class)
+      if field.required and typing.get_origin(field.type) is dict
+    }
+    defaults = schema.defaults(self.config_class)
     return ml_collections.ConfigDict(
-      {
-        'kind': self.kind,
-        'title': '',
-        **schema.defaults(self.config_class),
-      }
+      {'kind': self.kind, 'title': '', **named, **defaults}
     )
 
   def read_config(self, values: Mapping[str, Any]) -> Config:

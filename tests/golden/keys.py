@@ -46,8 +46,8 @@ def _of_study(
 ) -> dict[str, Kind]:
   """Returns the kinds of a study's plan, config and summary.
 
-  Summaries will become named tables: their numbers are the contract, which
-  other tests compare, and these keys may change then.
+  `summary.json` is that of schema 1, which is still read; `tables.json` stands for
+  a summary of named tables, as it is written now.
 
   Args:
     name: of the kind of study.
@@ -57,14 +57,19 @@ def _of_study(
     summary: maps of its summary.
   """
   files = {'plan': (), 'config': config, 'summary': summary}
-  return {
+  kinds = {
     f'{name}/{file}.json': Kind(
       (f'{current}/{file}.json',),
-      tuple(f'{folder}/{file}.json' for folder in earlier),
+      tuple(f'{folder}/{file}.json' for folder in earlier)
+      if file != 'summary'
+      else (),
       maps,
     )
     for file, maps in files.items()
   }
+  summaries = tuple(f'{folder}/summary.json' for folder in earlier)
+  kinds[f'{name}/tables.json'] = Kind((), summaries, ('machine',))
+  return kinds
 
 
 KINDS: dict[str, Kind] = {
