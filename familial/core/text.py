@@ -6,6 +6,7 @@ import math
 
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 MINUS = '−'
+_WIDE = 100  # ends of an interval so far apart have digits of their own
 _LEAST = 1e-7  # width of an interval that eight places show
 SPACE = '\u00a0'  # a number and its unit stay on one line
 
@@ -72,6 +73,8 @@ def estimate(
     return f'{number(value)} (no interval)'
   if low is None or high is None:
     return f'{number(value)} {interval(low, high)}'
+  if low > 0 and high > _WIDE * low:
+    return f'{number(value)} [{number(low)},{SPACE}{number(high)}]'
   return f'{_placed(value, low, high, digits)} {interval(low, high, digits)}'
 
 

@@ -153,10 +153,10 @@ def _course(course: Course, colour: alt.Color) -> Any:
   )
   lowest = min(curve.best for curve in course.whole if len(curve.flops))
   x = theme.log_axis([first, max(row['flops'] for row in rows)])
-  y = theme.log_axis([lowest, top])
+  y = alt.Scale(domain=[lowest - 0.02 * (top - lowest), top])
   base = alt.Chart().encode(
     x=alt.X('flops:Q', title='training FLOPs of a candidate', **x),
-    y=alt.Y('loss:Q', title=_NATS, **y),
+    y=alt.Y('loss:Q', title=_NATS, scale=y),
     detail='cell:N',
   )
   pick = theme.legend_filter('fate')
@@ -185,7 +185,11 @@ def _course(course: Course, colour: alt.Color) -> Any:
 def _predictions(course: Course, colour: alt.Color) -> Any:
   """Draws the last prediction of each candidate beside what it reached."""
   pruned = course.pruned
-  marks = {'predicted': 'square', 'seen': 'triangle-down', 'reached': 'circle'}
+  marks = {
+    'predicted': 'square',
+    'lowest so far': 'triangle-down',
+    'reached': 'circle',
+  }
   rows = theme.flat(
     course.predictions, fate=lambda r: _fate(pruned.get(r.cell))
   )
@@ -198,12 +202,15 @@ def _predictions(course: Course, colour: alt.Color) -> Any:
     'what:N',
     title=None,
     scale=alt.Scale(domain=list(marks), range=list(marks.values())),
+    legend=alt.Legend(
+      symbolFillColor=theme.MUTED, symbolStrokeColor=theme.MUTED
+    ),
   )
 
-  def point(field: str, **mark: Any) -> alt.Chart:
+  def point(field: str, what: str, **mark: Any) -> alt.Chart:
     value = alt.Y(f'{field}:Q', title=_NATS, scale=alt.Scale(zero=False))
     return (
-      base.transform_calculate(what=f"'{field}'")
+      base.transform_calculate(what=f"'{what}'")
       .mark_point(**mark)
       .encode(y=value, shape=shape)
     )
@@ -212,9 +219,16 @@ def _predictions(course: Course, colour: alt.Color) -> Any:
     base.mark_rule().encode(
       y=alt.Y('predicted_lo:Q', title=_NATS), y2='predicted_hi:Q', color=colour
     ),
-    point('predicted').encode(color=colour),
-    point('seen', color=theme.MUTED, size=30),
-    point('reached', color=theme.RULE, filled=False, size=60, strokeWidth=1.5),
+    point('predicted', 'predicted').encode(color=colour),
+    point('seen', 'lowest so far', color=theme.MUTED, size=30),
+    point(
+      'reached',
+      'reached',
+      color=theme.RULE,
+      filled=False,
+      size=60,
+      strokeWidth=1.5,
+    ),
   ]
   return theme.panel(
     layers,
@@ -290,8 +304,12 @@ def frontiers(
       base.transform_filter("datum.kind == 'line'").mark_line(
         strokeWidth=1, strokeDash=[5, 3]
       ),
-      base.transform_filter("datum.kind == 'frontier'").mark_line(
-        strokeWidth=2
+      base.transform_filter("datum.kind == 'frontier'")
+      .mark_line()
+      .encode(
+        strokeWidth=alt.condition(
+          f"datum.policy == '{name}'", alt.value(4), alt.value(2)
+        )
       ),
     ]
     if not charts:

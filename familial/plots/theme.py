@@ -230,7 +230,7 @@ def symlog_axis(values: Iterable[float], linear: float) -> dict[str, Any]:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-  """Returns three to seven round numbers in [low, high]."""
+  """Returns three to eight round numbers in [low, high]."""
   for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
     found = [
       step * 10.0**power
@@ -242,7 +242,10 @@ def _round_numbers(low: float, high: float) -> list[float]:
     ]
     if len(found) >= 3:
       return found
-  return [float(f'{low * (high / low) ** (i / 4):.3g}') for i in range(5)]
+  unit = 10.0 ** math.floor(math.log10((high - low) / 2))
+  step = next(s * unit for s in (1, 2, 5) if (high - low) / (s * unit) < 8)
+  first, last = math.ceil(low / step), math.floor(high / step)
+  return [float(f'{step * i:.6g}') for i in range(first, last + 1)]
 
 
 def reference(

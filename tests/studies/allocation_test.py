@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import subprocess
 import sys
 import time
@@ -16,16 +15,17 @@ from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import replay
-from familial.cli import main
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
-from familial.studies import allocation
-from familial.studies import allocation_summary
-from familial.studies import cells as cells_lib
+from familial.studies import live_allocation as allocation
+from familial.studies import shapes
+from familial.studies import study as study_lib
 from familial.studies import sweep
-from familial.studies import templates
+from familial.training import rows as rows_lib
 from tests.allocation import replays
+
+STUDY = allocation.LIVE
 
 
 @pytest.fixture(scope='session')
@@ -33,7 +33,7 @@ def make(text_data):
   """Makes live allocations of one shape, with and without exits."""
 
   def make(**changes):
-    config = templates.allocation_template()
+    config = STUDY.template()
     config.title = 'tiny'
     config.data.update(dataclasses.asdict(text_data))
     config.data.seq_len = 16
@@ -48,7 +48,7 @@ def make(text_data):
     config.law.form = ''
     with config.unlocked():
       config.update(changes)
-    return templates.allocation(config)
+    return STUDY.read_config(config)
 
   return make
 
@@ -58,21 +58,17 @@ def whole(make, tmp_path_factory):
   """A finished allocation, whose other candidates were trained on as well."""
   workdir = tmp_path_factory.mktemp('whole')
   study = make()
-  cells = allocation.build(study)
+  cells = STUDY.runs(study)
   allocation.allocate(study, cells, workdir)
   sweep.execute(cells, workdir)
   return study, workdir
 
 
-def _rounds(workdir):
-  return allocation_summary.decided(workdir)
-
-
 @pytest.mark.slow
 def test_it_spends_real_flops_within_its_budget(whole):
   study, workdir = whole
-  cells = allocation.build(study)
-  rounds = _rounds(workdir)
+  cells = STUDY.runs(study)
+  rounds = allocation.decided(workdir)
   assert [len(made.alive) for made in rounds] == [3, 1]
   spent = dict.fromkeys(range(3), 0.0)
   for made in rounds:
@@ -80,8 +76,8 @@ def test_it_spends_real_flops_within_its_budget(whole):
     if made is not rounds[-1]:
       assert set(made.kept) == set(best[:1])
     for i, flops in zip(made.alive, made.spent, strict=True):
-      step = cells_lib.cost(cells[i]) / cells[i].train.steps
-      target = min(spent[i] + made.share, cells_lib.cost(cells[i]))
+      step = shapes.cost(cells[i]) / cells[i].train.steps
+      target = min(spent[i] + made.share, shapes.cost(cells[i]))
       # As many whole steps as the share pays for.
       assert target - step < flops <= target
       spent[i] = flops
@@ -91,14 +87,14 @@ def test_it_spends_real_flops_within_its_budget(whole):
 @pytest.mark.slow
 def test_what_is_live_is_what_its_own_curves_replay(whole):
   study, workdir = whole
-  cells = allocation.build(study)
+  cells = STUDY.runs(study)
   source = allocation.Live(study, cells, workdir)
-  known = source.advance({i: cells_lib.cost(c) for i, c in enumerate(cells)})
+  known = source.advance({i: shapes.cost(c) for i, c in enumerate(cells)})
   curves = [known[i] for i in range(len(cells))]
   [again] = replays.allocate(
     study.policy, [curves], study.budget, eta=study.eta, law=study.law
   )
-  live = _rounds(workdir)
+  live = allocation.decided(workdir)
   assert [r.kept for r in again.rounds] == [r.kept for r in live]
   # Live training takes whole steps: a little less.
   for mine, theirs in zip(live, again.rounds, strict=True):
@@ -114,25 +110,25 @@ def test_killed_in_any_round_it_goes_on_exactly(
   study, expected = whole
   execute, calls = sweep.execute, []
 
-  def killed(cells, workdir, *, until=None, **how):
+  def killed(cells, workdir, options, *, until=None):
     if len(calls) == round_ and until is not None:
       # The first to train gets there; then the process dies.
       first = next(iter(until))
-      execute(cells, workdir, until={first: until[first]}, **how)
+      execute(cells, workdir, options, until={first: until[first]})
       raise KeyboardInterrupt
     calls.append(until)
-    return execute(cells, workdir, until=until, **how)
+    return execute(cells, workdir, options, until=until)
 
   with monkeypatch.context() as patch:
     patch.setattr(sweep, 'execute', killed)
     with pytest.raises(KeyboardInterrupt):
-      allocation.allocate(study, allocation.build(study), tmp_path)
-  assert len(_rounds(tmp_path)) == round_
-  allocation.allocate(study, allocation.build(study), tmp_path)
-  assert (tmp_path / allocation_summary.ROUNDS).read_bytes() == (
-    expected / allocation_summary.ROUNDS
+      allocation.allocate(study, STUDY.runs(study), tmp_path)
+  assert len(allocation.decided(tmp_path)) == round_
+  allocation.allocate(study, STUDY.runs(study), tmp_path)
+  assert (tmp_path / allocation.ROUNDS).read_bytes() == (
+    expected / allocation.ROUNDS
   ).read_bytes()
-  for cell in allocation.build(study):
+  for cell in STUDY.runs(study):
     mine, theirs = (
       storage.read_rows(sweep.folder(folder, cell.cell) / run_folder.ROWS)
       for folder in (tmp_path, expected)
@@ -170,9 +166,9 @@ def test_killed_at_any_moment_it_goes_on_exactly(tmp_path):
       started.kill()
   assert kills >= 3
   run([*command, f'--out={killed}'])
-  rounds = (whole / allocation_summary.ROUNDS).read_bytes()
+  rounds = (whole / allocation.ROUNDS).read_bytes()
   assert len(rounds.splitlines()) == 3
-  assert (killed / allocation_summary.ROUNDS).read_bytes() == rounds
+  assert (killed / allocation.ROUNDS).read_bytes() == rounds
   cells = sorted(path.name for path in (whole / 'cells').iterdir())
   assert len(cells) == 6
   for cell in cells:
@@ -187,7 +183,7 @@ def test_losses_of_a_decay_are_spent_and_not_seen(make):
   train = {**make().train, 'schedule': 'wsd', 'decay_fraction': 0.25}
   study = dataclasses.replace(make(), train=train)
   assert (make().steady, study.steady) == (1.0, 0.75)
-  cells = allocation.build(study)
+  cells = STUDY.runs(study)
   live = allocation.Live(study, cells, None)
   for i, cell in enumerate(cells):
     # No candidate is trained into its decay.
@@ -214,7 +210,7 @@ def test_losses_of_a_decay_are_spent_and_not_seen(make):
 @pytest.mark.slow
 def test_pausing_changes_nothing_of_a_run(make, whole, tmp_path):
   study, workdir = whole
-  cells = allocation.build(study)
+  cells = STUDY.runs(study)
   sweep.execute(cells, tmp_path)
   for cell in cells:
     straight, paused = (
@@ -230,87 +226,84 @@ def test_a_finished_one_is_left_alone(whole, monkeypatch):
   study, workdir = whole
   before = {path: path.read_bytes() for path in workdir.rglob('*.jsonl')}
   monkeypatch.setattr(sweep, 'work', None)  # Nothing is trained.
-  found = allocation.allocate(study, allocation.build(study), workdir)
-  assert found.rounds == tuple(_rounds(workdir))
+  found = allocation.allocate(study, STUDY.runs(study), workdir)
+  assert found.rounds == tuple(allocation.decided(workdir))
   assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_round_waits_for_who_failed(make, tmp_path, monkeypatch):
   study = make()
   monkeypatch.setattr(
-    sweep, 'execute', lambda cells, workdir, until, **how: ['w8_d4_g1']
+    sweep, 'execute', lambda cells, workdir, options, until: ['w8_d4_g1']
   )
   with pytest.raises(errors.Incomplete, match='1 of 3 candidates failed'):
-    allocation.allocate(study, allocation.build(study), tmp_path)
-  assert _rounds(tmp_path) == []
+    allocation.allocate(study, STUDY.runs(study), tmp_path)
+  assert allocation.decided(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-  ('changes', 'what'),
+  ('key', 'changes'),
   [
-    ({'policy': 'oracle'}, "policy: 'oracle' knows the future"),
-    ({'policy': 'lmc'}, "policy 'lmc' is unknown"),
-    ({'eta': 1}, 'eta: 1'),
-    ({'budget': 1e4}, 'candidate w8_d4_g1: budget: 10000 FLOPs give it'),
-    ({'granularities': (1,)}, 'at least 2'),
-    ({'loss': 'exit'}, "loss: 'exit' is not one of final, mean"),
-    ({'horizon': 0.0}, 'horizon: 0.0 must be positive'),
+    ('policy', {'policy': 'oracle'}),
+    ("policy 'lmc' is unknown", {'policy': 'lmc'}),
+    ('eta', {'eta': 1}),
+    ('candidate w8_d4_g1: budget', {'budget': 1e4}),
+    ('shapes', {'shapes': ()}),
+    ('loss', {'loss': 'exit'}),
+    ('horizon', {'horizon': 0.0}),
+    ('train.schedule', {'train': {'schedule': 'cosine'}}),
   ],
 )
-def test_what_cannot_be_is_one_line(make, changes, what):
-  with pytest.raises(errors.UserError, match=what):
-    allocation.build(make(**changes))
-
-
-def test_who_diverges_before_any_loss_leaves_a_summary(make):
-  # All policies on curves of which one, or all, show nothing.
-  study = dataclasses.replace(make(), law=config.Law('chinchilla'))
-  nothing = np.zeros(0)
-  gone = curves.Curve('gone', nothing, nothing, {}, {}, 1e6)
-  found = allocation_summary._law(study, None, 'allocated', [gone, gone], 1e9)
-  assert found['rows'] == 0 and 'no curve has a loss' in found['error']
-
-
-def test_a_rate_that_falls_to_its_own_end_is_refused(make):
-  config = allocation_live.get_config('test')
-  config.train.schedule = 'cosine'
-  with pytest.raises(errors.UserError, match=r"train\.schedule: 'cosine'"):
-    templates.allocation(config)
+def test_what_cannot_be_is_one_line(make, key, changes):
+  with pytest.raises(errors.UserError) as raised:
+    STUDY.runs(make(**changes))
+  assert str(raised.value).startswith(key)
+  assert '\n' not in str(raised.value)
 
 
 @pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
 def test_experiments_make_candidates_that_their_budgets_pay(arg):
   config = allocation_live.get_config(arg)
   assert isinstance(config, ml_collections.ConfigDict)
-  study = templates.allocation(config)
-  cells = allocation.build(study)
+  study = STUDY.read_config(config)
+  cells = STUDY.runs(study)
   counts = halving.survivors(len(cells), study.eta)
   last = sum(study.budget / (n * len(counts)) for n in counts)
   # The last survivor is trained to most of the horizon, and the grid costs more.
   assert 0.3 * study.horizon < last <= 1.5 * study.horizon
-  assert study.budget < 0.5 * sum(map(cells_lib.cost, cells))
+  assert study.budget < 0.5 * sum(map(shapes.cost, cells))
   for cell in cells:
     assert cell.train.schedule in ('constant', 'wsd')
 
 
 @pytest.mark.slow
-def test_the_law_of_a_fraction_stands_beside_that_of_all(tmp_path, capsys):
+def test_the_law_of_a_fraction_is_beside_that_of_all(tmp_path, familial):
   flags = ['--config=experiments/allocation_live.py:test', f'--out={tmp_path}']
-  assert main.run(['familial', 'allocate', *flags]) == 0
-  assert 'its law is off by at most' in capsys.readouterr().out
-  found = json.loads((tmp_path / 'summary.json').read_text())
-  for name in ('allocated', 'full'):
-    assert (tmp_path / 'fits' / name / 'fit.json').exists()
-    assert found['laws'][name]['rows'] > 6
-  spent = sum(row['flops'] for row in found['candidates'])
-  assert found['spent'] == pytest.approx(spent)
-  assert found['saving'] == pytest.approx(1 - spent / found['grid'])
-  assert found['laws']['allocated']['rows'] < found['laws']['full']['rows']
-  apart = found['apart']['params']['gamma']
-  both = [
-    found['laws'][name]['params']['gamma']['value']
-    for name in ('allocated', 'full')
-  ]
-  assert apart == pytest.approx(both[0] - both[1])
-  assert {'sh', 'uniform', 'law', 'oracle'} <= set(found['replays'])
-  assert found['replays']['sh']['gain'] == 0.0
+  status, _, err = familial('allocate', *flags)
+  assert status == 0, err
+  assert (tmp_path / 'report' / 'index.html').exists()
+  tables = STUDY.read_summary(tmp_path).tables
+  [spending] = tables.spending
+  spent = sum(row.flops for row in tables.candidates)
+  assert spending.spent == pytest.approx(spent)
+  assert spending.saving == pytest.approx(1 - spent / spending.grid)
+  assert (spending.rounds, spending.planned) == (3, 3)
+  assert spending.grid == sum(row.flops_in_all for row in tables.candidates)
+  rows = {law.of: law.rows for law in tables.laws}
+  assert 6 < rows['allocated'] < rows['full']
+  for quantity in tables.quantities:
+    one, other = quantity.allocated, quantity.full
+    if one is not None and other is not None:
+      ratio, apart = one.value / other.value - 1, one.value - other.value
+      due = ratio if quantity.kind == 'loss' else apart
+      assert quantity.difference == pytest.approx(due)
+  replayed = {row.policy: row for row in tables.replays}
+  assert {'sh', 'uniform', 'law', 'oracle'} <= set(replayed)
+  assert replayed['sh'].gain == 0.0
+  # What was kept is what has the lowest scores, and no candidate left twice.
+  for number in (1, 2):
+    ranked = [row for row in tables.ranking if row.round == number]
+    out = [row.score for row in ranked if not row.kept]
+    assert out and max(row.score for row in ranked if row.kept) <= min(out)
+    pruned = [row.cell for row in tables.candidates if row.pruned == number]
+    assert sorted(pruned) == sorted(r.cell for r in ranked if not r.kept)
