@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from familial.studies import cells as cells_lib
-from familial.studies import populations as groups_lib
+from familial.studies import isoflop
+from familial.studies import populations
 
 
 def names(groups):
@@ -26,11 +26,11 @@ def rates(make_study):
     },
     arms={'rate': {**arm, 'shapes': (0, 1)}},
   )
-  return cells_lib.build(study)
+  return isoflop.ISOFLOP.runs(study)
 
 
 def test_a_rate_sweep_is_one_group_a_shape(rates):
-  groups = groups_lib.groups(rates, 'gpu')
+  groups = populations.groups(rates, 'gpu')
   assert [len(group) for group in groups] == [5, 5]
   for group, width in zip(groups, (8, 16), strict=True):
     assert {cell.model.width for cell in group} == {width}
@@ -39,7 +39,7 @@ def test_a_rate_sweep_is_one_group_a_shape(rates):
 
 def test_every_cell_is_in_one_group_in_the_order_of_the_study(rates):
   for workers in (1, 2, 3, 20):
-    groups = groups_lib.groups(rates, 'cpu', workers)
+    groups = populations.groups(rates, 'cpu', workers)
     assert len(groups) >= min(workers, len(rates))
     found = [cell for group in groups for cell in group]
     assert sorted(c.cell for c in found) == sorted(c.cell for c in rates)
@@ -54,8 +54,8 @@ def test_exits_are_laid_over_each_other_where_they_cost_little(make_study):
       'granularities': (1, 2, 4),
     }
   )
-  cells = cells_lib.build(study)
-  assert len(groups_lib.groups(cells, 'gpu')) < len(cells)
+  cells = isoflop.ISOFLOP.runs(study)
+  assert len(populations.groups(cells, 'gpu')) < len(cells)
   # With a large vocabulary a head costs more than the trunk.
   large = [
     dataclasses.replace(
@@ -65,7 +65,7 @@ def test_exits_are_laid_over_each_other_where_they_cost_little(make_study):
     )
     for cell in cells
   ]
-  assert len(groups_lib.groups(large, 'gpu')) == len(cells)
+  assert len(populations.groups(large, 'gpu')) == len(cells)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_what_a_program_is_made_for_keeps_cells_apart(
   make_study, section, change
 ):
   study = make_study(grid={'budgets': (4e8,), 'granularities': (2,)})
-  cell = cells_lib.build(study)[0]
+  cell = isoflop.ISOFLOP.runs(study)[0]
   part = dataclasses.replace(getattr(cell, section), **change)
   other = dataclasses.replace(cell, cell='other', **{section: part})
-  assert len(groups_lib.groups([cell, cell], 'gpu')) == 1
-  assert len(groups_lib.groups([cell, other], 'gpu')) == 2
+  assert len(populations.groups([cell, cell], 'gpu')) == 1
+  assert len(populations.groups([cell, other], 'gpu')) == 2
 
 
 def test_a_run_is_not_kept_waiting_for_a_much_longer_one(make_study):
@@ -95,9 +95,9 @@ def test_a_run_is_not_kept_waiting_for_a_much_longer_one(make_study):
     dataclasses.replace(
       cell, train=dataclasses.replace(cell.train, batch_size=4)
     )
-    for cell in cells_lib.build(study)
+    for cell in isoflop.ISOFLOP.runs(study)
   ]
-  assert [len(g) for g in groups_lib.groups(cells, 'gpu')] == [1, 1]
+  assert [len(g) for g in populations.groups(cells, 'gpu')] == [1, 1]
 
 
 def test_a_step_stays_within_what_a_backend_is_given(rates):
@@ -106,7 +106,7 @@ def test_a_step_stays_within_what_a_backend_is_given(rates):
     one, train=dataclasses.replace(one.train, batch_size=40_000)
   )
   copies = [dataclasses.replace(long, cell=str(i)) for i in range(6)]
-  on_cpu = groups_lib.groups(copies, 'cpu')
+  on_cpu = populations.groups(copies, 'cpu')
   assert len(on_cpu) > 1
-  assert len(groups_lib.groups(copies, 'gpu')) == 1
+  assert len(populations.groups(copies, 'gpu')) == 1
   assert names(on_cpu)[0][0] == '0'

@@ -14,7 +14,8 @@ import pytest
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
-from familial.studies import cells as cells_lib
+from familial.studies import isoflop
+from familial.studies import shapes
 from familial.studies import sweep
 
 
@@ -28,7 +29,7 @@ def tiny(make_study, corpus):
       grid={'budgets': budgets, 'granularities': (2,)},
       **{'train': {'evaluations': 2}, **sections},
     )
-    return cells_lib.build(study)
+    return isoflop.ISOFLOP.runs(study)
 
   return make
 
@@ -38,7 +39,7 @@ def frozen_first(make_study, corpus):
   """A frozen cell, and the dense one that it starts from behind it."""
   del corpus
   arm = {'budgets': (4e8,), 'shapes': (0,), 'granularities': (2,)}
-  cells = cells_lib.build(
+  cells = isoflop.ISOFLOP.runs(
     make_study(
       grid={'granularities': (1,)},
       arms={'frozen': {**arm, 'values': ('separate',)}},
@@ -110,7 +111,7 @@ def assert_whole(workdir, cells):
     ]
     assert [(row['step'], row['exit']) for row in rows] == expected
     assert rows[-1]['status'] == 'finished'
-    assert rows[-1]['flops'] == cells_lib.cost(cell)
+    assert rows[-1]['flops'] == shapes.cost(cell)
 
 
 def test_two_processes_train_each_cell_once(tiny, tmp_path, monkeypatch):
@@ -134,7 +135,7 @@ def test_two_processes_train_each_cell_once(tiny, tmp_path, monkeypatch):
   for module in ('loop', 'population'):
     monkeypatch.setattr(f'familial.training.{module}.run', None)
   sweep.work(cells, tmp_path)
-  assert sweep.execute(cells, tmp_path, workers=2) == []
+  assert sweep.execute(cells, tmp_path, sweep.Options(workers=2)) == []
   assert files_of(tmp_path) == before
 
 
@@ -243,7 +244,7 @@ def test_what_one_worker_refuses_stops_all(tiny, tmp_path):
   nowhere = dataclasses.replace(cell.data, path=str(tmp_path / 'nowhere'))
   refused = dataclasses.replace(cell, data=nowhere)
   with pytest.raises(errors.UserError, match='nowhere'):
-    sweep.execute([long, refused], tmp_path, workers=2)
+    sweep.execute([long, refused], tmp_path, sweep.Options(workers=2))
   for cell in (long, refused):
     status = run_folder.status(sweep.folder(tmp_path, cell.cell))
     assert status in ('new', 'running')
@@ -280,7 +281,7 @@ def test_a_stop_while_workers_start_leaves_none(tiny, tmp_path, monkeypatch):
   before = signal.signal(signal.SIGTERM, orphaned)
   try:
     with pytest.raises(errors.Interrupted):
-      sweep.execute(tiny(), tmp_path, workers=2)
+      sweep.execute(tiny(), tmp_path, sweep.Options(workers=2))
   finally:
     signal.signal(signal.SIGTERM, before)
   assert [worker.alive for worker in workers] == [False, False]
@@ -300,7 +301,7 @@ def test_sigterm_stops_all_workers_and_all_can_go_on(tiny, tmp_path):
   try:
     threading.Thread(target=stop_when_both_train, daemon=True).start()
     with pytest.raises(errors.Interrupted):
-      sweep.execute(cells, tmp_path, workers=2)
+      sweep.execute(cells, tmp_path, sweep.Options(workers=2))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
   finally:
     signal.signal(signal.SIGTERM, before)
