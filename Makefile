@@ -41,7 +41,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 bench: $(BENCH)/bench  ## timings, as ratios to a peer in the same run
-	$(BENCH)/bin/python -m pytest -m "bench and not slow" -s tests/benchmarks
+	$(BENCH)/bin/python -m pytest -m "bench and not slow" -s benchmarks
 
 $(VENV)/installed $(BENCH)/installed $(INTEROP)/installed $(TPU)/installed: setup.cfg $(CONSTRAINTS)
 	test -d $(@D) || $(PYTHON) -m venv $(@D)

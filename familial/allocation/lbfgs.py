@@ -6,7 +6,7 @@ of an iteration. Here a start either accepts the step that was tried, by the Arm
 condition, or shortens it by quadratic interpolation (ibid., equations 3.4 and 3.57),
 so that an iteration is one evaluation. On the likelihoods of `lmc` optax.lbfgs took
 2 to 13 times as long and optimistix.LBFGS 0.8 to 1.4 times, with best values equal to
-2e-3 (tests/benchmarks/optimisers_test.py).
+2e-3 (benchmarks/optimisers_test.py).
 """
 
 from collections.abc import Callable

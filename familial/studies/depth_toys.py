@@ -353,10 +353,30 @@ def flops(config: Config, name: str) -> float:
   )
 
 
-def _task(config: Config, name: str) -> toys.Task:
-  group = config.studies[name]
-  return toys.Task(
-    shape=toys.Shape(config.width, config.hidden, config.vocab),
+class Start(NamedTuple):
+  """What the training of a group begins with, as `toys.train` takes it.
+
+  Attributes:
+    task: of all students.
+    teachers: by kind and number; all groups draw the same.
+    assigned: each student's teacher and temperature.
+    state: untrained students of each depth; those of one teacher start alike.
+    rates: learning rates by depth.
+  """
+
+  task: toys.Task
+  teachers: toys.Teachers
+  assigned: toys.Members
+  state: toys.State
+  rates: jax.Array
+
+
+def start(config: Config, name: str) -> Start:
+  """Returns what the training of a group begins with."""
+  group, every = config.studies[name], members(config, name)
+  shape = toys.Shape(config.width, config.hidden, config.vocab)
+  task = toys.Task(
+    shape=shape,
     head=group.head,
     stages=group.stages,
     steps=group.steps,
@@ -367,49 +387,42 @@ def _task(config: Config, name: str) -> toys.Task:
     test_batch=config.test_batch,
   )
 
+  def teacher(kind: str, number: int) -> toys.Teachers:
+    keys = jax.random.split(_key(config, kind, number, 0), 4)
+    mlps = toys.teacher(
+      keys[0], shape, group.teacher_depth, kind == 'tied', config.gain
+    )
+    return toys.Teachers(mlps, toys.new_head(keys[1], shape), *keys[2:])
 
-def _teachers(config: Config, name: str) -> toys.Teachers:
-  """Returns a group's teachers by kind and number; all groups draw the same."""
-  group, shape = config.studies[name], _task(config, name).shape
-  found = []
-  for kind in group.teachers:
-    for number in range(config.replicates):
-      keys = jax.random.split(_key(config, kind, number, 0), 4)
-      tied = kind == 'tied'
-      found.append(
-        toys.Teachers(
-          toys.teacher(keys[0], shape, group.teacher_depth, tied, config.gain),
-          toys.new_head(keys[1], shape),
-          *keys[2:],
-        )
+  def students(depth: int) -> toys.Params:
+    wide = shape
+    if group.one_layer:
+      wide, depth = shape._replace(hidden=depth * shape.hidden), 1
+    return _stacked(
+      toys.student(
+        _key(config, member.teacher, member.number, 1),
+        wide,
+        depth,
+        group.head == 'learned',
       )
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+      for member in every
+    )
 
-
-def _assigned(teachers: toys.Teachers, every: Sequence[Member]) -> toys.Members:
-  """Returns each student's teacher and temperature, in one order."""
-  each = len(every) // len(teachers.head)
-  return toys.Members(
-    jnp.repeat(jnp.arange(len(teachers.head)), each),
-    jnp.array([member.temperature or 1.0 for member in every], jnp.float32),
+  taught = list(dict.fromkeys((m.teacher, m.number) for m in every))
+  return Start(
+    task,
+    _stacked(teacher(*who) for who in taught),
+    toys.Members(
+      jnp.array([taught.index((m.teacher, m.number)) for m in every]),
+      jnp.array([m.temperature or 1.0 for m in every], jnp.float32),
+    ),
+    toys.start(tuple(students(depth) for depth in group.depths)),
+    jnp.array([group.rate_at(d) for d in group.depths], jnp.float32),
   )
 
 
-def _students(config: Config, name: str, depth: int) -> toys.Params:
-  """Returns untrained students [M, ...]; those of one teacher start alike."""
-  group, shape = config.studies[name], _task(config, name).shape
-  if group.one_layer:
-    shape, depth = shape._replace(hidden=depth * shape.hidden), 1
-  found = [
-    toys.student(
-      _key(config, member.teacher, member.number, 1),
-      shape,
-      depth,
-      group.head == 'learned',
-    )
-    for member in members(config, name)
-  ]
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+def _stacked(trees: Iterable[Any]) -> Any:
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _key(config: Config, kind: str, number: int, use: int) -> jax.Array:
@@ -445,11 +458,8 @@ def train(
   Raises:
     UserError: if `part` exists and is not of this config.
   """
-  group, task = config.studies[name], _task(config, name)
-  every, teachers = members(config, name), _teachers(config, name)
-  assigned = _assigned(teachers, every)
-  rates = jnp.array([group.rate_at(d) for d in group.depths], jnp.float32)
-  state = toys.start(tuple(_students(config, name, d) for d in group.depths))
+  group, every = config.studies[name], members(config, name)
+  task, teachers, assigned, state, rates = start(config, name)
   ends = checkpoints(group.steps, config.checkpoints)
   shape = (len(ends), config.test_batches, len(group.depths), len(every))
   tests = np.full(shape, np.nan, np.float32)
@@ -510,23 +520,25 @@ def trained(
   Raises:
     UserError: if the file is not of this config.
   """
-  kept = [m for m in members(config, name) if m.number == 0]
-  depths = config.studies[name].depths
-
-  def some(depth: int) -> toys.Params:
-    every = _students(config, name, depth)
-    return jax.tree.map(lambda leaf: leaf[: len(kept)], every)
-
-  like = jax.eval_shape(lambda: _named(depths, [some(d) for d in depths]))
+  depths, kept = config.studies[name].depths, _first(config, name)
+  like = jax.eval_shape(
+    lambda: _named(depths, start(config, name).state.params, kept)
+  )
   arrays = arrays_lib.load(
     _file(pathlib.Path(workdir), name).with_suffix('.npz'), like
   )
-  for i, member in enumerate(kept):
+  for i, place in enumerate(kept):
     found: dict[int, toys.Params] = {depth: {} for depth in depths}
     for key, leaf in arrays.items():
       depth, leaf_name = key.split('_')
       found[int(depth)][leaf_name] = jnp.asarray(leaf[i])
-    yield member, found
+    yield members(config, name)[place], found
+
+
+def _first(config: Config, name: str) -> list[int]:
+  """Returns the places of the students of the first teachers."""
+  every = members(config, name)
+  return [i for i, member in enumerate(every) if member.number == 0]
 
 
 def _file(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -534,11 +546,11 @@ def _file(workdir: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _named(
-  depths: Sequence[int], students: Sequence[toys.Params]
+  depths: Sequence[int], students: Sequence[toys.Params], some: Sequence[int]
 ) -> dict[str, Any]:
-  """Returns the arrays of all depths by their names in a file."""
+  """Returns the arrays of some students by their names in a file."""
   return {
-    f'{depth}_{key}': leaf
+    f'{depth}_{key}': leaf[np.array(some)]
     for depth, params in zip(depths, students, strict=True)
     for key, leaf in params.items()
   }
@@ -645,14 +657,10 @@ class DepthToys(study_lib.Study[Config, Tables]):
             'same command goes on from there'
           )
         result, students = found
-        first = [
-          i for i, m in enumerate(members(config, name)) if m.number == 0
-        ]
-        named = _named(config.studies[name].depths, students)
-        arrays_lib.save(
-          path.with_suffix('.npz'),
-          {key: np.asarray(leaf)[first] for key, leaf in named.items()},
+        named = _named(
+          config.studies[name].depths, students, _first(config, name)
         )
+        arrays_lib.save(path.with_suffix('.npz'), named)
         storage.write_json(path, result)
         part.unlink(missing_ok=True)
 

@@ -1,12 +1,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from familial.analysis import toys
-from familial.studies import depth_toys_cohort
-from tests.analysis.toys_small import SHAPE
-from tests.analysis.toys_small import asked
+
+SHAPE = toys.Shape(width=5, hidden=7, vocab=6)
+STAGES = pytest.mark.parametrize('stages', toys.STAGES)
+
+
+def stacked(trees):
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def random(depth, seed=0):
@@ -18,7 +23,7 @@ def inputs(count=4):
   return rng.standard_normal((count, SHAPE.width)).astype(np.float32)
 
 
-def reference(params, x, stages):
+def reference(params, x, stages=1):
   """The states by NumPy in float64, one input at a time."""
   norm = lambda v: v / np.sqrt(np.mean(v**2) + 1e-6)
   rows = []
@@ -37,42 +42,28 @@ def reference(params, x, stages):
   return np.array(rows).swapaxes(0, 1), np.array([norm(p[-1]) for p in rows])
 
 
-@pytest.mark.parametrize('stages', toys.STAGES)
+@STAGES
 def test_networks_equal_a_reference(stages):
   params, x = random(3), inputs()
   states, last = reference(params, x, stages)
   found = toys.states(params, x, stages)
-  assert found.shape == (4, 4, SHAPE.width)
   np.testing.assert_allclose(found, states, atol=1e-5)
   np.testing.assert_allclose(toys.last(params, x, stages), last, atol=1e-5)
-  # A teacher's own program.
-  if stages == 1:
-    np.testing.assert_allclose(toys._taught(params, x), last, atol=1e-5)
 
 
-def test_a_tied_teacher_is_one_layer_applied_again_and_again():
-  key = jax.random.key(1)
-  tied = toys.teacher(key, SHAPE, 3, tied=True, gain=1)
-  one = {name: leaf[:1] for name, leaf in tied.items()}
-  x = toys.norm(inputs())
-  for _ in range(3):  # A first norm would alter what comes in.
-    x = toys._layer(tuple(leaf[0] for leaf in one.values()), x, 1)
-  np.testing.assert_allclose(toys.states(tied, inputs())[-1], x, atol=1e-5)
-  free = toys.teacher(key, SHAPE, 3, tied=False, gain=1)
-  assert np.ptp(np.asarray(tied['out']), axis=0).max() == 0
-  assert np.ptp(np.asarray(free['out']), axis=0).max() > 0
-
-
-def test_outer_weights_shrink_with_the_teacher_s_depth():
+@pytest.mark.parametrize('tied', [False, True])
+def test_layers_of_a_teacher(tied):
   shape = toys.Shape(width=32, hidden=128, vocab=1)
   for depth in (4, 64):
-    out = toys.teacher(jax.random.key(0), shape, depth, tied=True, gain=1)[
-      'out'
-    ]
-    assert np.std(out) == pytest.approx((128 * depth) ** -0.5, rel=0.05)
+    params = toys.teacher(jax.random.key(0), shape, depth, tied, gain=1)
+    spread = np.std(params['out'][0])
+    assert spread == pytest.approx((128 * depth) ** -0.5, rel=0.05)
+    for leaf in params.values():
+      assert len(leaf) == depth
+      assert (np.ptp(np.asarray(leaf), axis=0).max() == 0) == tied
 
 
-@pytest.mark.parametrize('stages', toys.STAGES)
+@STAGES
 def test_a_new_student_is_the_identity_and_learns(stages):
   params = toys.student(jax.random.key(0), SHAPE, 3, head=False)
   states = toys.states(params, inputs(), stages)
@@ -82,12 +73,11 @@ def test_a_new_student_is_the_identity_and_learns(stages):
 
 
 def test_two_stages_are_of_second_order():
-  # Layers of one field, in steps of 1 / n: against the finest.
-  key = jax.random.key(2)
+  # Layers of one field, in steps of 1 / n, compared with the finest.
   wide = toys.Shape(5, 64, 6)
 
   def end(depth, stages):
-    params = toys.teacher(key, wide, depth, tied=True, gain=1)
+    params = toys.teacher(jax.random.key(2), wide, depth, tied=True, gain=1)
     params['out'] = params['out'] / depth**0.5 / 2
     return toys.states(params, inputs(), stages)[-1]
 
@@ -101,29 +91,99 @@ def test_two_stages_are_of_second_order():
   assert wrong[1, 2] / wrong[4, 2] > 10
 
 
-def test_the_divergence_is_that_of_cold_distributions():
-  toys_ = asked(head='shared', temperatures=(0.5, 1.0))
-  known = depth_toys_cohort.teachers(toys_, 'only')
-  of, cold = jnp.array([1, 3, 3]), jnp.array([0.5, 0.5, 1.0])
-  params = jax.tree.map(
-    lambda *leaves: jnp.stack(leaves), *(random(2, seed) for seed in range(3))
+def task(head, **changes):
+  values = {
+    'stages': 1, 'steps': 6, 'decay': 0.4, 'decay_to': 0.1, 'batch': 8,
+    'test_batches': 2, 'test_batch': 4,
+  }  # fmt: skip
+  return toys.Task(SHAPE, head, **{**values, **changes})
+
+
+def taught(seeds):
+  """Teachers of four layers."""
+  return stacked(
+    toys.Teachers(
+      random(4, 10 + seed),
+      toys.new_head(jax.random.key(20 + seed), SHAPE),
+      jax.random.key(30 + seed),
+      jax.random.key(40 + seed),
+    )
+    for seed in seeds
   )
-  found = toys._losses(
-    depth_toys_cohort.task(toys_, 'only'),
+
+
+@pytest.mark.parametrize('head', ['none', 'shared', 'learned'])
+def test_losses_of_a_test_equal_a_reference(head):
+  known, of, cold = taught(range(2)), [0, 1, 1], [0.5, 0.5, 1.0]
+  every = [
+    {**random(2, seed), 'head': toys.new_head(jax.random.key(seed), SHAPE)}
+    for seed in range(3)
+  ]
+  _, found = toys.train(
+    task(head),
     known,
-    toys.Members(of, cold),
-    [params],
-    known.test,
-    4,
-  )[0]
-  for i, teacher in enumerate(of):
-    x = np.asarray(jax.random.normal(known.test[teacher], (4, SHAPE.width)))
-    logits = [
-      reference({k: v[j] for k, v in mlps.items()}, x, 1)[1]
-      @ np.asarray(known.head[teacher], np.float64)
-      / float(cold[i])
-      for mlps, j in ((known.mlps, teacher), (params, i))
-    ]
-    p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits)
-    divergence = (p * np.log(p / q)).sum(-1).mean()
-    assert found[i] == pytest.approx(divergence, rel=1e-4)
+    toys.Members(jnp.array(of), jnp.array(cold)),
+    toys.start((stacked(every),)),
+    jnp.array([0.1]),
+    0,
+    True,
+  )
+  assert found.shape == (2, 1, 3)
+  for batch, member in np.ndindex(2, 3):
+    teacher, right = of[member], np.asarray(known.head[of[member]], np.float64)
+    key = jax.random.fold_in(known.test[teacher], batch)
+    x = np.asarray(jax.random.normal(key, (4, SHAPE.width)))
+    y = reference({k: v[teacher] for k, v in known.mlps.items()}, x)[1]
+    out = reference(every[member], x)[1]
+    loss = np.mean((out - y) ** 2)
+    if head != 'none':
+      own = every[member]['head'] if head == 'learned' else right
+      logits = y @ right / cold[member], out @ own / cold[member]
+      p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits)
+      loss = (p * np.log(p / q)).sum(-1).mean()
+    assert found[batch, 0, member] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_student_among_others_equals_adam_by_itself():
+  # Two depths with rates of their own, which fall over the last two fifths.
+  how, known = task('none'), taught(range(2))
+  depths, rates = (1, 3), jnp.array([0.0, 0.02])
+  students = tuple(
+    stacked(
+      toys.student(jax.random.key(seed), SHAPE, depth, False)
+      for seed in range(2)
+    )
+    for depth in depths
+  )
+  alone = {name: leaf[1] for name, leaf in students[1].items()}
+  still = {name: np.array(leaf) for name, leaf in students[0].items()}
+  state = toys.start(students)
+  for steps in (4, 2):  # In one dispatch or in several.
+    state, _ = toys.train(
+      how,
+      known,
+      toys.Members(jnp.array([0, 1]), jnp.ones(2)),
+      state,
+      rates,
+      steps,
+      False,
+    )
+  # A step is taken with the rate at its end: 5/6 is 7/12 of the way down.
+  shares = np.interp((np.arange(6) + 1) / 6, [0, 0.6, 1], [1, 1, 0.1])
+  adam = optax.adam(lambda step: 0.02 * jnp.asarray(shares)[step])
+
+  @jax.jit
+  def step(params, moments, number):
+    key = jax.random.fold_in(known.train[1], number)
+    x = jax.random.normal(key, (how.batch, SHAPE.width))
+    y = toys.last({k: v[1] for k, v in known.mlps.items()}, x)
+    grads = jax.grad(lambda p: jnp.mean((toys.last(p, x) - y) ** 2))(params)
+    updates, moments = adam.update(grads, moments)
+    return optax.apply_updates(params, updates), moments
+
+  moments = adam.init(alone)
+  for number in range(6):
+    alone, moments = step(alone, moments, number)
+  for name, leaf in alone.items():
+    np.testing.assert_allclose(state.params[1][name][1], leaf, atol=1e-5)
+    np.testing.assert_array_equal(state.params[0][name], still[name])

@@ -1,348 +1,398 @@
+"""The study of toy networks: its training, and its tables from planted curves."""
+
 import dataclasses
-import importlib.util
-import json
-import pathlib
-import re
-import sys
+import math
+import signal
+import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import depth_toys as experiment
 from familial.analysis import toys
-from familial.cli import main
 from familial.core import errors
 from familial.core import storage
+from familial.core.estimate import Estimate
 from familial.studies import depth_toys
-from familial.studies import depth_toys_cohort
-from familial.studies import depth_toys_config
-from familial.studies import depth_toys_regimes as regimes
-from familial.studies import templates
-from tests.analysis.toys_small import SHAPE
-from tests.analysis.toys_small import asked
+from familial.studies import study
 
-FILE = pathlib.Path(__file__).parents[2] / 'experiments' / 'depth_toys.py'
+TOYS = depth_toys.TOYS
 
 
-@pytest.mark.slow
-def test_students_of_all_depths_learn_at_their_rates():
-  toys_ = dataclasses.replace(asked(), replicates=1)
-  study = dataclasses.replace(toys_.studies['only'], teachers=('tied',))
-  toys_ = dataclasses.replace(toys_, studies={'only': study})
-  state = toys.start(
-    tuple(depth_toys_cohort.students(toys_, 'only', depth) for depth in (1, 2))
-  )
-  losses = []
-  for steps in (0, 5):
-    state, found = toys.train(
-      depth_toys_cohort.task(toys_, 'only'),
-      depth_toys_cohort.teachers(toys_, 'only'),
-      toys.Members(jnp.array([0]), jnp.array([1.0])),
-      state,
-      jnp.array([0.0, 0.02]),
-      steps,
-      True,
+def group(**changes):
+  values = {
+    'depths': (1, 2, 3), 'teacher_depth': 4, 'steps': 6, 'rate': 0.01,
+    'rate_depth': 4,
+  }  # fmt: skip
+  return depth_toys.Group(**{**values, **changes})
+
+
+def config(groups=None, **changes):
+  """A study that is trained in seconds."""
+  values = {
+    'width': 5, 'hidden': 7, 'vocab': 6, 'batch': 8, 'test_batch': 8,
+    'test_batches': 2, 'replicates': 2, 'checkpoints': 2, 'gain': 0.2,
+  }  # fmt: skip
+  groups = groups or {'only': group()}
+  return depth_toys.Config('Toys', groups, **{**values, **changes})
+
+
+def plant(asked, folder, losses, students=None):
+  """Writes what training leaves, with losses [steps, depths, members] by group."""
+  for name in asked.studies:
+    every = depth_toys.members(asked, name)
+    path = folder / 'toys' / f'{name}.json'
+    result = {
+      'schema': storage.SCHEMA,
+      'members': [member._asdict() for member in every],
+      'steps': [1, 2],
+      'loss': losses[name],
+      'error': np.zeros(np.shape(losses[name])).tolist(),
+      'seconds': {'compile': 1.0, 'train': 1.0},
+    }
+    storage.write_json(path, result)
+    params = students or depth_toys.start(asked, name).state.params
+    first = [i for i, member in enumerate(every) if member.number == 0]
+    np.savez(
+      path.with_suffix('.npz'),
+      **{
+        f'{depth}_{key}': np.asarray(leaf)[first]
+        for depth, by_key in zip(
+          asked.studies[name].depths, params, strict=True
+        )
+        for key, leaf in by_key.items()
+      },
     )
-    assert found.shape == (toys_.test_batches, 2, 1)
-    losses.append(np.asarray(found).mean(axis=(0, 2)))
-  # All start as the identity; without a rate a student stays so.
-  assert losses[0][0] == pytest.approx(losses[0][1], rel=1e-5)
-  assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
-  assert losses[1][1] < 0.98 * losses[0][1]
+
+
+def analyse(asked, folder):
+  return TOYS.analyse(asked, study.Results(folder, {}, (), ()))[1]
+
+
+@pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu'])
+def test_groups_that_are_compared_differ_in_one_thing(arg):
+  groups = TOYS.read_config(experiment.get_config(arg)).studies
+  whole, half = groups['state'], groups['half']
+  assert half == dataclasses.replace(whole, steps=whole.steps // 2)
+  assert groups['one_layer'] == dataclasses.replace(whole, one_layer=True)
+  two = groups['two_stage']
+  assert two == dataclasses.replace(
+    half if arg == 'gpu' else whole,
+    stages=2, teachers=('tied',), depths=two.depths,
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-  'head', ['none', pytest.param('learned', marks=pytest.mark.slow)]
+  ('key', 'changes'),
+  [
+    ('depths', {'depths': (1, 2, 2)}),
+    ('temperatures', {'head': 'shared'}),
+    ('temperatures', {'temperatures': (1.0,)}),
+    ('teachers', {'teachers': ('tide',)}),
+  ],
 )
-def test_a_student_equals_a_run_by_itself(head, tmp_path):
-  toys_ = asked(head=head, temperatures=(0.5, 1.0) if head != 'none' else ())
-  result, (_, params, _) = depth_toys.train(
-    toys_, 'only', tmp_path / 'part.npz'
-  )
-  members = depth_toys_cohort.members(toys_, 'only')
-  picked = len(members) - 1
-  alone = jax.tree.map(
-    lambda leaf: leaf[picked : picked + 1],
-    depth_toys_cohort.students(toys_, 'only', 2),
-  )
-  known = jax.tree.map(
-    lambda leaf: leaf[-1:], depth_toys_cohort.teachers(toys_, 'only')
-  )
-  state, taken = toys.start((alone,)), []
-  for steps in (4, 1, 1):
-    before = np.array(state.params[0]['bias'])
-    state, losses = toys.train(
-      depth_toys_cohort.task(toys_, 'only'),
-      known,
-      toys.Members(jnp.array([0]), jnp.array([1.0])),
-      state,
-      jnp.array([0.01 * 2**0.5]),
-      steps,
-      True,
-    )
-    taken.append(np.abs(np.array(state.params[0]['bias']) - before).mean())
-  assert taken[2] < taken[1] / 5  # The last fifth of the steps.
-  assert losses.mean() == pytest.approx(result['loss'][-1][1][picked], rel=1e-4)
-  for key, leaf in state.params[0].items():
-    np.testing.assert_allclose(leaf[0], params[key][picked], atol=1e-4)
-  # Tested on inputs of their own, which nothing is trained on.
-  if head == 'none':
-    for number in range(toys_.test_batches):
-      key = jax.random.fold_in(known.test[0], number)
-      x = jax.random.normal(key, (toys_.test_batch, SHAPE.width))
-      last = toys.last({k: v[0] for k, v in state.params[0].items()}, x)
-      right = toys.last({k: v[0] for k, v in known.mlps.items()}, x)
-      assert losses[number, 0, 0] == pytest.approx(
-        float(jnp.mean((last - right) ** 2)), rel=1e-4
-      )
-  # Steps in one dispatch or in several, and a loss that falls.
-  assert result['steps'] == [1, 6]
-  assert result['loss'][1][1][picked] < result['loss'][0][1][picked]
-
-
-def test_the_rate_falls_to_a_tenth_over_the_last_fifth():
-  how = depth_toys_cohort.task(asked(), 'only')
-  shares = [float(toys._decay(how, jnp.int32(step))) for step in range(6)]
-  assert shares[:4] == [1.0] * 4 and shares[5] == pytest.approx(0.1)
-  assert depth_toys_cohort.rate(asked().studies['only'], 1) == pytest.approx(
-    0.02
-  )
+def test_a_group_that_cannot_be_is_refused(key, changes):
+  with pytest.raises(errors.UserError, match=rf'^studies\.only\.{key}'):
+    config({'only': group(**changes)})
 
 
 def test_rates_fall_as_the_root_of_depth():
-  study = asked().studies['only']  # Of rate 0.01 at depth 4.
-  rates = [depth_toys_cohort.rate(study, depth) for depth in (1, 4, 16)]
+  rates = [group().rate_at(depth) for depth in (1, 4, 16)]
   assert rates == pytest.approx([0.02, 0.01, 0.005])
-  one = dataclasses.replace(study, rate_depth=0)
-  assert depth_toys_cohort.rate(one, 16) == study.rate
+  assert group(rate_depth=0).rate_at(16) == 0.01
 
 
 def test_students_are_beside_their_own_teachers():
-  toys_ = asked(head='shared', temperatures=(0.5, 2.0))
-  known = depth_toys_cohort.teachers(toys_, 'only')
-  members = depth_toys_cohort.members(toys_, 'only')
-  of = depth_toys_cohort.assigned(known, members)
-  kinds = depth_toys_config.KINDS
+  asked = config({'only': group(head='shared', temperatures=(0.5, 2.0))})
+  begin = depth_toys.start(asked, 'only')
+  kinds = depth_toys.KINDS
   for member, teacher, cold in zip(
-    members, of.teacher, of.temperature, strict=True
+    depth_toys.members(asked, 'only'), *begin.assigned, strict=True
   ):
     assert cold == member.temperature
-    assert divmod(teacher, toys_.replicates) == (
-      kinds.index(member.teacher),
-      member.number,
+    which = kinds.index(member.teacher), member.number
+    assert divmod(teacher, asked.replicates) == which
+    layers = np.asarray(begin.teachers.mlps['in'][teacher])
+    assert (np.ptp(layers, axis=0).max() == 0) == (member.teacher == 'tied')
+  assert begin.rates == pytest.approx([0.02, 0.02 / 2**0.5, 0.02 / 3**0.5])
+
+
+def test_a_single_layer_has_the_units_of_all():
+  asked = config({'only': group(one_layer=True)})
+  begin = depth_toys.start(asked, 'only').state.params
+  assert [params['in'].shape[1:] for params in begin] == [
+    (1, 5, 7),
+    (1, 5, 14),
+    (1, 5, 21),
+  ]
+
+
+def test_a_study_that_was_stopped_writes_the_same_bytes(tmp_path, monkeypatch):
+  asked = config(
+    {
+      'one': group(),
+      'two': group(head='learned', temperatures=(0.5, 1.0), teachers=('tied',)),
+    }
+  )
+  programs, train = [], depth_toys.train
+
+  def lower(task, *arguments):
+    programs.append(task.head)
+    return toys.train.lower(task, *arguments)
+
+  def stopped(asked, name, part, on_share, stopping):
+    """A signal arrives while the second group is at its first test."""
+
+    def seen(share):
+      on_share(share)
+      if name == 'two' and share:
+        signal.raise_signal(signal.SIGTERM)
+
+    return train(asked, name, part, seen, stopping)
+
+  monkeypatch.setattr(
+    depth_toys, 'toys',
+    types.SimpleNamespace(**{
+      **vars(toys), 'train': types.SimpleNamespace(lower=lower)
+    }),
+  )  # fmt: skip
+  TOYS.run(asked, tmp_path / 'whole')
+  assert programs == ['none', 'learned']  # One program a group.
+  with monkeypatch.context() as patch:
+    patch.setattr(depth_toys, 'train', stopped)
+    with pytest.raises(errors.Interrupted):
+      TOYS.run(asked, tmp_path / 'again')
+  folder = tmp_path / 'again' / 'toys'
+  part = folder / 'two.part.npz'
+  assert part.exists() and not (folder / 'two.json').exists()
+  first = (folder / 'one.json').stat().st_mtime_ns
+  content = part.read_bytes()
+  np.savez(part, **{'0': np.zeros(3)})  # Of something else.
+  with pytest.raises(errors.UserError, match=r'part\.npz'):
+    TOYS.run(asked, tmp_path / 'again')
+  part.write_bytes(content)
+  TOYS.run(asked, tmp_path / 'again')
+  assert not part.exists()
+  assert (folder / 'one.json').stat().st_mtime_ns == first
+  for name in asked.studies:
+    files = [tmp_path / run / 'toys' / name for run in ('whole', 'again')]
+    whole, again = (
+      storage.read_own(file.with_suffix('.json')) for file in files
     )
-    # A tied teacher's layers are alike.
-    same = np.ptp(np.asarray(known.mlps['in'][teacher]), axis=0).max() == 0
-    assert same == (member.teacher == 'tied')
+    assert {**whole, 'seconds': 0} == {**again, 'seconds': 0}
+    whole, again = (file.with_suffix('.npz').read_bytes() for file in files)
+    assert whole == again
+  summaries = [TOYS.read_summary(tmp_path / run) for run in ('whole', 'again')]
+  assert summaries[0].tables == summaries[1].tables
+  assert summaries[0].tables == analyse(asked, tmp_path / 'again')
+  # The students that are kept are those that were tested.
+  kept = list(depth_toys.trained(asked, tmp_path / 'again', 'one'))
+  assert [member[:2] for member, _ in kept] == [('independent', 0), ('tied', 0)]
+  begin = depth_toys.start(asked, 'one')
+  losses = {
+    (r.teacher, r.depth): r.loss
+    for r in summaries[0].tables.losses
+    if r.study == 'one' and r.number == 0 and r.steps == 6
+  }
+  for place, (member, by_depth) in enumerate(kept):
+    teacher = asked.replicates * place
+    mlps = {k: v[teacher] for k, v in begin.teachers.mlps.items()}
+    for depth, params in by_depth.items():
+      apart = []
+      for batch in range(asked.test_batches):
+        key = jax.random.fold_in(begin.teachers.test[teacher], batch)
+        x = jax.random.normal(key, (asked.test_batch, asked.width))
+        apart.append(np.mean((toys.last(params, x) - toys.last(mlps, x)) ** 2))
+      assert losses[member.teacher, depth] == pytest.approx(
+        np.mean(apart), rel=1e-4
+      )
 
 
-@pytest.mark.parametrize('kind', ['independent', 'tied'])
-def test_the_regime_of_a_teacher_is_known(kind):
+@pytest.mark.parametrize(
+  'content',
+  [
+    None,
+    {'1_in': np.zeros(3)},
+    {
+      f'{depth}_{key}': np.zeros(3)
+      for depth in (1, 2, 3)
+      for key in ('in', 'bias', 'out')
+    },
+    {
+      f'{depth}_{key}': np.array([{}])
+      for depth in (1, 2, 3)
+      for key in ('in', 'bias', 'out')
+    },
+  ],
+  ids=['none', 'few', 'shapes', 'objects'],
+)
+def test_a_file_of_students_is_not_trusted(tmp_path, content):
+  path = tmp_path / 'toys' / 'only.npz'
+  path.parent.mkdir()
+  if content:
+    np.savez(path, **content)
+  with pytest.raises(errors.UserError, match=r'only\.npz'):
+    list(depth_toys.trained(config(), tmp_path, 'only'))
+
+
+@pytest.mark.parametrize('share', [0.0, 0.5])
+def test_a_planted_exponent_is_found(share):
+  rng = np.random.default_rng(0)
+  depths = np.array([3, 4, 6, 8, 12, 16])
+  clean = depths**-2.0
+  loss = (clean + share / (1 - share) * clean[-1]) * np.exp(
+    rng.normal(0, 0.01, (3, 6))
+  )
+  values, floor = depth_toys.exponents(depths, loss)
+  found = {name: Estimate.of(each) for name, each in values.items()}
+  if share:
+    assert found['curvature'].sign == 'higher' and found['exponent'].hi < 1.9
+    assert found['floor'].value == pytest.approx(2.0, abs=0.15)
+    assert floor == pytest.approx(share, abs=0.1)
+    assert found['shallow'].value > found['deep'].value + 0.5
+  else:
+    assert found['curvature'].sign == 'n.s.' and 2 in found['exponent']
+    assert found['exponent'].value == pytest.approx(2.0, abs=0.03)
+
+
+def test_averaging_is_of_exponent_one_far_from_the_teacher_s_depth():
+  assert depth_toys.averaging([2, 4, 8], 10**6) == pytest.approx(1, abs=1e-4)
+  assert depth_toys.averaging([2, 4, 8], 32) == pytest.approx(1.16, abs=0.01)
+  assert depth_toys.averaging([2, 4, 8], 8) is None
+
+
+def test_tables_of_planted_curves(tmp_path):
+  shared = {'teachers': ('tied',), 'teacher_depth': 64}
+  groups = {
+    'one': group(depths=(2, 4, 6, 8), **shared),
+    'two': group(depths=(4, 1, 2), stages=2, **shared),
+    'wide': group(depths=(2, 4, 8), one_layer=True, **shared),
+    'short': group(depths=(2, 4, 8), **{**shared, 'steps': 5}),
+    'cold': group(
+      depths=(2, 4, 8), head='shared', temperatures=(0.5,), **shared
+    ),
+  }
+  power = {'one': 2.0, 'two': 3.0, 'wide': 0.5, 'short': 1.0, 'cold': 1.0}
+  asked = config(groups, replicates=3)
+  losses = {}
+  for name, each in groups.items():
+    x = np.log(each.depths)[:, None]
+    bend = 1.0 if name == 'short' else 0.0
+    level = np.log([1.0, 2.0, 3.0])
+    losses[name] = [
+      np.exp(level - (power[name] + more) * x + bend * x**2).tolist()
+      for more in (1, 0)
+    ]
+  losses['cold'][1] = [[a, None, b] for a, _, b in losses['cold'][1]]
+  plant(asked, tmp_path, losses)
+  tables = analyse(asked, tmp_path)
+  curves = {curve.study: curve for curve in tables.curves}
+  for name in ('one', 'two', 'wide', 'cold'):
+    assert curves[name].exponent.value == pytest.approx(power[name])
+    assert curves[name].curvature.value == pytest.approx(0, abs=1e-6)
+    # The last test counts.
+    along = [r.exponent.value for r in tables.evolution if r.study == name]
+    assert along == pytest.approx([power[name] + 1, power[name]])
+  assert curves['short'].curvature.value == pytest.approx(2)
+  assert {name for name, curve in curves.items() if curve.bent} == {'short'}
+  assert curves['two'].depths == (1, 2, 4)
+  # A teacher without losses counts for none.
+  of_each = [
+    row.value
+    for row in tables.by_teacher
+    if (row.study, row.quantity) == ('cold', 'exponent')
+  ]
+  assert of_each == [pytest.approx(1), None, pytest.approx(1)]
+  assert sum(row.loss is None for row in tables.losses) == 3
+  pairs = {(pair.study, pair.base, pair.equal): pair for pair in tables.pairs}
+  expected = {
+    # At depth 2 and cost 4, in the middle of the depths: 2^-3 over 4^-2.
+    ('two', 'one', 'cost'): ((1, 2, 4), 3.0, 2.0, math.log(2)),
+    ('two', 'one', 'depth'): ((2, 4), 3.0, 2.0, -math.log(8) / 2),
+    ('one', 'wide', 'units'): ((2, 4, 8), 2.0, 0.5, -1.5 * math.log(4)),
+  }
+  assert set(pairs) == set(expected)
+  for key, (depths, this, base, ratio) in expected.items():
+    pair = pairs[key]
+    assert pair.depths == depths
+    found = pair.exponent, pair.base_exponent, pair.difference, pair.log_ratio
+    assert [each.value for each in found] == pytest.approx(
+      [this, base, this - base, ratio]
+    )
+
+
+def test_the_regime_of_a_teacher_is_known(tmp_path):
   # Layers that are as many estimates of one correction, or steps of one flow.
-  shape = toys.Shape(width=8, hidden=32, vocab=1)
-  params = toys.teacher(jax.random.key(0), shape, 12, kind == 'tied', 0.2)
-  whole, deepest = regimes.rows({12: params}, 1, seed=0)
-  assert whole == deepest and whole['depths'] == (12,)
-  known = {'independent': 'ensemble', 'tied': 'smooth'}
-  assert whole['regime'] == known[kind] and whole['strength'] > 0.9
-  assert whole['text'].startswith(known[kind])
-  assert set(whole['evidence']) >= {'alignment', 'departure', 'early'}
-  assert list(regimes.rows({3: params}, 1, seed=0)) == []
-  # A layer of two stages takes other steps.
-  other, _ = regimes.rows({12: params}, 2, seed=0)
-  assert other['evidence'] != whole['evidence']
+  depths = (3, 11, 12)
+  asked = config({'only': group(depths=depths)}, width=8, hidden=32)
+  shape = toys.Shape(8, 32, 1)
+  students = [
+    jax.tree.map(
+      lambda *leaves: np.stack(leaves),
+      *(
+        toys.teacher(jax.random.key(0), shape, depth, kind == 'tied', 0.2)
+        for kind in depth_toys.KINDS
+        for _ in range(asked.replicates)
+      ),
+    )
+    for depth in depths
+  ]
+  plant(asked, tmp_path, {'only': np.ones((2, 3, 4)).tolist()}, students)
+  tables = analyse(asked, tmp_path)
+  found = {(row.teacher, row.depths): row for row in tables.regimes}
+  assert len(found) == len(tables.regimes) == 4
+  # Steps of a teacher fall as the root of its depth: the deepest one alone.
+  for kind, regime in (('independent', 'ensemble'), ('tied', 'smooth')):
+    row = found[kind, depths[-1:]]
+    assert row.regime == regime and row.strength > 0.9
+  names = {row.name for row in tables.evidence}
+  assert {'alignment', 'departure', 'early'} <= names
 
 
 @pytest.mark.slow
 def test_students_move_as_their_teachers_were_made(tmp_path):
-  study = depth_toys_config.Study(
-    depths=(4, 6, 8),
-    teacher_depth=16,
-    steps=2000,
-    rate=8e-3,
-    rate_depth=4,
-    decay=0.7,
+  only = group(
+    depths=(4, 6, 8), teacher_depth=16, steps=2000, rate=8e-3, decay=0.7,
     decay_to=0.01,
-  )
-  toys_ = dataclasses.replace(
-    asked(), studies={'only': study}, width=16, hidden=16, batch=64,
-    replicates=1,
   )  # fmt: skip
-  _, by_depth = depth_toys.train(toys_, 'only', tmp_path / 'part.npz')
-  found = {}
-  for i, member in enumerate(depth_toys_cohort.members(toys_, 'only')):
-    mine = {
-      depth: {key: leaf[i] for key, leaf in params.items()}
-      for depth, params in zip(study.depths, by_depth, strict=True)
-    }
-    found[member.teacher] = next(regimes.rows(mine, 1, seed=0))
-  assert found['independent']['regime'] == 'ensemble'
-  assert found['independent']['evidence']['alignment']['value'] < 0.15
+  TOYS.run(
+    config({'only': only}, width=16, hidden=16, batch=64, replicates=1),
+    tmp_path,
+  )
+  tables = TOYS.read_summary(tmp_path).tables
+  regimes = {r.teacher: r for r in tables.regimes if r.depths == only.depths}
+  alignment = {
+    row.teacher: row.value.value
+    for row in tables.evidence
+    if row.name == 'alignment'
+  }
+  assert regimes['independent'].regime == 'ensemble'
+  assert alignment['independent'] < 0.15
   # Tied ones lean to what they are, and are too shallow for it to be named.
-  assert found['tied']['evidence']['alignment']['value'] > 0.25
-  scores = found['tied']['scores']
+  assert alignment['tied'] > 0.25
+  scores = regimes['tied'].scores
   assert max(scores, key=scores.get) == 'smooth'
 
 
-def load(arg):
-  spec = importlib.util.spec_from_file_location('depth_toys', FILE)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return templates.depth_toys(module.get_config(arg))
-
-
-def test_variants_are_what_they_say():
-  gpu = load('gpu')
-  assert gpu.width == 32 and gpu.hidden == 128 and gpu.batch == 1024
-  assert len(gpu.studies['learned_head'].temperatures) == 16
-  assert gpu.studies['learned_head'].temperatures[::15] == (0.01, 1.0)
-  for arg in ('test', 'cpu', 'gpu'):
-    found = load(arg)
-    assert set(found.studies) == {
-      'learned_head', 'shared_head', 'state', 'half', 'one_layer', 'two_stage',
-      'short',
-    }  # fmt: skip
-    assert found.studies['two_stage'].stages == 2
-    state, half = found.studies['state'], found.studies['half']
-    assert half == dataclasses.replace(state, steps=state.steps // 2)
-    wide = found.studies['one_layer']
-    assert wide == dataclasses.replace(state, one_layer=True)
-  assert (state.steps, half.steps) == (80_000, 40_000)
-  assert gpu.studies['two_stage'].steps == half.steps  # They are compared.
-  with pytest.raises(ValueError, match=r"variant 'x' is not one of test, cpu"):
-    load('x')
-
-
-@pytest.mark.parametrize(
-  ('changes', 'text'),
-  [
-    ({'stages': 3}, r'studies\.only\.stages: 3 is not 1 or 2'),
-    ({'head': 'own'}, r"studies\.only\.head: 'own' is not one of none, sha"),
-    ({'head': 'shared'}, r'studies\.only\.temperatures: \(\) with head'),
-    ({'teachers': ('tide',)}, r"did you mean 'tied'"),
-  ],
-)
-def test_a_study_that_cannot_be_is_refused(changes, text):
-  with pytest.raises(errors.UserError, match=text):
-    asked(**changes)
-
-
-def test_a_file_of_students_is_not_trusted(tmp_path):
-  toys_ = asked()
-  path = depth_toys.file(tmp_path, 'only').with_suffix('.npz')
-  with pytest.raises(errors.UserError, match='cannot be read'):
-    list(depth_toys.trained(toys_, tmp_path, 'only'))
-  path.parent.mkdir()
-  names = [f'{depth}_{k}' for depth in (1, 2, 3) for k in ('in', 'bias', 'out')]
-  for content, text in (
-    ({'1_in': np.zeros(3)}, 'cannot be read'),
-    ({name: np.zeros(3) for name in names}, 'is float64'),
-    ({name: np.array([{}]) for name in names}, 'cannot be read'),
-  ):
-    np.savez(path, **content)
-    with pytest.raises(errors.UserError, match=text):
-      list(depth_toys.trained(toys_, tmp_path, 'only'))
-
-
-def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
-  once = asked()
-  study = once.studies['only']
-  toys_ = dataclasses.replace(once, studies={'one': study, 'two': study})
-  trained = []
-
-  def train(asked, name, part, on_share, stopping):
-    trained.append(name)
-    if name == stop:
-      return None  # As where a signal came.
-    members = depth_toys_cohort.members(asked, name)
-    loss = [[[1 / depth] * len(members) for depth in study.depths]] * 2
-    return {
-      'schema': storage.SCHEMA,
-      'members': [member._asdict() for member in members],
-      'steps': [1, 6],
-      'loss': loss,
-      'error': loss,
-      'seconds': {'compile': 1.0, 'train': 1.0},
-    }, tuple(depth_toys_cohort.students(asked, name, d) for d in study.depths)
-
-  monkeypatch.setattr(depth_toys, 'train', train)
-  stop = 'two'
-  with pytest.raises(errors.Interrupted, match='stopped within two'):
-    depth_toys.run(toys_, tmp_path)
-  assert trained == ['one', 'two']
-  stop = None
-  line = depth_toys.run(toys_, tmp_path)
-  assert trained == ['one', 'two', 'two']
-  rows = [row.split() for row in line.splitlines()]
-  assert rows[1][:5] == ['one', 'independent', '1,', '2,', '3']
-  assert rows[1][5].startswith('1.0') and rows[4][:2] == ['two', 'tied']
-  kept = list(depth_toys.trained(toys_, tmp_path, 'two'))
-  assert [member[:2] for member, _ in kept] == [('independent', 0), ('tied', 0)]
-  assert toys.states(kept[0][1][3], np.ones((4, SHAPE.width))).shape == (
-    4,
-    4,
-    SHAPE.width,
-  )
-
-
-def test_a_study_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
-  toys_, part = asked(head='shared', temperatures=(1.0,)), tmp_path / 'part.npz'
-  whole, students = depth_toys.train(toys_, 'only', part)
-  assert not part.exists()
-  assert depth_toys.train(toys_, 'only', part, stopping=lambda: True) is None
-  shares = []
-  again, same = depth_toys.train(toys_, 'only', part, shares.append)
-  assert shares[0] > 0 and sum(shares) == pytest.approx(1)
-  assert again['loss'] == whole['loss']
-  jax.tree.map(np.testing.assert_array_equal, students, same)
-  np.savez(part, **{'0': np.zeros(3)})
-  with pytest.raises(errors.UserError, match=r'part\.npz: cannot be read'):
-    depth_toys.train(toys_, 'only', part)
-
-
 @pytest.mark.slow
-def test_the_command_goes_on_and_sums_up(tmp_path, capsys, monkeypatch):
-  argv = ['familial', 'run', f'--config={FILE}:test', f'--workdir={tmp_path}']
-  small = [
-    f'--config.studies.{name}.steps=8'
-    for name in ('learned_head', 'state', 'one_layer', 'two_stage')
-  ]
-  argv += small
-  monkeypatch.setattr(sys, 'argv', argv)  # Where overrides are looked for.
-  assert main._main(argv) == 0
-  said = capsys.readouterr().out
-  assert re.search(r'^state +tied ', said, flags=re.M)
-  assert re.search(r'^two_stage - state ', said, flags=re.M)
-  assert re.search(r'^state - one_layer ', said, flags=re.M)
-  found = storage.read_own(tmp_path / 'summary.json')
-  assert {curve['study'] for curve in found['curves']} == set(
-    load('test').studies
+def test_the_command_trains_what_is_missing(tmp_path, familial, monkeypatch):
+  arguments = [
+    'run', f'--config={experiment.__file__}:test', f'--workdir={tmp_path}',
+    *(
+      f'--config.studies.{name}.steps=8'
+      for name in ('learned_head', 'state', 'one_layer', 'two_stage')
+    ),
+  ]  # fmt: skip
+  # Where overrides are looked for.
+  monkeypatch.setattr('sys.argv', ['familial', *arguments])
+  assert familial(*arguments)[0] == 0
+  tables = TOYS.read_summary(tmp_path).tables
+  assert {curve.study for curve in tables.curves} == set(
+    TOYS.read_config(experiment.get_config('test')).studies
   )
-  for name in ('loss', 'steps', 'temperature'):
-    assert (tmp_path / 'figures' / f'toys_{name}.png').stat().st_size > 1e4
-  # What is there is not trained again; what is missing is, to the same numbers.
   path = tmp_path / 'toys' / 'state.json'
-  was = json.loads(path.read_text())
   path.unlink()
-  trained = []
-  train = depth_toys.train
-  monkeypatch.setattr(
-    depth_toys,
-    'train',
-    lambda *args: trained.append(args[1]) or train(*args),
-  )
-  assert main._main(argv) == 0
-  assert trained == ['state']
-  now = json.loads(path.read_text())
-  assert now['loss'] == was['loss']
-  # The students that were kept are those that were tested.
-  toys_ = load('test')
-  for member, by_depth in depth_toys.trained(toys_, tmp_path, 'two_stage'):
-    assert member.number == 0
-    x = np.ones((2, toys_.width), np.float32)
-    states = toys.states(by_depth[3], x, 2)
-    assert float(jnp.abs(states[-1] - states[0]).max()) > 0
-  argv.append('--config.batch=8')
-  assert main._main(argv) == 2
-  assert 'batch = 16, not 8' in capsys.readouterr().err
+  assert familial(*arguments)[0] == 0
+  assert TOYS.read_summary(tmp_path).tables == tables
+  assert familial(*arguments, '--config.batch=8')[0] == 2

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import clock
 from familial.convert import export
 from familial.convert import load
 from familial.data import tokenizers
@@ -23,11 +24,10 @@ from familial.serving import generate
 from familial.serving import sampling
 from familial.training import config as train_config
 from familial.training import loop
-from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 _NEW, _PROMPT, _CONTEXT = 64, 32, 128
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import scipy_peer
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimation
 from familial.laws import forms
@@ -19,7 +20,6 @@ from familial.laws import multistart as starts_lib
 from familial.laws import row_kernel
 from familial.laws import screening
 from familial.laws import table as tables
-from tests.benchmarks import scipy_peer
 
 pytestmark = pytest.mark.bench
 

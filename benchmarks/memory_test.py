@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.benchmarks import peak
+from benchmarks import peak
 
 pytestmark = pytest.mark.bench
 
@@ -24,7 +24,7 @@ def test_resident():
   sizes = {
     g: int(
       subprocess.run(
-        [sys.executable, '-m', 'tests.benchmarks.peak', str(g)],
+        [sys.executable, '-m', 'benchmarks.peak', str(g)],
         check=True,
         capture_output=True,
         text=True,

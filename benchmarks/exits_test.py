@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchmarks import clock
 from familial.model import flops
 from familial.training import config as train_config
-from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
 

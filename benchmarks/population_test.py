@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import clock
 from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import population
 from familial.training import sharding
 from familial.training import step as step_lib
-from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
 
@@ -26,7 +26,7 @@ _RUN = 400
 @pytest.mark.parametrize(('width', 'depth'), [(16, 4), (32, 4), (64, 4)])
 def test_seconds_of_eight_runs(width, depth):
   torch = pytest.importorskip('torch')
-  from tests.benchmarks import peer
+  from benchmarks import peer
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   model = clock.model(width, depth, 1)

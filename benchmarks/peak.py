@@ -1,4 +1,4 @@
-"""Peak memory of the loss and its gradient: python -m tests.benchmarks.peak G.
+"""Peak memory of the loss and its gradient: python -m benchmarks.peak G.
 
 Prints the bytes by which the resident set grows while the program runs; what
 compiling took does not count.

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks import clock
 from familial.model import flops
 from familial.training import config as train_config
-from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
 
@@ -26,7 +26,7 @@ _TRAIN = train_config.TrainConfig(
 )
 def test_tokens_per_second(width, depth, granularity):
   torch = pytest.importorskip('torch')
-  from tests.benchmarks import peer
+  from benchmarks import peer
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   config = clock.model(width, depth, granularity)

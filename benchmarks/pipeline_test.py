@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import clock
 from familial.data import batches as batches_lib
 from familial.data import config as data_config
 from familial.data import packing
 from familial.training import config as train_config
 from familial.training import sharding
-from tests.benchmarks import clock
 
 pytestmark = pytest.mark.bench
 

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import surrogate_test
 from familial.allocation import ensemble
 from familial.allocation import lbfgs
 from familial.allocation import lmc
-from tests.benchmarks import surrogate_test
 
 pytestmark = pytest.mark.bench
 

@@ -1,20 +1,17 @@
 """The toys' students as one program against PyTorch, one after another, on CPU."""
 
 from collections.abc import Callable
-import importlib.util
 import os
-import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import clock
+from experiments import depth_toys as experiment
 from familial.analysis import toys
-from familial.studies import depth_toys_cohort as cohort
-from familial.studies import templates
-from tests.benchmarks import clock
+from familial.studies import depth_toys
 
 pytestmark = pytest.mark.bench
 
@@ -24,38 +21,41 @@ _COMPILED = 'state', 4  # torch.compile takes a minute for one
 
 def test_seconds_of_the_study():
   torch = pytest.importorskip('torch')
-  from tests.benchmarks import toys_peer
+  from benchmarks import toys_peer
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  asked = _asked()
+  asked = depth_toys.TOYS.read_config(experiment.get_config('cpu'))
   ours_in_all = theirs_in_all = 0.0
   for name, study in asked.studies.items():
-    task = cohort.task(asked, name)
-    members = cohort.members(asked, name)
-    known = cohort.teachers(asked, name)
-    each = len(members) // len(known.head)
+    begin, members = (
+      depth_toys.start(asked, name),
+      depth_toys.members(asked, name),
+    )
+    task, known = begin.task, begin.teachers
+    students = jax.tree.map(np.array, begin.state.params)  # Ours are donated.
     picked = len(members) - 1  # of the last teacher
+    teacher = int(begin.assigned.teacher[picked])
     start = time.perf_counter()
-    ours = _ours(asked, name)
+    ours = _ours(begin)
     after = ours(2)
     compiling = time.perf_counter() - start
     contestants: dict[str, Callable[[], object]] = {
       'ours': lambda ours=ours: ours(_STEPS)
     }
     for at, depth in enumerate(study.depths):
-      rate = cohort.rate(study, depth)
+      rate = study.rate_at(depth)
       for way in ('eager', 'compiled')[: 1 + ((name, depth) == _COMPILED)]:
         student = toys_peer.Student(
           task,
-          cohort.students(asked, name, depth),
+          students[at],
           picked,
           known,
-          picked // each,
+          teacher,
           members[picked].temperature or 1.0,
           way == 'compiled',
         )
         for number in range(2):
-          key = jax.random.fold_in(known.train[picked // each], number)
+          key = jax.random.fold_in(known.train[teacher], number)
           x = jax.random.normal(key, (task.batch, asked.width))
           student.step(torch.from_numpy(np.array(x)), rate)
         # The same student after the same steps: its states.
@@ -99,28 +99,15 @@ def test_seconds_of_the_study():
   assert ratio > 3
 
 
-def _asked():
-  path = pathlib.Path(__file__).parents[2] / 'experiments' / 'depth_toys.py'
-  spec = importlib.util.spec_from_file_location('depth_toys', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return templates.depth_toys(module.get_config('cpu'))
-
-
-def _ours(asked, name) -> Callable[[int], tuple[toys.Params, ...]]:
-  """Returns what takes all students of a study further by some steps."""
-  task, study = cohort.task(asked, name), asked.studies[name]
-  known = cohort.teachers(asked, name)
-  members = cohort.members(asked, name)
-  of = cohort.assigned(known, members)
-  rates = jnp.array([cohort.rate(study, d) for d in study.depths])
-  state = toys.start(
-    tuple(cohort.students(asked, name, d) for d in study.depths)
-  )
+def _ours(
+  begin: depth_toys.Start,
+) -> Callable[[int], tuple[toys.Params, ...]]:
+  """Returns what takes all students of a group further by some steps."""
+  task, teachers, assigned, state, rates = begin
 
   def advance(steps: int) -> tuple[toys.Params, ...]:
     nonlocal state
-    state, _ = toys.train(task, known, of, state, rates, steps, False)
+    state, _ = toys.train(task, teachers, assigned, state, rates, steps, False)
     return jax.tree.map(np.asarray, state.params)
 
   return advance
