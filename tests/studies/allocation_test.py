@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from experiments import allocation_live
-from familial.allocation import config
 from familial.allocation import curves
 from familial.allocation import halving
 from familial.allocation import replay
@@ -20,9 +19,7 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.studies import live_allocation as allocation
 from familial.studies import shapes
-from familial.studies import study as study_lib
 from familial.studies import sweep
-from familial.training import rows as rows_lib
 from tests.allocation import replays
 
 STUDY = allocation.LIVE
