@@ -36,24 +36,6 @@ def dense(make_study, corpus):
   )
 
 
-@pytest.fixture
-def trained(monkeypatch, write_rows):
-  """Replaces training: runs finish at once, but for those in the set returned."""
-  failing = set()
-
-  def execute(runs, workdir, options):
-    del options
-    for run in runs:
-      losses = [2.0] * run.model.granularity
-      folder = sweep.folder(workdir, run.cell)
-      if run.cell not in failing and run_folder.status(folder) == 'new':
-        write_rows(workdir, run, losses)
-    return [run.cell for run in runs if run.cell in failing]
-
-  monkeypatch.setattr(sweep, 'execute', execute)
-  return failing
-
-
 def planned(workdir):
   plan = storage.read_own(workdir / study_lib.PLAN)
   return [row['cell'] for row in plan['cells']], plan['seconds']
