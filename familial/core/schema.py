@@ -269,8 +269,9 @@ def _allowed(hint: Any) -> str:
   """Returns the text of a type's bounds, and of those of its items."""
   bare, bounds = _split(hint)
   texts = [bound.allowed for bound in bounds]
-  if typing.get_origin(bare) in (tuple, dict):
-    is_tuple = typing.get_origin(bare) is tuple
+  origin = typing.get_origin(bare)
+  is_tuple = origin is tuple
+  if is_tuple or (isinstance(origin, type) and issubclass(origin, Mapping)):
     if each := _allowed(_item(bare, 0 if is_tuple else '')):
       texts.append(f'each {each}')
   return ' and '.join(texts)

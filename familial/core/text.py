@@ -141,14 +141,6 @@ def count(number_of: int, noun: str, plural: str = '') -> str:
   return f'{number_of} {noun if number_of == 1 else plural or noun + "s"}'
 
 
-def listing(parts: Sequence[str]) -> str:
-  """Returns `a`, `a and b`, `a, b and c`."""
-  parts = list(parts)
-  if len(parts) < 2:
-    return ''.join(parts)
-  return f'{", ".join(parts[:-1])} and {parts[-1]}'
-
-
 def some(parts: Sequence[str], most: int = 6) -> str:
   """Returns the first of some names, and how many more there are."""
   more = len(parts) - most

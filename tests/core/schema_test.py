@@ -16,15 +16,15 @@ from experiments import depth_regimes
 from experiments import depth_toys
 from experiments import expansion
 from experiments import familial_law
+from experiments import three_families
 from familial.allocation import config as replay_config
 from familial.core import errors
 from familial.core import schema
 from familial.data import config as data_config
 from familial.expansion import config as growth_config
 from familial.model import config as model_config
-from familial.studies import depth_law as depth_lib
-from familial.studies import depth_regimes as regimes_lib
-from familial.studies import templates
+from familial.studies import isoflop
+from familial.studies import registry
 from familial.training import config as train_config
 
 
@@ -273,6 +273,10 @@ VALID = {
   'layout': train_config.LayoutConfig(),
   'growth': growth_config.GrowthConfig(),
   'law': replay_config.Law(),
+  'rules': isoflop.Rules(),
+  'grid': isoflop.Grid((1e9, 2e9), ((8, 2, 1),), (1, 2)),
+  'fit': isoflop.Fit(),
+  'assumed': isoflop.AssumedLaw(E=1.0, A=30.0, B=90.0, alpha=0.4, beta=0.4),
   '': replay_config.ReplayConfig(title='x', cells=((4, 1e9),)),
 }  # fmt: skip
 VALID['run'] = train_config.RunConfig(
@@ -339,6 +343,30 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
     'state': ['keep'],
   },
   'law': {'beyond': [0.0, math.inf]},
+  'rules': {
+    'batch_tokens': [0],
+    'at_budget': [0.0, math.inf],
+    'batch_exponent': [-0.1, math.inf],
+    'beta2': [0.0, 1.0],
+    'warmup': [2.0],
+  },
+  'grid': {
+    'budgets': [()],
+    'shapes': [()],
+    'granularities': [()],
+    'seed': [-1],
+    'seconds': [-1.0],
+  },
+  'fit': {'delta': [0.0], 'starts': [0], 'resamples': [1]},
+  'assumed': {
+    'E': [0.0],
+    'A': [-1.0],
+    'B': [0.0],
+    'alpha': [0.0],
+    'beta': [0.0],
+    'gamma': [math.inf],
+    'noise': [0.0],
+  },
   '': {
     'cells': [()],
     'policies': [()],
@@ -441,16 +469,55 @@ def test_sections_of_a_run_that_do_not_fit_are_refused(key, changes):
 
 
 @pytest.mark.parametrize(
-  'config',
+  ('arm', 'changes', 'key'),
   [
-    *VALID.values(),
-    templates.study(familial_law.get_config('test')),
-    templates.families(expansion.get_config('test')),
-    templates.allocation(allocation_live.get_config('test')),
-    depth_lib.DEPTH.read_config(depth_law.get_config('test')),
-    regimes_lib.REGIMES.read_config(depth_regimes.get_config('test')),
-    templates.depth_toys(depth_toys.get_config('test')),
+    ('tiwn', {}, 'arms.tiwn'),
+    ('seed', {'values': ()}, 'arms.seed.values'),
+    ('seed', {'values': (0,)}, 'arms.seed.values'),  # The grid's.
+    ('seed', {'budgets': (0.0,), 'values': (1,)}, r'arms.seed.budgets[0]'),
+    ('kind', {'shapes': (4,), 'values': ('head',)}, 'arms.kind.shapes'),
+    ('frozen', {'share': 0.0, 'values': ('head',)}, 'arms.frozen.share'),
+    *(
+      (arm, {'values': (value,)}, f'arms.{arm}.values')
+      for arm, value in (
+        ('seed', 'x'), ('seed', -1), ('seed', True), ('twin', 1),
+        ('weighting', 1), ('frozen', 2), ('kind', (1,)), ('branch', 2),
+        ('branch', (1, 'x')), ('rate', 'x'), ('rate', 0.0), ('rate', math.inf),
+        ('gradients', 'x'), ('gradients', 0),
+      )
+    ),
   ],
+)  # fmt: skip
+def test_an_arm_is_refused_by_its_key(arm, changes, key):
+  config = familial_law.get_config('test')
+  config.arms = {
+    arm: {'budgets': (1e9,), 'shapes': (0,), 'granularities': (2,), **changes}
+  }
+  with pytest.raises(errors.UserError) as raised:
+    isoflop.ISOFLOP.read_config(config)
+  assert str(raised.value).startswith(f'{key}: ')
+
+
+@pytest.mark.parametrize('shapes_of', [((0,),), ((1,), (0,)), ((0,), (-1,))])
+def test_shapes_of_budgets_are_refused_by_their_key(shapes_of):
+  with pytest.raises(errors.UserError, match=r'^grid\.shapes_of: '):
+    dataclasses.replace(VALID['grid'], shapes_of=shapes_of)
+
+
+EXPERIMENTS = (
+  familial_law, expansion, three_families, allocation_live, depth_law,
+  depth_regimes, depth_toys,
+)  # fmt: skip
+
+
+def experiment(module):
+  config = module.get_config('test')
+  return registry.STUDIES[config.kind].read_config(config)
+
+
+@pytest.mark.parametrize(
+  'config',
+  [*VALID.values(), *map(experiment, EXPERIMENTS)],
   ids=lambda config: type(config).__name__,
 )
 def test_a_config_is_read_back_and_described(config):
@@ -460,10 +527,3 @@ def test_a_config_is_read_back_and_described(config):
   assert schema.read(type(config), locked) == config
   for field in schema.describe(type(config)):
     assert field.description, f'{field.name} has no description'
-
-
-def test_an_arm_of_no_name_is_refused():
-  config = familial_law.get_config('test')
-  config.arms.tiwn = {'budgets': (1.0,), 'shapes': ()}
-  with pytest.raises(errors.UserError, match=r'^arms\.tiwn: '):
-    templates.study(config)

@@ -46,7 +46,9 @@ def test_amount(value, text):
     ((61.2, 53.3, 66.8), '61 [53, 67]'),
     ((-0.01, -2.1, 2.1), '0.0 [−2.1, 2.1]'),
     ((1.5, 1.5, 1.5), '1.50 [1.50, 1.50]'),
-    ((0.5, None, 0.7), '0.500 (no interval)'),
+    ((0.5, None, None), '0.500 (no interval)'),
+    ((0.5, None, 0.7), '0.500 [−∞, 0.700]'),
+    ((0.5, 0.25, None), '0.500 [0.250, ∞]'),
     (
       (1.39e-23, 7.24e-33, 1.58e-10),
       '1.39×10⁻²³ [7.24×10⁻³³, 1.58×10⁻¹⁰]',
@@ -79,10 +81,6 @@ def test_some_says_how_many_more():
   assert text_lib.some(['a', 'b']) == 'a, b'
 
 
-def test_interval_without_an_end_is_infinite():
-  assert text_lib.interval(0.5, None) == f'[0.500,{text_lib.SPACE}∞]'
-
-
 @pytest.mark.parametrize(
   ('seconds', 'text'),
   [(3.2, '3.2 s'), (600, '10 min'), (7380, '2 h 3 min'), (200_000, '2 d 7 h')],
@@ -91,7 +89,24 @@ def test_duration(seconds, text):
   assert text_lib.duration(seconds) == text
 
 
-def test_listing():
-  assert text_lib.listing([]) == ''
-  assert text_lib.listing(['a']) == 'a'
-  assert text_lib.listing(['a', 'b', 'c']) == 'a, b and c'
+@pytest.mark.parametrize(
+  ('shown', 'text'),
+  [
+    (text_lib.percent(0.0312), '+3.1 %'),
+    (text_lib.percent(-0.0312, 3), '−3.12 %'),
+    (text_lib.percent(None), '–'),
+    (text_lib.signed(0.0), '0'),
+    (text_lib.trimmed(2.50), '2.5'),
+    (text_lib.count(1, 'run'), '1 run'),
+    (text_lib.count(0, 'run'), '0 runs'),
+  ],
+)
+def test_signs_shares_and_counts(shown, text):
+  assert shown.replace(text_lib.SPACE, ' ') == text
+
+
+def test_a_table_is_as_wide_as_its_cells():
+  rows = [['a', '1'], ['long', '22']]
+  assert text_lib.table(['x', 'n'], rows, align='l').split('\n') == [
+    'x      n', 'a      1', 'long  22',
+  ]  # fmt: skip
