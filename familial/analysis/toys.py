@@ -1,16 +1,17 @@
-"""Toy residual networks: teachers, students, and many students' training.
+"""Toy residual networks: teachers, students, and the training of many students.
 
-A network starts from its input's RMSNorm, adds the output of one MLP a layer
-(gainless RMSNorm, a linear map with a bias, squared ReLU, a linear map without)
-and ends in an RMSNorm; a head gives logits where there is one. Students learn
-what a deeper teacher of random weights makes of N(0, I) (arXiv 2602.05970).
+A network starts from the RMSNorm of its input, adds the output of one MLP per
+layer (gainless RMSNorm, a linear map with a bias, squared ReLU, a linear map
+without) and ends in an RMSNorm; a head gives logits where there is one. Students
+learn the outputs of a deeper teacher of random weights on N(0, I) inputs
+(arXiv 2602.05970).
 
-Arrays carry their dimensions: `B` batch, `D` width, `F` hidden, `V` vocabulary,
-`L` layers (there are no sequences here), `T` teachers and `M` students of a
-depth. Students of all depths of a study are one program, which runs their
-teachers, the deepest networks in it, once for all of them.
+Shapes: B batch, D width, F hidden units, V vocabulary, L layers, T teachers, M
+students of a depth. Students of all depths of a study are one program, which runs
+their teachers, its deepest networks, once for all of them.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -22,18 +23,17 @@ import jax.numpy as jnp
 import optax
 
 Array = jax.Array
-# `in` [L, D, F], `bias` [L, F], `out` [L, F, D]; a `head` [D, V] where learned.
+# `in` [L, D, F], `bias` [L, F], `out` [L, F, D], and a learned `head` [D, V].
 Params = dict[str, Array]
-STAGES = (1, 2)
 _EPS = 1e-6
 _MLP = ('in', 'bias', 'out')
 _ADAM = optax.scale_by_adam()
-# Some accelerators would round what they multiply to bfloat16 or less.
+# Some accelerators round the operands of a product to bfloat16 by default.
 _matmul = functools.partial(jnp.matmul, precision='float32')
 
 
 class Shape(NamedTuple):
-  """What the networks of a study have in common."""
+  """Sizes that all networks of a study share."""
 
   width: int
   hidden: int
@@ -42,20 +42,20 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """How students are trained and tested: one program for each.
+  """How students are trained and tested; each task is one program.
 
   Attributes:
     shape: of all networks.
     head: `none` (mean squared error of the normed last state), or KL divergence
-      from the teacher's distribution in nats, with the teacher's head (`shared`)
-      or one of the student's own (`learned`).
-    stages: evaluations of a layer's MLP: see `states`.
-    steps: of a training.
-    decay: share of the steps, the last ones, over which the rate falls linearly.
-    decay_to: what is left of the rate in the end.
-    batch: fresh inputs of a step.
-    test_batches: fixed batches of a test.
-    test_batch: inputs of each.
+      from the teacher's distribution in nats, through the teacher's head
+      (`shared`) or the student's own (`learned`).
+    stages: evaluations of a layer's MLP; see `states`.
+    steps: training steps.
+    decay: final share of the steps over which the rate falls linearly.
+    decay_to: share of the rate that is left at the end.
+    batch: fresh inputs per step.
+    test_batches: number of fixed test batches.
+    test_batch: inputs per test batch.
   """
 
   shape: Shape
@@ -70,13 +70,13 @@ class Task:
 
 
 class Teachers(NamedTuple):
-  """Teachers and where their inputs come from; leaves [T, ...].
+  """Teachers and the keys of their inputs; leaves [T, ...].
 
   Attributes:
     mlps: `in`, `bias` and `out` of every layer.
     head: [T, D, V].
-    train: keys of the inputs that are trained on.
-    test: keys of those that are tested on.
+    train: keys of the training inputs.
+    test: keys of the test inputs.
   """
 
   mlps: Params
@@ -86,11 +86,11 @@ class Teachers(NamedTuple):
 
 
 class Members(NamedTuple):
-  """What the students of a depth differ in; leaves [M].
+  """Teacher and temperature of each student of a depth; leaves [M].
 
   Attributes:
-    teacher: the index of each one's.
-    temperature: that divides the logits of both.
+    teacher: index of the student's teacher.
+    temperature: divisor of the logits of both.
   """
 
   teacher: Array
@@ -98,7 +98,7 @@ class Members(NamedTuple):
 
 
 class State(NamedTuple):
-  """Students under training, by depth; leaves [M, ...], but for counts of steps."""
+  """Students in training, by depth; leaves [M, ...] except the step counts."""
 
   params: tuple[Params, ...]
   moments: Any
@@ -106,47 +106,49 @@ class State(NamedTuple):
 
 
 def norm(x: Array) -> Array:
-  """Returns x over its root mean square, of the last axis."""
+  """Returns x over its root mean square along the last axis."""
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + _EPS)
 
 
 def states(params: Params, x_BxD: Array, stages: int = 1) -> Array:
   """Returns a network's hidden states [L + 1, B, D], before the final norm.
 
-  A layer's MLP f is a step of dx/dt = f(x), its length within f's weights. With
-  one stage the step is Euler's, x + f(x). With two it is the midpoint rule,
-  x + f(x + f(x) / 2): of the two-stage rules of second order it has a smaller
-  error than Heun's where f bends (1/24 f'' f^2 against 1/12), the term f'^2 f / 6
-  being common to all, and what a layer adds stays one output of its MLP.
+  A layer's MLP f is a step of dx/dt = f(x) whose length is part of f's weights.
+  One stage is Euler's step, x + f(x). Two stages are the midpoint rule,
+  x + f(x + f(x) / 2): among second-order rules of two stages it has a smaller
+  error than Heun's where f bends (1/24 f'' f^2 against 1/12; the term f'^2 f / 6 is
+  common to all), and a layer still adds one output of its MLP.
 
   Args:
     params: of the network.
     x_BxD: inputs.
     stages: 1 or 2.
   """
-  x_BxD = norm(x_BxD)
-  found = [x_BxD]
-  for mlp in zip(*(jnp.unstack(params[name]) for name in _MLP), strict=True):
-    found.append(_layer(mlp, found[-1], stages))
-  return jnp.stack(found)
+  return jnp.stack(list(_path(params, x_BxD, stages)))
 
 
 def last(params: Params, x_BxD: Array, stages: int = 1) -> Array:
   """Returns the last of a network's `states`, normed [B, D]."""
+  *_, x_BxD = _path(params, x_BxD, stages)
+  return norm(x_BxD)
+
+
+def _path(params: Params, x_BxD: Array, stages: int) -> Iterator[Array]:
   x_BxD = norm(x_BxD)
+  yield x_BxD
   for mlp in zip(*(jnp.unstack(params[name]) for name in _MLP), strict=True):
     x_BxD = _layer(mlp, x_BxD, stages)
-  return norm(x_BxD)
+    yield x_BxD
 
 
 def teacher(
   key: Array, shape: Shape, depth: int, tied: bool, gain: float
 ) -> Params:
-  """Returns a teacher: layers of their own (rho = 0) or all one copy (rho = 1).
+  """Returns a teacher of independent layers (rho = 0) or one tied layer (rho = 1).
 
-  Inner weights and biases are N(0, 1/D), outer ones N(0, gain^2 / F) over
-  sqrt(depth): a layer adds about 1.25 gain / sqrt(depth) to a state of size 1, so
-  that a path's length is sqrt(depth) times that where the layers are tied.
+  Inner weights and biases are N(0, 1/D), outer weights N(0, gain^2 / F) over
+  sqrt(depth). A layer adds about 1.25 gain / sqrt(depth) to a state of size 1; with
+  tied layers the path's length is sqrt(depth) times that of independent layers.
   """
   keys = jax.random.split(key, 3)
   drawn = 1 if tied else depth
@@ -195,23 +197,23 @@ def train(
   steps: Array,
   test: Array,
 ) -> tuple[State, Array]:
-  """Takes students further by Adam; their steps and tests are one program.
+  """Trains students by Adam; steps and tests are one program.
 
-  A student does not depend on the others: those of one teacher see the same
-  inputs, those of another teacher others.
+  A student does not depend on the others. Students of one teacher see the same
+  inputs.
 
   Args:
-    task: what all have in common.
+    task: settings that all students share.
     teachers: of one depth.
     members: one for each student of a depth; the same at every depth.
-    state: donated.
-    rates: of the students of each depth.
-    steps: to take; any number is the same program.
-    test: whether to test after them.
+    state: of the students; donated.
+    rates: learning rate of the students of each depth.
+    steps: number of steps; it does not change the program.
+    test: whether to test afterwards.
 
   Returns:
     The students, and their mean loss in each test batch [test_batches, depths,
-    M]: zeros without a test.
+    M]; zeros without a test.
   """
 
   def loss(params: Sequence[Params], keys_T: Array, batch: int) -> Array:
@@ -274,7 +276,7 @@ def _losses(
 
 
 def _taught(mlps: Params, x_BxD: Array) -> Array:
-  """Returns what `last` does, in a program that does not grow with depth."""
+  """Returns `last`, by a program whose size does not grow with depth."""
   layers = tuple(mlps[name] for name in _MLP)
   x_BxD, _ = jax.lax.scan(
     lambda x, mlp: (_layer(mlp, x, 1), None), norm(x_BxD), layers
@@ -295,12 +297,12 @@ def _layer(mlp: tuple[Array, ...], x_BxD: Array, stages: int) -> Array:
 
 
 def _decay(task: Task, step: Array) -> Array | float:
-  """Returns the share of the rate that a step is taken with."""
+  """Returns the learning rate of a step as a share of the base rate."""
   if not task.decay:
     return 1.0
   left = 1 - (step + 1) / task.steps
-  gone = jnp.clip(1 - left / task.decay, 0, 1)
-  return 1 - (1 - task.decay_to) * gone
+  decayed = jnp.clip(1 - left / task.decay, 0, 1)
+  return 1 - (1 - task.decay_to) * decayed
 
 
 def _fold_in(keys: Array, number: Array) -> Array:

@@ -13,6 +13,7 @@ from familial.core.estimate import Estimate
 from familial.report import page
 from familial.report import render
 from familial.studies import depth_law
+from familial.studies import depth_regimes
 from familial.studies import depth_toys
 from familial.studies import registry
 from familial.studies import study
@@ -121,7 +122,7 @@ def write(folders: Mapping[str, str], out: str | os.PathLike[str]) -> str:
 
 def verdict(
   law: depth_law.Tables | None = None,
-  regimes: Any = None,
+  regimes: depth_regimes.Tables | None = None,
   toys: depth_toys.Tables | None = None,
 ) -> Verdict:
   """Returns what the tables of the studies say, and whether they agree.

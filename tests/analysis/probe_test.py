@@ -1,14 +1,13 @@
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from familial.analysis import layers
-from familial.analysis import middle
 from familial.analysis import probe
-from familial.analysis import regimes
 from familial.analysis import trajectories
 from familial.cli import main
 from familial.convert import export
@@ -17,8 +16,11 @@ from familial.core import storage
 from familial.data import batches as batches_lib
 from familial.model import transformer
 from familial.training import evaluation
+from tests.analysis import paths
+from tests.analysis import probes
 
 DEPTH = 4
+SCHEMA_1 = pathlib.Path(__file__).parents[1] / 'data' / 'schema_1'
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +82,7 @@ def losses(together):
 
 
 def mean(found, name):
-  return trajectories.pool(found.summary.moments[name]).mean
+  return trajectories.pool(found.network.moments[name]).mean
 
 
 def every_layer(model, order):
@@ -127,7 +129,7 @@ def test_states_are_those_of_the_model(model, found, together):
     'to_last': np.concatenate([to_last, 0 * to_last[:1]]),
   }
   for name, values in expected.items():
-    moments = trajectories.pool(found.summary.moments[name])
+    moments = trajectories.pool(found.network.moments[name])
     np.testing.assert_allclose(moments.count, 500)
     np.testing.assert_allclose(
       moments.mean, values.mean(1), rtol=1e-5, atol=1e-5
@@ -140,10 +142,10 @@ def test_states_are_those_of_the_model(model, found, together):
   )
   settled = np.logical_and.accumulate(below[::-1])[::-1].argmax(0)
   np.testing.assert_array_equal(
-    found.summary.settled.sum(0), np.bincount(settled, minlength=DEPTH + 1)
+    found.network.settled.sum(0), np.bincount(settled, minlength=DEPTH + 1)
   )
   assert (found.tokens, found.windows) == (500, 16)
-  assert found.summary.settled.shape == (16, DEPTH + 1)
+  assert found.network.settled.shape == (16, DEPTH + 1)
 
 
 def test_losses_are_those_of_the_heads(model, found, batches, losses):
@@ -180,10 +182,11 @@ def test_batches_change_nothing(model, found, batches, corpus):
   again = layers.measure(
     model.params, model.config.model, mixed, corpus.separator
   )
-  for name in found.summary.moments:
+  for name in found.network.moments:
     np.testing.assert_allclose(mean(again, name), mean(found, name), atol=1e-6)
-  for name, counts in found.summary.bins.items():
-    assert np.abs(counts - again.summary.bins[name]).sum() <= 2  # Of an edge.
+  for name, counts in found.network.bins.items():
+    # A value on an edge may change its bin.
+    assert np.abs(counts - again.network.bins[name]).sum() <= 2
   for name, counts in found.early.items():
     np.testing.assert_array_equal(counts, again.early[name])
 
@@ -200,13 +203,13 @@ def test_early_stops_by_position(found, together, corpus):
   assert tokens['by_place'].sum() > 10
   for name, expected in tokens.items():
     np.testing.assert_array_equal(found.early[name][:, 1], expected)
-  early = found.summary.settled.sum(0)[: int(0.75 * DEPTH) + 1].sum()
+  early = found.network.settled.sum(0)[: int(0.75 * DEPTH) + 1].sum()
   assert found.early['by_position'][:, 0].sum() == early
 
 
 @pytest.fixture
 def familial(capsys):
-  """Runs a command; returns its status, what it prints and what it says."""
+  """Runs a command; returns its status, stdout and stderr."""
 
   def run(*arguments):
     status = main._main(['familial', *map(str, arguments)])
@@ -216,81 +219,106 @@ def familial(capsys):
   return run
 
 
+@pytest.fixture
+def measured(model, found, corpus):
+  """The probe of the model."""
+  return probe.of_measurement(
+    found,
+    dataclasses.replace(
+      probes.of_network(found.network).model,
+      exits=model.config.model.exits,
+      fingerprint=corpus.fingerprint,
+    ),
+  )
+
+
 @pytest.mark.slow
-def test_the_command(model, found, corpus, familial, tmp_path):
+def test_the_command(model, measured, familial, tmp_path):
   status, out, err = familial(
     'probe', f'--checkpoint={model.folder}', f'--out={tmp_path}'
   )
   assert (status, err) == (0, '')
-  assert out.count('\n') == 1 and 'over 500 tokens' in out
-  read = storage.read_own(tmp_path / 'probe.json')
-  assert read['model']['exits'] == [2, DEPTH]
-  assert read['model']['fingerprint'] == corpus.fingerprint
-  for name, rows in read['quantities'].items():
-    assert name in read['definitions']
-    np.testing.assert_allclose(
-      [row['mean'] for row in rows], mean(found, name), atol=1e-6
-    )
-    first = {
-      'norm': 0,
-      'loss': 0,
-      'to_last': 0,
-      'remaining': 0,
-      'exit_loss': 2,
-    }.get(name, 1)
-    assert rows[0]['layer'] == first
-    assert all(row['error'] >= 0 for row in rows)
-    if name in trajectories.SCALES:
-      assert all(row['quantiles'] == sorted(row['quantiles']) for row in rows)
-  assert read['settled'][-1] == 1
-  assert read['early'] == read['settled'][DEPTH * 3 // 4]
-  # Nearly what has settled by there: some may have left again.
-  at = {row['remaining']: row['share'] for row in read['early_at']}
-  assert read['early'] <= at[trajectories.SETTLED]
-  assert list(at.values()) == sorted(at.values())
-  answer = regimes.classify([middle.of_record(read)])
-  assert read['regime']['regime'] == answer.regime
-  assert answer == regimes.classify([found.summary])
-  assert answer.regime in out
+  assert out.count('\n') == 1 and measured.regime.regime in out
+  read = probe.read(tmp_path / 'probe.json')
+  assert read.model.exits == (2, DEPTH)
+  assert read.model.fingerprint == measured.model.fingerprint
+  assert read.quantities.keys() == measured.quantities.keys()
+  for name, rows in measured.quantities.items():
+    for one, other in zip(rows, read.quantities[name], strict=True):
+      assert one.layer == other.layer and one.tokens == other.tokens
+      assert other.mean == pytest.approx(one.mean, abs=1e-6)
+  assert read.regime.regime == measured.regime.regime
   for name in ('trajectory', 'layers'):
     assert (tmp_path / f'{name}.png').stat().st_size > 10_000
+  assert (tmp_path / 'index.html').exists()
 
 
-def test_several_depths(model, found, familial, tmp_path, monkeypatch):
-  whole = probe.record(found, model.config.model, {'width': 16, 'step': 0})
+def test_a_probe_is_read_back(measured, tmp_path):
+  path = tmp_path / 'probe.json'
+  probe.write(measured, path)
+  read = probe.read(path)
+  kept = dataclasses.replace(read, network=measured.network)
+  assert kept == measured
+  assert read.regime == measured.regime
+  probe.write(read, tmp_path / 'again.json')
+  assert (tmp_path / 'again.json').read_bytes() == path.read_bytes()
+
+
+def test_numbers_of_a_probe_agree(measured):
+  for name, rows in measured.quantities.items():
+    first = rows[0].layer
+    assert first == {
+      'norm': 0, 'loss': 0, 'to_last': 0, 'remaining': 0, 'exit_loss': 2,
+    }.get(name, 1)  # fmt: skip
+    assert all(row.error >= 0 for row in rows)
+    if name in trajectories.SCALES:
+      assert all(list(r.quantiles) == sorted(r.quantiles) for r in rows)
+  assert measured.settled[-1] == 1
+  assert measured.early == measured.settled[DEPTH * 3 // 4]
+  # Nearly what has settled by there: some tokens may leave again.
+  at = {row.remaining: row.share for row in measured.early_at}
+  assert measured.early <= at[trajectories.SETTLED]
+  assert list(at.values()) == sorted(at.values())
+
+
+@pytest.mark.parametrize(
+  'name', ['probe', 'depth_regimes/probes/w8_d4_g2_seed0']
+)
+def test_a_probe_of_schema_1_is_read(name, tmp_path):
+  path = SCHEMA_1 / (f'{name}.json' if '/' in name else f'{name}/{name}.json')
+  values = json.loads(path.read_text())
+  read = probe.read(path)
+  probe.write(read, tmp_path / 'probe.json')
+  again = json.loads((tmp_path / 'probe.json').read_text())
+  assert values.keys() <= again.keys()
+  for key in values.keys() - {'definitions', 'regime'}:
+    assert again[key] == values[key]
+
+
+def test_several_depths(familial, tmp_path, monkeypatch):
   depths = {'a': 4, 'b': 8, 'c': 16}
 
-  def stretched(folder, *_):
-    """The record of a deeper model, of smaller turns."""
-    text = json.loads(json.dumps(whole))
-    times = depths[folder] // 4
-    text['model'].update(depth=depths[folder], run='cell', exits=[1])
-    for name, parts in text['groups'].items():
-      if name == 'settled':
-        more = [[0] * (depths[folder] - 4) + row for row in parts]
-        text['groups'][name] = more
-        continue
-      for part, rows in parts.items():
-        scale = times**-1.1 if (name, part) == ('turn', 'mean') else 1
-        width = depths[folder] - (name in ('cosine', 'cosine_other'))
-        parts[part] = [
-          [scale * x for x in np.resize(row, width)] for row in rows
-        ]
-    return text
+  def of_checkpoint(folder, *_):
+    states = paths.walk(depths[folder], 8, tokens=160)
+    made = probes.of_network(trajectories.of_states(states, 8))
+    model = dataclasses.replace(made.model, run='cell')
+    return dataclasses.replace(made, model=model)
 
-  monkeypatch.setattr(probe, 'of_checkpoint', stretched)
-  monkeypatch.setattr(probe.figures_probe, 'draw', lambda *_: None)
+  monkeypatch.setattr(probe, 'of_checkpoint', of_checkpoint)
   status, out, err = familial(
     'probe', *(f'--checkpoint={name}' for name in depths), f'--out={tmp_path}'
   )
   assert (status, err) == (0, '')
-  assert '3 models' in out and 'depth^-' in out
+  assert '3 models' in out
   read = storage.read_own(tmp_path / 'depth.json')
   assert read['depths'] == [4, 8, 16]
   assert -1.5 < read['angle_exponent']['value'] < -0.7
+  assert read['regime']['regime'] == 'ensemble'
   assert (tmp_path / 'depth.png').exists()
-  for name in ('cell', 'cell_2', 'cell_3'):  # None is written over another.
+  page = (tmp_path / 'index.html').read_text()
+  for name in ('cell', 'cell_2', 'cell_3'):  # None replaces another.
     assert (tmp_path / name / 'probe.json').exists()
+    assert f'href="{name}/index.html"' in page
 
 
 def test_hugging_face_files_are_read_directly(
@@ -307,7 +335,7 @@ def test_hugging_face_files_are_read_directly(
     raise errors.UserError('enough')
 
   monkeypatch.setattr(layers, 'measure', measured)
-  # Its corpus is no matter of its own: here the small one.
+  # It reads the default corpus: here the small one.
   load = probe.packing.load
   monkeypatch.setattr(
     probe.packing,
@@ -322,7 +350,7 @@ def test_hugging_face_files_are_read_directly(
     probe.of_checkpoint(tmp_path / 'llama', tokens=64, batch=4)
   assert seen['batches'][0]['inputs_BxL'].shape == (4, 16)
   assert seen['model'].exits == (3,)
-  for key in ('embedding', 'segment_0'):  # Gains of norms take in no scale.
+  for key in ('embedding', 'segment_0'):
     jax.tree.map(
       np.testing.assert_array_equal, seen['params'][key], llama.params[key]
     )

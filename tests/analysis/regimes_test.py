@@ -10,6 +10,7 @@ from familial.analysis import trajectories
 from familial.core import errors
 from familial.core import estimate
 from tests.analysis import paths
+from tests.analysis import probes
 
 KINDS = {
   'smooth': paths.flow,
@@ -27,7 +28,7 @@ FAST = [(4, 8, 0.3), (12, 8, 0.3)]
 
 
 def network(kind, depth, width=32, noise=0.0, seed=0):
-  return trajectories.summarise(
+  return trajectories.of_states(
     KINDS[kind](depth, width, noise, seed, tokens=320), 16
   )
 
@@ -49,13 +50,13 @@ def test_known_regimes_are_named(kind, depth, width, noise):
   answer = regimes.classify([network(kind, depth, width, noise)])
   assert answer.regime == kind
   assert answer.strength > 0.9 and answer.agreement > 0.95
-  for each in answer.evidence:
-    assert each.low <= each.value + 1e-9 or each.name == 'departure'
+  for item in answer.evidence:
+    assert item.value.lo <= item.value.value + 1e-9 or item.name == 'departure'
 
 
 def test_every_depth_from_four_on_has_middle_neighbours():
   for depth in range(middle.LEAST_DEPTH, 40):
-    where = trajectories.middle(depth, depth - 1)
+    where = trajectories.middle_layers(depth, depth - 1)
     assert where.start >= 1 and where.start < where.stop <= depth - 2
 
 
@@ -65,7 +66,6 @@ def test_in_between_is_undecided():
   assert answer.regime == 'undecided'
   assert answer.strength < 0.5
   assert max(answer.scores, key=answer.scores.get) in ('smooth', 'ensemble')
-  assert 'undecided' in regimes.text(answer)
 
 
 def test_layers_that_are_idle_for_all_are_not_compositional():
@@ -73,18 +73,18 @@ def test_layers_that_are_idle_for_all_are_not_compositional():
   for last, some in ((6, slice(0, 160)), (7, slice(160, 320))):
     here = states[last, some]
     states[last:, some] = here + 0.01 * (states[last:, some] - here)
-  answer = regimes.classify([trajectories.summarise(states, 16)])
+  answer = regimes.classify([trajectories.of_states(states, 16)])
   assert answer.regime == 'undecided'
   assert any('idle' in note for note in answer.notes)
   evidence = {each.name: each for each in answer.evidence}
-  assert evidence['early'].value > 0.95
-  assert 0.03 < evidence['stop_spread'].value < 0.1
+  assert evidence['early'].value.value > 0.95
+  assert 0.03 < evidence['stop_spread'].value.value < 0.1
   assert evidence['stop_spread'].fits == {'compositional': 0.0}
 
 
 def test_layers_that_do_nothing_say_nothing():
   states = np.ones((13, 320, 8), np.float32)
-  answer = regimes.classify([trajectories.summarise(states, 16)])
+  answer = regimes.classify([trajectories.of_states(states, 16)])
   assert answer.regime == 'undecided'
   assert any('nothing to tell' in note for note in answer.notes)
 
@@ -96,15 +96,15 @@ def test_steps_fall_as_one_over_depth(kind, twelve):
   assert (answer.regime, answer.depths) == (kind, (4, 6, 12))
   evidence = {each.name: each for each in answer.evidence}
   slope = evidence['angle_exponent']
-  assert slope.value == pytest.approx(-1, abs=0.1)
-  assert slope.low < slope.value < slope.high
+  assert slope.value.value == pytest.approx(-1, abs=0.1)
+  assert slope.value.lo < slope.value.value < slope.value.hi
   assert slope.fits == {'smooth': 1.0, 'ensemble': 1.0}
   assert middle.angle_exponent(found[:2]) is None
 
 
 def test_steps_that_do_not_fall_so_count_against_it():
   found = [
-    trajectories.summarise(paths.walk(d, 8, tokens=320, power=0.2), 16)
+    trajectories.of_states(paths.walk(d, 8, tokens=320, power=0.2), 16)
     for d in (4, 6, 12)
   ]
   answer = regimes.classify(found)
@@ -140,20 +140,20 @@ def test_power_laws_are_fitted_with_their_interval():
 def test_shallow_networks_are_refused_in_a_line():
   with pytest.raises(errors.UserError, match=r'depths: \[3\].*at least 4'):
     regimes.classify(
-      [trajectories.Summary(8, {}, {}, np.ones((2, 4), np.int64))]
+      [trajectories.NetworkStatistics(8, {}, {}, np.ones((2, 4), np.int64))]
     )
 
 
 def test_what_all_tokens_share_is_no_flow():
   """Steps along one direction, of which random ones are a third in length."""
-  found = trajectories.summarise(paths.walk(12, 8, 3.0, tokens=320), 16)
+  found = trajectories.of_states(paths.walk(12, 8, 3.0, tokens=320), 16)
   value = middle.statistics(found)
   assert value['drift'] > 0.6 and abs(value['alignment']) < 0.1
   assert regimes.classify([found]).scores['smooth'] == 0
   # A flow remains one in a frame that drifts.
   drifting = paths.flow(12, 8, tokens=320)
   drifting += np.linspace(0, 1, 13, dtype=np.float32)[:, None, None]
-  found = trajectories.summarise(drifting, 16)
+  found = trajectories.of_states(drifting, 16)
   assert middle.statistics(found)['drift'] > 0.3
   assert regimes.classify([found]).regime == 'smooth'
 
@@ -161,7 +161,7 @@ def test_what_all_tokens_share_is_no_flow():
 def test_depth_that_nobody_uses_is_not_compositional():
   states = paths.stopping(12, 8, tokens=320)
   states[5:] = states[5]
-  answer = regimes.classify([trajectories.summarise(states, 16)])
+  answer = regimes.classify([trajectories.of_states(states, 16)])
   assert answer.regime == 'undecided'
   assert any('idle' in note for note in answer.notes)
 
@@ -175,76 +175,56 @@ def test_unknown_directions_are_no_agreement():
     [states[:1], states[0] + np.cumsum(updates * flip, axis=0)]
   )
   answer = regimes.classify(
-    [trajectories.summarise(states.astype(np.float32), 16)]
+    [trajectories.of_states(states.astype(np.float32), 16)]
   )
-  value = {each.name: each.value for each in answer.evidence}
+  value = {item.name: item.value.value for item in answer.evidence}
   assert abs(value['alignment']) < 0.1 and value['departure'] > 0.6
   assert answer.scores['ensemble'] < 0.1
 
 
-def record(found, seed, depth=12, **model):
-  """What a probe would write of a network."""
-  moments = {
-    name: trajectories.pool(found.moments[name])
-    for name in ('turn', 'cosine', 'to_last')
-  }
-  quantities = {
-    name: [
-      {'layer': at + 1, 'mean': float(mean)}
-      for at, mean in enumerate(pooled.mean)
-    ]
-    for name, pooled in moments.items()
-  }
-  return {
-    'model': {'width': 8, 'depth': depth, 'seed': seed, **model},
-    'quantities': {**{key: [] for key in differences.LAYERS}, **quantities},
-    'groups': {
-      'settled': found.settled.tolist(),
-      **{
-        name: {
-          part: getattr(found.moments[name], part).tolist()
-          for part in trajectories.Moments._fields
-        }
-        for name in trajectories.NEEDED
-      },
-    },
-  }
-
-
-def test_kinds_are_compared_by_pairs(twelve):
-  dense = [record(network('ensemble', 12, 8, seed=s), s) for s in range(3)]
-  exits = [record(network('smooth', 12, 8, seed=s), s) for s in (2, 0, 1, 9)]
+def test_kinds_are_compared_by_pairs():
+  dense = [
+    probes.of_network(network('ensemble', 12, 8, seed=s), s) for s in range(3)
+  ]
+  exits = [
+    probes.of_network(network('smooth', 12, 8, seed=s), s, exits=2)
+    for s in (2, 0, 1, 9)
+  ]
   found = {
-    (each.name, each.layer): each for each in differences.compare(dense, exits)
+    (row.name, row.layer): row for row in differences.compare(dense, exits)
   }
   alignment = found['alignment', None]
   assert alignment.pairs == 3  # Seed 9 has no partner.
   each = [
-    middle.statistics(middle.of_record(b))['alignment']
-    - middle.statistics(middle.of_record(a))['alignment']
+    middle.statistics(b.network)['alignment']
+    - middle.statistics(a.network)['alignment']
     for a, b in zip(dense, (exits[1], exits[2], exits[0]), strict=True)
   ]
-  assert alignment.difference == pytest.approx(np.mean(each))
+  assert alignment.difference.value == pytest.approx(np.mean(each))
   reach = 4.302653 * np.std(each, ddof=1) / np.sqrt(3)  # t of 2, 97.5 %.
-  assert alignment.high - alignment.low == pytest.approx(2 * reach)
-  assert alignment.low > 0.8
-  assert found['cosine', 11].other > 0.9 > 0.1 > found['cosine', 11].one
+  half = (alignment.difference.hi - alignment.difference.lo) / 2
+  assert half == pytest.approx(reach)
+  assert alignment.difference.lo > 0.8
+  assert found['cosine', 11].value > 0.9 > 0.1 > found['cosine', 11].base
   assert ('turn', 12) in found and ('turn', 13) not in found
   [one] = [
-    d for d in differences.compare(dense[:1], exits) if d.name == 'middle_turn'
+    row
+    for row in differences.compare(dense[:1], exits)
+    if row.name == 'middle_turn'
   ]
-  assert (one.pairs, one.low, one.high) == (1, None, None)
+  assert (one.pairs, one.difference.bounded) == (1, False)
 
 
 def test_pairs_must_be_clear(twelve):
-  one = record(twelve['ensemble'], 0)
+  one = probes.of_network(twelve['ensemble'])
   with pytest.raises(errors.UserError, match='no two probes agree in width'):
-    differences.compare([one], [record(twelve['smooth'], 1)])
+    differences.compare([one], [probes.of_network(twelve['smooth'], 1)])
   with pytest.raises(errors.UserError, match='two probes have the same'):
     differences.compare([one, one], [one])
-  deeper = record(network('smooth', 6, 8), 0, depth=6)
-  found = differences.compare([one], [deeper], by=('width', 'seed'))
-  assert {each.layer for each in found} == {None}
+  six = probes.of_network(network('smooth', 6, 8))
+  found = differences.compare([one, six], [six, one])
+  assert {row.layer for row in found} == {None}
+  assert {row.difference.value for row in found} == {0}
 
 
 def test_early_is_by_three_quarters_of_the_layers():

@@ -7,7 +7,7 @@ import pytest
 from familial.analysis import toys
 
 SHAPE = toys.Shape(width=5, hidden=7, vocab=6)
-STAGES = pytest.mark.parametrize('stages', toys.STAGES)
+STAGES = pytest.mark.parametrize('stages', [1, 2])
 
 
 def stacked(trees):
@@ -85,7 +85,7 @@ def test_two_stages_are_of_second_order():
   wrong = {
     (depth, stages): float(jnp.abs(end(depth, stages) - true).mean())
     for depth in (1, 4)
-    for stages in toys.STAGES
+    for stages in [1, 2]
   }
   assert 3 < wrong[1, 1] / wrong[4, 1] < 6
   assert wrong[1, 2] / wrong[4, 2] > 10

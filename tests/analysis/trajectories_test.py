@@ -173,7 +173,7 @@ def test_when_a_token_settles(tallied):
 
 def test_random_vectors_give_what_the_record_says():
   width = 24
-  found = trajectories.summarise(paths.walk(2, width, tokens=4096), 8)
+  found = trajectories.of_states(paths.walk(2, width, tokens=4096), 8)
   for name in ('cosine', 'cosine_other'):
     pooled = trajectories.pool(found.moments[name])
     assert abs(pooled.mean[0]) < 4 / np.sqrt(width * 4096)

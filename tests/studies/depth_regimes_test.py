@@ -1,105 +1,115 @@
-"""A study of layers and exits: pairs that differ in their exits alone."""
-
-import json
+"""The study of layers and exits: pairs that differ in their exits alone."""
 
 import pytest
 
 from experiments import depth_regimes as experiment
+from familial.analysis import differences
 from familial.cli import main
 from familial.core import errors
+from familial.core.estimate import Estimate
 from familial.studies import depth_regimes
-from familial.studies import depth_regimes_summary as summaries
-from familial.studies import templates
+from tests.studies import regimes_rows
+
+REGIMES = depth_regimes.REGIMES
 
 
-def row(name, low, layer=None):
-  return {'name': name, 'low': low, 'layer': layer}
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('regimes')
+  return folder, regimes_rows.write(folder).tables
 
 
-def test_all_that_composition_predicts_must_rise():
-  all_three = [row(name, 0.1) for name in summaries.COMPOSITION]
-  assert summaries.towards_composition(all_three) == 'yes'
-  # Layers and other statistics say nothing of it.
-  others = [row('alignment', -1.0), row('turn', -1.0, 3)]
-  assert summaries.towards_composition(all_three + others) == 'yes'
-  one = [*all_three[:2], row(summaries.COMPOSITION[2], -0.1)]
-  assert summaries.towards_composition(one) == 'in part'
-  none = [row(name, None) for name in summaries.COMPOSITION]
-  assert summaries.towards_composition(none) == 'no'
-
-
-def test_models_are_told_apart_by_their_depth_and_exits():
-  probes = [
-    {'model': {'depth': depth, 'exits': exits}}
-    for depth in (4, 8)
-    for exits in ([depth], [2, depth])
+def test_regimes_are_those_of_the_networks(study):
+  _, tables = study
+  regimes = {row.exits: row.regime for row in tables.groups}
+  assert regimes == {1: 'ensemble', 2: 'compositional', 4: 'ensemble'}
+  assert all(row.same == row.seeds == 2 for row in tables.groups)
+  assert [(row.exits, row.seed) for row in tables.seeds] == [
+    (exits, seed) for exits in (1, 2, 4) for seed in (0, 1)
   ]
-  assert summaries._of(probes, 8, 1) == [probes[2]]
-  assert summaries._of(probes, 4, 2) == [probes[1]]
 
 
-def test_early_stops_are_told_by_the_cut():
-  probes = [
-    {'early_at': [{'remaining': 0.1, 'share': share}]} for share in (0.2, 0.4)
-  ]
-  [row] = summaries._early_at(probes)
-  assert row['remaining'] == 0.1 and row['value'] == pytest.approx(0.3)
-  assert row['lo'] < 0.2 and row['hi'] > 0.4  # Student's, of two seeds.
+def test_exits_are_compared_by_pairs(study):
+  _, tables = study
+  by = {(row.exits, row.seed): row for row in tables.seeds}
+  for exits in (2, 4):
+    [row] = [
+      row
+      for row in tables.differences
+      if (row.exits, row.name) == (exits, 'early')
+    ]
+    apart = [by[exits, s].early - by[1, s].early for s in (0, 1)]
+    assert row.difference == Estimate.of(apart)
+    assert row.pairs == 2
+  layers = {row.name for row in tables.differences if row.layer is not None}
+  assert layers <= set(differences.LAYERS)
+
+
+def test_towards_composition_all_its_statistics_rise(study):
+  _, tables = study
+  for row in tables.towards:
+    signs = [
+      other.difference.sign
+      for other in tables.differences
+      if other.exits == row.exits and other.name in depth_regimes.COMPOSITION
+    ]
+    risen = signs.count('higher')
+    expected = {0: 'no', 3: 'yes'}.get(risen, 'in part')
+    assert row.composition == expected
+  assert {row.exits: row.composition for row in tables.towards}[4] == 'no'
+
+
+def test_early_stops_by_threshold_are_means_over_seeds(study):
+  _, tables = study
+  rows = [row for row in tables.early_at if row.exits == 2]
+  assert [row.remaining for row in rows] == [0.05, 0.1, 0.15, 0.2]
+  shares = [row.share.value for row in rows]
+  assert shares == sorted(shares) and shares[-1] > 0.2
+
+
+def test_the_summary_is_read_back(study):
+  folder, tables = study
+  assert REGIMES.read_summary(folder).tables == tables
 
 
 @pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu'])
 def test_pairs_differ_in_their_exits_alone(arg):
-  study = templates.regimes(experiment.get_config(arg))
-  cells = depth_regimes.build(study)
-  assert len({cell.cell for cell in cells}) == len(cells)
-  of = {(c.model.depth, c.model.granularity, c.train.seed): c for c in cells}
-  assert len(of) == len(cells)
-  for (depth, _, seed), cell in of.items():
+  runs = REGIMES.runs(REGIMES.read_config(experiment.get_config(arg)))
+  assert len({run.cell for run in runs}) == len(runs)
+  of = {(r.model.depth, r.model.granularity, r.train.seed): r for r in runs}
+  assert len(of) == len(runs)
+  for (depth, _, seed), run in of.items():
     dense = of[depth, 1, seed]
-    assert cell.train == dense.train and cell.data == dense.data
-    assert cell.model.width == dense.model.width
+    assert run.train == dense.train and run.data == dense.data
+    assert run.model.width == dense.model.width
 
 
 @pytest.mark.parametrize(
-  ('changes', 'said'),
+  ('changes', 'refusal'),
   [
-    ({'depths': (2,)}, 'depths: .* at least 4'),
+    ({'depths': (2,)}, 'depths'),
     ({'granularities': (2, 4)}, 'granularities: .* with 1'),
     ({'seeds': (0, 0)}, 'seeds: .* no two alike'),
     ({'width': 12}, 'width: 12 .* multiple of head_width, 8'),
   ],
 )
-def test_what_cannot_be_is_one_line(changes, said):
+def test_configs_that_are_refused(changes, refusal):
   config = experiment.get_config('test')
   config.update(changes)
-  with pytest.raises(errors.UserError, match=said):
-    templates.regimes(config)
+  with pytest.raises(errors.UserError, match=refusal):
+    REGIMES.read_config(config)
 
 
 @pytest.mark.slow
-def test_a_study_says_what_exits_change(tmp_path, capsys):
+def test_a_study_runs_and_probes_once(tmp_path):
   flags = [
     '--config=experiments/depth_regimes.py:test',
     f'--workdir={tmp_path}',
   ]
   assert main._main(['familial', 'run', *flags]) == 0
-  assert 'towards composition' in capsys.readouterr().out
-  found = json.loads((tmp_path / 'summary.json').read_text())
-  assert [group['exits'] for group in found['groups']] == [1, 2]
-  for group in found['groups']:
-    assert len(group['regimes']) == len(group['statistics']) == 2
-  [change] = found['differences']
-  early = next(r for r in change['rows'] if r['name'] == 'early')
-  each = [[row['early'] for row in g['statistics']] for g in found['groups']]
-  assert early['one'] == pytest.approx(sum(each[0]) / 2)
-  assert early['difference'] == pytest.approx(
-    sum(each[1]) / 2 - sum(each[0]) / 2
-  )
-  page = (tmp_path / 'report' / 'index.html').read_text()
-  assert found['summary_line'].replace(' ', '') in page.replace(
-    '\u00a0', ''
-  ).replace(' ', '')
-  # What is probed is probed once.
+  tables = REGIMES.read_summary(tmp_path).tables
+  assert [row.exits for row in tables.groups] == [1, 2]
+  assert len(tables.seeds) == 4
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'probes').iterdir()}
   assert main._main(['familial', 'run', *flags]) == 0
   assert before == {p: p.stat().st_mtime_ns for p in before}

@@ -1,0 +1,56 @@
+"""The page of a study of layers and exits, and its figures."""
+
+import re
+
+import pytest
+
+from familial.plots import regimes
+from familial.plots import theme
+from familial.report import page
+from tests.studies import regimes_rows
+
+SECTIONS = ('answer', 'layers', 'early', 'seeds', 'runs', 'record', 'terms')
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('regimes')
+  return folder, regimes_rows.write(folder).tables
+
+
+def test_page_holds_every_section_and_needs_no_network(study):
+  path = page.write(study[0])
+  html = path.read_text('utf-8')
+  assert re.findall(r'<section id="(\w+)"', html) == list(SECTIONS)
+  assert path.stat().st_size < 4e6
+  assert not re.search(r'(src|href)="https?:', html)
+  for name in ('regimes_4', 'layers_4'):
+    assert f'id="figure-{name}"' in html
+    for suffix in ('.png', '.svg'):
+      assert (path.parent / 'figures' / f'{name}{suffix}').stat().st_size > 1e3
+
+
+def test_intervals_of_shares_are_shares(study):
+  rows = theme.specification(regimes.statistics(study[1], 4))['data']['values']
+  early = [
+    row
+    for row in rows
+    if row['statistic'] == regimes.STATISTICS['early'] and 'mean' in row
+  ]
+  assert len(early) == 3
+  assert all(0 <= row['mean_lo'] <= row['mean_hi'] <= 1 for row in early)
+
+
+@pytest.mark.parametrize(
+  ('costs', 'ticks'),
+  [
+    ([2.0, 0.2, 0.004], [0, 0.001, 0.01, 0.1, 1]),
+    ([0.02, 0.004, -0.005], [-0.001, 0, 0.001, 0.01]),
+    ([], [0, 0.001, 0.01]),
+  ],
+)
+def test_an_axis_of_costs_shows_zero_and_all_values(costs, ticks):
+  axis = theme.symlog_axis(costs, 1e-3)
+  low, high = axis['scale'].domain
+  assert low < min(0, *costs, 0) and high > max(0, *costs, 0)
+  assert axis['axis'].values == pytest.approx(ticks)
