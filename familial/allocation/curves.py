@@ -89,7 +89,7 @@ class Curve:
       diverged_at=None,
       unseen=flops if keep in (0, len(self.flops)) else 0.0,
     )
-    if known.unseen or self.flops[keep - 1] == flops:
+    if not keep or known.unseen or self.flops[keep - 1] == flops:
       return known
     return dataclasses.replace(
       known,

@@ -112,7 +112,9 @@ def courses(shown: Sequence[Course]) -> theme.Chart:
     title=None,
     scale=alt.Scale(domain=list(fates), range=list(fates.values())),
   )
-  charts = [_course(course, colour) for course in shown]
+  pick = theme.legend_filter('fate')
+  charts = [_course(course, colour, pick) for course in shown]
+  charts[0] = charts[0].add_params(pick)
   if shown[-1].predictions:
     charts.append(_predictions(shown[-1], colour))
   return alt.concat(
@@ -124,7 +126,7 @@ def _fate(pruned: int | None) -> str:
   return 'not pruned' if pruned is None else f'pruned after round {pruned}'
 
 
-def _course(course: Course, colour: alt.Color) -> Any:
+def _course(course: Course, colour: alt.Color, pick: alt.Parameter) -> Any:
   """Draws the curves of one allocation, above the lowest losses cut off."""
   pruned = course.pruned
   rows: list[dict[str, Any]] = []
@@ -159,7 +161,6 @@ def _course(course: Course, colour: alt.Color) -> Any:
     y=alt.Y('loss:Q', title=_NATS, scale=y),
     detail='cell:N',
   )
-  pick = theme.legend_filter('fate')
 
   def of(part: str) -> alt.Chart:
     return base.transform_filter(f"datum.part == '{part}'")
@@ -173,8 +174,7 @@ def _course(course: Course, colour: alt.Color) -> Any:
     .encode(color=colour, opacity=theme.shown(pick)),
     of('trained')
     .mark_point(size=14, clip=True)
-    .encode(color=colour, opacity=theme.shown(pick), tooltip=tooltip)
-    .add_params(pick),
+    .encode(color=colour, opacity=theme.shown(pick), tooltip=tooltip),
     of('end')
     .mark_point(shape=_CROSS, filled=False, size=50, strokeWidth=2, clip=True)
     .encode(color=colour, opacity=theme.shown(pick)),

@@ -1,9 +1,12 @@
-"""What the figures of allocations show is what was done."""
+"""The figures of allocations show what was done."""
 
-from matplotlib import colors
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
+from familial.allocation import comparison
 from familial.allocation import curves
 from familial.allocation import frontier
 from familial.allocation import halving
@@ -11,9 +14,9 @@ from familial.allocation import policies
 from familial.allocation import rounds
 from familial.allocation import surrogate
 from familial.allocation import synthetic
+from familial.core.estimate import Estimate
 from familial.plots import allocation
-from familial.plots import replay as replay_lib
-from familial.plots import style
+from familial.plots import theme
 from tests.allocation import replays
 
 BUDGET = 1e18
@@ -36,55 +39,54 @@ def allocate(grid):
   return lambda name: replays.allocate(named.get(name, name), [grid], BUDGET)[0]
 
 
-def lines(ax, label):
-  return [line for line in ax.lines if line.get_label() == label]
+def course(title, grid, allocation_):
+  ranking = list(rounds.ranking(allocation_.rounds, grid))
+  return allocation.Course(title, grid, allocation_.curves, ranking)
+
+
+def panels(chart):
+  """Returns the rows of each panel of a concatenation."""
+  spec = theme.specification(chart)
+  datasets = spec.get('datasets', {})
+  found = [panel.get('data', spec.get('data')) for panel in spec['concat']]
+  return [
+    datasets[data['name']] if 'name' in data else data['values']
+    for data in found
+  ]
 
 
 def test_a_curve_is_solid_as_far_as_it_was_trained(grid, allocate):
   found = allocate('sh')
-  course = allocation.Course('sh', grid, found.curves, found.rounds)
-  [ax] = allocation.courses([course]).axes
-  left = allocation.pruned(found.rounds)
+  shown = course('sh', grid, found)
   # 5, 2 and 1 train: one stays to the end.
-  assert sorted(left.values()) == [1, 1, 1, 2]
-  for label, some in {
-    'pruned after round 1': [i for i in left if left[i] == 1],
-    'pruned after round 2': [i for i in left if left[i] == 2],
-    'not pruned': [i for i in range(5) if i not in left],
-  }.items():
-    drawn = sorted(line.get_xdata()[-1] for line in lines(ax, label))
-    assert drawn == sorted(found.spent[i] for i in some)
-  colours = {colors.to_hex(line.get_color()) for line in ax.lines}
-  assert len(colours) == 4  # Pruned after 1 and 2, kept, not trained.
-  whole = sorted(
-    line.get_xdata()[-1] for line in lines(ax, 'not trained by it')
-  )
-  ends = [curve.end for curve in grid]
-  assert whole == sorted(
-    end for end, spent in zip(ends, found.spent, strict=True) if end > spent
-  )
-  crosses = [line for line in ax.lines if line.get_marker() == 'X']
-  assert sorted(float(line.get_xdata()[0]) for line in crosses) == sorted(
-    found.spent[i] for i in left
-  )
+  assert sorted(shown.pruned.values()) == [1, 1, 1, 2]
+  [rows] = panels(allocation.courses([shown]))
+  last = {}
+  for row in rows:
+    end = last.setdefault(row['part'], {})
+    end[row['cell']] = max(end.get(row['cell'], 0.0), row['flops'])
+  spent = dict(zip([c.name for c in grid], found.spent, strict=True))
+  assert last['trained'] == spent
+  assert last['rest'] == {curve.name: curve.end for curve in grid}
+  assert last['end'] == {cell: spent[cell] for cell in shown.pruned}
+  fates = {row['cell']: row['fate'] for row in rows}
+  assert len(set(fates.values())) == 3
 
 
-def test_predictions_stand_beside_what_came_true(grid, allocate):
+def test_predictions_are_beside_what_came_true(grid, allocate):
   found = allocate('sh_lmc')
-  shown = allocation.predictions(found.rounds)
-  course = allocation.Course('sh_lmc', grid, found.curves, found.rounds)
-  ax = allocation.courses([course]).axes[1]
-  bars = [line for line in ax.lines if len(line.get_xdata()) == 2]
-  order = sorted(shown, key=lambda i: shown[i][1])
-  assert order and [tuple(bar.get_ydata()) for bar in bars] == [
-    shown[i][2:4] for i in order
-  ]
-  true = [line.get_ydata()[0] for line in lines(ax, 'what it came to')]
-  assert true == [float(grid[i].at(shown[i][0])) for i in order]
+  _, rows = panels(allocation.courses([course('sh_lmc', grid, found)]))
+  assert rows
+  curve = {each.name: each for each in grid}
+  for row in rows:
+    assert row['reached'] == float(curve[row['cell']].at(row['end']))
+    assert row['predicted_lo'] < row['predicted'] < row['predicted_hi']
+  assert rows == sorted(rows, key=lambda row: row['predicted'])
   # The last round in which a survivor was ranked is the one that is shown.
   ranked = found.rounds[1]
+  by_cell = {row['cell']: row for row in rows}
   for k, i in enumerate(ranked.alive):
-    assert shown[i][1:4] == ranked.predicted[k]
+    assert by_cell[grid[i].name]['predicted'] == ranked.predicted[k][0]
 
 
 def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
@@ -97,83 +99,121 @@ def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
     (0,), 1e17, (1e17,), (known[0].best,), (None,), (1e17,), None, (0,)
   )
   none = rounds.Round((), 1e17, (), (), (), (), None, ())
-  [ax] = allocation.courses(
-    [allocation.Course('law', grid, known, [one, none])]
-  ).axes
-  assert len(lines(ax, 'trained')) == 1
-  assert len(lines(ax, 'not trained by it')) == 5
+  ranking = list(rounds.ranking([one, none], grid))
+  shown = allocation.Course('law', grid, known, ranking)
+  [rows] = panels(allocation.courses([shown]))
+  assert {r['cell'] for r in rows if r['part'] == 'trained'} == {grid[0].name}
 
 
 def test_lines_go_as_far_as_laws_are_asked(grid, allocate):
   found = allocate('sh')
   _, high = frontier.span(grid)
   shown = allocation.frontiers(grid, {'sh': found.curves}, 10 * high)
-  [whole] = lines(shown.axes[0], allocation.WHOLE)
-  flops = whole.get_xdata()
-  assert flops[-1] == pytest.approx(high)
-  assert whole.get_ydata() == pytest.approx(frontier.frontier(grid, flops))
-  dashed = [
-    line for line in shown.axes[0].lines if line.get_linestyle() == '--'
+  rows = panels(shown)[0]
+  whole = [
+    row
+    for row in rows
+    if (row['policy'], row['kind']) == (allocation.WHOLE, 'frontier')
   ]
-  assert len(dashed) == 2
+  assert whole[-1]['flops'] == pytest.approx(high)
+  flops = np.array([row['flops'] for row in whole])
+  assert [row['loss'] for row in whole] == pytest.approx(
+    frontier.frontier(grid, flops)
+  )
+  [end] = [
+    row
+    for row in rows
+    if (row['policy'], row['kind']) == ('sh', 'line')
+    and row['flops'] > 9.99 * high
+  ]
   of_sh = frontier.line(found.curves, *frontier.span(found.curves))
-  end = dashed[1].get_xdata()[-1], dashed[1].get_ydata()[-1]
-  assert end == pytest.approx((10 * high, float(of_sh(10 * high))))
+  assert end['loss'] == pytest.approx(float(of_sh(10 * high)))
 
 
-def estimate(value, half=0.001):
-  ends = (None, None) if value is None else (value - half, value + half)
-  return {'value': value, 'lo': ends[0], 'hi': ends[1]}
-
-
-def cell(budget, gains, errors):
-  return {
-    'table': 'curves',
-    'candidates': 4,
-    'budget': budget,
-    'policies': {
-      name: {
-        'gain': estimate(gain),
-        'law_error': estimate(errors.get(name)),
-        'line_error': estimate(0.2),
-        'saving': estimate(1 - budget / 1e20),
-        'spent': estimate(0.5 * budget),
-      }
+def summary(budget, gains, errors=None):
+  """A cell of a replay with given gains and errors of laws."""
+  unknown = Estimate(math.nan)
+  same = dict.fromkeys(
+    [f.name for f in dataclasses.fields(comparison.PolicySummary)], unknown
+  )
+  calibration = comparison.Calibration(1, 7, Estimate(0.5), 0.1, 0.2, 0.1, 0.3)
+  return comparison.CellSummary(
+    table='curves',
+    source={'path': 'curves.csv', 'sha256': ''},
+    flags=(),
+    curves=4,
+    candidates=4,
+    budget=budget,
+    eta=2,
+    rounds=(4, 2, 1),
+    draws=10,
+    policies={
+      name: comparison.PolicySummary(
+        **{
+          **same,
+          'gain': Estimate.around(gain, 0.001),
+          'law_error': Estimate.around((errors or {}).get(name, math.nan), 0.001),
+          'line_error': Estimate.around(0.2, 0.001),
+          'saving': Estimate(1 - budget / 1e20),
+          'spent': Estimate(0.5 * budget),
+          'line_fits': 10,
+          'law_fits': 10,
+        }
+      )
       for name, gain in gains.items()
     },
-  }
+    calibration={'sh_lmc': (calibration,)},
+    seconds={},
+  )  # fmt: skip
 
 
-def test_a_gain_far_below_the_others_is_told_not_drawn_to_scale():
+def test_a_gain_far_below_the_others_is_at_the_edge_with_its_value():
   gains = {'sh': 0.0, 'oracle': 0.01, 'uniform': -0.3, 'law': -0.012}
-  [ax] = replay_lib.gains([cell(1e19, gains, {})]).axes
-  assert [text.get_text() for text in ax.texts] == ['−30.0 %']
-  assert ax.get_xlim()[0] > -10
-  names = [text.get_text() for text in ax.get_yticklabels()]
-  assert names == ['oracle', 'law', 'uniform']
-  [law] = [
-    line for line in ax.lines if line.get_marker() == allocation.look('law')[1]
-  ]
-  assert (law.get_xdata()[0], law.get_ydata()[0]) == (pytest.approx(-1.2), 1)
+  [rows] = panels(allocation.gains([summary(1e19, gains)]))
+  by_policy = {row['policy']: row for row in rows}
+  assert list(by_policy) == ['uniform', 'law', 'oracle']
+  assert by_policy['uniform']['off'] and by_policy['uniform']['value'] == -30
+  assert by_policy['uniform']['gain'] > -10
+  assert by_policy['law']['gain'] == pytest.approx(-1.2)
+  assert not by_policy['law']['off']
 
 
 def test_errors_are_drawn_against_what_was_spent():
   gains = {'sh': 0.0, 'oracle': 0.01}
   cells = [
-    cell(2e19, gains, {'sh': 0.02}),
-    cell(1e19, gains, {'sh': 0.05, 'oracle': 0.03}),
-    {**cell(1e19, gains, {}), 'candidates': 8},
+    summary(2e19, gains, {'sh': 0.02}),
+    summary(1e19, gains, {'sh': 0.05, 'oracle': 0.03}),
+    dataclasses.replace(summary(1e19, gains), candidates=8),
   ]
-  [family] = replay_lib.families(cells)
-  assert [each['budget'] for each in family] == [1e19, 2e19]
-  law = replay_lib.law_errors(family, 10).axes[0]
-  [sh] = lines(law, 'sh')
-  assert sh.get_ydata() == pytest.approx([5, 2])
-  assert sh.get_xdata() == pytest.approx([5, 10], rel=0.05)  # side by side
-  assert law.get_xscale() == law.get_yscale() == 'log'
+  [family] = allocation.families(cells)
+  assert [each.budget for each in family] == [1e19, 2e19]
+  rows = panels(allocation.law_errors(family, 10))[0]
+  of_sh = [row for row in rows if row['policy'] == 'sh']
+  assert [row['error'] for row in of_sh] == pytest.approx([5, 2])
+  # Side by side.
+  assert [row['spent'] for row in of_sh] == pytest.approx([5, 10], rel=0.05)
+
+
+def test_every_figure_of_a_replay_is_drawn(tmp_path):
+  cells = [summary(1e19, {'sh': 0.0, 'oracle': 0.01, 'sh_lmc': math.nan})]
+  for draw in (
+    allocation.heat,
+    allocation.gains,
+    allocation.coverage,
+    allocation.prediction_errors,
+  ):
+    theme.save(draw(cells), tmp_path / f'{draw.__name__}.png')
+    assert (tmp_path / f'{draw.__name__}.png').stat().st_size > 5000
 
 
 def test_every_policy_has_a_look_of_its_own():
-  looks = {allocation.look(name) for name in policies.POLICIES}
-  assert len(looks) == len(policies.POLICIES)
-  assert style.OTHER not in looks
+  colour, shape = allocation.look(policies.POLICIES)
+  for channel in (colour, shape):
+    scale = channel.to_dict()['scale']
+    assert scale['domain'] == list(policies.POLICIES)
+  pairs = zip(
+    colour.to_dict()['scale']['range'],
+    shape.to_dict()['scale']['range'],
+    strict=True,
+  )
+  assert len(set(pairs)) == len(policies.POLICIES)

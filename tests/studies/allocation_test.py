@@ -258,6 +258,43 @@ def test_what_cannot_be_is_one_line(make, key, changes):
   assert '\n' not in str(raised.value)
 
 
+def test_it_has_a_summary_at_every_moment(make, tmp_path):
+  """Before its first row, and where all diverge before a loss."""
+  study = make(law={'form': 'chinchilla'})
+  runs = STUDY.runs(study)
+  cells = [
+    {'cell': run.cell, 'arm': run.arm, 'budget': run.budget, 'width': 8,
+     'depth': 4, 'exits': run.model.granularity, 'exit_layers': run.model.exits,
+     'exit_kind': 'head', 'params_full': 1.0, 'tokens': 1.0, 'flops': 1.0,
+     'epochs': 0.1, 'base_lr': 0.01, 'seed': 0, 'steps': run.train.steps}
+    for run in runs
+  ]  # fmt: skip
+  storage.write_json(
+    tmp_path / 'plan.json',
+    {'schema': storage.SCHEMA, 'study': STUDY.kind, 'cells': cells},
+  )
+  summary = STUDY.summarise(study, study_lib.read(tmp_path))
+  [spending] = summary.tables.spending
+  assert (spending.spent, spending.rounds) == (0.0, 0)
+  assert (spending.saving, summary.tables.points) == (1.0, ())
+  for run in runs:
+    folder = sweep.folder(tmp_path, run.cell)
+    folder.mkdir(parents=True)
+    rows = rows_lib.of_evaluation(
+      run, run.cell, 'f00d', 1, 0.0, 0.1, None, 1.0, 'diverged'
+    )
+    storage.append(folder / run_folder.ROWS, rows)
+  results = study_lib.read(tmp_path)
+  notes = list(STUDY.fit(study, results))
+  assert len(notes) == 1 and 'no curve has a loss' in notes[0]
+  summary = STUDY.summarise(study, results, notes)
+  assert all(row.diverged for row in summary.tables.candidates)
+  assert summary.cost.diverged == 3 and summary.tables.laws == ()
+  assert len(summary.flags) == 2
+  study_lib.write_summary(tmp_path, summary)
+  assert STUDY.read_summary(tmp_path) == summary
+
+
 @pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
 def test_experiments_make_candidates_that_their_budgets_pay(arg):
   config = allocation_live.get_config(arg)
