@@ -19,7 +19,9 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.studies import live_allocation as allocation
 from familial.studies import shapes
+from familial.studies import study as study_lib
 from familial.studies import sweep
+from familial.training import rows as rows_lib
 from tests.allocation import replays
 
 STUDY = allocation.LIVE

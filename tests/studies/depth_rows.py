@@ -11,6 +11,9 @@ from familial.studies import sweep
 from familial.training import rows as rows_lib
 
 LAW = {'c_width': 9.0, 'a_width': 0.8, 'c_depth': 1.2, 'a_depth': 0.5}
+TRAIN = {
+  'base_lr': 0.01, 'batch_size': 4, 'first_evaluation': 20, 'evaluations': 4,
+}  # fmt: skip
 RATE = 0.02  # by which losses at the other base rate are higher
 TOKENS = 64  # of a step
 
@@ -18,9 +21,7 @@ TOKENS = 64  # of a step
 def config(data, **changes):
   """Returns a study of three widths and three depths; `train` is updated."""
   values = depth_law.DEPTH.template().to_dict()
-  train = {
-    'base_lr': 0.01, 'batch_size': 4, 'first_evaluation': 20, 'evaluations': 4,
-  }  # fmt: skip
+  values['train'] |= TRAIN | changes.pop('train', {})
   values |= {
     'title': 'tiny',
     'data': {**dataclasses.asdict(data), 'seq_len': 16},
@@ -34,7 +35,6 @@ def config(data, **changes):
     **changes,
   }
   values['model']['base_width'] = 8
-  values['train'] |= {**train, **changes.get('train', {})}
   return depth_law.DEPTH.read_config(values)
 
 

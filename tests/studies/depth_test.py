@@ -194,18 +194,3 @@ def test_law_is_fitted_with_e_held_from_zero_on():
   assert min(behind[1], behind[3]) > 10
   # A fit with E free that is better is the lowest.
   assert list(depth_law.over_e(table, options, aic=-1e6))[2].aic_behind > 1e5
-
-
-@pytest.mark.slow
-def test_study_trains_fits_and_resumes(text_data, tmp_path):
-  config = depth_rows.config(
-    text_data, tokens=2560, seeds=(0,), rates=(), cutoffs=(0.0,),
-    train={'first_evaluation': 4, 'eval_tokens': 256, 'eval_batch_size': 8},
-    fit={'starts': 8, 'resamples': 10},
-  )  # fmt: skip
-  outcome = DEPTH.run(config, tmp_path)
-  assert (outcome.failed, outcome.total) == ((), 9)
-  summary = DEPTH.read_summary(tmp_path)
-  assert summary.cost.finished == 9
-  assert summary.tables.constants_of()
-  assert DEPTH.run(config, tmp_path).line == outcome.line
