@@ -21,7 +21,7 @@ from familial.core import errors
 
 
 class Survey(NamedTuple):
-  """What survivors are ranked by after a round.
+  """Score by which survivors are ranked after a round.
 
   Attributes:
     sources: of each allocation.

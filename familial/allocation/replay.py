@@ -83,7 +83,7 @@ class KnownCurves:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What one allocation achieved; NaN if unknown.
+  """Result of one allocation; NaN if unknown.
 
   Attributes:
     best: lowest loss seen, in nats.

@@ -1,4 +1,4 @@
-"""What an allocation is: candidates, a policy, rounds and a ledger of FLOPs."""
+"""Candidates, policies, rounds and the ledger of FLOPs of an allocation."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -172,7 +172,7 @@ class Allocation:
 
 
 class Settings(NamedTuple):
-  """What a policy is given besides sources and budgets.
+  """Settings of a policy besides sources and budgets.
 
   Attributes:
     eta: Successive Halving factor: 1/eta of the candidates survive a round.

@@ -10,6 +10,6 @@ def mine() -> list[int]:
 
 
 def keep_to(cores: list[int]) -> None:
-  """Has this process run on these cores alone, where the system can."""
+  """Restricts this process to these cores, where the system can."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)

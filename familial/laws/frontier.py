@@ -256,7 +256,7 @@ def granularities(
 
 
 def cost_of(table: tables.Table, rows: np.ndarray) -> TokenCost:
-  """What a token costs as a function of N: 6 N, or fitted to what rows cost.
+  """Returns FLOPs per token as a function of N: 6 N, or fitted to the rows' FLOPs.
 
   Args:
     table: its flops_per_token, else C / D, is what a token costs.

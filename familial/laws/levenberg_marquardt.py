@@ -95,7 +95,7 @@ class Problem:
     return np.where(np.isfinite(values), values, np.inf)
 
   def losses(self, theta: np.ndarray) -> np.ndarray:
-    """Of each row at points [n, parameters], without weights: [n, rows]."""
+    """Returns each row's value at points [n, parameters], without weights: [n, rows]."""
     residual = predict(self.form, self.columns, theta) - self.target
     return penalty(residual, self.delta, self.asymmetry)
 
@@ -264,7 +264,7 @@ def penalty(
 
 
 def lanes(rows: int, parameters: int) -> int:
-  """How many fits a compiled round takes at once."""
+  """Returns the number of fits in a compiled round."""
   fit = _LANE_BYTES // (8 * rows * (parameters + 4))
   most = 32 if jax.default_backend() == 'cpu' else 4096
   return int(min(most, max(1, fit)))

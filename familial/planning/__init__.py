@@ -1,1 +1,1 @@
-"""What a config will need of a pod, known before anything runs there."""
+"""Memory, time and layout of a config on a pod, before anything runs there."""

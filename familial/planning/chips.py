@@ -24,7 +24,7 @@ _NO_TPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What a chip can do at most.
+  """Peak rates and memory of a chip.
 
   Attributes:
     kind: as JAX's devices name it.

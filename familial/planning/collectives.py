@@ -1,4 +1,4 @@
-"""What a compiled program's devices exchange, read from its text.
+"""Collectives of a compiled program, read from its text.
 
 The text is that of `compiled.as_text()`: the program of one device after all of
 the compiler's work, from CPU, GPU or TPU. Nothing here needs JAX or a device.

@@ -1,4 +1,4 @@
-"""What growing a model moves on a pod: bytes that a device reads and makes."""
+"""Bytes that a device reads and makes when a model grows on a pod."""
 
 from collections.abc import Sequence
 import math

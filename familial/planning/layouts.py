@@ -18,7 +18,7 @@ _TENSOR = 16
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where a study's steps compute what.
+  """A layout of a study's steps on devices.
 
   Attributes:
     data: as in `LayoutConfig`, as are the next three.

@@ -1,4 +1,4 @@
-"""What a training step costs a device, and the memory it needs, by arithmetic.
+"""Time and memory of a training step on a device, by arithmetic.
 
 It takes microseconds, so that layouts can be compared by the hundred; what is
 chosen is then compiled. Products are counted; bytes are what a good compiler
@@ -26,7 +26,7 @@ _MOMENTS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What one device does in a training step.
+  """Work of one device in a training step.
 
   Attributes:
     flops: of its products: the model's, those computed again where activations

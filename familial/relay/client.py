@@ -95,7 +95,7 @@ class Remote:
     wanted: Sequence[int] = (),
     stays: Sequence[int] = (),
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Has the server compute positions; see decoding.Stage.
+    """Lets the server compute positions; see decoding.Stage.
 
     Raises:
       decoding.LostError: if it no longer holds earlier positions of some rows.

@@ -63,7 +63,7 @@ def write(
 
 @dataclasses.dataclass
 class _Page:
-  """What a template has shown so far."""
+  """Sections and figures that a template has shown so far."""
 
   folder: pathlib.Path
   place: str

@@ -1,4 +1,4 @@
-"""What the terms on the pages mean; shown where they stand."""
+"""Definitions of the terms on the pages, shown where they stand."""
 
 from familial.analysis import middle
 

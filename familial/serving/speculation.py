@@ -170,7 +170,7 @@ class _Speculation:
     }
 
   def _keep(self) -> None:
-    """Has both engines hold all tokens of each text but the last."""
+    """Makes both engines hold all tokens of each text but the last."""
     for slot, tokens in self._rows.items():
       self._draft.seen[slot] = self._deep.seen[slot] = len(tokens) - 1
 

@@ -30,7 +30,7 @@ _HALVINGS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Readings:
-  """What exits predict for the same held-out tokens.
+  """Predictions of exits for the same held-out tokens.
 
   Attributes:
     exits: numbers of the exits, increasing.

@@ -464,7 +464,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """What a family costs to store, and each member to serve.
+  """Storage of a family, and cost of serving each member.
 
   Attributes:
     models: number of models stored; members of one model share its parameters.
@@ -502,7 +502,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """What a family costs; seeds cost the same.
+  """Training cost of a family; seeds cost the same.
 
   Attributes:
     flops: of all its runs.

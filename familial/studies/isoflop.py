@@ -134,7 +134,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """How a law is fitted.
+  """Settings of the fits.
 
   Attributes:
     delta: threshold of the Huber loss on log loss.
@@ -260,7 +260,7 @@ def _is_int(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _ArmKind:
-  """What an arm takes as values, and the runs that it makes of one point."""
+  """Values that an arm allows, and the runs that it makes of one point."""
 
   allows: Callable[[Any], bool]
   allowed: str

@@ -1,4 +1,4 @@
-"""What a study will train, and at what cost."""
+"""Plans: the runs of a study and their cost."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping

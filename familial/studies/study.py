@@ -209,7 +209,7 @@ def _runs(
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What a study spent.
+  """Cost of a study.
 
   Attributes:
     flops: training FLOPs of the finished runs, each counted once.
@@ -228,7 +228,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Summary(Generic[Tables]):
-  """What a study found; `summary.json` holds it.
+  """Results of a study; the content of `summary.json`.
 
   Attributes:
     study: kind of the study.
