@@ -119,7 +119,7 @@ def _count(text: str) -> int:
 
 def _start(command: Sequence[str], count: int, children: list[_Child]) -> None:
   """Starts the processes, and adds each to `children`."""
-  cores = cores_lib.mine()
+  cores = cores_lib.available_cores()
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]

@@ -3,7 +3,7 @@
 import os
 
 
-def mine() -> list[int]:
+def available_cores() -> list[int]:
   """The numbers of the cores that this process may run on."""
   affinity = getattr(os, 'sched_getaffinity', None)  # Linux alone has it.
   return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))

@@ -211,7 +211,7 @@ def threads() -> int:
   """Host threads that feed the device: each core of a CPU, one of a GPU."""
   if jax.default_backend() != 'cpu':
     return 1
-  return len(cores_lib.mine())
+  return len(cores_lib.available_cores())
 
 
 def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:

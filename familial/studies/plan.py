@@ -185,7 +185,7 @@ def calibrate(cells: Cells, workers: int) -> Speed:
     cells,
     key=lambda cell: (cell.model.width, flops_lib.params_full(cell.model)),
   )
-  cores = cores_lib.mine()
+  cores = cores_lib.available_cores()
   share = cores[: max(1, len(cores) // workers)]
   spawn = multiprocessing.get_context('spawn')
   with futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:

@@ -239,7 +239,7 @@ def _supervise(
 ) -> None:
   """Starts workers, shows the sweep's progress, replaces those that die."""
   context = multiprocessing.get_context('spawn')
-  cores = cores_lib.mine()
+  cores = cores_lib.available_cores()
   refusals = context.SimpleQueue()
 
   def start(index: int) -> multiprocessing.process.BaseProcess:
