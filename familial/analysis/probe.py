@@ -36,6 +36,7 @@ from familial.serving import evaluate
 
 # Layer of a quantity's first value, where it is not 1.
 _FIRST_LAYER = {'norm': 0, 'to_last': 0, 'remaining': 0, 'loss': 0}
+_POSITIONS = {'first': 'from', 'last': 'to'}  # keys of `Positions` in the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,20 +339,22 @@ def _classified(probes: Sequence[Probe]) -> regimes.Answer | None:
 
 def write(probe: Probe, path: str | os.PathLike[str]) -> None:
   """Writes a probe as JSON."""
-  regime = None
-  if probe.regime is not None:
-    regime = {
-      **_answer(probe.regime),
-      'definitions': middle.DEFINITIONS,
-      'bounds': regimes.BOUNDS,
-    }
+  values = dataclasses.asdict(probe)
+  del values['network']
+  for name in ('by_position', 'by_place'):
+    values[name] = [
+      {_POSITIONS.get(key, key): value for key, value in row.items()}
+      for row in values[name]
+    ]
+  groups: dict[str, Any] = {'settled': probe.network.settled.tolist()}
+  for name in trajectories.REGIME_QUANTITIES:
+    moments = probe.network.moments[name]
+    groups[name] = {k: v.tolist() for k, v in moments._asdict().items()}
   storage.write_json(
     path,
     {
       'schema': storage.SCHEMA,
-      'model': dataclasses.asdict(probe.model),
-      'tokens': probe.tokens,
-      'windows': probe.windows,
+      **values,
       'definitions': layers.DEFINITIONS,
       'thresholds': {
         'settled': trajectories.SETTLED,
@@ -362,39 +365,13 @@ def write(probe: Probe, path: str | os.PathLike[str]) -> None:
         'cosine_sd': probe.model.width**-0.5,
         'note': 'of two random vectors of this width; their cosine has mean 0',
       },
-      'quantities': {
-        name: [dataclasses.asdict(row) for row in rows]
-        for name, rows in probe.quantities.items()
+      'groups': groups,
+      'regime': probe.regime
+      and {
+        **_answer(probe.regime),
+        'definitions': middle.DEFINITIONS,
+        'bounds': regimes.BOUNDS,
       },
-      'settled': probe.settled,
-      'early': probe.early,
-      'early_at': [dataclasses.asdict(row) for row in probe.early_at],
-      **{
-        name: [
-          {
-            'from': row.first,
-            'to': row.last,
-            'tokens': row.tokens,
-            'early': row.early,
-          }
-          for row in rows
-        ]
-        for name, rows in (
-          ('by_position', probe.by_position),
-          ('by_place', probe.by_place),
-        )
-      },
-      'groups': {
-        'settled': probe.network.settled.tolist(),
-        **{
-          name: {
-            part: np.asarray(values).tolist()
-            for part, values in probe.network.moments[name]._asdict().items()
-          }
-          for name in trajectories.REGIME_QUANTITIES
-        },
-      },
-      'regime': regime,
     },
   )
 
@@ -456,19 +433,15 @@ def write_depths(scaling: DepthScaling, path: str | os.PathLike[str]) -> None:
 
 def _answer(answer: regimes.Answer) -> storage.Row:
   """Returns an answer as JSON, the interval of a statistic as `low`, `high`."""
-  return {
-    **dataclasses.asdict(answer),
-    'evidence': [
-      {
-        'name': item.name,
-        'value': item.value.value,
-        'low': item.value.lo,
-        'high': item.value.hi,
-        'fits': item.fits,
-      }
-      for item in answer.evidence
-    ],
-  }
+  values = dataclasses.asdict(answer)
+  for item in values['evidence']:
+    interval = item['value']
+    item |= {
+      'value': interval['value'],
+      'low': interval['lo'],
+      'high': interval['hi'],
+    }
+  return values
 
 
 @contextlib.contextmanager

@@ -124,33 +124,15 @@ def layers(probe: probe_lib.Probe) -> theme.Chart:
 
 
 def _loss(probe: probe_lib.Probe) -> Any:
-  rows: list[dict[str, Any]] = [
-    {'layer': row.layer, 'value': row.mean, 'head': head}
-    for quantity, head in (
-      ('loss', 'last head'),
-      ('exit_loss', "exit's own head"),
-    )
-    for row in probe.quantities[quantity]
-  ]
-  y = alt.Y(
-    'value:Q',
+  return _by_kind(
+    [
+      {'layer': row.layer, 'value': row.mean, 'kind': kind}
+      for name, kind in (('loss', 'last head'), ('exit_loss', 'own head'))
+      for row in probe.quantities[name]
+    ],
+    theme.layer_axis(probe.model.depth),
     title='loss, nats (lower is better)',
     scale=alt.Scale(zero=False, padding=8),
-  )
-  colour, shape = theme.category('head', [row['head'] for row in rows])
-  base = alt.Chart().encode(
-    x=theme.layer_axis(probe.model.depth), y=y, color=colour
-  )
-  return theme.panel(
-    [
-      base.mark_line().transform_filter("datum.head == 'last head'"),
-      base.mark_point(opacity=1).encode(
-        shape=shape,
-        tooltip=['head:N', 'layer:Q', alt.Tooltip('value:Q', format='.4f')],
-      ),
-    ],
-    rows,
-    size=_SIZE,
   )
 
 
@@ -159,81 +141,49 @@ def _changes(probe: probe_lib.Probe) -> Any:
     {
       # Between the two layers that are exchanged.
       'layer': row.layer + shift,
-      'change': change,
-      'cost': Estimate.around(row.mean, 1.96 * (row.error or 0)),
+      'value': Estimate.around(row.mean, 1.96 * (row.error or 0)),
+      'kind': kind,
     }
-    for quantity, change, shift in (
+    for name, kind, shift in (
       ('skip', 'layer skipped', 0),
       ('swap', 'exchanged with the next', 0.5),
     )
-    for row in probe.quantities[quantity]
+    for row in probe.quantities[name]
     if row.mean is not None
   )
-  title = 'added loss, nats'
-  axis = theme.symlog_axis(
-    (row[end] for row in rows for end in ('cost_lo', 'cost_hi')), _LINEAR
-  )
-  colour, shape = theme.category('change', [row['change'] for row in rows])
-  base = alt.Chart().encode(x=theme.layer_axis(probe.model.depth), color=colour)
-  y = alt.Y('cost:Q', title=title, **axis)
-  return theme.panel(
-    [
-      theme.reference(0),
-      base.mark_rule().encode(
-        y=alt.Y('cost_lo:Q', title=title, **axis), y2='cost_hi:Q'
-      ),
-      base.mark_line().encode(y=y),
-      base.mark_point(opacity=1).encode(
-        y=y,
-        shape=shape,
-        tooltip=['change:N', 'layer:Q', alt.Tooltip('cost:Q', format='.4f')],
-      ),
-    ],
+  ends = [row[end] for row in rows for end in ('value_lo', 'value_hi')]
+  return _by_kind(
     rows,
-    size=_SIZE,
+    theme.layer_axis(probe.model.depth),
+    title='added loss, nats',
+    **theme.symlog_axis(ends, _LINEAR),
   )
 
 
 def _by_position(probe: probe_lib.Probe) -> Any:
-  rows: list[dict[str, Any]] = [
-    {
-      'position': 1 + row.first,
-      'early': row.early,
-      'tokens': row.tokens,
-      'place': place,
-    }
-    for place, positions in (
-      ('in the window', probe.by_position),
-      ('since a separator', probe.by_place),
-    )
-    for row in positions
-  ]
-  colour, shape = theme.category('place', [row['place'] for row in rows])
-  base = alt.Chart().encode(
-    x=alt.X(
+  return _by_kind(
+    [
+      {
+        'position': 1 + row.first,
+        'value': row.early,
+        'kind': kind,
+        'tokens': row.tokens,
+      }
+      for kind, positions in (
+        ('in the window', probe.by_position),
+        ('since a separator', probe.by_place),
+      )
+      for row in positions
+    ],
+    alt.X(
       'position:Q',
       title='position from 1, by powers of two',
       scale=alt.Scale(type='log', base=2, nice=False, padding=8),
       axis=alt.Axis(format='d'),
     ),
-    y=alt.Y(
-      'early:Q',
-      title='tokens that stopped early',
-      axis=alt.Axis(format='%'),
-      scale=alt.Scale(zero=True),
-    ),
-    color=colour,
-  )
-  return theme.panel(
-    [
-      base.mark_line(),
-      base.mark_point(opacity=1).encode(
-        shape=shape,
-        tooltip=['place:N', 'position:Q', 'tokens:Q', 'early:Q'],
-      ),
-    ],
-    rows,
-    size=_SIZE,
+    title='tokens that stopped early',
+    axis=alt.Axis(format='%'),
+    scale=alt.Scale(zero=True),
   )
 
 
@@ -257,65 +207,47 @@ def _turns(probes: Sequence[probe_lib.Probe]) -> Any:
     for row in probe.quantities['turn']
     if row.mean
   ]
+  turns = [row['turn'] for row in rows]
   base = alt.Chart().encode(
     x=alt.X('place:Q', title='layer / depth'),
-    y=alt.Y(
-      'turn:Q',
-      title='turn × depth, rad',
-      **theme.log_axis(row['turn'] for row in rows),
-    ),
+    y=alt.Y('turn:Q', title='turn × depth, rad', **theme.log_axis(turns)),
     color=alt.Color('depth:O', title='layers'),
     detail='run:N',
+    tooltip=['run:N', 'depth:Q', 'turn:Q'],
   )
-  point = base.mark_point(size=25, opacity=1).encode(
-    tooltip=['run:N', 'depth:Q', 'turn:Q']
+  return theme.panel(
+    [base.mark_line(), base.mark_point(size=25, opacity=1)], rows, size=_SIZE
   )
-  return theme.panel([base.mark_line(), point], rows, size=_SIZE)
 
 
 def _power(scaling: probe_lib.DepthScaling) -> Any:
-  rows: list[dict[str, Any]] = [
-    {
-      'run': probe.model.run,
-      'depth': probe.model.depth,
-      'turn': turn,
-      'kind': 'model',
-    }
+  points = [
+    (probe.model.depth, turn)
     for probe, turn in zip(scaling.probes, scaling.turns, strict=True)
     if turn
   ]
+  rows: list[dict[str, Any]] = []
   exponent = scaling.angle_exponent
   if exponent is not None:
-    x, y = np.log([[row['depth'], row['turn']] for row in rows]).T
-    rows += [
-      {
-        'depth': depth,
-        'turn': math.exp(
-          y.mean() + exponent.value * (math.log(depth) - x.mean())
-        ),
-        'kind': f'depth^{exponent}',
-      }
-      for depth in sorted({row['depth'] for row in rows})
-    ]
-  colour, shape = theme.category('kind', [row['kind'] for row in rows])
-  base = alt.Chart().encode(
-    x=_depth_axis(scaling.probes),
-    y=alt.Y(
-      'turn:Q',
-      title='turn of a middle layer, rad',
-      **theme.log_axis(row['turn'] for row in rows),
-    ),
-    color=colour,
-  )
-  return theme.panel(
-    [
-      base.mark_line().transform_filter("datum.kind != 'model'"),
-      base.mark_point(opacity=1)
-      .encode(shape=shape, tooltip=['run:N', 'depth:Q', 'turn:Q'])
-      .transform_filter("datum.kind == 'model'"),
-    ],
+    x, y = np.log(points).T
+    for at in (x.min(), x.max()):
+      fitted = y.mean() + exponent.value * (at - x.mean())
+      rows.append(
+        {
+          'depth': float(np.exp(at)),
+          'value': float(np.exp(fitted)),
+          'kind': f'depth^{exponent}',
+        }
+      )
+  rows += [
+    {'depth': depth, 'value': turn, 'kind': 'model', 'line': False}
+    for depth, turn in points
+  ]
+  return _by_kind(
     rows,
-    size=_SIZE,
+    _depth_axis(scaling.probes),
+    title='turn of a middle layer, rad',
+    **theme.log_axis(turn for _, turn in points),
   )
 
 
@@ -324,26 +256,37 @@ def _regimes(probes: Sequence[probe_lib.Probe]) -> Any:
     {
       'run': probe.model.run,
       'depth': probe.model.depth,
-      'statistic': _STATISTICS[item.name],
       'value': item.value,
+      'kind': _STATISTICS[item.name],
+      'line': False,
     }
     for probe in probes
     if probe.regime is not None
     for item in probe.regime.evidence
     if item.name in _STATISTICS
   )
-  colour, shape = theme.category('statistic', _STATISTICS.values())
-  base = alt.Chart().encode(x=_depth_axis(probes), color=colour)
-  title = 'statistic of the regimes'
+  return _by_kind(rows, _depth_axis(probes), title='statistic of the regimes')
+
+
+def _by_kind(rows: Sequence[dict[str, Any]], x: alt.X, **y: Any) -> Any:
+  """Returns a panel of points by kind, with lines and intervals.
+
+  Args:
+    rows: `value` and `kind`, perhaps `value_lo` and `value_hi`; with `line` False
+      points are not connected.
+    x: the horizontal channel.
+    **y: title, scale and axis of the vertical channel.
+  """
+  colour, shape = theme.category('kind', [row['kind'] for row in rows])
+  base = alt.Chart().encode(x=x, color=colour)
+  value = base.encode(y=alt.Y('value:Q', **y))
+  fields = dict.fromkeys(key for row in rows for key in row if key != 'line')
   return theme.panel(
     [
-      base.mark_rule().encode(
-        y=alt.Y('value_lo:Q', title=title), y2='value_hi:Q'
-      ),
-      base.mark_point(opacity=1).encode(
-        y=alt.Y('value:Q', title=title),
-        shape=shape,
-        tooltip=['run:N', 'depth:Q', 'statistic:N', 'value:Q'],
+      base.mark_rule().encode(y=alt.Y('value_lo:Q', **y), y2='value_hi:Q'),
+      value.mark_line().transform_filter('datum.line !== false'),
+      value.mark_point(opacity=1).encode(
+        shape=shape, tooltip=[f'{field}:N' for field in fields]
       ),
     ],
     rows,
@@ -352,10 +295,11 @@ def _regimes(probes: Sequence[probe_lib.Probe]) -> Any:
 
 
 def _depth_axis(probes: Sequence[probe_lib.Probe]) -> alt.X:
-  depths_ = sorted({probe.model.depth for probe in probes})
   return alt.X(
     'depth:Q',
     title='layers of the model',
     scale=alt.Scale(type='log', nice=False, padding=10),
-    axis=alt.Axis(values=depths_, format='d'),
+    axis=alt.Axis(
+      values=sorted({probe.model.depth for probe in probes}), format='d'
+    ),
   )

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from familial.analysis import differences
 from familial.analysis import middle
 from familial.analysis import probe as probe_lib
 from familial.analysis import regimes
@@ -29,6 +28,8 @@ from familial.studies import sweep
 from familial.training import config as train_config
 
 PROBES = 'probes'
+# Quantities of a probe that are compared layer by layer.
+LAYERS = ('turn', 'cosine', 'to_last', 'loss', 'skip', 'swap')
 # Statistics that rise from averaging to composition.
 COMPOSITION = ('step_spread', 'early', 'stop_spread')
 
@@ -173,9 +174,19 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """A statistic of models with exits less that of dense models, over pairs.
+  """A statistic of models with exits less that of dense models of the same seeds.
 
-  `layer` is None for a statistic of all middle layers.
+  The interval is Student's over pairs: it contains the noise between seeds alone.
+
+  Attributes:
+    depth: number of layers.
+    exits: G.
+    name: of a statistic of the middle layers, or of a quantity of LAYERS.
+    layer: of the quantity; None for a statistic.
+    dense: mean over the dense models.
+    with_exits: mean over the models with exits.
+    difference: `with_exits` less `dense`.
+    pairs: number of pairs.
   """
 
   depth: int
@@ -292,19 +303,12 @@ class DepthRegimes(execution.TrainedStudy[Config, Tables]):
       _seed(*key, probe) for key, probes in groups.items() for probe in probes
     ]
     changes = [
-      Difference(
-        depth,
-        exits,
-        row.name,
-        row.layer,
-        row.base,
-        row.value,
-        row.difference,
-        row.pairs,
-      )
+      change
       for (depth, exits), probes in groups.items()
-      if exits > 1 and _paired(groups.get((depth, 1), ()), probes)
-      for row in differences.compare(groups[depth, 1], probes)
+      if exits > 1
+      for change in _differences(
+        depth, exits, groups.get((depth, 1), ()), probes
+      )
     ]
     tables = Tables(
       groups=tuple(
@@ -337,19 +341,9 @@ def _probe_path(folder: pathlib.Path, cell: str) -> pathlib.Path:
   return folder / PROBES / f'{cell}.json'
 
 
-def _paired(
-  dense: Sequence[probe_lib.Probe], others: Sequence[probe_lib.Probe]
-) -> bool:
-  """Returns whether a seed finished both."""
-  return not {probe.model.seed for probe in dense}.isdisjoint(
-    probe.model.seed for probe in others
-  )
-
-
 def _seed(depth: int, exits: int, probe: probe_lib.Probe) -> Seed:
-  loss, turn = probe.quantities['loss'][-1].mean, middle.turn(probe.network)
+  loss = probe.quantities['loss'][-1].mean
   assert loss is not None
-  assert turn is not None
   assert probe.regime is not None
   return Seed(
     depth=depth,
@@ -357,8 +351,7 @@ def _seed(depth: int, exits: int, probe: probe_lib.Probe) -> Seed:
     seed=probe.model.seed,
     loss=loss,
     regime=probe.regime.regime,
-    **middle.statistics(probe.network),
-    middle_turn=turn,
+    **_statistics(probe),
   )
 
 
@@ -383,11 +376,54 @@ def _layers(
   depth: int, exits: int, probes: Sequence[probe_lib.Probe]
 ) -> Iterator[Layer]:
   """Yields the quantities by layer, where all seeds have a value."""
-  for name in differences.LAYERS:
+  for name in LAYERS:
     for row in zip(*(probe.quantities[name] for probe in probes), strict=True):
       means = [each.mean for each in row if each.mean is not None]
       if len(means) == len(row):
         yield Layer(depth, exits, name, row[0].layer, float(np.mean(means)))
+
+
+def _differences(
+  depth: int,
+  exits: int,
+  dense: Sequence[probe_lib.Probe],
+  others: Sequence[probe_lib.Probe],
+) -> Iterator[Difference]:
+  """Yields the differences of what all models of the pairs have a value of."""
+  partners = {probe.model.seed: _values(probe) for probe in dense}
+  pairs = [
+    (partners[probe.model.seed], _values(probe))
+    for probe in others
+    if probe.model.seed in partners
+  ]
+  for name, layer in pairs[0][0] if pairs else ():
+    key = (name, layer)
+    if all(key in values for pair in pairs for values in pair):
+      values_Px2 = np.array([[a[key], b[key]] for a, b in pairs])
+      base, value = values_Px2.mean(axis=0).tolist()
+      apart = Estimate.of(values_Px2[:, 1] - values_Px2[:, 0])
+      yield Difference(
+        depth, exits, name, layer, base, value, apart, len(pairs)
+      )
+
+
+def _values(probe: probe_lib.Probe) -> dict[tuple[str, int | None], float]:
+  """Returns the statistics of a network, and its quantities by layer."""
+  by_layer: dict[tuple[str, int | None], float] = {
+    (name, row.layer): row.mean
+    for name in LAYERS
+    for row in probe.quantities[name]
+    if row.mean is not None
+  }
+  return {
+    (name, None): value for name, value in _statistics(probe).items()
+  } | by_layer
+
+
+def _statistics(probe: probe_lib.Probe) -> dict[str, float]:
+  turn = middle.turn(probe.network)
+  assert turn is not None  # Every depth of a study has middle layers.
+  return {**middle.statistics(probe.network), 'middle_turn': turn}
 
 
 def _towards(changes: Sequence[Difference]) -> Iterator[Towards]:

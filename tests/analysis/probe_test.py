@@ -108,41 +108,20 @@ def test_states_are_those_of_the_model(model, found, together):
     params, config, whole['inputs_BxL']
   )
   states = [params['embedding'][whole['inputs_BxL']], *states]
-  h = np.stack(states).astype(np.float64)[:, counted]
-  updates = np.diff(h, axis=0)
-
-  def angle(a, b):
-    cosine = (a * b).sum(-1)
-    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.arccos(np.clip(cosine / lengths, -1, 1))
-
-  turn = angle(h[:-1], h[1:])
-  bend = angle(updates[:-1], updates[1:])
-  to_last = angle(h[:-1], h[-1])
-  expected = {
-    'turn': turn,
-    'path_share': turn / turn.sum(0),
-    'bend': bend,
-    'cosine': np.cos(bend),
-    'norm': np.linalg.norm(h, axis=-1),
-    'update': np.linalg.norm(updates, axis=-1),
-    'to_last': np.concatenate([to_last, 0 * to_last[:1]]),
-  }
-  for name, values in expected.items():
+  values, settled = jax.jit(trajectories.measure)(np.stack(states))
+  for name, value in values.items():
+    value = np.asarray(value, np.float64)[:, counted]
     moments = trajectories.pool(found.network.moments[name])
     np.testing.assert_allclose(moments.count, 500)
     np.testing.assert_allclose(
-      moments.mean, values.mean(1), rtol=1e-5, atol=1e-5
+      moments.mean, value.mean(1), rtol=1e-5, atol=1e-5
     )
     np.testing.assert_allclose(
-      trajectories.sd(moments), values.std(1, ddof=1), rtol=1e-4, atol=1e-5
+      trajectories.sd(moments), value.std(1, ddof=1), rtol=1e-4, atol=1e-5
     )
-  below = np.concatenate(
-    [to_last <= 0.1 * to_last.max(0), np.ones((1, 500), bool)]
-  )
-  settled = np.logical_and.accumulate(below[::-1])[::-1].argmax(0)
   np.testing.assert_array_equal(
-    found.network.settled.sum(0), np.bincount(settled, minlength=DEPTH + 1)
+    found.network.settled.sum(0),
+    np.bincount(np.asarray(settled)[counted], minlength=DEPTH + 1),
   )
   assert (found.tokens, found.windows) == (500, 16)
   assert found.network.settled.shape == (16, DEPTH + 1)
@@ -212,7 +191,7 @@ def familial(capsys):
   """Runs a command; returns its status, stdout and stderr."""
 
   def run(*arguments):
-    status = main._main(['familial', *map(str, arguments)])
+    status = main.run(['familial', *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -3,14 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial.analysis import differences
 from familial.analysis import middle
 from familial.analysis import regimes
 from familial.analysis import trajectories
 from familial.core import errors
 from familial.core import estimate
 from tests.analysis import paths
-from tests.analysis import probes
 
 KINDS = {
   'smooth': paths.flow,
@@ -180,51 +178,6 @@ def test_unknown_directions_are_no_agreement():
   value = {item.name: item.value.value for item in answer.evidence}
   assert abs(value['alignment']) < 0.1 and value['departure'] > 0.6
   assert answer.scores['ensemble'] < 0.1
-
-
-def test_kinds_are_compared_by_pairs():
-  dense = [
-    probes.of_network(network('ensemble', 12, 8, seed=s), s) for s in range(3)
-  ]
-  exits = [
-    probes.of_network(network('smooth', 12, 8, seed=s), s, exits=2)
-    for s in (2, 0, 1, 9)
-  ]
-  found = {
-    (row.name, row.layer): row for row in differences.compare(dense, exits)
-  }
-  alignment = found['alignment', None]
-  assert alignment.pairs == 3  # Seed 9 has no partner.
-  each = [
-    middle.statistics(b.network)['alignment']
-    - middle.statistics(a.network)['alignment']
-    for a, b in zip(dense, (exits[1], exits[2], exits[0]), strict=True)
-  ]
-  assert alignment.difference.value == pytest.approx(np.mean(each))
-  reach = 4.302653 * np.std(each, ddof=1) / np.sqrt(3)  # t of 2, 97.5 %.
-  half = (alignment.difference.hi - alignment.difference.lo) / 2
-  assert half == pytest.approx(reach)
-  assert alignment.difference.lo > 0.8
-  assert found['cosine', 11].value > 0.9 > 0.1 > found['cosine', 11].base
-  assert ('turn', 12) in found and ('turn', 13) not in found
-  [one] = [
-    row
-    for row in differences.compare(dense[:1], exits)
-    if row.name == 'middle_turn'
-  ]
-  assert (one.pairs, one.difference.bounded) == (1, False)
-
-
-def test_pairs_must_be_clear(twelve):
-  one = probes.of_network(twelve['ensemble'])
-  with pytest.raises(errors.UserError, match='no two probes agree in width'):
-    differences.compare([one], [probes.of_network(twelve['smooth'], 1)])
-  with pytest.raises(errors.UserError, match='two probes have the same'):
-    differences.compare([one, one], [one])
-  six = probes.of_network(network('smooth', 6, 8))
-  found = differences.compare([one, six], [six, one])
-  assert {row.layer for row in found} == {None}
-  assert {row.difference.value for row in found} == {0}
 
 
 def test_early_is_by_three_quarters_of_the_layers():
