@@ -344,33 +344,33 @@ def _over(gain: Estimate) -> Estimate:
 
 
 def heat(cells: Cells) -> theme.Chart:
-  """Draws the loss over Successive Halving's by policy and cell."""
-  several = len({cell.table for cell in cells}) > 1
+  """Draws the loss over Successive Halving's by policy and cell, by table."""
   rows = []
   for cell in cells:
     for name, policy in cell.policies.items():
       if name != comparison.BASE and not math.isnan(policy.gain.value):
         over = _over(policy.gain)
-        at = (
-          f'{cell.candidates} of {cell.curves}, {text.scientific(cell.budget)}'
-        )
         rows.append(
-          {'policy': name, 'cell': f'{cell.table}: {at}' if several else at,
+          {'policy': name, 'table': cell.table,
+           'cell': f'{cell.candidates} at {text.scientific(cell.budget)}',
            'over': over.value, 'over_lo': over.lo, 'over_hi': over.hi,
            'sign': over.sign, 'said': f'{over}'.replace(' [', '\n[')}
         )  # fmt: skip
   names = _compared(cells)
   base = alt.Chart().encode(
-    x=alt.X('cell:N', title='candidates, budget in FLOPs', sort=None,
-            axis=alt.Axis(labelAngle=0 if len(cells) < 7 else -40)),
+    x=alt.X('cell:N', title='candidates at a budget in FLOPs', sort=None,
+            axis=alt.Axis(labelAngle=0)),
     y=alt.Y('policy:N', title=None, sort=names, axis=alt.Axis(labelLimit=220)),
     tooltip=['policy:N', 'cell:N', 'said:N', 'sign:N'],
   )  # fmt: skip
-  return theme.single(
+  columns = len({row['cell'] for row in rows})
+  return theme.panels(
     theme.heat(base, rows, "loss over sh's, %"),
     rows,
+    by='table',
     title="Lowest loss over Successive Halving's, %",
-    size=(max(640, 100 * len(cells)), 36 * len(names)),
+    columns=2,
+    size=(100 * columns, 36 * len(names)),
   )
 
 

@@ -14,6 +14,9 @@
       spec.autosize = {type: 'fit-x', contains: 'padding'};
       return spec;
     }
+    for (const panel of spec.concat || []) {
+      if (panel.width > width - 110) panel.width = Math.max(220, width - 110);
+    }
     const inner = spec.spec || (spec.concat && spec.concat[0]) || {};
     const panel = (inner.width || 250) + 70;
     spec.columns = Math.max(1, Math.min(spec.columns || 3, Math.floor(width / panel)));
