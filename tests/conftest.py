@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -210,7 +211,11 @@ def familial(monkeypatch, capsys):
   from familial.cli import main
 
   def run(*arguments):
-    status = main._main(['familial', *arguments])
+    argv = ['familial', *map(str, arguments)]
+    monkeypatch.setattr(sys, 'argv', argv)  # Where overrides are read from.
+    # A process loads one config; a second would inherit the first's names.
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
+    status = main.run(argv)
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -10,12 +10,13 @@ import pytest
 from familial.core import errors
 from familial.laws import frontier
 from familial.model import flops as flops_lib
-from familial.studies import cells as cells_lib
+from familial.studies import isoflop
 from familial.studies import plan as plan_lib
-from familial.studies import templates
+from familial.studies import shapes
 from familial.training import config as train_config
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments'
+STUDY = isoflop.ISOFLOP
 LAW = ('test', 'cpu', 'gpu', 'paper', 'rates')
 STUDIES = [('quickstart', ''), *(('familial_law', arg) for arg in LAW)]
 
@@ -30,7 +31,7 @@ def load(name):
 def study(name, arg):
   config = load(name).get_config(*[arg] if arg else [])
   assert isinstance(config, ml_collections.ConfigDict)
-  return templates.study(config)
+  return STUDY.read_config(config)
 
 
 def test_no_experiment_is_left_out_here():
@@ -54,12 +55,12 @@ def test_no_experiment_is_left_out_here():
 @pytest.mark.parametrize(('name', 'arg'), STUDIES)
 def test_a_study_builds_its_cells_at_their_cost(name, arg):
   start = time.process_time()
-  cells = cells_lib.build(study(name, arg))
+  cells = STUDY.runs(study(name, arg))
   assert time.process_time() - start < 2
   assert len({cell.cell for cell in cells}) == len(cells) > 3
   for cell in cells:
     if cell.train.steps >= 200:
-      assert cells_lib.cost(cell) == pytest.approx(cell.budget, rel=0.005)
+      assert shapes.cost(cell) == pytest.approx(cell.budget, rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_cpu_spans_its_compute_and_has_its_controls():
   assert len(seeds.values) >= 2 and len(set(seeds.granularities)) >= 2
   assert len(twins.shapes) >= 2
   # Nothing is compared with a cell that is not there.
-  cells = {cell.cell: cell for cell in cells_lib.build(config)}
+  cells = {cell.cell: cell for cell in STUDY.runs(config)}
   for name in ('seed', 'weighting', 'frozen', 'kind', 'twin'):
     arm = config.arms[name]
     for budget in arm.budgets:
@@ -128,7 +129,7 @@ def test_cpu_spans_its_compute_and_has_its_controls():
 
 @pytest.mark.parametrize('arg', ['cpu', 'gpu', 'paper'])
 def test_every_run_is_long_enough_and_remembers(arg):
-  for cell in cells_lib.build(study('familial_law', arg)):
+  for cell in STUDY.runs(study('familial_law', arg)):
     assert cell.train.steps >= 200 or cell.arm == 'frozen', cell.cell
     assert cell.train.beta2 > cell.train.beta1, cell.cell
 
@@ -140,7 +141,7 @@ def test_every_run_is_long_enough_and_remembers(arg):
 def test_the_assumed_law_s_optima_lie_inside_the_sizes(name, arg):
   config = study(name, arg)
   law, curves = config.assumed, collections.defaultdict(list)
-  for cell in cells_lib.build(config):
+  for cell in STUDY.runs(config):
     if cell.arm == 'grid':
       params = flops_lib.params_full(cell.model)
       tokens = cell.train.steps * cell.train.batch_size * cell.data.seq_len
@@ -156,7 +157,7 @@ def test_the_assumed_law_s_optima_lie_inside_the_sizes(name, arg):
 
 def test_gpu_spans_three_decades_in_twenty_minutes():
   config = study('familial_law', 'gpu')
-  cells = cells_lib.build(config)
+  cells = STUDY.runs(config)
   assert config.grid.seconds == 1200
   for speed, decades in ((3e13, 3), (1e14, 3.5), (3e14, 4)):
     calibrated = plan_lib.Speed((24, 384), (speed, speed), 5.0, 'cpu')
@@ -175,7 +176,7 @@ def test_gpu_and_paper_span_what_they_say():
   gpu = study('familial_law', 'gpu')
   budgets = gpu.grid.budgets
   assert max(budgets) == 1e16 and min(budgets) <= 1e13
-  top = [cell for cell in cells_lib.build(gpu) if cell.budget == 1e16]
+  top = [cell for cell in STUDY.runs(gpu) if cell.budget == 1e16]
   assert 0 < len(top) <= 16
   paper = study('familial_law', 'paper')
   assert (min(paper.grid.budgets), max(paper.grid.budgets)) == (1e19, 1e21)

@@ -130,7 +130,7 @@ def fit(tmp_path, capsys, monkeypatch):
       content = path
     out = tmp_path / 'out'
     (out / 'fit.json').unlink(missing_ok=True)
-    status = main._main([
+    status = main.run([
       'familial', 'fit', f'--table={content}', f'--out={out}', '--nodraw',
       '--starts=16', '--resamples=50', f'--form={form}', *arguments,
     ])  # fmt: skip

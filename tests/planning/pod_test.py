@@ -171,7 +171,7 @@ def test_the_command_refuses_in_one_line(capsys):
     '--config=experiments/single.py',
     '--topology=v5p',
   ]
-  assert main._main(argv) == 2
+  assert main.run(argv) == 2
   said = capsys.readouterr().err
   assert 'v5p:4x4x8' in said and said.count('\n') == 1
 

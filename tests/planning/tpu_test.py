@@ -77,7 +77,7 @@ def test_no_such_pod_is_one_line(capsys, tmp_path):
     'familial', 'plan', '--config=experiments/single.py', f'--out={tmp_path}',
     '--topology=v5p:3x5x7',
   ]  # fmt: skip
-  assert main._main(argv) == 2
+  assert main.run(argv) == 2
   said = capsys.readouterr().err
   assert 'v5p:3x5x7' in said and said.count('\n') == 1
 
@@ -87,7 +87,7 @@ def test_the_command_plans_for_a_pod(capsys, tmp_path):
     'familial', 'plan', '--config=experiments/single.py', f'--out={tmp_path}',
     f'--topology={TOPOLOGY}', '--workers=2',
   ]  # fmt: skip
-  assert main._main(argv) == 0
+  assert main.run(argv) == 0
   plan = storage.read_json(tmp_path / 'plan.json')
   assert plan['fits'] and plan['devices'] == 4
   assert plan['versions']['libtpu']
