@@ -274,6 +274,7 @@ def test_a_probe_of_schema_1_is_read(name, tmp_path):
     assert again[key] == values[key]
 
 
+@pytest.mark.slow
 def test_several_depths(familial, tmp_path, monkeypatch):
   depths = {'a': 4, 'b': 8, 'c': 16}
 
