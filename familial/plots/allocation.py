@@ -155,10 +155,10 @@ def _course(course: Course, colour: alt.Color, pick: alt.Parameter) -> Any:
   )
   lowest = min(curve.best for curve in course.whole if len(curve.flops))
   x = theme.log_axis([first, max(row['flops'] for row in rows)])
-  y = alt.Scale(domain=[lowest - 0.02 * (top - lowest), top])
+  y = theme.log_axis([lowest, top])
   base = alt.Chart().encode(
     x=alt.X('flops:Q', title='training FLOPs of a candidate', **x),
-    y=alt.Y('loss:Q', title=_NATS, scale=y),
+    y=alt.Y('loss:Q', title=_NATS, **y),
     detail='cell:N',
   )
 
