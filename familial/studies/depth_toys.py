@@ -647,7 +647,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
         bar.set_postfix_str(name)
 
         def on_share(share: float, whole: float = whole) -> None:
-          bar.update(share * whole / 1e9)
+          bar.update(min(share * whole / 1e9, bar.total - bar.n))
 
         part = path.with_suffix('.part.npz')
         found = train(config, name, part, on_share, stopping)

@@ -52,7 +52,12 @@ def plant(asked, folder, losses, students=None):
       'seconds': {'compile': 1.0, 'train': 1.0},
     }
     storage.write_json(path, result)
-    params = students or depth_toys.start(asked, name).state.params
+    params = students or jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, np.float32),
+      jax.eval_shape(
+        lambda name=name: depth_toys.start(asked, name).state.params
+      ),
+    )
     first = [i for i, member in enumerate(every) if member.number == 0]
     np.savez(
       path.with_suffix('.npz'),
@@ -265,13 +270,11 @@ def test_averaging_is_of_exponent_one_far_from_the_teacher_s_depth():
 def test_tables_of_planted_curves(tmp_path):
   shared = {'teachers': ('tied',), 'teacher_depth': 64}
   groups = {
-    'one': group(depths=(2, 4, 6, 8), **shared),
-    'two': group(depths=(4, 1, 2), stages=2, **shared),
-    'wide': group(depths=(2, 4, 8), one_layer=True, **shared),
-    'short': group(depths=(2, 4, 8), **{**shared, 'steps': 5}),
-    'cold': group(
-      depths=(2, 4, 8), head='shared', temperatures=(0.5,), **shared
-    ),
+    'one': group(depths=(1, 2, 4, 6), **shared),
+    'two': group(depths=(3, 1, 2), stages=2, **shared),
+    'wide': group(depths=(1, 2, 4), one_layer=True, **shared),
+    'short': group(**{**shared, 'steps': 5}),
+    'cold': group(head='shared', temperatures=(0.5,), **shared),
   }
   power = {'one': 2.0, 'two': 3.0, 'wide': 0.5, 'short': 1.0, 'cold': 1.0}
   asked = config(groups, replicates=3)
@@ -296,7 +299,7 @@ def test_tables_of_planted_curves(tmp_path):
     assert along == pytest.approx([power[name] + 1, power[name]])
   assert curves['short'].curvature.value == pytest.approx(2)
   assert {name for name, curve in curves.items() if curve.bent} == {'short'}
-  assert curves['two'].depths == (1, 2, 4)
+  assert curves['two'].depths == (1, 2, 3)
   # A teacher without losses counts for none.
   of_each = [
     row.value
@@ -307,10 +310,15 @@ def test_tables_of_planted_curves(tmp_path):
   assert sum(row.loss is None for row in tables.losses) == 3
   pairs = {(pair.study, pair.base, pair.equal): pair for pair in tables.pairs}
   expected = {
-    # At depth 2 and cost 4, in the middle of the depths: 2^-3 over 4^-2.
-    ('two', 'one', 'cost'): ((1, 2, 4), 3.0, 2.0, math.log(2)),
-    ('two', 'one', 'depth'): ((2, 4), 3.0, 2.0, -math.log(8) / 2),
-    ('one', 'wide', 'units'): ((2, 4, 8), 2.0, 0.5, -1.5 * math.log(4)),
+    # d^-3 over (2 d)^-2, and over d^-2.
+    ('two', 'one', 'cost'): (
+      (1, 2, 3),
+      3.0,
+      2.0,
+      math.log(4) - math.log(6) / 3,
+    ),
+    ('two', 'one', 'depth'): ((1, 2), 3.0, 2.0, -math.log(2) / 2),
+    ('one', 'wide', 'units'): ((1, 2, 4), 2.0, 0.5, -1.5 * math.log(2)),
   }
   assert set(pairs) == set(expected)
   for key, (depths, this, base, ratio) in expected.items():
@@ -324,21 +332,20 @@ def test_tables_of_planted_curves(tmp_path):
 
 def test_the_regime_of_a_teacher_is_known(tmp_path):
   # Layers that are as many estimates of one correction, or steps of one flow.
-  depths = (3, 11, 12)
-  asked = config({'only': group(depths=depths)}, width=8, hidden=32)
+  depths = (1, 2, 12)
+  asked = config(
+    {'only': group(depths=depths)}, width=8, hidden=32, replicates=1
+  )
   shape = toys.Shape(8, 32, 1)
+  pair = [
+    toys.teacher(jax.random.key(0), shape, 12, kind == 'tied', 0.2)
+    for kind in depth_toys.KINDS
+  ]
   students = [
-    jax.tree.map(
-      lambda *leaves: np.stack(leaves),
-      *(
-        toys.teacher(jax.random.key(0), shape, depth, kind == 'tied', 0.2)
-        for kind in depth_toys.KINDS
-        for _ in range(asked.replicates)
-      ),
-    )
+    {key: np.stack([each[key][:depth] for each in pair]) for key in pair[0]}
     for depth in depths
   ]
-  plant(asked, tmp_path, {'only': np.ones((2, 3, 4)).tolist()}, students)
+  plant(asked, tmp_path, {'only': np.ones((2, 3, 2)).tolist()}, students)
   tables = analyse(asked, tmp_path)
   found = {(row.teacher, row.depths): row for row in tables.regimes}
   assert len(found) == len(tables.regimes) == 4
