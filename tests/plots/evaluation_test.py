@@ -1,15 +1,19 @@
-from matplotlib import image
+"""What the figures of an evaluation and of a benchmark are drawn from."""
+
 import numpy as np
 import pytest
 
 from familial.plots import evaluation as plots
+from familial.plots import theme
 from familial.serving import benchmark
 from familial.serving import evaluate
 from familial.serving import sampling
 from familial.serving import thresholds
 
+pytestmark = pytest.mark.filterwarnings('error')
 
-def make(exits, windows=6):
+
+def made(exits, windows):
   rng = np.random.default_rng(0)
   size = (exits, windows, 20)
   readings = thresholds.Readings(
@@ -42,23 +46,31 @@ def make(exits, windows=6):
   )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-  ('exits', 'windows', 'names'),
-  [
-    (1, 6, {'reliability.png'}),
-    (2, 1, {'reliability.png', 'thresholds.png'}),
-    (16, 6, {'reliability.png', 'thresholds.png'}),
-  ],
-)
-def test_an_evaluation_is_drawn(tmp_path, exits, windows, names):
-  plots.draw(make(exits, windows), tmp_path)
-  assert {path.name for path in tmp_path.iterdir()} == names
-  for name in names:
-    assert image.imread(tmp_path / name)[..., :3].std() > 0.05
+@pytest.mark.parametrize(('exits', 'windows'), [(1, 6), (2, 1), (16, 6)])
+def test_an_evaluation_is_drawn_whole(exits, windows):
+  evaluation = made(exits, windows)
+  spec = theme.specification(plots.reliability(evaluation))
+  rows = spec['data']['values']
+  assert len({row['panel'] for row in rows}) == exits
+  assert sum(row['share'] for row in rows) == pytest.approx(exits)
+  if exits == 1:
+    return
+  panels = theme.specification(plots.thresholds(evaluation))['concat']
+  assert len(panels) == 3 * len(sampling.CONFIDENCES)
+  for losses, shares, layers in zip(*(iter(panels),) * 3, strict=True):
+    by_threshold = {}
+    for row in shares['data']['values']:
+      at = by_threshold.setdefault(row['threshold'], [])
+      at.append(row['share'])
+    assert all(sum(each) == pytest.approx(1) for each in by_threshold.values())
+    assert len(layers['data']['values']) == 2 * len(by_threshold)
+    # A single window has no interval.
+    known = [row['low'] is not None for row in losses['data']['values']]
+    assert all(known) if windows > 1 else not any(known)
 
 
 @pytest.mark.parametrize('exits', [1, 2])
-def test_a_benchmark_is_drawn(tmp_path, exits):
+def test_a_benchmark_is_drawn_whole(exits):
   speeds = tuple(
     benchmark.Speed('exit', f'exit {i + 1}', rows, 10, 2.0 + i)
     for rows in (1, 16)
@@ -70,5 +82,8 @@ def test_a_benchmark_is_drawn(tmp_path, exits):
     for to in (1, 2)
   )
   measured = benchmark.Decoding('run', 1, 8, speeds, hops if exits > 1 else ())
-  plots.save(plots.decoding(measured), tmp_path / 'decoding.png')
-  assert image.imread(tmp_path / 'decoding.png')[..., :3].std() > 0.05
+  panels = theme.specification(plots.decoding(measured))['concat']
+  assert len(panels) == 2 + (exits > 1)
+  for panel in panels[:2]:
+    rates = [row['rate'] for row in panel['data']['values']]
+    assert rates == [5.0, 10 / 3][:exits]
