@@ -25,6 +25,7 @@ _RESAMPLES = 500  # of the bands
 _POINTS = 1500  # rows of a scatter plot
 _PAIRS = 150  # resamples in a panel of the pair plot
 _CENTRE = 0.99  # share of the resamples that an axis of the pair plot holds
+_SPAN = 1e6  # an axis of a profile reaches from the estimate, over and times
 _RANGE = 3.0  # how far past the sampled sizes an optimum is still drawn
 _BINS = 8  # of the medians along residuals
 _NATS = 'loss, nats per token (lower is better)'
@@ -159,30 +160,31 @@ def profile_curves(
   """
   charts = []
   for profile in profiles:
-    top = 4 * profile.cutoff
+    spread, best = (
+      result.interval(profile.name),
+      result.fit.params[profile.name],
+    )
+    shown = profile.deviance <= 4 * profile.cutoff
+    values = profile.values[shown]
+    wide = values[0] > 0 and values[-1] > 1e3 * values[0]
+    if wide:  # A profile without an end may span hundreds of decades.
+      shown &= profile.values >= best / _SPAN
+      shown &= profile.values <= best * _SPAN
+      values = profile.values[shown]
     rows: Rows = [
       {'value': float(v), 'deviance': float(d), 'kind': 'profile'}
-      for v, d in zip(profile.values, profile.deviance, strict=True)
-      if np.isfinite(d) and d <= top
+      for v, d in zip(values, profile.deviance[shown], strict=True)
     ]
-    spread = result.interval(profile.name)
-    if spread.bounded:
+    if spread.lo is not None and spread.hi is not None:
+      ends = np.array([spread.lo, spread.hi])
+      low, high = ends.clip(values[0], values[-1]) if wide else ends
       rows.append(
-        {
-          'low': spread.lo,
-          'high': spread.hi,
-          'deviance': 0.0,
-          'kind': 'bootstrap',
-        }
-      )
-    values = [row['value'] for row in rows if 'value' in row]
-    wide = min(values) > 0 and max(values) / min(values) > 1e3
-    axis = theme.log_axis(values) if wide else {}
-    x = alt.X('value:Q', title=profile.name, scale=alt.Scale(zero=False))
-    if wide:
-      x = alt.X('value:Q', title=profile.name, **axis)
+        {'low': float(low), 'high': float(high), 'deviance': 0.0,
+         'kind': 'bootstrap'}
+      )  # fmt: skip
+    axis = theme.log_axis(values) if wide else {'scale': alt.Scale(zero=False)}
+    x = alt.X('value:Q', title=profile.name, **axis)
     y = alt.Y('deviance:Q', title='deviance')
-    ends = text.interval(profile.lo, profile.hi)
     layers = [
       theme.reference(profile.cutoff, dashed=True),
       alt.Chart()
@@ -194,12 +196,14 @@ def profile_curves(
       .mark_line(color=theme.CYCLE[0])
       .encode(x=x, y=y, tooltip=['value:Q', 'deviance:Q']),
     ]
-    charts.append(theme.panel(layers, rows, title=f'{profile.name}: {ends}'))
+    title = f'{profile.name}: {text.interval(profile.lo, profile.hi)}'
+    charts.append(theme.panel(layers, rows, title=title))
   return alt.concat(
     *charts,
     columns=3,
     title=_title(result, 'Profiles')
-    + ' (dashed: cut-off of the interval; bar: by bootstrap)',
+    + ' (dashed: cut-off of the interval; bar: by bootstrap; axes end at most a'
+    ' million times off the estimate)',
   )
 
 

@@ -52,13 +52,6 @@ _BY_G = {
 }
 _OTHER_G = ('#7570B3', 'wedge')
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
-_POWERS = [
-  f'10{str(power).translate(_SUPERSCRIPTS)}' for power in range(-12, 31)
-]
-_POWER_LABEL = (
-  f'{json.dumps(_POWERS, ensure_ascii=False)}'
-  '[round(log(datum.value) / LN10) + 12]'
-)
 _CONFIG: dict[str, Any] = {
   'font': 'DejaVu Sans, system-ui, sans-serif',
   'background': 'white',
@@ -182,14 +175,19 @@ def log_axis(values: Iterable[float]) -> dict[str, Any]:
   """
   known = [value for value in values if value and value > 0]
   low, high = (min(known), max(known)) if known else (1.0, 10.0)
-  pad = (high / low) ** 0.04 * 1.02
+  pad = 1.02 * 10 ** (0.04 * (math.log10(high) - math.log10(low)))
   low, high = low / pad, high * pad
   scale = alt.Scale(type='log', domain=[low, high], nice=False)
   powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
   if len(powers) >= 2:
     step = math.ceil(len(powers) / 6)
-    ticks = [10.0**power for power in powers[::step]]
-    axis = alt.Axis(labelExpr=_POWER_LABEL, values=ticks)
+    shown = powers[::step]
+    labels = [f'10{str(power).translate(_SUPERSCRIPTS)}' for power in shown]
+    place = f'round((log(datum.value) / LN10 - {shown[0]}) / {step})'
+    axis = alt.Axis(
+      labelExpr=f'{json.dumps(labels, ensure_ascii=False)}[{place}]',
+      values=[10.0**power for power in shown],
+    )
   else:
     form = '~s' if low >= 1 else '~g'
     axis = alt.Axis(format=form, values=_round_numbers(low, high))

@@ -41,28 +41,15 @@ def families():
 
 
 def rows_of(chart):
-  """All rows in a chart's specification."""
-  found = []
-
-  def walk(part):
-    if isinstance(part, dict):
-      found.extend(part.get('values') or ())
-      part = list(part.values())
-    if isinstance(part, list):
-      for each in part:
-        walk(each)
-
-  made = theme.specification(chart)
-  walk([made.get('data'), made.get('datasets'), *_inner(made)])
-  return [row for row in found if isinstance(row, dict)]
-
-
-def _inner(made):
-  return [
-    value
-    for key in ('concat', 'layer', 'spec', 'vconcat', 'hconcat')
-    if (value := made.get(key)) is not None
-  ]
+  """The rows of all panels of a chart; reference lines have none."""
+  found, left = [], [theme.specification(chart)]
+  while left:
+    part = left.pop(0)
+    found += [row for row in part.get('data', {}).get('values', ()) if row]
+    for key in ('concat', 'layer'):
+      left += part.get(key, ())
+    left += [part['spec']] if 'spec' in part else []
+  return found
 
 
 @pytest.mark.parametrize(
@@ -229,15 +216,13 @@ def test_flat_profiles_and_lost_resamples_are_drawn():
   )
   charts = law.figures(found)
   assert 'pairs' not in charts and {'frontier', 'profiles'} <= set(charts)
-  bars = [
-    row for row in rows_of(charts['profiles']) if row['kind'] == 'bootstrap'
-  ]
-  assert not bars
+  for row in rows_of(charts['profiles']):
+    assert row['kind'] == 'profile' or row['low'] is None
   for chart in charts.values():
     theme.specification(chart)
 
 
-def test_profiles_end_at_their_intervals():
+def test_profiles_and_the_bootstrap_s_intervals():
   found = fitted()
   profile, spread = found.profiles['alpha'], found.interval('alpha')
   rows = rows_of(law.profile_curves(found, [profile]))
@@ -246,3 +231,11 @@ def test_profiles_end_at_their_intervals():
   assert [row['value'] for row in curve] == pytest.approx(profile.values[kept])
   [bar] = [row for row in rows if row['kind'] == 'bootstrap']
   assert (bar['low'], bar['high']) == (spread.lo, spread.hi)
+  # Without an end it may go on for hundreds of decades.
+  values = profile.values * 10.0 ** np.linspace(-290, 290, len(profile.values))
+  flat = dataclasses.replace(profile, values=values, deviance=0 * values)
+  rows = rows_of(law.profile_curves(found, [flat]))
+  best = found.fit.params['alpha']
+  for row in rows:
+    for key in ('value', 'low', 'high'):
+      assert best / 1e6 <= row.get(key, best) <= best * 1e6
