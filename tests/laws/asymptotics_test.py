@@ -69,3 +69,13 @@ def test_what_rows_cannot_tell_has_infinite_variance(linear, column):
   assert np.isinf(np.diag(found)[lost]).all() and np.isinf(ratio[lost]).all()
   assert np.isfinite(found[np.ix_(known, known)]).all()
   assert np.isnan(found[known][:, lost]).all()
+
+
+def test_of_least_squares_the_criteria_are_those_of_normal_noise(linear):
+  _, residual, _ = linear
+  rows, square = len(residual), residual @ residual
+  minus_log_likelihood = rows / 2 * (np.log(2 * np.pi * square / rows) + 1)
+  aic, bic = asymptotics.criteria(square / 2, np.ones(rows), 3, 10.0, 1.0)
+  # The noise's scale is a fourth parameter.
+  assert aic == pytest.approx(2 * 4 + 2 * minus_log_likelihood)
+  assert bic == pytest.approx(np.log(rows) * 4 + 2 * minus_log_likelihood)

@@ -347,3 +347,11 @@ def test_gemstones_published_optima_are_reached(form, table, rows, columns):
     assert fit.params['E'] < 1e-6
     for exponent in ('a_width', 'a_depth', 'a_tokens'):
       assert fit.params[exponent] == pytest.approx(law[exponent], abs=2e-4)
+
+
+def test_rows_of_one_run_are_not_independent(make):
+  form = forms.get('familial_total')
+  once = make(noise=0.01)
+  twice = once.take(np.repeat(np.arange(once.rows), 2))
+  assert estimation.fit(form, once, starts=8).degrees == 36 - 6
+  assert estimation.fit(form, twice, starts=8).degrees == 36 - 6

@@ -10,7 +10,7 @@ from familial.laws import forms
 from familial.laws import leverage
 from familial.laws import table as tables
 
-LAW = {'E': 1.0, 'A': 8.0, 'B': 100.0, 'alpha': 0.5, 'beta': 0.5}
+LAW = {'E': 1.0, 'A': 8.0, 'B': 100.0, 'alpha': 0.5, 'beta': 0.4}
 
 
 def dense_loss(n, d):

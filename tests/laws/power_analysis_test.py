@@ -35,6 +35,18 @@ def test_grows_with_noise_and_loses_the_effect(columns, truth):
   assert nothing.share_excluding_zero < 0.12
 
 
+def test_rows_of_one_run_add_nothing(columns, truth):
+  once = simulated(columns, truth, simulations=100)
+  twice = simulated(
+    {name: np.repeat(values, 2) for name, values in columns.items()},
+    truth,
+    run=np.repeat(np.arange(36), 2),
+    simulations=100,
+  )
+  assert (twice.rows, twice.runs) == (72, 36)
+  assert twice.sd == pytest.approx(once.sd, rel=1e-3)
+
+
 def test_a_plan_that_cannot_tell_says_so(columns, truth):
   found = simulated({**columns, 'G': np.ones(36)}, truth, simulations=4)
   assert found.half_width == np.inf

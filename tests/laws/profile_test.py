@@ -40,6 +40,15 @@ def test_with_least_squares_the_inflation_is_the_residual_variance(make):
   assert 0.5 < ratio < 2
 
 
+def test_with_least_squares_it_is_the_square_of_students_t(make):
+  # Near the optimum, where the law is as good as linear.
+  fit, found = profiled(make(noise=0.001), delta=10.0)
+  t = (found.values - fit.params['gamma']) / fit.sd['gamma']
+  near = (np.abs(t) < 1) & (t != 0)
+  assert near.sum() > 2
+  np.testing.assert_allclose(found.deviance[near] / t[near] ** 2, 1, rtol=0.1)
+
+
 def test_without_an_effect_the_null_is_inside(make):
   _, found = profiled(make(noise=0.01, params={'gamma': 0.0}))
   assert found.lo < 0 < found.hi

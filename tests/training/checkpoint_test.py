@@ -52,6 +52,25 @@ def test_a_state_comes_back_to_the_bit(opened):
     assert restored.step.dtype == jnp.int32
 
 
+def test_entries_are_read_in_the_order_that_is_asked_for(folder, opened):
+  values = np.arange(20.0, dtype=np.float32).reshape(5, 4)
+  state = _state(3)._replace(params={'w': jnp.asarray(values)})
+  checkpoints = opened()
+  checkpoints.save(state)
+  checkpoints.wait()
+  like = {'params': {'w': jax.ShapeDtypeStruct((5, 4), jnp.float32)}}
+  take = checkpoint.reader(folder, 3, like)
+  for rows, columns in (
+    ([0, 2, 1, 3], [0, 1, 2, 3]),
+    ([4, 0, 4], [3, 1]),
+    ([2, 3], [1, 1, 2]),
+  ):
+    index = np.array(rows), np.array(columns)
+    np.testing.assert_array_equal(
+      take(('params', 'w'), index), values[np.ix_(*index)]
+    )
+
+
 def test_the_last_ones_and_the_best_stay(folder, opened):
   checkpoints = opened(keep=2)
   losses = {1: 5.0, 2: 1.5, 3: None, 4: 3.0, 5: None, 6: 4.0, 7: None}

@@ -1,0 +1,53 @@
+import types
+
+import numpy as np
+import pytest
+
+from familial.training import optimizer
+from familial.training import progress
+
+
+class _Run(types.SimpleNamespace):
+  """A run by identity, as the reporter tells runs apart."""
+
+  __hash__ = object.__hash__
+  __eq__ = object.__eq__
+
+
+@pytest.fixture
+def make(run_config, tmp_path):
+  """Makes what a reporter needs of a run, and keeps the rows that it logs."""
+
+  def run(name):
+    config = run_config()
+    rows = []
+    return _Run(
+      config=config,
+      until=config.train.steps,
+      start=0,
+      folder=tmp_path / name,
+      hyper=optimizer.hyper(config.train, config.model.exits),
+      source=types.SimpleNamespace(tokens_per_step=256),
+      log=lambda step, values: rows.append({'step': step, **values}),
+      flush=lambda: None,
+      rows=rows,
+    )
+
+  return run
+
+
+def test_runs_that_advance_together_share_the_seconds(make, monkeypatch):
+  clock = iter(np.arange(0.0, 1e3))
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: float(next(clock)))
+  runs = [make(name) for name in 'ab']
+  with progress.Reporter(runs, quiet=True) as reporter:
+    for step in range(1, 4):
+      reporter.update(
+        1, {run: [progress.Observation(step, 3.0, 0.5)] for run in runs}
+      )
+  # The first update ends compilation; each of the other two takes a second.
+  for run in runs:
+    assert [row['step'] for row in run.rows] == [1, 2, 3]
+    assert [row['seconds_per_step'] for row in run.rows] == [0.5] * 3
+    assert [row['tokens_per_second'] for row in run.rows] == [256.0] * 3
+    assert [row['tokens'] for row in run.rows] == [256, 512, 768]
