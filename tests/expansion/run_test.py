@@ -224,7 +224,7 @@ def test_expand_writes_a_model_to_train_on(
     f'--to={script}',
     f'--out={out}',
   ]
-  assert main_lib._main(['familial', 'expand', *flags]) == 0
+  assert main_lib.run(['familial', 'expand', *flags]) == 0
   assert 'the same function as step 8' in capsys.readouterr().out
   grown = load.load(out)
   assert grown.config.model == dataclasses.replace(
@@ -254,7 +254,7 @@ def test_expand_writes_a_model_to_train_on(
   assert int(started.opt_state[1].count) == (8 if state == 'carry' else 0)
   with pytest.raises(errors.UserError, match='in another workdir'):
     run_lib.begin(grown.config, out)
-  assert main_lib._main(['familial', 'expand', *flags]) == 2
+  assert main_lib.run(['familial', 'expand', *flags]) == 2
   assert 'is there already' in capsys.readouterr().err
 
 

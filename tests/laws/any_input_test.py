@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from familial.cli import command
-from familial.cli import laws as commands
 from familial.core import errors
 from familial.laws import forms
 from familial.laws import parametric
@@ -153,7 +152,7 @@ def test_a_damaged_parquet_file_is_read_or_refused(tmp_path, place, byte):
 def test_any_text_of_a_flag_is_taken_or_refused(text):
   table = tables.Table({'N': np.ones(2), 'loss': np.ones(2)}, np.arange(2))
   for function in (
-    command.mapping, table.where, forms.get, lambda t: commands.numbers('c', [t])
+    command.mapping, table.where, forms.get, lambda t: command.integers('f', (t,))
   ):  # fmt: skip
     try:
       function(text)
