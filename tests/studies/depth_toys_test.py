@@ -102,12 +102,6 @@ def test_a_group_that_cannot_be_is_refused(key, changes):
     config({'only': group(**changes)})
 
 
-def test_rates_fall_as_the_root_of_depth():
-  rates = [group().rate_at(depth) for depth in (1, 4, 16)]
-  assert rates == pytest.approx([0.02, 0.01, 0.005])
-  assert group(rate_depth=0).rate_at(16) == 0.01
-
-
 def test_students_are_beside_their_own_teachers():
   asked = config({'only': group(head='shared', temperatures=(0.5, 2.0))})
   begin = depth_toys.start(asked, 'only')
@@ -120,7 +114,9 @@ def test_students_are_beside_their_own_teachers():
     assert divmod(teacher, asked.replicates) == which
     layers = np.asarray(begin.teachers.mlps['in'][teacher])
     assert (np.ptp(layers, axis=0).max() == 0) == (member.teacher == 'tied')
+  # Rates fall as the root of depth, or are one.
   assert begin.rates == pytest.approx([0.02, 0.02 / 2**0.5, 0.02 / 3**0.5])
+  assert group(rate_depth=0).rate_at(16) == 0.01
 
 
 def test_a_single_layer_has_the_units_of_all():
@@ -195,23 +191,30 @@ def test_a_study_that_was_stopped_writes_the_same_bytes(tmp_path, monkeypatch):
   kept = list(depth_toys.trained(asked, tmp_path / 'again', 'one'))
   assert [member[:2] for member, _ in kept] == [('independent', 0), ('tied', 0)]
   begin = depth_toys.start(asked, 'one')
-  losses = {
-    (r.teacher, r.depth): r.loss
-    for r in summaries[0].tables.losses
-    if r.study == 'one' and r.number == 0 and r.steps == 6
-  }
-  for place, (member, by_depth) in enumerate(kept):
-    teacher = asked.replicates * place
-    mlps = {k: v[teacher] for k, v in begin.teachers.mlps.items()}
-    for depth, params in by_depth.items():
-      apart = []
-      for batch in range(asked.test_batches):
-        key = jax.random.fold_in(begin.teachers.test[teacher], batch)
-        x = jax.random.normal(key, (asked.test_batch, asked.width))
-        apart.append(np.mean((toys.last(params, x) - toys.last(mlps, x)) ** 2))
-      assert losses[member.teacher, depth] == pytest.approx(
-        np.mean(apart), rel=1e-4
-      )
+  by_depth = jax.tree.map(
+    lambda *leaves: np.stack(leaves), *(students for _, students in kept)
+  )
+  _, tested = toys.train(
+    begin.task,
+    begin.teachers,
+    toys.Members(asked.replicates * np.arange(2), np.ones(2)),
+    toys.start(tuple(by_depth[depth] for depth in (1, 2, 3))),
+    begin.rates,
+    0,
+    True,
+  )
+  losses = [
+    row.loss
+    for row in summaries[0].tables.losses
+    if (row.study, row.number, row.steps) == ('one', 0, 6)
+  ]
+  # By teacher and depth.
+  assert losses == pytest.approx(np.mean(tested, axis=0).T.ravel(), rel=1e-4)
+
+
+ARRAYS = [
+  f'{depth}_{key}' for depth in (1, 2, 3) for key in ('in', 'bias', 'out')
+]
 
 
 @pytest.mark.parametrize(
@@ -219,16 +222,8 @@ def test_a_study_that_was_stopped_writes_the_same_bytes(tmp_path, monkeypatch):
   [
     None,
     {'1_in': np.zeros(3)},
-    {
-      f'{depth}_{key}': np.zeros(3)
-      for depth in (1, 2, 3)
-      for key in ('in', 'bias', 'out')
-    },
-    {
-      f'{depth}_{key}': np.array([{}])
-      for depth in (1, 2, 3)
-      for key in ('in', 'bias', 'out')
-    },
+    dict.fromkeys(ARRAYS, np.zeros(3)),
+    dict.fromkeys(ARRAYS, np.array([{}])),
   ],
   ids=['none', 'few', 'shapes', 'objects'],
 )
