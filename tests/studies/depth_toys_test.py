@@ -209,7 +209,9 @@ def test_a_study_that_was_stopped_writes_the_same_bytes(tmp_path, monkeypatch):
     if (row.study, row.number, row.steps) == ('one', 0, 6)
   ]
   # By teacher and depth.
-  assert losses == pytest.approx(np.mean(tested, axis=0).T.ravel(), rel=1e-4)
+  assert losses == pytest.approx(
+    np.asarray(tested).mean(axis=0).T.ravel(), rel=1e-4
+  )
 
 
 ARRAYS = [
