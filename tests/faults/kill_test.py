@@ -115,6 +115,7 @@ def _results(workdir):
   }
   for path in [workdir / 'summary.json', *workdir.glob('fits/**/*.json')]:
     value = _without_clocks(json.loads(path.read_text()))
+    value.pop('machine', None)  # Its command names the folder.
     found[str(path.relative_to(workdir))] = value
   return found
 
