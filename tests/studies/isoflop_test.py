@@ -184,20 +184,11 @@ FROZEN = {**ONE, 'values': ('head',)}
 @pytest.mark.parametrize(
   ('sections', 'said'),
   [
-    ({'grid': {'granularities': (3,)}}, ['granularity', '3', '1..2']),
-    ({'grid': {'shapes': ((8, 2, 3),)}}, ['model.heads', '3', 'width 8']),
-    ({'grid': {'budgets': (1e5,)}}, ['grid.budgets', '100000']),
     ({'model': {'dtpye': 'float32'}}, ['model.dtpye', "'dtype'"]),
-    ({'model': {'mlp_ratio': math.inf}}, ['model.mlp_ratio', 'inf']),
-    ({'model': {'kv_ratio': 0.0}}, ['model.kv_ratio', '0.0']),
     ({'model': {'depth': 3}}, ['model.depth']),
     ({'train': {'base_rl': 0.1}}, ['train.base_rl', "'base_lr'"]),
     ({'train': {'steps': 3}}, ['train.steps']),
     ({'train': {'seed': 3}}, ['train.seed']),
-    (
-      {'arms': {'frozen': {**FROZEN, 'granularities': (1,)}}},
-      ['arms.frozen.granularities', '1'],
-    ),
     (
       {'arms': {'frozen': {**FROZEN, 'budgets': (5e8,)}}},
       ['arms.frozen', 'c5e8_w8_d2_g1'],
