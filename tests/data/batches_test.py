@@ -85,6 +85,19 @@ def test_every_window_comes_once_an_epoch_in_another_order():
   assert (made.epoch_tokens, made.tokens_per_step) == (240, 32)
 
 
+def test_adjacent_seeds_share_no_order_of_adjacent_epochs():
+  first, second = (
+    [
+      tuple(
+        batches.Batches(_COUNTING, _CONFIG, 30, seed)[epoch]['inputs_BxL'][:, 0]
+      )
+      for epoch in range(5)
+    ]
+    for seed in (3, 4)
+  )
+  assert not set(first) & set(second)
+
+
 @pytest.mark.parametrize('windows', [2**12, 2**12 + 1])
 def test_orders_of_small_and_large_corpora_are_permutations(windows):
   made = batches.Batches(_line(windows), _CONFIG, windows, seed=3)

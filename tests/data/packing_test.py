@@ -92,6 +92,15 @@ def test_documents_come_back_each_in_its_split(settings, change):
   assert sorted(documents) == sorted(_TEXTS)
 
 
+def test_a_split_is_of_the_last_bytes_of_the_documents_digest():
+  # The first ones order the documents. Other bytes would move documents of
+  # corpora that are in use from one split to the other.
+  for text in _TEXTS:
+    number = int(hashlib.sha256(text.encode('utf-8')).hexdigest()[-16:], 16)
+    expected = 'heldout' if number % 100 < 20 else 'train'
+    assert sources.split_of(text, 20) == expected
+
+
 def test_a_packed_corpus_is_found_again(settings, monkeypatch):
   first = packing.load(settings)
   monkeypatch.setattr(tokenizers, 'load', None)

@@ -180,6 +180,13 @@ def test_new_layers_are_copies_of(depth, source):
   assert growth.layers.source_N.tolist() == source
 
 
+def test_the_middle_of_an_even_depth_is_the_lower_of_two_layers():
+  was = dataclasses.replace(model(), depth=4, exits=(4,))
+  now = dataclasses.replace(was, depth=6, exits=(6,))
+  growth = maps.plan(growth_config.GrowthConfig(depth='middle'), was, now)
+  assert growth.layers.source_N.tolist() == [0, 1, 1, 1, 2, 3]
+
+
 def test_aki_takes_new_columns_from_the_next_layer(random_params, grow):
   was = model()
   now = dataclasses.replace(was, width=16, heads=4, kv_heads=2, mlp_width=12)

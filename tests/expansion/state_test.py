@@ -123,6 +123,41 @@ def test_gains_of_widths_that_do_not_divide_tile_too(random_params, grow):
   np.testing.assert_allclose(*gate, atol=1e-14)
 
 
+# 20 is no multiple of 8: each of the 8 has two copies, and 4 are fresh.
+WIDER = dataclasses.replace(
+  WAS, width=20, heads=5, kv_heads=5, norm_eps=maps.norm_eps(WAS, 20)
+)
+
+
+@pytest.mark.parametrize('now', [DOUBLE, WIDER])
+def test_second_moments_are_of_the_squares(random_params, now):
+  was, now = (dataclasses.replace(model, tied=False) for model in (WAS, now))
+  growth, tree = _growth(now, was), random_params(was)
+  squares = jax.tree.map(np.square, tree)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
+    _moments(growth, squares, 2),
+    jax.tree.map(np.square, _moments(growth, tree, 1)),
+  )
+
+
+def test_gains_and_their_gradients_scale_inversely(random_params, grow):
+  params, gradient = random_params(WAS), random_params(WAS, seed=1)
+  bigger, growth = grow(params, WAS, WIDER)
+  assert growth.eta != 1
+  moments = _moments(growth, gradient, 1)
+  products = [
+    tree[0]['exit_2']['norm']['gain'] * tree[1]['exit_2']['norm']['gain']
+    for tree in ((params, gradient), (bigger, moments))
+  ]
+  # A change of the copies together changes the loss as one of the source does.
+  np.testing.assert_allclose(products[1][:8] + products[1][8:16], products[0])
+  np.testing.assert_array_equal(products[1][16:], 0)
+  # What is fresh is read, as soon as something is written there.
+  fresh = bigger['segment_0']['mlp_norm']['gain'][:, 16:]
+  np.testing.assert_allclose(fresh, growth.eta)
+
+
 def test_adamw_on_the_grown_model_follows_the_small_one(random_params, grow):
   train = train_config.TrainConfig(
     steps=40, batch_size=3, base_lr=0.02, warmup_steps=5, clip=0.0, eps=1e-6
