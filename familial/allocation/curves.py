@@ -73,7 +73,7 @@ class Curve:
     return np.asarray(np.interp(log_flops, np.log(self.flops), lowest))
 
   def cut(self, flops: float) -> 'Curve':
-    """Returns what is known after so many FLOPs, with a last point there.
+    """Returns the curve up to a number of FLOPs, with a last point there.
 
     Losses of points stay, unlike those of `at`, also above an earlier one. A cut
     beyond the last point has no point there.

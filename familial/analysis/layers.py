@@ -70,7 +70,7 @@ def measure(
   batches: Sequence[batches_lib.Batch],
   separator: int,
 ) -> Measurement:
-  """Returns what the layers do on batches, with one batch in memory at a time.
+  """Measures a model's layers on batches, with one batch in memory at a time.
 
   Args:
     params: of the model.

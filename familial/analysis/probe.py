@@ -134,10 +134,10 @@ class Positions:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """What the layers of a model do on held-out text.
+  """Statistics of a model's layers on held-out text.
 
   Attributes:
-    model: that was probed.
+    model: the probed model.
     tokens: number of tokens read.
     windows: number of windows that hold them.
     quantities: by name, in the order of layers.
@@ -168,7 +168,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class DepthScaling:
-  """What probes of several models say together.
+  """Probes of several models, and how their angles scale with depth.
 
   Attributes:
     probes: of the models.
@@ -320,7 +320,7 @@ def _positions(counts: np.ndarray) -> tuple[Positions, ...]:
 
 
 def of_depths(probes: Sequence[Probe]) -> DepthScaling:
-  """Returns what probes of several models say together."""
+  """Returns how the angles of probed models scale with their depth."""
   networks = [probe.network for probe in probes]
   return DepthScaling(
     probes=tuple(probes),

@@ -64,7 +64,7 @@ class Bound:
   most: float | None = None
 
   def text(self, value: Any) -> str:
-    """Returns what is allowed instead of a refused value."""
+    """Describes the allowed values in the message that refuses one."""
     return self.allowed + errors.nearest(str(value), self.names)
 
   def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
@@ -245,7 +245,7 @@ class Field:
 
 
 def describe(cls: Any) -> tuple[Field, ...]:
-  """Returns what there is to know of each field of a dataclass, in order."""
+  """Returns the type, default, bounds and description of each field."""
   texts = _attributes(cls.__doc__ or '')
   plain = typing.get_type_hints(cls)
   hints = _hints(cls)

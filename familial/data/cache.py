@@ -32,7 +32,7 @@ def use(
   make: Callable[[pathlib.Path], None],
   read: Callable[[pathlib.Path], T],
 ) -> T:
-  """Returns what `read` returns for a folder, which is made if it is missing.
+  """Reads a folder, and makes it first if it is missing.
 
   A damaged folder is reported, removed and made again, once.
 

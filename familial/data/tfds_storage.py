@@ -109,7 +109,7 @@ def write(
 
 
 def read(corpus: str, heldout_percent: int, data_dir: pathlib.Path) -> Dataset:
-  """Returns what `write` wrote.
+  """Returns the dataset that `write` stored.
 
   Raises:
     DamagedError: if it is missing or cannot be read.

@@ -156,7 +156,7 @@ class ModelConfig:
 
 
 def common(model: ModelConfig) -> ModelConfig:
-  """Returns what models that one program trains together must agree in.
+  """Returns the part of a config that models of one program must share.
 
   Exits of kind `head` add a product each and nothing to the trunk, so such
   models may differ in them; other exits are part of the shape.

@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxLxD: Array, attend: Attend) -> Array:
-    """Returns what attention adds to the residual stream."""
+    """Returns attention's update of the residual stream."""
     config = self.config
     kv_width = config.kv_heads * config.head_dim
     q_BxHxLxE = _heads(Linear(config.width, name='q')(x_BxLxD), config.heads)
@@ -90,7 +90,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxLxD: Array) -> Array:
-    """Returns what the MLP adds to the residual stream."""
+    """Returns the MLP's update of the residual stream."""
     config = self.config
     gate_BxLxF = Linear(config.mlp_width, name='gate')(x_BxLxD)
     up_BxLxF = Linear(config.mlp_width, name='up')(x_BxLxD)

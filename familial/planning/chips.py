@@ -97,7 +97,7 @@ def devices(topology: str) -> Sequence[Any]:
 
 
 def of(devices: Sequence[Any], topology: str) -> Chip:
-  """Returns what one of a topology's devices can do, by its datasheet.
+  """Returns the datasheet of a topology's devices.
 
   Args:
     devices: of one kind.

@@ -262,7 +262,7 @@ def _root(computation: dict[str, _Instruction]) -> _Instruction | None:
 def _element(
   computation: dict[str, _Instruction], name: str, place: int
 ) -> _Instruction | None:
-  """Returns what a tuple has at a place."""
+  """Returns the instruction of an element of a tuple; None for other opcodes."""
   made = computation.get(name)
   if made is None or made.opcode != 'tuple':
     return None

@@ -84,7 +84,7 @@ def lower(
 def compile_(
   config: train_config.RunConfig, lowered: jax.stages.Lowered
 ) -> Program:
-  """Returns what the compiler says of a run's lowered step.
+  """Compiles the lowered step of a run.
 
   Raises:
     UserError: if it refuses the step for another reason than memory.

@@ -187,8 +187,11 @@ def _cost(
   program: compiled.Program,
   chip: chips.Chip,
 ) -> tuple[bool, float]:
-  """Returns what a tried layout is judged by: it fits, and a step's seconds if
-  nothing overlapped; where none fits, what lacks least."""
+  """Returns the sort key of a layout; the lowest is chosen.
+
+  Layouts that fit come first, by the seconds of a step without overlap; then
+  the others, by the memory that they need.
+  """
   if not program.fits:
     return True, program.memory
   work = roofline.work(cell, layout.mesh)
@@ -280,7 +283,7 @@ def _row(
   layout: layouts.Layout,
   chip: chips.Chip,
 ) -> dict[str, Any]:
-  """Returns what the plan says of a run.
+  """Returns a run's entry in the plan.
 
   Args:
     cell: the run.

@@ -82,7 +82,7 @@ def times(work: Work, chip: chips.Chip) -> Times:
 
 
 def work(config: train_config.RunConfig, mesh: Mapping[str, int]) -> Work:
-  """Returns what a device does in a step of a run.
+  """Returns the work of a device in a training step.
 
   Args:
     config: of the run.

@@ -15,7 +15,7 @@ def text(plan: Mapping[str, Any]) -> str:
 
 
 def headline(plan: Mapping[str, Any]) -> str:
-  """Returns what a plan comes to, in a line."""
+  """Summarises a plan in one line."""
   cells = plan['cells']
   fitting = sum(cell['fits'] for cell in cells)
   fits = 'all fit' if fitting == len(cells) else f'only {fitting} fit'
@@ -28,7 +28,7 @@ def headline(plan: Mapping[str, Any]) -> str:
 
 
 def chip(plan: Mapping[str, Any]) -> str:
-  """Returns what the devices are, in a line."""
+  """Describes the devices in one line."""
   of = plan['chip']
   return (
     f'{plan["devices"]} x {of["kind"]}, each {of["flops"] / 1e12:.0f} TFLOP/s, '
@@ -38,7 +38,7 @@ def chip(plan: Mapping[str, Any]) -> str:
 
 
 def measured(plan: Mapping[str, Any]) -> str:
-  """Returns what was measured, in a line."""
+  """Describes the measured step, if there is one, in one line."""
   found = plan['measured']
   if not found:
     return (

@@ -324,7 +324,7 @@ def frontiers(
 
 
 def label(cell: comparison.CellSummary) -> str:
-  """Returns what a cell is called beside others of its table."""
+  """Returns the label of a cell: its candidates and its budget."""
   return f'{cell.candidates} candidates, {text.scientific(cell.budget)} FLOPs'
 
 

@@ -250,7 +250,7 @@ _TOOLTIP = [
 
 
 def _identity(run: study.Run) -> dict[str, Any]:
-  """Returns what hovering over a run shows, and the link to its folder."""
+  """Returns the fields of a run's tooltip, and the link to its folder."""
   return {
     'cell': run.cell,
     'folder': f'../cells/{run.cell}',

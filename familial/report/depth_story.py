@@ -30,7 +30,7 @@ _NEEDED = ('E', 'c_depth', 'a_depth')
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What one part of the page says of depth.
+  """An exponent of depth, from one part of the page.
 
   Attributes:
     part: `law`, `layers`, `exits` or `toys`.
@@ -67,7 +67,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What the studies of depth say together.
+  """The findings of all studies of depth, compared.
 
   Attributes:
     agrees: whether the law's exponent is that of the layers' regime.
@@ -125,7 +125,7 @@ def verdict(
   regimes: depth_regimes.Tables | None = None,
   toys: depth_toys.Tables | None = None,
 ) -> Verdict:
-  """Returns what the tables of the studies say, and whether they agree.
+  """Compares the findings of the studies.
 
   The law is compared with the deepest dense models.
   """

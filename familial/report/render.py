@@ -252,7 +252,7 @@ def _shown(value: Any, form: str) -> str:
 
 
 def _key(value: Any) -> float | str:
-  """Returns what a column is sorted by: a number where the value has one."""
+  """Returns the key by which a column is sorted: a number if the value has one."""
   value = getattr(value, 'value', value)  # An Estimate, or a like record.
   if isinstance(value, (int, float)):
     return float(value)

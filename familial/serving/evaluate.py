@@ -176,7 +176,7 @@ def readings(
   batches: Iterable[batches_lib.Batch],
   exits: tuple[int, ...],
 ) -> thresholds.Readings:
-  """Returns what exits predict for each token of batches of one shape.
+  """Returns the predictions of exits for each token of batches of one shape.
 
   Args:
     params: parameters of the model.

@@ -378,7 +378,7 @@ def _shape_of(row: Twin) -> Shape:
 
 
 def _exit_shape(row: Mapping[str, Any]) -> tuple[Any, ...]:
-  """Returns what an exit and its twin share, the budget included."""
+  """Returns the budget and shape by which an exit and its twin are matched."""
   return (row['budget'], *definitions.shape(row))
 
 

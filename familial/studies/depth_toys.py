@@ -354,7 +354,7 @@ def flops(config: Config, name: str) -> float:
 
 
 class Start(NamedTuple):
-  """What the training of a group begins with, as `toys.train` takes it.
+  """Arguments of `toys.train` for a group.
 
   Attributes:
     task: of all students.
@@ -372,7 +372,7 @@ class Start(NamedTuple):
 
 
 def start(config: Config, name: str) -> Start:
-  """Returns what the training of a group begins with."""
+  """Returns the arguments of `toys.train` for a group."""
   group, every = config.studies[name], members(config, name)
   shape = toys.Shape(config.width, config.hidden, config.vocab)
   task = toys.Task(

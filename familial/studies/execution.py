@@ -53,12 +53,12 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     return self.free
 
   def plan(self, config: Config, runs: Runs) -> Mapping[str, Any]:
-    """Returns what `plan.json` holds beside the runs and their cost."""
+    """Returns the entries of `plan.json` other than the runs and their cost."""
     del config, runs
     return {}
 
   def plan_lines(self, plan: Mapping[str, Any]) -> Iterable[str]:
-    """Yields what a printed plan says beside the runs and their cost."""
+    """Yields the lines of a printed plan other than the runs and their cost."""
     del plan
     return ()
 

@@ -557,7 +557,7 @@ class Families(execution.TrainedStudy[Config, Tables]):
   def plan(
     self, config: Config, runs: Sequence[RunConfig]
   ) -> Mapping[str, Any]:
-    """Returns what costs the same in every way, and the ledger."""
+    """Returns `equal` and the ledger, for `plan.json`."""
     del runs
     rows = [dataclasses.asdict(row) for row in ledger_rows(config)]
     return {'equal': config.equal, 'ledger': rows}

@@ -329,7 +329,7 @@ def _curve(
 
 @dataclasses.dataclass(frozen=True)
 class Spending:
-  """What the allocation spent.
+  """The FLOPs of an allocation.
 
   Attributes:
     policy: name.
@@ -488,7 +488,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
   config_class = Config
   tables_class = Tables
   run_keys = ('steps', 'warmup_steps')
-  train_defaults = {'schedule': 'constant'}  # noqa: RUF012
+  train_defaults: Mapping[str, Any] = {'schedule': 'constant'}
 
   def may_change(self, config: Config) -> tuple[str, ...]:
     """Returns `layout`, `full`, and `law` where the policy does not use it."""
@@ -574,7 +574,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
   def analyse(
     self, config: Config, results: study.Results
   ) -> tuple[str, Tables]:
-    """Returns what was spent, and the law of it beside the whole grid's."""
+    """Returns the summary line and the tables."""
     rounds = decided(results.folder)
     whole = list(_curves(config, results))
     # A round under way is not decided: all that is trained belongs to it.
@@ -767,9 +767,11 @@ def _flags(tables: Tables, cost: study.Cost) -> Iterator[str]:
     if len(exits) > 1 and 'G' not in forms.get(law.form).columns:
       yield f'law of {law.of}: {law.form} has no G, and the candidates differ in G'
   checked = [
-    row for row in tables.ranking if row.predicted and row.reached is not None
+    row.reached in row.predicted
+    for row in tables.ranking
+    if row.predicted is not None and row.reached is not None
   ]
-  held = sum(row.reached in row.predicted for row in checked)  # type: ignore[operator]
+  held = sum(checked)
   if held < surrogate.LEVEL * len(checked):
     yield (
       f'{held} of {text.count(len(checked), "prediction")} held within their '
@@ -783,7 +785,7 @@ def _flags(tables: Tables, cost: study.Cost) -> Iterator[str]:
 
 
 def _line(tables: Tables) -> str:
-  """Returns what was spent, and how far the law is from the whole grid's."""
+  """Returns the summary line: FLOPs, and differences from the whole grid's law."""
   [row] = tables.spending
   line = (
     f'{row.policy} spent {row.spent:.3g} of {row.budget:.3g} FLOPs and saved '

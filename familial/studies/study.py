@@ -444,7 +444,7 @@ def flags_of(results: Results) -> Iterator[str]:
 
 
 def cost_of(results: Results) -> Cost:
-  """Returns what the runs of a folder cost."""
+  """Returns the cost of the runs of a folder."""
   status = [run.status for run in results.runs]
   return Cost(
     flops=sum(_own_flops(results.folder, run) for run in results.finished),
