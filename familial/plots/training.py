@@ -15,9 +15,9 @@ from familial.plots import theme
 
 # Keys of `progress.jsonl` and their axes.
 _QUANTITIES = {
-  'loss': 'training loss, nats per token',
+  'loss': 'training loss, nats per token (lower is better)',
   'rate': 'learning rate',
-  'grad_norm': 'gradient norm',
+  'gradient_norm': 'gradient norm',
   'tokens_per_second': 'tokens per second',
 }
 _POINTS = 5000  # in one figure

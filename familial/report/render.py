@@ -230,11 +230,17 @@ def table(
 
 
 def _field(row: Any, path: str) -> Any:
-  for name in path.split('.'):
-    row = row.get(name) if isinstance(row, Mapping) else getattr(row, name)
-    if row is None:
+  name, *inner = path.split('.')
+  # A record has each of its fields; the keys of a mapping in it are data.
+  value = row[name] if isinstance(row, Mapping) else getattr(row, name)
+  for name in inner:
+    if value is None:
       return None
-  return row
+    if isinstance(value, Mapping):
+      value = value.get(name)
+    else:
+      value = getattr(value, name)
+  return value
 
 
 def _shown(value: Any, form: str) -> str:

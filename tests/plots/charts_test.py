@@ -73,8 +73,8 @@ def other_charts(folder):
   run = DATA / 'schema_1' / 'isoflop' / 'cells' / 'c1e8_w12_d2_g2'
   yield training.losses, (storage.read_rows(run / run_folder.ROWS),)
   progress = [
-    {'step': i, 'tokens': 64 * i, 'loss': 3 / i, 'rate': 0.1, 'grad_norm': 1.0,
-     'tokens_per_second': 1e4}
+    {'step': i, 'tokens': 64 * i, 'loss': 3 / i, 'rate': 0.1,
+     'gradient_norm': 1.0, 'tokens_per_second': 1e4}
     for i in range(1, 9)
   ]  # fmt: skip
   storage.append(folder / run_folder.PROGRESS, progress)

@@ -3,6 +3,9 @@ import types
 import numpy as np
 import pytest
 
+from familial.core import run_folder
+from familial.core import storage
+from familial.plots import training as plots
 from familial.training import optimizer
 from familial.training import progress
 
@@ -51,3 +54,16 @@ def test_runs_that_advance_together_share_the_seconds(make, monkeypatch):
     assert [row['seconds_per_step'] for row in run.rows] == [0.5] * 3
     assert [row['tokens_per_second'] for row in run.rows] == [256.0] * 3
     assert [row['tokens'] for row in run.rows] == [256, 512, 768]
+
+
+def test_every_curve_is_drawn_of_the_rows_that_are_written(make, tmp_path):
+  run = make('a')
+  with progress.Reporter([run], quiet=True) as reporter:
+    for step in range(1, 4):
+      reporter.update(1, {run: [progress.Observation(step, 3.0, 0.5)]})
+  (tmp_path / 'a').mkdir()
+  storage.append(tmp_path / 'a' / run_folder.PROGRESS, run.rows)
+  panels = plots.curves([tmp_path / 'a']).to_dict()['concat']
+  assert [panel['encoding']['y']['field'] for panel in panels] == [
+    'loss', 'rate', 'gradient_norm', 'tokens_per_second'
+  ]  # fmt: skip
