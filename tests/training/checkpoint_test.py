@@ -61,7 +61,8 @@ def test_entries_are_read_in_the_order_that_is_asked_for(folder, opened):
   like = {'params': {'w': jax.ShapeDtypeStruct((5, 4), jnp.float32)}}
   take = checkpoint.reader(folder, 3, like)
   for rows, columns in (
-    ([0, 2, 1, 3], [0, 1, 2, 3]),
+    ([0, 1, 3, 2], [0, 1, 2, 3]),
+    ([3, 2, 1, 0], [1, 2, 0, 3]),
     ([4, 0, 4], [3, 1]),
     ([2, 3], [1, 1, 2]),
   ):
