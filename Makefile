@@ -1,6 +1,6 @@
-# Everything below makes its own environment from pinned versions when it is
-# missing; those of the benchmarks, of make interop and of make tpu are others,
-# for torch and libtpu must not enter .venv.
+# Each target creates its environment from pinned versions if it is missing. The
+# benchmarks, `make interop` and `make tpu` have their own environments, because
+# torch and libtpu must not enter .venv.
 PYTHON ?= python3.11
 VENV := .venv
 BENCH := .venv-bench
@@ -18,19 +18,19 @@ WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_co
 quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
 
-test: $(VENV)/test  ## the fast tests, a process a core; TESTS=tests/laws for some
+test: $(VENV)/test  ## fast tests, one process per core; TESTS=tests/laws selects some
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
-slow: $(VENV)/test  ## the tests that take minutes: an hour or two in all
+slow: $(VENV)/test  ## tests that take minutes each; one to two hours in total
 	$(BIN)/python -m pytest -m "slow and not bench"
 
-interop: $(INTEROP)/interop  ## exported and imported models, against transformers
+interop: $(INTEROP)/interop  ## exported and imported models, compared with transformers
 	$(INTEROP)/bin/python -m pytest -m interop tests/interop
 
-tpu: $(TPU)/test $(TPU)/tpu  ## steps compiled for TPUs by libtpu; needs none
+tpu: $(TPU)/test $(TPU)/tpu  ## training steps compiled for TPUs by libtpu; needs no TPU
 	$(TPU)/bin/python -m pytest -m tpu tests/planning
 
-lint: $(VENV)/dev  ## formatter, linter, types, which rooms import which
+lint: $(VENV)/dev  ## formatter, linter, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
