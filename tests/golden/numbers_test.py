@@ -98,7 +98,7 @@ def train(run, folder):
   """Trains one run; returns its losses by evaluation and exit."""
   loop.run(train_config.read(run), folder, quiet=True)
   keys.check('run/config.json', folder / 'config.json')
-  for name in ('lineage.json', run_folder.ROWS, run_folder.PROGRESS):
+  for name in ('lineage.json', run_folder.ROWS):
     keys.check(name, folder / name)
   return losses(folder)
 
