@@ -35,14 +35,14 @@ class Files(NamedTuple):
     roots: returns the folders that are read, given the config's `path`; raises a
       UserError if one is missing.
     suffix: of the names of its files.
-    skipped: names of folders that are left out.
     description: of the data set that the cache stores.
+    skipped: names of folders that are left out.
   """
 
   roots: Callable[[str], list[pathlib.Path]]
   suffix: str
-  skipped: frozenset[str]
   description: str
+  skipped: frozenset[str] = frozenset()
 
 
 def _stdlib(path: str = '') -> list[pathlib.Path]:
@@ -69,22 +69,21 @@ def _folder(path: str) -> list[pathlib.Path]:
   return [folder]
 
 
-_NEVER = frozenset({'__pycache__'})
 # Installed packages may live inside the standard library's own folder.
-_NOT_SOURCE = _NEVER | {'site-packages', 'dist-packages'}
+_INSTALLED = frozenset({'site-packages', 'dist-packages'})
 # The corpora of files: a new one is a line here.
 FILE_CORPORA = {
   'python_source': Files(
-    _stdlib, '.py', _NOT_SOURCE, 'Source text of a Python standard library.'
+    _stdlib, '.py', 'Source text of a Python standard library.', _INSTALLED
   ),
   'python_packages': Files(
     _packages,
     '.py',
-    _NOT_SOURCE,
     'Source text of a Python standard library and installed packages.',
+    _INSTALLED,
   ),
   'text_files': Files(
-    _folder, '', _NEVER, "The text files of one of the user's own folders."
+    _folder, '', "The text files of one of the user's own folders."
   ),
 }
 
@@ -213,11 +212,12 @@ def listing(corpus: str, path: str) -> list[tuple[str, pathlib.Path]]:
   files and folders are left out, links to folders are not followed.
   """
   files = FILE_CORPORA[corpus]
+  skipped = {'__pycache__', *files.skipped}
   found = []
   for root in files.roots(path):
     for folder, folders, names in os.walk(root):
       folders[:] = [
-        f for f in folders if f not in files.skipped and not f.startswith('.')
+        f for f in folders if f not in skipped and not f.startswith('.')
       ]
       found += [
         (root, pathlib.Path(folder, name))

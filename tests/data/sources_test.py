@@ -226,7 +226,7 @@ def test_python_corpora(interpreter, corpus, expected):
 def test_a_new_corpus_is_a_line_of_the_registry(tmp_path, monkeypatch):
   notes = tmp_path / 'notes'
   corpus = sources.Files(
-    lambda path: [notes], '.md', frozenset({'drafts'}), 'Notes.'
+    lambda path: [notes], '.md', 'Notes.', frozenset({'drafts'})
   )
   monkeypatch.setitem(sources.FILE_CORPORA, 'notes', corpus)
   for name in (

@@ -6,8 +6,31 @@ does: queries are scaled rather than scores, and the softmax's sum divides what 
 weighs.
 """
 
+import functools
+
 import jax
 import numpy as np
+
+from familial.model import transformer
+
+
+def shapes(model):
+  """Returns the shapes of a model's parameters."""
+  return jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+
+
+@functools.cache
+def params(model):
+  """Returns parameters with gains that are not 1, so that a lost one shows."""
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if path[-1].key == 'gain':
+      return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    scale = 0.25 if path[-1].key == 'kernel' else 0.18
+    return rng.normal(0, scale, leaf.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes(model))
 
 
 def logits(params, model, tokens, xp=np):

@@ -25,24 +25,6 @@ compiled = jax.jit(transformer.logits, static_argnums=1)
 init = jax.jit(transformer.init, static_argnums=0)
 
 
-@functools.cache
-def _params(model):
-  """Parameters with gains that are not 1, so that a lost one shows."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    if path[-1].key == 'gain':
-      return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-    scale = 0.25 if path[-1].key == 'kernel' else 0.18
-    return rng.normal(0, scale, leaf.shape).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, _shapes(model))
-
-
-def _shapes(model):
-  return jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-
-
 @pytest.fixture(scope='module')
 def inputs():
   rng = np.random.default_rng(1)
@@ -70,7 +52,7 @@ def _stand_alone(params, model, exit_):
 @pytest.mark.parametrize('kind, unembedding, tied', HEADS)
 def test_every_exit_is_a_plain_decoder(shape, inputs, kind, unembedding, tied):
   model = shape(exit_kind=kind, branch_unembedding=unembedding, tied=tied)
-  params = _params(model)
+  params = oracle.params(model)
   outs = compiled(params, model, inputs)
   exact = jax.tree.map(np.float64, params)
   for exit_, (out, expected) in enumerate(
@@ -81,7 +63,7 @@ def test_every_exit_is_a_plain_decoder(shape, inputs, kind, unembedding, tied):
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
     alone = _stand_alone(params, model, exit_)
     assert jax.tree.map(np.shape, alone) == jax.tree.map(
-      np.shape, _shapes(model.submodel(exit_))
+      np.shape, oracle.shapes(model.submodel(exit_))
     )
 
 
@@ -96,8 +78,8 @@ def test_a_new_kind_of_exit_is_a_line_of_the_registry(
   trees = [init(each, jax.random.key(0)) for each in (model, like)]
   jax.tree.map(np.testing.assert_array_equal, *trees)
   for out, expected in zip(
-    compiled(_params(model), model, inputs),
-    compiled(_params(like), like, inputs),
+    compiled(oracle.params(model), model, inputs),
+    compiled(oracle.params(like), like, inputs),
     strict=True,
   ):
     np.testing.assert_array_equal(out, expected)
@@ -111,7 +93,7 @@ def test_a_new_kind_of_exit_is_a_line_of_the_registry(
 @pytest.mark.parametrize('kind', ['head', 'branch'])
 def test_an_exit_alone_gives_the_same_bits(shape, inputs, kind):
   model = shape(exit_kind=kind)
-  params = _params(model)
+  params = oracle.params(model)
   outs = compiled(params, model, inputs)
   for exit_, out in enumerate(outs, start=1):
     alone = _stand_alone(params, model, exit_)
@@ -122,12 +104,12 @@ def test_an_exit_alone_gives_the_same_bits(shape, inputs, kind):
 def test_exits_leave_the_trunk_as_it_is_bit_for_bit(shape, inputs):
   states = jax.jit(transformer.exit_states, static_argnums=1)
   dense = shape(exits=(3,))
-  (expected,) = states(_params(dense), dense, inputs)
+  (expected,) = states(oracle.params(dense), dense, inputs)
   family = shape(exits=(1, 2, 3))
-  trunk = dict(_params(family))
+  trunk = dict(oracle.params(family))
   for index in range(3):
     trunk[f'segment_{index}'] = jax.tree.map(
-      lambda leaf, i=index: leaf[i : i + 1], _params(dense)['segment_0']
+      lambda leaf, i=index: leaf[i : i + 1], oracle.params(dense)['segment_0']
     )
   np.testing.assert_array_equal(states(trunk, family, inputs)[-1], expected)
 
@@ -141,7 +123,7 @@ def test_no_gradient_comes_from_the_future(shape, kind, attention):
   model = shape(
     exit_kind=kind, attention=attention, tied=False, depth=2, exits=(1, 2)
   )
-  params = _params(model)
+  params = oracle.params(model)
   inputs = jnp.arange(L)[None]
   rng = np.random.default_rng(2)
   weights_V = jnp.asarray(rng.normal(size=model.vocab_size), jnp.float32)
@@ -165,7 +147,7 @@ def test_documents_of_a_row_do_not_see_each_other(
   shape, inputs, kind, attention
 ):
   model = shape(exit_kind=kind, attention=attention, depth=2, exits=(1, 2))
-  params = _params(model)
+  params = oracle.params(model)
   bounds = (0, 7, 16, 29, 32)
   segments = jnp.asarray(np.repeat(np.arange(4), np.diff(bounds)))[None]
   packed = compiled(params, model, inputs[:1], segments)
@@ -192,13 +174,13 @@ def _loss(params, model, inputs):
 def reference(shape, inputs):
   model = shape(exit_kind='branch')
   grad = jax.jit(jax.grad(_loss, has_aux=True), static_argnums=1)
-  return model, grad, grad(_params(model), model, inputs)
+  return model, grad, grad(oracle.params(model), model, inputs)
 
 
 def test_scan_and_remat_change_no_value(shape, inputs, reference):
   model, grad, expected = reference
   other = shape(exit_kind='branch', unroll=False, remat=True)
-  out = grad(_params(model), other, inputs)
+  out = grad(oracle.params(model), other, inputs)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
     out,
@@ -211,14 +193,14 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(
 ):
   model, _, (_, expected) = reference
   low = shape(exit_kind='branch', dtype='bfloat16')
-  assert {leaf.dtype for leaf in jax.tree.leaves(_shapes(low))} == {
+  assert {leaf.dtype for leaf in jax.tree.leaves(oracle.shapes(low))} == {
     jnp.dtype('float32')
   }
   states = jax.eval_shape(
-    lambda: transformer.exit_states(_params(model), low, inputs)
+    lambda: transformer.exit_states(oracle.params(model), low, inputs)
   )
   assert {state.dtype for state in states} == {jnp.dtype('bfloat16')}
-  outs = compiled(_params(model), low, inputs)
+  outs = compiled(oracle.params(model), low, inputs)
   for out, full in zip(outs, expected, strict=True):
     assert out.dtype == jnp.float32
     error = np.sqrt(np.mean(np.square(out - full))) / np.std(full)

@@ -21,17 +21,7 @@ def model(request, shape):
 
 @pytest.fixture
 def params(model):
-  """Random ones, with gains that are not 1, so that a lost one shows."""
-  rng = np.random.default_rng(0)
-  return jax.tree.map_with_path(
-    lambda path, leaf: jnp.asarray(
-      rng.uniform(0.5, 1.5, leaf.shape)
-      if path[-1].key == 'gain'
-      else rng.normal(0, model.base_width**-0.5, leaf.shape),
-      jnp.float32,
-    ),
-    jax.eval_shape(lambda: transformer.init(model, jax.random.key(0))),
-  )
+  return jax.tree.map(jnp.array, oracle.params(model))
 
 
 @pytest.fixture
