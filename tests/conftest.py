@@ -214,7 +214,8 @@ def familial(monkeypatch, capsys):
     argv = ['familial', *map(str, arguments)]
     monkeypatch.setattr(sys, 'argv', argv)  # Where overrides are read from.
     # A process loads one config; a second would inherit the first's names.
-    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
+    for name in ('config_config', 'to_config'):
+      monkeypatch.delitem(sys.modules, name, raising=False)
     status = main.run(argv)
     out, err = capsys.readouterr()
     return status, out, err

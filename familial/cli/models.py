@@ -12,6 +12,7 @@ from familial.convert import export
 from familial.convert import hugging_face
 from familial.convert import load
 from familial.core import schema
+from familial.model import config as model_config
 from familial.training import config as train_config
 
 _WRITERS = {
@@ -65,9 +66,7 @@ class Import:
   from_: Folder
   out: Folder
   exits: tuple[int, ...] = ()
-  exit_kind: Annotated[str, schema.one_of('head', 'separate', 'branch')] = (
-    'head'
-  )
+  exit_kind: Annotated[str, schema.key_of(model_config.EXIT_KINDS)] = 'head'
 
 
 def _import(given: Import) -> str:

@@ -346,7 +346,7 @@ def _params(
   params |= transformer.cut(trunk, model.exits)
   for exit_, stop in enumerate(model.exits, start=1):
     head: transformer.Params = {'norm': norm}
-    if model.kind_of(exit_) == 'branch':
+    if model.owns_layer(exit_):
       head['branch'] = jax.tree.map(lambda leaf, at=stop: leaf[at], trunk)
     if model.owns_unembedding(exit_):
       head['unembedding'] = unembedding

@@ -113,6 +113,14 @@ def one_of(*names: str) -> Bound:
   return Bound(lambda x: x in names, allowed, names)
 
 
+def key_of(registry: Mapping[str, Any], *others: str) -> Bound:
+  """Returns the bound of the names in a registry, those added later included."""
+  known = one_of(*others, *registry)
+  return dataclasses.replace(
+    known, holds=lambda x: x in others or x in registry
+  )
+
+
 FINITE = Bound(math.isfinite, 'finite')
 NOT_EMPTY = Bound(lambda x: len(x) > 0, 'of at least one item')
 UNIQUE = Bound(

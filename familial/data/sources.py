@@ -25,12 +25,67 @@ from familial.data import config as config_lib
 if TYPE_CHECKING:
   from familial.data import tfds_storage
 
-FILE_CORPORA = ('python_source', 'python_packages', 'text_files')
-
-_NEVER = frozenset({'__pycache__'})
-# Installed packages may live inside the standard library's own folder.
-_NOT_STDLIB = frozenset({'site-packages', 'dist-packages'})
 _HELDOUT_NAMES = ('heldout', 'validation', 'valid', 'dev', 'test')
+
+
+class Files(NamedTuple):
+  """A corpus of files on this machine.
+
+  Attributes:
+    roots: returns the folders that are read, given the config's `path`; raises a
+      UserError if one is missing.
+    suffix: of the names of its files.
+    description: of the data set that the cache stores.
+    skipped: names of folders that are left out.
+  """
+
+  roots: Callable[[str], list[pathlib.Path]]
+  suffix: str
+  description: str
+  skipped: frozenset[str] = frozenset()
+
+
+def _stdlib(path: str = '') -> list[pathlib.Path]:
+  del path
+  folder = pathlib.Path(sysconfig.get_path('stdlib'))
+  if not folder.is_dir():
+    raise errors.UserError(
+      "corpus='python_source' or 'python_packages': this interpreter has no "
+      f'source folder {folder}'
+    )
+  return [folder]
+
+
+def _packages(path: str) -> list[pathlib.Path]:
+  del path
+  packages = {sysconfig.get_path('purelib'), sysconfig.get_path('platlib')}
+  return [*_stdlib(), *map(pathlib.Path, sorted(packages))]
+
+
+def _folder(path: str) -> list[pathlib.Path]:
+  folder = pathlib.Path(path).expanduser()
+  if not folder.is_dir():
+    raise errors.UserError(f'path={path!r} is not a folder')
+  return [folder]
+
+
+# Installed packages may live inside the standard library's own folder.
+_INSTALLED = frozenset({'site-packages', 'dist-packages'})
+# The corpora of files: a new one is a line here.
+FILE_CORPORA = {
+  'python_source': Files(
+    _stdlib, '.py', 'Source text of a Python standard library.', _INSTALLED
+  ),
+  'python_packages': Files(
+    _packages,
+    '.py',
+    'Source text of a Python standard library and installed packages.',
+    _INSTALLED,
+  ),
+  'text_files': Files(
+    _folder, '', "The text files of one of the user's own folders."
+  ),
+}
 
 
 class Split(NamedTuple):
@@ -93,12 +148,9 @@ def _of_files(config: config_lib.DataConfig, folder: pathlib.Path) -> Source:
 
     def make(folder: pathlib.Path) -> None:
       entries = index(corpus, config.path, percent)
-      tfds_storage.write(
-        corpus,
-        percent,
-        {split: documents(files) for split, files in entries.items()},
-        folder,
-      )
+      splits = {split: documents(files) for split, files in entries.items()}
+      about = FILE_CORPORA[corpus].description
+      tfds_storage.write(corpus, about, percent, splits, folder)
 
     def pass_on(folder: pathlib.Path) -> None:
       stored = tfds_storage.read(corpus, percent, folder)
@@ -153,39 +205,16 @@ def _stored(stored: 'tfds_storage.Dataset', split: str) -> Split:
   return Split(stored.sizes[split], functools.partial(stored.texts, split))
 
 
-def roots(corpus: str, path: str) -> list[pathlib.Path]:
-  """Returns the folders that one of FILE_CORPORA is read from.
-
-  Raises:
-    UserError: if one is missing.
-  """
-  if corpus == 'text_files':
-    folder = pathlib.Path(path).expanduser()
-    if not folder.is_dir():
-      raise errors.UserError(f'path={path!r} is not a folder')
-    return [folder]
-  stdlib = pathlib.Path(sysconfig.get_path('stdlib'))
-  if not stdlib.is_dir():
-    raise errors.UserError(
-      f'corpus={corpus!r}: this interpreter has no source folder {stdlib}'
-    )
-  if corpus == 'python_source':
-    return [stdlib]
-  packages = {sysconfig.get_path('purelib'), sysconfig.get_path('platlib')}
-  return [stdlib, *(pathlib.Path(p) for p in sorted(packages))]
-
-
 def listing(corpus: str, path: str) -> list[tuple[str, pathlib.Path]]:
   """Returns (name, file) of every candidate file, sorted by name.
 
   The name is relative to the root and does not depend on the machine. Hidden
   files and folders are left out, links to folders are not followed.
   """
-  python = corpus != 'text_files'
-  skipped = _NEVER | _NOT_STDLIB if python else _NEVER
-  suffix = '.py' if python else ''
+  files = FILE_CORPORA[corpus]
+  skipped = {'__pycache__', *files.skipped}
   found = []
-  for root in roots(corpus, path):
+  for root in files.roots(path):
     for folder, folders, names in os.walk(root):
       folders[:] = [
         f for f in folders if f not in skipped and not f.startswith('.')
@@ -193,7 +222,7 @@ def listing(corpus: str, path: str) -> list[tuple[str, pathlib.Path]]:
       found += [
         (root, pathlib.Path(folder, name))
         for name in names
-        if name.endswith(suffix) and not name.startswith('.')
+        if name.endswith(files.suffix) and not name.startswith('.')
       ]
   return sorted((_name(root, file), file) for root, file in found)
 

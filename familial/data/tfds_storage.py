@@ -3,10 +3,10 @@
 Data sets are stored as ArrayRecord, which TFDS reads as a random-access source.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import functools
 import io
@@ -76,6 +76,7 @@ class Dataset:
 
 def write(
   corpus: str,
+  description: str,
   heldout_percent: int,
   splits: Mapping[str, Iterable[tuple[str, str]]],
   data_dir: pathlib.Path,
@@ -83,21 +84,19 @@ def write(
   """Writes a corpus of files under `data_dir`.
 
   Args:
-    corpus: name of one of the builders below.
+    corpus: name of the data set.
+    description: what it holds.
     heldout_percent: part of the data set's name.
     splits: (path, text) of the documents of each split, in order.
     data_dir: folder of TFDS data.
   """
   tfds.disable_progress_bar()  # The documents come with one.
-  builder = next(
-    each
-    for each in (PythonSource, PythonPackages, TextFiles)
-    if each.name == corpus
-  )
   # TFDS prints where it downloads to, though nothing is downloaded.
   with contextlib.redirect_stdout(io.StringIO()):
-    prepared = builder(
-      splits=splits,
+    prepared = _FilesBuilder(
+      corpus,
+      description,
+      splits,
       config=_config(heldout_percent),
       data_dir=str(data_dir),
       file_format=_FORMAT,
@@ -121,7 +120,7 @@ def read(corpus: str, heldout_percent: int, data_dir: pathlib.Path) -> Dataset:
 
 
 def catalogue(
-  name: str, data_dir: pathlib.Path, file_corpora: Sequence[str]
+  name: str, data_dir: pathlib.Path, file_corpora: Collection[str]
 ) -> Dataset:
   """Returns a TFDS data set that was prepared as ArrayRecord.
 
@@ -171,7 +170,7 @@ def _config(heldout_percent: int) -> str:
 
 
 class _FilesBuilder(tfds.core.GeneratorBasedBuilder):
-  """Documents with their text and path; the docstring is the description."""
+  """Documents with their text and path."""
 
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = tuple(
@@ -181,16 +180,20 @@ class _FilesBuilder(tfds.core.GeneratorBasedBuilder):
   DEFAULT_BUILDER_CONFIG_NAME = 'heldout_5'
 
   def __init__(
-    self, splits: Mapping[str, Iterable[tuple[str, str]]], **kwargs: Any
+    self,
+    name: str,
+    description: str,
+    splits: Mapping[str, Iterable[tuple[str, str]]],
+    **kwargs: Any,
   ):
-    self._splits = splits
+    self.name, self._description, self._splits = name, description, splits
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text()
     return tfds.core.DatasetInfo(
       builder=self,
-      description=self.__doc__,
+      description=self._description,
       features=tfds.features.FeaturesDict({'text': text, 'path': text}),
       # The order is that of the documents, not of the keys.
       disable_shuffling=True,
@@ -208,18 +211,6 @@ class _FilesBuilder(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict[str, str]]]:
     for key, (path, text) in enumerate(documents):
       yield key, {'text': text, 'path': path}
-
-
-class PythonSource(_FilesBuilder):
-  """Source text of a Python standard library."""
-
-
-class PythonPackages(_FilesBuilder):
-  """Source text of a Python standard library and installed packages."""
-
-
-class TextFiles(_FilesBuilder):
-  """The text files of one of the user's own folders."""
 
 
 def _prepared(

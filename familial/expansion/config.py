@@ -1,15 +1,44 @@
 """How a run grows its parent's model."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Annotated
+from typing import NamedTuple
+
+import numpy as np
 
 from familial.core import schema
 
+
+class DepthMap(NamedTuple):
+  """A map of a parent's layers to those of a deeper model.
+
+  Attributes:
+    source: returns the old layer that each new layer copies, given the numbers of
+      the new layers, the old depth and the new depth.
+    silent: whether layers beyond the old depth write nothing at first.
+  """
+
+  source: Callable[[np.ndarray, int, int], np.ndarray]
+  silent: bool = False
+
+
+def _middle(new: np.ndarray, was: int, now: int) -> np.ndarray:
+  middle, extra = (was - 1) // 2, now - was
+  return np.where(new <= middle, new, np.maximum(new - extra, middle))
+
+
+# The maps of the layers: a new one is a line here.
+DEPTH_MAPS = {
+  'identity': DepthMap(lambda new, was, now: new % was, silent=True),
+  'stack': DepthMap(lambda new, was, now: new % was),
+  'interleave': DepthMap(lambda new, was, now: new * was // now),
+  'last': DepthMap(lambda new, was, now: np.minimum(new, was - 1)),
+  'middle': DepthMap(_middle),
+}
 _Width = Annotated[str, schema.one_of('', 'replicate', 'aki')]
 _Split = Annotated[str, schema.one_of('even', 'uneven', 'noise')]
-_Depth = Annotated[
-  str, schema.one_of('', 'identity', 'stack', 'interleave', 'last', 'middle')
-]
+_Depth = Annotated[str, schema.key_of(DEPTH_MAPS, '')]
 _State = Annotated[str, schema.one_of('reset', 'carry', 'asymmetric')]
 
 

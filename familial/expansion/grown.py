@@ -251,7 +251,7 @@ class Part:
       return self._take(path, tuple(inner))
     exit_ = growth.exit_source(int(path[0].removeprefix('exit_')))
     name = f'exit_{exit_}'
-    if path[1] == 'branch' and was.kind_of(exit_) != 'branch':
+    if path[1] == 'branch' and not was.owns_layer(exit_):
       # The exit had no branch: a copy of its last layer whose output is zeroed.
       last = np.array([was.exits[exit_ - 1] - 1])
       return self._read_trunk(path[2:], last, inner)[0]
@@ -277,7 +277,7 @@ class Part:
       return False
     growth = self._growth
     exit_ = growth.exit_source(int(self._path[0].removeprefix('exit_')))
-    return growth.was.kind_of(exit_) != 'branch'
+    return not growth.was.owns_layer(exit_)
 
   def _is_copy(self, dimensions: int) -> np.ndarray:
     """Returns which entries are not the first copy of their source."""

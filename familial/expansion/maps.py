@@ -290,14 +290,7 @@ def _heads(was: ModelConfig, now: ModelConfig) -> tuple[Axis, Axis]:
 def _layers(by: str, was: int, now: int) -> tuple[Axis, np.ndarray]:
   """Returns the old layer of each new one, and whether it is silent."""
   new = np.arange(now)
-  if by == 'interleave':
-    source = new * was // now
-  elif by == 'last':
-    source = np.minimum(new, was - 1)
-  elif by == 'middle':
-    middle, extra = (was - 1) // 2, now - was
-    source = np.where(new <= middle, new, np.maximum(new - extra, middle))
-  else:
-    source = new % was
-  silent = new >= was if by == 'identity' else np.zeros(now, bool)
-  return _copies(source), silent
+  if not by:
+    return _copies(new), np.zeros(now, bool)
+  chosen = growth_config.DEPTH_MAPS[by]
+  return _copies(chosen.source(new, was, now)), chosen.silent & (new >= was)

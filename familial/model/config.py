@@ -4,11 +4,31 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 from typing import Annotated
+from typing import NamedTuple
 
 from familial.core import errors
 from familial.core import schema
 
-EXIT_KINDS = ('head', 'separate', 'branch')
+
+class ExitKind(NamedTuple):
+  """What an exit has beside its norm.
+
+  Attributes:
+    layer: whether it has a decoder layer.
+    unembedding: whether it has an unembedding; None if `branch_unembedding` says
+      so.
+  """
+
+  layer: bool = False
+  unembedding: bool | None = False
+
+
+# The kinds of exits: a new one is a line here.
+EXIT_KINDS = {
+  'head': ExitKind(),
+  'separate': ExitKind(unembedding=True),
+  'branch': ExitKind(layer=True, unembedding=None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +75,7 @@ class ModelConfig:
   kv_heads: schema.Count
   mlp_width: schema.Count
   exits: tuple[int, ...]
-  exit_kind: Annotated[str, schema.one_of(*EXIT_KINDS)] = 'head'
+  exit_kind: Annotated[str, schema.key_of(EXIT_KINDS)] = 'head'
   branch_unembedding: Annotated[str, schema.one_of('shared', 'own')] = 'shared'
   tied: bool = True
   base_width: schema.Count = 128
@@ -131,12 +151,14 @@ class ModelConfig:
     """Returns the kind of exit 1..G; the last one is a `head`."""
     return 'head' if exit_ == self.granularity else self.exit_kind
 
+  def owns_layer(self, exit_: int) -> bool:
+    """Whether exit 1..G has a decoder layer of its own."""
+    return EXIT_KINDS[self.kind_of(exit_)].layer
+
   def owns_unembedding(self, exit_: int) -> bool:
     """Whether exit 1..G has an unembedding of its own."""
-    kind = self.kind_of(exit_)
-    return kind == 'separate' or (
-      kind == 'branch' and self.branch_unembedding == 'own'
-    )
+    own = EXIT_KINDS[self.kind_of(exit_)].unembedding
+    return self.branch_unembedding == 'own' if own is None else own
 
   def submodel(self, exit_: int) -> 'ModelConfig':
     """Returns the dense shape of exit 1..G as a model of its own."""
@@ -144,7 +166,7 @@ class ModelConfig:
       raise errors.UserError(
         f'exit: {exit_} is not one of 1..{self.granularity}'
       )
-    depth = self.exits[exit_ - 1] + (self.kind_of(exit_) == 'branch')
+    depth = self.exits[exit_ - 1] + self.owns_layer(exit_)
     return dataclasses.replace(
       self,
       depth=depth,

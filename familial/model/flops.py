@@ -45,10 +45,8 @@ def layer_forward(config: ModelConfig, seq_len: int) -> int:
 
 def exit_forward(config: ModelConfig, exit_: int, seq_len: int) -> int:
   """Returns forward FLOPs per token of exit 1..G beyond the trunk."""
-  branch = config.kind_of(exit_) == 'branch'
-  return 2 * config.width * config.vocab_size + branch * layer_forward(
-    config, seq_len
-  )
+  layer = layer_forward(config, seq_len) if config.owns_layer(exit_) else 0
+  return 2 * config.width * config.vocab_size + layer
 
 
 def forward(config: ModelConfig, seq_len: int) -> int:

@@ -137,7 +137,7 @@ def init(config: ModelConfig, key: Array) -> Params:
   for exit_ in range(1, config.granularity + 1):
     branch_key, own_key = jax.random.split(jax.random.fold_in(exits_key, exit_))
     head: Params = {'norm': {'gain': jnp.ones(config.width)}}
-    if config.kind_of(exit_) == 'branch':
+    if config.owns_layer(exit_):
       branch = _init_layers(config, branch_key[None])
       head['branch'] = jax.tree.map(lambda leaf: leaf[0], branch)
     if config.owns_unembedding(exit_):
@@ -241,7 +241,7 @@ def head_state(
   stand-alone model needs no scale.
   """
   head = params[f'exit_{exit_}']
-  if config.kind_of(exit_) == 'branch':
+  if config.owns_layer(exit_):
     x_BxLxD = _apply_layer(config)(head['branch'], x_BxLxD, segments_BxL)
   return head_norm(head, config, x_BxLxD)
 

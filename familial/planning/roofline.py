@@ -95,10 +95,7 @@ def work(config: train_config.RunConfig, mesh: Mapping[str, int]) -> Work:
   item = 2 if model.dtype == 'bfloat16' else 4
   again = int(model.remat)
   # Layers with a backward pass, and those of a frozen trunk.
-  branches = sum(
-    model.kind_of(exit_) == 'branch'
-    for exit_ in range(1, model.granularity + 1)
-  )
+  branches = sum(map(model.owns_layer, range(1, model.granularity + 1)))
   learning, frozen = model.depth + branches, 0
   if train.trained == 'exits':
     learning, frozen = branches, model.exits[-2]

@@ -75,38 +75,29 @@ class Checkpoints:
       _silence_failed_writes()
     self._folder = pathlib.Path(folder).absolute()
     check_metrics(self._folder)
-    with self._writing():
-      self._manager = self._open(keep, read_only, at_once)
-
-  def _open(
-    self, keep: int, read_only: bool, at_once: int
-  ) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-      self._folder,
-      item_handlers={
-        'state': ocp.StandardCheckpointHandler(save_concurrent_gb=at_once)
-      },
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=POLICY.AnyPreservationPolicy(
-          [
-            POLICY.LatestN(keep),
-            POLICY.BestN(
-              get_metric_fn=lambda metrics: metrics['loss'],
-              reverse=True,
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
-        # Without it Orbax writes no metrics.
-        best_fn=lambda metrics: metrics['loss'],
-        best_mode='min',
-        enable_async_checkpointing=True,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-      ),
+    best = POLICY.BestN(
+      get_metric_fn=lambda metrics: metrics['loss'],
+      reverse=True,
+      n=1,
+      keep_checkpoints_without_metrics=False,
     )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=POLICY.AnyPreservationPolicy(
+        [POLICY.LatestN(keep), best]
+      ),
+      # Without it Orbax writes no metrics.
+      best_fn=lambda metrics: metrics['loss'],
+      best_mode='min',
+      enable_async_checkpointing=True,
+      create=not read_only,
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
+    )
+    handler = ocp.StandardCheckpointHandler(save_concurrent_gb=at_once)
+    with self._writing():
+      self._manager = ocp.CheckpointManager(
+        self._folder, item_handlers={'state': handler}, options=options
+      )
 
   def save(self, state: step_lib.State, loss: float | None = None) -> None:
     """Starts to save a state, with its held-out loss if it was evaluated."""

@@ -145,7 +145,7 @@ class Run:
       self._latest = processes.broadcast_from_0(self._checkpoints.latest)
       self.start = self._latest or 0
       first = processes.index() == 0
-      self._writer = stack.enter_context(
+      self._scalars = stack.enter_context(
         events.writer(folder, tensorboard and first, self.start)
       )
       self._open = stack.pop_all()
@@ -252,7 +252,7 @@ class Run:
       self._checkpoints.save(state, float(losses[-1]))
       self._checkpoints.wait()
       self._write(step, losses)
-    self._writer.scalars(
+    self._scalars(
       step, {f'heldout/exit_{i}': loss for i, loss in enumerate(losses, 1)}
     )
     return True
@@ -260,7 +260,7 @@ class Run:
   def log(self, step: int, values: Mapping[str, float]) -> None:
     """Adds a row of finite numbers to `progress.jsonl`, written by `flush`."""
     self._progress.append({'step': step, **values})
-    self._writer.scalars(step, {f'train/{k}': v for k, v in values.items()})
+    self._scalars(step, {f'train/{k}': v for k, v in values.items()})
 
   def flush(self) -> None:
     """Writes the rows that `log` has added."""

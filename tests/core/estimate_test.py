@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import hypothesis
@@ -108,9 +107,3 @@ def test_format_is_to_the_digits_of_the_interval(spec, shown):
   made = Estimate(0.03123, 0.02412, 0.03821)
   assert format(made, spec).replace(text.SPACE, ' ') == shown
   assert str(made) == f'{made}'
-
-
-def test_an_estimate_is_a_record():
-  made = Estimate(1.0, 0.5, 1.5)
-  values = {'value': 1.0, 'lo': 0.5, 'hi': 1.5}
-  assert dataclasses.asdict(made) == values and Estimate(**values) == made

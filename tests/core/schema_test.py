@@ -346,7 +346,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
   'rules': {
     'batch_tokens': [0],
     'at_budget': [0.0, math.inf],
-    'batch_exponent': [-0.1, math.inf],
+    'batch_exponent': [-0.1, 1.5, math.inf],
     'beta2': [0.0, 1.0],
     'warmup': [2.0],
   },

@@ -15,12 +15,6 @@ from familial.core import storage
 from familial.model import flops
 from familial.training import rows as rows_lib
 
-CONTRACT = """run cell budget step tokens epochs flops flops_6nd exit exits layer
-exit_kind params params_embedding params_full width depth loss loss_per_byte
-weighting weight base_lr seed corpus status""".split()
-BESIDE = """arm tokens_dense schema heads kv_heads vocab batch_tokens
-exit_layers""".split()
-
 
 def _rows(config, losses=(2.5, 2.0), step=12, inherited=0.0, status='running'):
   return rows_lib.of_evaluation(
@@ -31,7 +25,7 @@ def _rows(config, losses=(2.5, 2.0), step=12, inherited=0.0, status='running'):
 def test_a_row_is_the_contract_and_no_more(run_config):
   config = run_config()
   first, last = _rows(config)
-  assert set(first) == set(last) == set(CONTRACT + BESIDE)
+  assert first.keys() == last.keys()
   tokens = 12 * 8 * 32
   trained = flops.train(config.model, 32)
   assert first == {

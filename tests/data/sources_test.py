@@ -10,6 +10,7 @@ from familial.core import errors
 from familial.data import config
 from familial.data import packing
 from familial.data import sources
+from familial.data import tokenizers
 
 
 class Notes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -220,6 +221,28 @@ def _texts(corpus, path=''):
 )
 def test_python_corpora(interpreter, corpus, expected):
   assert _texts(corpus) == expected
+
+
+def test_a_new_corpus_is_a_line_of_the_registry(tmp_path, monkeypatch):
+  notes = tmp_path / 'notes'
+  corpus = sources.Files(
+    lambda path: [notes], '.md', 'Notes.', frozenset({'drafts'})
+  )
+  monkeypatch.setitem(sources.FILE_CORPORA, 'notes', corpus)
+  for name in (
+    'drafts/left_out.md',
+    'left_out.txt',
+    *map('{}.md'.format, range(40)),
+  ):
+    (notes / name).parent.mkdir(parents=True, exist_ok=True)
+    (notes / name).write_text(f'note {name}')
+  packed = packing.load(_config(tmp_path, 'notes'))
+  texts = []
+  for split in (packed.train, packed.heldout):
+    assert len(split.documents) > 1
+    whole = tokenizers.Bytes().decode(split.tokens)
+    texts += whole.replace('.md', '.md\n').splitlines()
+  assert sorted(texts) == sorted(f'note {i}.md' for i in range(40))
 
 
 def test_missing_folders_are_refused(tmp_path, monkeypatch):

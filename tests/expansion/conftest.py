@@ -12,12 +12,14 @@ from familial.expansion import config as growth_config
 from familial.expansion import grown
 from familial.expansion import maps
 from familial.model import config as model_config
-from familial.model import transformer
+from tests.model import oracle
 
 
 def shapes(model: model_config.ModelConfig, dtype: Any) -> Any:
-  tree = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+  """Returns the shapes of a model's parameters, of a given type."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype), oracle.shapes(model)
+  )
 
 
 def reading(params: Any) -> grown.Take:

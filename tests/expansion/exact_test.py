@@ -13,10 +13,9 @@ from familial.expansion import config as growth_config
 from familial.expansion import grown
 from familial.expansion import maps
 from familial.model import config as model_config
-from familial.model import transformer
-from tests.expansion import oracle
 from tests.expansion.conftest import reading
 from tests.expansion.conftest import shapes
+from tests.model import oracle
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (2, 7))
 KINDS = [
@@ -126,17 +125,6 @@ def test_exact_growths_are_the_same_function(
   check()
 
 
-def test_the_oracle_is_the_model(random_params):
-  was = model(exit_kind='branch')
-  params = random_params(was, np.float32)
-  for ours, theirs in zip(
-    transformer.logits(params, was, TOKENS),
-    oracle.logits(params, was, TOKENS),
-    strict=True,
-  ):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
-
-
 @pytest.mark.parametrize('kind', ['head', 'separate', 'branch'])
 def test_identity_insertion_changes_nothing_at_all(random_params, grow, kind):
   was = model(exit_kind=kind)
@@ -164,27 +152,52 @@ def test_inexact_depth_says_so(random_params, grow, depth):
 
 
 @pytest.mark.parametrize(
-  ('depth', 'source'),
+  ('depth', 'was', 'source'),
   [
-    ('identity', [0, 1, 2, 0, 1]),
-    ('stack', [0, 1, 2, 0, 1]),
-    ('interleave', [0, 0, 1, 1, 2]),
-    ('last', [0, 1, 2, 2, 2]),
-    ('middle', [0, 1, 1, 1, 2]),
+    ('identity', 3, [0, 1, 2, 0, 1]),
+    ('stack', 3, [0, 1, 2, 0, 1]),
+    ('interleave', 3, [0, 0, 1, 1, 2]),
+    ('last', 3, [0, 1, 2, 2, 2]),
+    ('middle', 3, [0, 1, 1, 1, 2]),
+    # Of an even depth the lower of the two layers in the middle.
+    ('middle', 4, [0, 1, 1, 1, 2, 3]),
   ],
 )
-def test_new_layers_are_copies_of(depth, source):
-  was = model()
-  now = dataclasses.replace(was, depth=5, exits=(5,))
+def test_new_layers_are_copies_of(depth, was, source):
+  was = model(depth=was, exits=(was,))
+  now = dataclasses.replace(was, depth=len(source), exits=(len(source),))
   growth = maps.plan(growth_config.GrowthConfig(depth=depth), was, now)
   assert growth.layers.source_N.tolist() == source
 
 
-def test_the_middle_of_an_even_depth_is_the_lower_of_two_layers():
-  was = dataclasses.replace(model(), depth=4, exits=(4,))
-  now = dataclasses.replace(was, depth=6, exits=(6,))
-  growth = maps.plan(growth_config.GrowthConfig(depth='middle'), was, now)
-  assert growth.layers.source_N.tolist() == [0, 1, 1, 1, 2, 3]
+def test_a_new_map_of_layers_is_a_line_of_the_registry(
+  random_params, grow, monkeypatch
+):
+  def first(new, was, now):
+    return np.maximum(new - (now - was), 0)
+
+  def last(new, was, now):
+    return np.minimum(new, was - 1)
+
+  for name, by in (
+    ('first', growth_config.DepthMap(first)),
+    ('quiet', growth_config.DepthMap(last, silent=True)),
+  ):
+    monkeypatch.setitem(growth_config.DEPTH_MAPS, name, by)
+  was = model()
+  now = dataclasses.replace(was, depth=5, exits=(1, 3, 5))
+  params = random_params(was)
+  bigger, growth = grow(params, was, now, depth='quiet', exact=True)
+  assert worst(params, was, bigger, now, growth.exact_exits()) < 1e-12
+  bigger, growth = grow(params, was, now, depth='first')
+  assert growth.layers.source_N.tolist() == [0, 0, 0, 1, 2]
+  assert growth.exact_exits() == {1: 1}
+  assert worst(params, was, bigger, now, {1: 1}) < 1e-12
+  assert worst(params, was, bigger, now, {3: 2}) > 0.1
+  with pytest.raises(errors.UserError, match=r"growth.depth: 'first' is not"):
+    grow(params, was, now, depth='first', exact=True)
+  with pytest.raises(errors.UserError, match=r"growth.depth: 'frist' is not"):
+    grow(params, was, now, depth='frist')
 
 
 def test_aki_takes_new_columns_from_the_next_layer(random_params, grow):

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import os
-import pickle
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -26,6 +23,7 @@ from familial.training import evaluation
 from familial.training import loop
 from familial.training import run as run_lib
 from familial.training import warm_start
+from tests.training import runs
 
 BOTH = growth_config.GrowthConfig(
   width='replicate', split='uneven', depth='identity', state='carry', exact=True
@@ -43,26 +41,22 @@ def parent(run_config, corpus, tmp_path_factory):
 
 @pytest.fixture
 def larger(parent):
-  """Twice as wide and deep, the old exits kept; changes are to the run."""
+  """Twice as wide and deeper, the old exits kept; changes are to sections."""
   config, folder = parent
+  wider = {'width': 32, 'heads': 8, 'kv_heads': 2, 'mlp_width': 50}
+  deeper = {'depth': 3, 'exits': (1, 2, 3)}
 
-  def make(**changes):
-    values = {
-      'model': dataclasses.replace(
-        config.model,
-        width=32,
-        heads=8,
-        kv_heads=2,
-        mlp_width=50,
-        depth=4,
-        exits=(1, 2, 4),
+  def make(growth=BOTH, model=(), **train):
+    return dataclasses.replace(
+      config,
+      model=dataclasses.replace(
+        config.model, **{**wider, **deeper, **dict(model)}
       ),
-      'growth': BOTH,
-      'train': dataclasses.replace(
-        config.train, init_from=str(folder), steps=6
+      growth=growth,
+      train=dataclasses.replace(
+        config.train, **{'init_from': str(folder), 'steps': 6, **train}
       ),
-    }
-    return dataclasses.replace(config, **{**values, **changes})
+    )
 
   return make
 
@@ -156,27 +150,19 @@ def test_a_stage_stopped_ends_as_one_that_was_not(
 def test_a_growth_that_is_not_configured_or_exact_is_refused(
   larger, tmp_path, growth, model, expected
 ):
-  config = larger(growth=growth)
-  config = dataclasses.replace(
-    config, model=dataclasses.replace(config.model, **model)
-  )
   with pytest.raises(errors.UserError, match=expected):
-    run_lib.begin(config, tmp_path / 'new')
+    run_lib.begin(larger(growth, model), tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
 
 
 def test_its_own_epsilon_makes_any_width_exact(parent, larger, tmp_path):
-  (config, _), bigger = parent, larger()
-  model = dataclasses.replace(
-    bigger.model, width=24, heads=6, norm_eps=maps.norm_eps(config.model, 24)
-  )
-  run_lib.begin(dataclasses.replace(bigger, model=model), tmp_path / 'new')
+  norm_eps = maps.norm_eps(parent[0].model, 24)
+  model = {'width': 24, 'heads': 6, 'norm_eps': norm_eps}
+  run_lib.begin(larger(model=model), tmp_path / 'new')
 
 
 def test_another_seed_is_another_order_of_the_data(larger, tmp_path):
-  config = larger()
-  train = dataclasses.replace(config.train, seed=5)
-  run_lib.begin(dataclasses.replace(config, train=train), tmp_path)
+  run_lib.begin(larger(seed=5), tmp_path)
   lineage = storage.read_json(tmp_path / 'lineage.json')
   assert lineage['inherited_windows'] == 0 < lineage['inherited_flops']
 
@@ -216,6 +202,7 @@ def test_expand_writes_a_model_to_train_on(
     'from experiments import grow\n\n\n'
     f"def get_config(arg=''):\n  config = grow.get_config({str(small)!r})\n"
     '  config.model.update(width=32, heads=8, kv_heads=2, mlp_width=50)\n'
+    '  config.model.update(depth=3, exits=(1, 2, 3))\n'
     f"  config.growth.update(width='replicate', state={state!r})\n"
     '  return config\n'
   )
@@ -227,9 +214,7 @@ def test_expand_writes_a_model_to_train_on(
   assert main_lib.run(['familial', 'expand', *flags]) == 0
   assert 'the same function as step 8' in capsys.readouterr().out
   grown = load.load(out)
-  assert grown.config.model == dataclasses.replace(
-    larger().model, exits=(1, 2, 4)
-  )
+  assert grown.config.model == larger().model
   losses = evaluation.losses(
     grown.params,
     grown.config.model,
@@ -239,11 +224,7 @@ def test_expand_writes_a_model_to_train_on(
   np.testing.assert_allclose(losses, [*ends, ends[-1]], rtol=1e-5)
   lineage = storage.read_json(out / 'lineage.json')
   assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
-  carry = growth_config.GrowthConfig(state=state)
-  on = larger(
-    train=dataclasses.replace(config.train, init_from=str(out), steps=6),
-    growth=carry,
-  )
+  on = larger(growth_config.GrowthConfig(state=state), init_from=str(out))
   run_lib.begin(on, tmp_path / 'on')
   with run_lib.Run(on, tmp_path / 'on', corpus, False) as run:
     started = run.state()
@@ -292,17 +273,8 @@ print(kernel.addressable_shards[0].data.size / kernel.size)
 
 def test_eight_devices_grow_what_one_does(parent, larger, tmp_path):
   _, folder = parent
-  path = tmp_path / 'config'
-  path.write_bytes(pickle.dumps((larger(), folder)))
-  done = subprocess.run(
-    [sys.executable, '-c', _CHILD, str(path)],
-    env={
-      **os.environ,
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  assert json.loads(done.stdout) == 1 / 4  # fsdp x tensor.
+  value = larger(), folder
+  process = runs.start(_CHILD, value, tmp_path / 'config', eight=True)
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  assert json.loads(out) == 1 / 4  # fsdp x tensor.

@@ -13,9 +13,9 @@ from familial.expansion import maps
 from familial.model import config as model_config
 from familial.training import config as train_config
 from familial.training import optimizer
-from tests.expansion import oracle
 from tests.expansion.conftest import reading
 from tests.expansion.conftest import shapes
+from tests.model import oracle
 
 TOKENS = np.random.default_rng(1).integers(0, 11, (40, 3, 7))
 WAS = model_config.ModelConfig(
@@ -52,6 +52,21 @@ def _gradient(model):
       lambda params, tokens: oracle.loss(params, model, tokens, jax.numpy)
     )
   )
+
+
+@functools.cache
+def _step(model, train, eps):
+  """Returns a step of AdamW in float64, and the state before the first."""
+  h = optimizer.hyper(train, model.exits)._replace(eps=np.float64(eps))
+  adamw = optimizer.adamw(h, model)
+
+  @jax.jit
+  def step(params, state, tokens):
+    gradient = _gradient(model)(params, tokens)
+    updates, state = adamw.update(gradient, state, params)
+    return jax.tree.map(lambda p, u: p + u, params, updates), state
+
+  return step, adamw.init
 
 
 def _gradients(was, now, params, bigger):
@@ -165,15 +180,8 @@ def test_adamw_on_the_grown_model_follows_the_small_one(random_params, grow):
 
   def follow(model, params, state, eps, steps):
     """Takes steps; the state is (Adam's, schedule's place)."""
-    h = optimizer.hyper(train, model.exits)._replace(eps=np.float64(eps))
-    gradient, adamw = _gradient(model), optimizer.adamw(h, model)
-    state = adamw.init(params) if state is None else state
-
-    @jax.jit
-    def step(params, state, tokens):
-      updates, state = adamw.update(gradient(params, tokens), state, params)
-      return jax.tree.map(lambda p, u: p + u, params, updates), state
-
+    step, init = _step(model, train, eps)
+    state = init(params) if state is None else state
     for number in steps:
       params, state = step(params, state, TOKENS[number])
     return jax.tree.map(np.asarray, (params, state))
@@ -229,15 +237,8 @@ def test_copies_stay_copies_unless_their_readers_differ(
   params, _ = grow(random_params(WAS), WAS, DOUBLE, split=split)
   train = train_config.TrainConfig(steps=20, batch_size=3, base_lr=0.02)
   with jax.enable_x64(True):
-    h = optimizer.hyper(train, DOUBLE.exits)
-    gradient, adamw = _gradient(DOUBLE), optimizer.adamw(h, DOUBLE)
-    state = adamw.init(params)
-
-    @jax.jit
-    def step(params, state, tokens):
-      updates, state = adamw.update(gradient(params, tokens), state, params)
-      return jax.tree.map(lambda p, u: p + u, params, updates), state
-
+    step, init = _step(DOUBLE, train, train.eps)
+    state = init(params)
     for number in range(20):
       params, state = step(params, state, TOKENS[number])
   embedding = np.asarray(params['embedding'])

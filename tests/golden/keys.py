@@ -7,177 +7,93 @@ for any key of an object whose keys are data, such as the names of parameters.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
-import dataclasses
 import json
 import pathlib
 from typing import Any
 
 from tests.golden import record
 
-ROOT = pathlib.Path(__file__).parents[2]
 NAME = 'keys'
-# Files of the present code, whose keys must all stay, and of versions up to it,
-# which may lack some.
-CURRENT = ROOT / 'tests' / 'data' / 'schema_1'
-EARLIER = ROOT / 'experiments' / 'results'
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-  """A kind of file.
-
-  Attributes:
-    current: patterns of its files in `CURRENT`.
-    earlier: patterns of its files in `EARLIER`.
-    maps: paths of the objects in it whose keys are data.
-  """
-
-  current: tuple[str, ...] = ()
-  earlier: tuple[str, ...] = ()
-  maps: tuple[str, ...] = ()
-
-
-def _of_study(
-  name: str,
-  current: str,
-  earlier: tuple[str, ...],
-  config: tuple[str, ...] = (),
-  summary: tuple[str, ...] = (),
-) -> dict[str, Kind]:
-  """Returns the kinds of a study's plan, config and summary.
-
-  `summary.json` is that of schema 1, which is still read; `tables.json` stands for
-  a summary of named tables, as it is written now.
-
-  Args:
-    name: of the kind of study.
-    current: its folder in `CURRENT`.
-    earlier: its folders in `EARLIER`.
-    config: maps of its config.
-    summary: maps of its summary.
-  """
-  files = {'plan': (), 'config': config, 'summary': summary}
-  kinds = {
-    f'{name}/{file}.json': Kind(
-      (f'{current}/{file}.json',),
-      tuple(f'{folder}/{file}.json' for folder in earlier)
-      if file != 'summary'
-      else (),
-      maps,
-    )
-    for file, maps in files.items()
-  }
-  summaries = tuple(f'{folder}/summary.json' for folder in earlier)
-  kinds[f'{name}/tables.json'] = Kind((), summaries, ('machine',))
-  return kinds
-
-
-KINDS: dict[str, Kind] = {
-  'run/config.json': Kind(
-    (
-      'run/config.json',
-      'export/config.json',
-      'import/config.json',
-      '*/cells/*/config.json',
-    )
+# Patterns of the files of each kind, below the folders of schema 1, whose keys must
+# all stay, and of published results, which versions up to it wrote.
+KINDS = {
+  'run/config.json': (
+    'run/config.json', 'export/config.json', 'import/config.json',
+    '*/cells/*/config.json',
   ),
-  'lineage.json': Kind(('**/lineage.json',)),
-  'metrics.jsonl': Kind(('**/metrics.jsonl',), ('*/rows.jsonl',)),
-  'progress.jsonl': Kind(('**/progress.jsonl',)),
-  'gradients.jsonl': Kind(('**/gradients.jsonl',)),
-  'rounds.jsonl': Kind(('**/rounds.jsonl',), ('*/rounds.jsonl',)),
-  'fit.json': Kind(
-    ('**/fit.json',),
-    ('**/fit.json',),
-    (
-      'bootstrap',
-      'derived',
-      'identified',
-      'params',
-      'profile',
-      'sd',
-      'table.columns',
-    ),
+  'lineage.json': ('**/lineage.json',),
+  'metrics.jsonl': ('**/metrics.jsonl', '*/rows.jsonl'),
+  'progress.jsonl': ('**/progress.jsonl',),
+  'gradients.jsonl': ('**/gradients.jsonl',),
+  'rounds.jsonl': ('**/rounds.jsonl',),
+  'fit.json': ('**/fit.json',),
+  'scan.json': ('**/scan.json',),
+  'selection.json': ('**/selection.json',),
+  'allocation.json': (
+    'replay/allocation.json', 'allocation_nanogpt/*.json',
+    'allocation_synthetic/*.json',
   ),
-  'scan.json': Kind(
-    ('**/scan.json',), ('**/scan.json',), ('cutoffs[].params',)
-  ),
-  'selection.json': Kind(('**/selection.json',), ('**/selection.json',)),
-  'allocation.json': Kind(
-    ('replay/allocation.json',),
-    ('allocation_nanogpt/*.json', 'allocation_synthetic/*.json'),
-    (
-      'cells[].calibration',
-      'cells[].policies',
-      'cells[].seconds',
-      'config.columns',
-      'frontiers',
-    ),
-  ),
-  'draws.jsonl': Kind(('replay/draws.jsonl',)),
-  'evaluation.json': Kind(('**/evaluation.json',), ('**/evaluation.json',)),
-  'decoding.json': Kind(('**/decoding.json',), ('**/decoding.json',)),
-  'generated.json': Kind(('**/generated.json',), maps=('share',)),
-  'segment.json': Kind(('**/segment.json',)),
-  'probe.json': Kind(('**/probe.json',)),
-  'depth.json': Kind(('**/depth.json',)),
-  'hugging_face/config.json': Kind(('hugging_face/config.json',)),
-  'pod/plan.json': Kind(('plans/*.json',), ('plans/*.json',)),
-  'toys/study.json': Kind(('*/toys/*.json',)),
-  **_of_study('isoflop', 'isoflop', ('familial_law_cpu',), ('arms',)),
-  **_of_study(
-    'families', 'families', ('expansion_*', 'three_families_cpu'), ('ways',)
-  ),
-  **_of_study(
-    'allocation',
-    'allocation_live',
-    ('allocation_live_cpu',),
-    summary=(
-      'apart.extrapolated',
-      'apart.params',
-      'laws',
-      'laws.*.extrapolated',
-      'laws.*.identified',
-      'laws.*.params',
-      'replays',
-    ),
-  ),
-  **_of_study(
-    'depth',
-    'depth_law',
-    ('depth_law_cpu',),
-    summary=(
-      'laws',
-      'laws.*.params',
-      'over_E.rows[].params',
-      'scan.cutoffs[].params',
-    ),
-  ),
-  **_of_study(
-    'regimes',
-    'depth_regimes',
-    ('depth_regimes_cpu*',),
-    summary=('groups[].evidence[].fits',),
-  ),
-  **_of_study(
-    'toys',
-    'depth_toys',
-    ('depth_toys_cpu',),
-    ('studies',),
-    ('regimes[].evidence', 'regimes[].evidence.*.fits'),
-  ),
+  'draws.jsonl': ('replay/draws.jsonl',),
+  'evaluation.json': ('**/evaluation.json',),
+  'decoding.json': ('**/decoding.json',),
+  'generated.json': ('**/generated.json',),
+  'segment.json': ('**/segment.json',),
+  'probe.json': ('**/probe.json',),
+  'depth.json': ('**/depth.json',),
+  'hugging_face/config.json': ('hugging_face/config.json',),
+  'pod/plan.json': ('plans/*.json',),
+  'toys/study.json': ('*/toys/*.json',),
+}  # fmt: skip
+# The folders of each study: the one of schema 1, then those of results.
+STUDIES = {
+  'isoflop': ('isoflop', 'familial_law_cpu'),
+  'families': ('families', 'expansion_*', 'three_families_cpu'),
+  'allocation': ('allocation_live', 'allocation_live_cpu'),
+  'depth': ('depth_law', 'depth_law_cpu'),
+  'regimes': ('depth_regimes', 'depth_regimes_cpu*'),
+  'toys': ('depth_toys', 'depth_toys_cpu'),
 }
+for _study, _folders in STUDIES.items():
+  for _file in ('plan', 'config'):
+    KINDS[f'{_study}/{_file}.json'] = tuple(
+      f'{folder}/{_file}.json' for folder in _folders
+    )
+  # Schema 1's summary is still read; now one is named tables.
+  first, *rest = (f'{folder}/summary.json' for folder in _folders)
+  KINDS[f'{_study}/summary.json'] = (first,)
+  KINDS[f'{_study}/tables.json'] = tuple(rest)
+# Paths of the objects whose keys are data.
+MAPS = {
+  'fit.json': (
+    'bootstrap', 'derived', 'identified', 'params', 'profile', 'sd',
+    'table.columns',
+  ),
+  'scan.json': ('cutoffs[].params',),
+  'allocation.json': (
+    'cells[].calibration', 'cells[].policies', 'cells[].seconds',
+    'config.columns', 'frontiers',
+  ),
+  'generated.json': ('share',),
+  'isoflop/config.json': ('arms',),
+  'families/config.json': ('ways',),
+  'allocation/summary.json': (
+    'apart.extrapolated', 'apart.params', 'laws', 'laws.*.extrapolated',
+    'laws.*.identified', 'laws.*.params', 'replays',
+  ),
+  'depth/summary.json': (
+    'laws', 'laws.*.params', 'over_E.rows[].params', 'scan.cutoffs[].params',
+  ),
+  'regimes/summary.json': ('groups[].evidence[].fits',),
+  'toys/config.json': ('studies',),
+  'toys/summary.json': ('regimes[].evidence', 'regimes[].evidence.*.fits'),
+  **{f'{study}/tables.json': ('machine',) for study in STUDIES},
+}  # fmt: skip
 
 
-def check(kind: str, *values: Any) -> None:
-  """Fails unless what was written has the keys of its kind.
-
-  Args:
-    kind: of `KINDS`.
-    *values: what the present code wrote: a file's value, or its rows.
-  """
-  problems = list(differences(kind, values))
-  assert not problems, '\n'.join([f'{kind}:', *problems[:20]])
+def check(kind: str, path: pathlib.Path) -> None:
+  """Fails unless a file that was written now has the keys of its kind."""
+  problems = list(differences(kind, read(path)))
+  assert not problems, '\n'.join([f'{path}:', *problems[:20]])
 
 
 def differences(
@@ -191,7 +107,7 @@ def differences(
     whole: whether keys that are always there must be.
   """
   known = record.read(NAME)[kind]
-  seen = _Seen(KINDS[kind].maps)
+  seen = _Seen(kind)
   for value in values:
     seen.add(value)
   for path, types in seen.types.items():
@@ -207,15 +123,17 @@ def differences(
 
 
 def stored(kind: str) -> Iterator[tuple[pathlib.Path, list[Any], bool]]:
-  """Yields (path, its value or rows, whether current) of the stored files."""
-  for root, patterns in (
-    (CURRENT, KINDS[kind].current),
-    (EARLIER, KINDS[kind].earlier),
-  ):
-    for path in sorted({p for pattern in patterns for p in root.glob(pattern)}):
-      text = path.read_text(encoding='utf-8')
-      lines = text.splitlines() if path.suffix == '.jsonl' else [text]
-      yield path, [json.loads(line) for line in lines], root == CURRENT
+  """Yields (path, its value or rows, whether of schema 1) of the stored files."""
+  for root in (record.SCHEMA_1, record.RESULTS):
+    for path in sorted({p for each in KINDS[kind] for p in root.glob(each)}):
+      yield path, read(path), root == record.SCHEMA_1
+
+
+def read(path: pathlib.Path) -> list[Any]:
+  """Returns a file's value, or its rows."""
+  text = path.read_text(encoding='utf-8')
+  lines = text.splitlines() if path.suffix == '.jsonl' else [text]
+  return [json.loads(line) for line in lines]
 
 
 def observed() -> dict[str, dict[str, str]]:
@@ -228,7 +146,7 @@ def observed() -> dict[str, dict[str, str]]:
 
 
 def _observed(kind: str) -> dict[str, str]:
-  every, current = _Seen(KINDS[kind].maps), _Seen(KINDS[kind].maps)
+  every, current = _Seen(kind), _Seen(kind)
   for _, values, is_current in stored(kind):
     for value in values:
       every.add(value)
@@ -248,8 +166,8 @@ def _observed(kind: str) -> dict[str, str]:
 class _Seen:
   """The types at each path of some values, and the keys of each object."""
 
-  def __init__(self, maps: tuple[str, ...]) -> None:
-    self.maps = maps
+  def __init__(self, kind: str) -> None:
+    self.maps = MAPS.get(kind, ())
     self.types: dict[str, set[str]] = {}
     self.objects: dict[str, list[set[str]]] = {}
 

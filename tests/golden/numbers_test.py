@@ -1,9 +1,9 @@
 """Numbers that no change of the code may change, recorded from fixed seeds.
 
 Losses of short runs, logits and greedy tokens of stored models, laws fitted to
-the rows of a published study. To 1e-6 relative; tokens exactly. `RECORD=1
-pytest tests/golden` records them anew, for a change that is meant to change them
-and says so. Summaries of studies are in `summaries_test`.
+the rows of a published study. To 1e-6 relative; tokens exactly. `record`
+records them anew, for a change that is meant to change them and says so. Summaries
+of studies are in `summaries_test`.
 
 Resuming is tested elsewhere, exactly, and is no part of this record:
 
@@ -15,10 +15,27 @@ Resuming is tested elsewhere, exactly, and is no part of this record:
   disks that are full or read-only: faults/disk_test
 """
 
+import contextlib
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden import numbers_access as access
+from familial.convert import load
+from familial.convert import segments
+from familial.core import run_folder
+from familial.core import storage
+from familial.data import packing
+from familial.model import transformer
+from familial.relay import generate as relay_generate
+from familial.relay import server
+from familial.serving import generate
+from familial.serving import sampling
+from familial.training import config as train_config
+from familial.training import loop
+from familial.training import population
+from tests.golden import keys
+from tests.golden import record
 
 SHAPE = {
   'vocab_size': 256, 'width': 8, 'depth': 2, 'heads': 2, 'kv_heads': 1,
@@ -39,16 +56,18 @@ RUNS = {
 }
 KINDS = ('separate', 'branch')
 PROMPTS = ('the exit', 'early ones', '3: a layer')
+TOKENS = 12  # after each prompt
+# The mode of each decoding, its exit, and (confidence, threshold, fill).
 MODES = {
-  'exit': {'mode': 'exit'},
-  'exit_1': {'mode': 'exit', 'exit_': 1},
-  'drawn': {'mode': 'exit', 'temperature': 0.8, 'top_k': 5, 'seed': 3},
-  'defer': {'mode': 'confidence', 'threshold': 0.6},
-  'propagate': {'mode': 'confidence', 'threshold': 0.6, 'fill': 'propagate'},
-  'gap': {'mode': 'confidence', 'threshold': 0.5, 'confidence': 'gap'},
-  'entropy': {'mode': 'confidence', 'threshold': 0.7, 'confidence': 'entropy'},
-  'speculative': {'mode': 'speculative'},
-  'relay': {'mode': 'relay', 'threshold': 0.6},
+  'exit': ('exit', 0),
+  'exit_1': ('exit', 1),
+  'drawn': ('exit', 0),
+  'defer': ('confidence', 0, 'max_prob', 0.6, 'defer'),
+  'propagate': ('confidence', 0, 'max_prob', 0.6, 'propagate'),
+  'gap': ('confidence', 0, 'gap', 0.5, 'defer'),
+  'entropy': ('confidence', 0, 'entropy', 0.7, 'defer'),
+  'speculative': ('speculative', 0),
+  'relay': ('relay', 0, 'max_prob', 0.6, 'defer'),
 }
 MORE_MODES = ('exit_1', 'drawn', 'gap', 'entropy', 'propagate', 'relay')
 FITS = {
@@ -57,14 +76,14 @@ FITS = {
   'exit/familial_total': (),
   'dense/chinchilla': ('--where=exits==1',),
 }
-LAW_ROWS = access.RESULTS / 'familial_law_cpu' / 'rows.jsonl'
+LAW_ROWS = record.RESULTS / 'familial_law_cpu' / 'rows.jsonl'
 
 
 def config(**sections):
   """A run's config: each argument updates a section."""
   base = {
     'data': {
-      'corpus': 'text_files', 'path': str(access.SCHEMA_1 / 'text'),
+      'corpus': 'text_files', 'path': str(record.SCHEMA_1 / 'text'),
       'heldout_percent': 20, 'seq_len': 16,
     },
     'model': SHAPE, 'train': TRAIN,
@@ -75,20 +94,37 @@ def config(**sections):
   }
 
 
+def train(run, folder):
+  """Trains one run; returns its losses by evaluation and exit."""
+  loop.run(train_config.read(run), folder, quiet=True)
+  keys.check('run/config.json', folder / 'config.json')
+  for name in ('lineage.json', run_folder.ROWS):
+    keys.check(name, folder / name)
+  return losses(folder)
+
+
+def losses(folder):
+  """Returns a run's held-out losses by evaluation and exit."""
+  by_step = {}
+  for row in storage.read_rows(folder / run_folder.ROWS):
+    by_step.setdefault(row['step'], []).append(row['loss'])
+  return list(by_step.values())
+
+
 @pytest.fixture(scope='module')
 def parent(tmp_path_factory):
   """The folder of the dense run, and its losses."""
   folder = tmp_path_factory.mktemp('runs') / 'dense'
-  return folder, access.train(config(**RUNS['dense']), folder)
+  return folder, train(config(**RUNS['dense']), folder)
 
 
 @pytest.mark.slow
-def test_a_dense_run(golden, parent):
-  golden('runs', 'dense', parent[1])
+def test_a_dense_run(parent):
+  record.check_entry('runs', 'dense', parent[1])
 
 
 @pytest.mark.slow
-def test_what_grows_from_a_run(golden, parent, tmp_path):
+def test_what_grows_from_a_run(parent, tmp_path):
   folder, _ = parent
   grown = config(
     model={'width': 16, 'heads': 4, 'kv_heads': 2, 'mlp_width': 32, 'depth': 4,
@@ -96,34 +132,47 @@ def test_what_grows_from_a_run(golden, parent, tmp_path):
     train={'init_from': str(folder)},
     growth={'width': 'replicate', 'depth': 'identity'},
   )  # fmt: skip
-  golden('runs', 'grown', access.train(grown, tmp_path / 'grown'))
+  record.check_entry('runs', 'grown', train(grown, tmp_path / 'grown'))
 
 
 @pytest.mark.parametrize(
   'name',
   ['familial', *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)],
 )
-def test_a_run(golden, tmp_path, name):
-  golden('runs', name, access.train(config(**RUNS[name]), tmp_path / name))
+def test_a_run(tmp_path, name):
+  record.check_entry('runs', name, train(config(**RUNS[name]), tmp_path / name))
 
 
-def test_a_population(golden, tmp_path):
-  members = [
-    config(),
-    config(train={'seed': 1, 'steps': 6, 'schedule': 'wsd'}),
-    config(model={'exits': (2,)}, train={'base_lr': 0.01, 'clip': 0.0}),
+def test_a_population(tmp_path):
+  changes = [
+    {},
+    {'train': {'seed': 1, 'steps': 6, 'schedule': 'wsd'}},
+    {'model': {'exits': (2,)}, 'train': {'base_lr': 0.01, 'clip': 0.0}},
   ]
+  members = [train_config.read(config(**change)) for change in changes]
   folders = [tmp_path / str(number) for number in range(len(members))]
-  golden('runs', 'population', access.train_population(members, folders))
+  corpus = packing.load(members[0].data)
+  population.run(members, folders, corpus, quiet=True)
+  record.check_entry('runs', 'population', list(map(losses, folders)))
 
 
-def test_logits_of_a_run_and_of_its_exports(golden):
-  tokens = list(b'\0the exit of a layer')
-  run = access.logits(access.SCHEMA_1 / 'run', tokens)
-  export = access.logits(access.SCHEMA_1 / 'export', tokens)
+def logits(folder):
+  """Returns the logits [G, L, V] of a stored model for one sequence."""
+  model = load.load(folder)
+  tokens = jnp.array([list(b'\0the exit of a layer')], jnp.int32)
+  found = transformer.logits(model.params, model.config.model, tokens)
+  return np.stack(found)[:, 0]
+
+
+def test_logits_of_a_run_and_of_its_exports():
+  run, export = (logits(record.SCHEMA_1 / name) for name in ('run', 'export'))
   np.testing.assert_allclose(export[-1], run[1], rtol=1e-5, atol=1e-5)
-  golden('serving', 'logits', run[:, (0, 7, 19), 97:123:5].tolist(), 1e-5)
-  golden('serving', 'export', export[-1, (0, 7, 19), 97:123:5].tolist(), 1e-5)
+  record.check_entry(
+    'serving', 'logits', run[:, (0, 7, 19), 97:123:5].tolist(), 1e-5
+  )
+  record.check_entry(
+    'serving', 'export', export[-1, (0, 7, 19), 97:123:5].tolist(), 1e-5
+  )
 
 
 @pytest.mark.parametrize(
@@ -133,33 +182,57 @@ def test_logits_of_a_run_and_of_its_exports(golden):
     for name in MODES
   ],
 )
-def test_decodings(golden, name):
-  found = access.decode(
-    access.SCHEMA_1 / 'run', PROMPTS, **MODES[name], max_tokens=12
-  )
-  golden('serving', name, found)
+def test_decodings(name):
+  mode, exit_, *confidence = MODES[name]
+  drawn = (0.8, 5, 1.0, 3) if name == 'drawn' else (0.0, 0, 1.0, 0)
+  policy = sampling.Policy(sampling.Sampling(*drawn), *confidence)
+  model = load.load(record.SCHEMA_1 / 'run')
+  if mode == 'relay':
+    outcome = relayed(model, policy)
+  else:
+    options = generate.Options(mode, exit_, 1, 3, TOKENS, policy)
+    outcome = generate.run(model, PROMPTS, options)
+  found = {
+    'tokens': [list(map(int, each.generated)) for each in outcome.completions],
+    'exits': [list(map(int, each.exits)) for each in outcome.completions],
+  }
+  record.check_entry('serving', name, found)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', FITS)
-def test_laws_of_a_published_study(golden, tmp_path, name):
-  _fit(golden, tmp_path, name, 'whole', starts=512, resamples=2000)
+def relayed(model, policy):
+  """Generates through a relay of one server for each segment."""
+  parts = segments.split(model.params, model.config.model, model.context)
+  with contextlib.ExitStack() as stack:
+    servers = []
+    for part in parts:
+      relay = server.Relay(part, len(PROMPTS), model.context)
+      port = stack.enter_context(server.serve(relay, 0))
+      servers.append(f'127.0.0.1:{port}')
+    return relay_generate.run(model.tokenizer, servers, PROMPTS, policy, TOKENS)
 
 
-def test_a_law_of_a_published_study_from_few_starts(golden, tmp_path):
-  name = 'mean/familial_total'
-  _fit(golden, tmp_path, name, 'few', starts=32, resamples=100)
-
-
-def _fit(golden, folder, name, which, *, starts, resamples):
+@pytest.mark.parametrize(
+  ('name', 'which', 'starts', 'resamples'),
+  [
+    *(
+      pytest.param(name, 'whole', 512, 2000, marks=pytest.mark.slow)
+      for name in FITS
+    ),
+    ('mean/familial_total', 'few', 32, 100),
+  ],
+)
+def test_laws_of_a_published_study(
+  familial, tmp_path, name, which, starts, resamples
+):
   loss, form = name.split('/')
   loss = 'exit' if loss == 'dense' else loss
-  status, _, err = access.command(
+  status, _, err = familial(
     'fit', f'--table={LAW_ROWS}', f'--loss={loss}', f'--form={form}',
     f'--starts={starts}', f'--resamples={resamples}', '--nodraw',
-    f'--out={folder}', *FITS[name],
+    f'--out={tmp_path}', *FITS[name],
   )  # fmt: skip
   assert status == 0, err
-  fit = access.read_json(folder / 'fit.json')
+  keys.check('fit.json', tmp_path / 'fit.json')
+  fit = storage.read_json(tmp_path / 'fit.json')
   kept = ('rows', 'params', 'objective', 'bootstrap', 'aic', 'sd', 'identified')
-  golden('fits', f'{name}/{which}', {key: fit[key] for key in kept})
+  record.check_entry('fits', f'{name}/{which}', {key: fit[key] for key in kept})

@@ -13,7 +13,12 @@ import pathlib
 import textwrap
 from typing import Any
 
-FOLDER = pathlib.Path(__file__).parents[1] / 'data' / 'golden'
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS = ROOT / 'experiments'
+RESULTS = EXPERIMENTS / 'results'
+# Folders as schema 1 has them.
+SCHEMA_1 = ROOT / 'tests' / 'data' / 'schema_1'
+FOLDER = ROOT / 'tests' / 'data' / 'golden'
 RECORDING = os.environ.get('FAMILIAL_RECORD_GOLDEN') == '1'
 # Powers and logarithms differ by some 1e-16 between mathematical libraries.
 TOLERANCE = 1e-12
@@ -39,6 +44,16 @@ def check(
   assert not changes, '\n'.join([f'{path(name)}:', *changes[:20]])
 
 
+def check_entry(name: str, key: str, value: Any, rel: float = 1e-6) -> None:
+  """Compares or records one entry of a record, to a relative tolerance."""
+  value = json.loads(json.dumps(value))
+  if RECORDING:
+    known = read(name) if path(name).exists() else {}
+    write(name, {**known, key: value}, levels=1)
+  changes = list(differences(read(name)[key], value, key, rel))
+  assert not changes, '\n'.join([f'{path(name)}:', *changes[:20]])
+
+
 def write(name: str, value: Any, levels: int) -> None:
   """Records a value, if this is asked for."""
   if RECORDING:
@@ -56,7 +71,9 @@ def path(name: str) -> pathlib.Path:
   return FOLDER / f'{name}.json'
 
 
-def differences(was: Any, now: Any, where: str = '') -> Iterator[str]:
+def differences(
+  was: Any, now: Any, where: str = '', rel: float = TOLERANCE
+) -> Iterator[str]:
   """Yields a line for each place where two values of JSON differ."""
   if isinstance(was, dict) and isinstance(now, dict):
     for key in [*was, *(key for key in now if key not in was)]:
@@ -66,12 +83,12 @@ def differences(was: Any, now: Any, where: str = '') -> Iterator[str]:
       elif key not in was:
         yield f'{place}: is new, {now[key]!r}'
       else:
-        yield from differences(was[key], now[key], place)
+        yield from differences(was[key], now[key], place, rel)
   elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
     for index, pair in enumerate(zip(was, now, strict=True)):
-      yield from differences(*pair, f'{where}[{index}]')
+      yield from differences(*pair, f'{where}[{index}]', rel)
   elif isinstance(was, float) and isinstance(now, float):
-    if not math.isclose(was, now, rel_tol=TOLERANCE):
+    if not math.isclose(was, now, rel_tol=rel, abs_tol=1e-3 * rel):
       yield f'{where}: was {was!r}, is {now!r}'
   elif type(was) is not type(now) or was != now:
     yield f'{where}: was {was!r}, is {now!r}'

@@ -12,7 +12,12 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.golden import numbers_access as access
+from familial.convert import segments
+from familial.core import storage
+from familial.plots import theme
+from tests.golden import keys
+from tests.golden import numbers_test
+from tests.golden import record
 
 STUDIES = (
   'isoflop',
@@ -39,7 +44,7 @@ RUN = (
 def folder(tmp_path, monkeypatch):
   """A copy of all folders, the current directory; it must stay as it is."""
   copy = tmp_path / 'schema_1'
-  shutil.copytree(access.SCHEMA_1, copy)
+  shutil.copytree(record.SCHEMA_1, copy)
   monkeypatch.chdir(copy)  # Paths in the folders are relative.
   before = digests(copy)
   yield copy
@@ -56,16 +61,29 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
   }
 
 
-def succeed(*arguments):
+@pytest.fixture
+def succeed(familial):
   """Runs a command that must not fail; returns what it printed."""
-  status, out, err = access.command(*arguments)
-  assert status == 0, err
-  assert 'Traceback' not in err
-  return out
+
+  def run(*arguments):
+    status, out, err = familial(*arguments)
+    assert status == 0, err
+    assert 'Traceback' not in err
+    return out
+
+  return run
+
+
+@pytest.fixture
+def specified(monkeypatch):
+  """Figures are specified and not drawn."""
+  monkeypatch.setattr(
+    theme, 'save', lambda chart, path: theme.specification(chart)
+  )
 
 
 def test_no_path_of_a_machine_is_kept():
-  for path in access.SCHEMA_1.rglob('*'):
+  for path in record.SCHEMA_1.rglob('*'):
     if path.is_file():
       content = path.read_bytes()
       for root in (b'/work/', b'/tmp/', b'/home/', b'/root/'):
@@ -79,47 +97,45 @@ def test_no_path_of_a_machine_is_kept():
     for study in STUDIES
   ],
 )
-def test_a_study_gets_its_page(folder, study):
+def test_a_study_gets_its_page(folder, succeed, specified, study):
   known = digests(folder / study)
-  with access.coarse_figures():
-    out = succeed('report', f'--workdir={study}')
+  out = succeed('report', f'--workdir={study}')
   assert 'report/index.html' in out
   page = (folder / study / 'report' / 'index.html').read_text('utf-8')
-  title = access.read_json(folder / study / 'plan.json')['title']
+  title = storage.read_json(folder / study / 'plan.json')['title']
   assert title in page
   added = digests(folder / study).keys() - known.keys()
   assert all(path.startswith('report/') or path == 'lock' for path in added)
 
 
 @pytest.mark.slow
-def test_the_studies_of_depth_get_their_page(folder):
-  with access.coarse_figures():
-    succeed(
-      'depth', '--law=depth_law', '--regimes=depth_regimes',
-      '--toys=depth_toys', '--out=depth',
-    )  # fmt: skip
+def test_the_studies_of_depth_get_their_page(folder, succeed, specified):
+  succeed(
+    'depth', '--law=depth_law', '--regimes=depth_regimes', '--toys=depth_toys',
+    '--out=depth',
+  )  # fmt: skip
   assert (folder / 'depth' / 'index.html').exists()
 
 
 @pytest.mark.slow
-def test_a_study_is_a_table_of_runs(folder):
+def test_a_study_is_a_table_of_runs(folder, succeed):
   succeed(
     'fit', '--table=isoflop', '--loss=mean', '--form=dense_null',
     '--starts=16', '--resamples=20', '--hold_out=flops>1.5e8', '--nodraw',
     '--out=again',
   )  # fmt: skip
-  found = access.read_json(folder / 'again' / 'fit.json')
-  known = access.read_json(folder / 'fit' / 'dense_null' / 'fit.json')
+  found = storage.read_json(folder / 'again' / 'fit.json')
+  known = storage.read_json(folder / 'fit' / 'dense_null' / 'fit.json')
   assert found['rows'] == known['rows']
   assert found['objective'] == pytest.approx(known['objective'], rel=1e-6)
   assert known.keys() <= found.keys()
 
 
-def test_a_run_is_evaluated(folder):
+def test_a_run_is_evaluated(folder, succeed):
   succeed('evaluate', '--checkpoint=run', '--nodraw', '--out=again')
-  found = access.read_json(folder / 'again' / 'evaluation.json')
-  known = access.read_json(folder / 'evaluation' / 'evaluation.json')
-  assert known.keys() <= found.keys()
+  keys.check('evaluation.json', folder / 'again' / 'evaluation.json')
+  found = storage.read_json(folder / 'again' / 'evaluation.json')
+  known = storage.read_json(folder / 'evaluation' / 'evaluation.json')
   for one, other in zip(found['exits'], known['exits'], strict=True):
     for key, value in other.items():
       if isinstance(value, float):
@@ -127,7 +143,7 @@ def test_a_run_is_evaluated(folder):
 
 
 @pytest.mark.parametrize('checkpoint', ['run/checkpoints/400', 'export'])
-def test_a_model_generates(folder, checkpoint):
+def test_a_model_generates(folder, succeed, checkpoint):
   out = succeed(
     'generate', f'--checkpoint={checkpoint}', '--mode=exit', '--exit=1',
     '--prompt=the exit', '--max_tokens=4',
@@ -135,28 +151,24 @@ def test_a_model_generates(folder, checkpoint):
   assert out.startswith('the exit')
 
 
-def test_hugging_face_files_are_imported_and_compute_the_same(folder):
+def test_hugging_face_files_are_imported_and_compute_the_same(folder, succeed):
   succeed('import', '--from=hugging_face', '--exits=1', '--out=import')
-  tokens = list(b'\0the exit of a')
-  np.testing.assert_allclose(
-    access.logits(folder / 'import', tokens)[-1],
-    access.logits(folder / 'run', tokens)[-1],
-    rtol=1e-5,
-    atol=1e-5,
+  imported, run = (
+    numbers_test.logits(folder / name)[-1] for name in ('import', 'run')
   )
+  np.testing.assert_allclose(imported, run, rtol=1e-5, atol=1e-5)
 
 
 def test_segments_are_loaded(folder):
   for index in range(3):
-    segment = folder / 'segments' / f'segment_{index}'
-    assert access.segment_of(segment) == {
-      'exits': [1, 2, 3], 'index': index, 'context': 32,
-    }  # fmt: skip
+    segment = segments.load(folder / 'segments' / f'segment_{index}')
+    assert tuple(segment.exits) == (1, 2, 3)
+    assert (segment.index, segment.context) == (index, 32)
 
 
-def test_a_finished_run_adds_nothing(folder):
+def test_a_finished_run_adds_nothing(folder, succeed):
   before = digests(folder / 'run')
-  config = access.EXPERIMENTS / 'single.py'
+  config = record.EXPERIMENTS / 'single.py'
   out = succeed('train', f'--config={config}', '--workdir=run', *RUN)
   assert 'finished after 400 steps' in out
   after = digests(folder / 'run')
@@ -184,10 +196,10 @@ def test_a_finished_run_adds_nothing(folder):
   ],
 )
 def test_a_file_of_another_schema_is_refused_in_one_line(
-  tmp_path, monkeypatch, file, arguments
+  familial, tmp_path, monkeypatch, file, arguments
 ):
   copy = tmp_path / 'schema_2'
-  shutil.copytree(access.SCHEMA_1, copy)
+  shutil.copytree(record.SCHEMA_1, copy)
   monkeypatch.chdir(copy)
   path = copy / file
   lines = path.read_text('utf-8').splitlines()
@@ -196,7 +208,7 @@ def test_a_file_of_another_schema_is_refused_in_one_line(
   else:
     lines = [json.dumps({**json.loads('\n'.join(lines)), 'schema': 2})]
   path.write_text('\n'.join(lines) + '\n', 'utf-8')
-  status, out, err = access.command(*arguments)
+  status, out, err = familial(*arguments)
   assert (status, out) == (2, '')
   assert err.startswith('familial: ') and err.count('\n') == 1
   assert path.parent.name in err and 'schema 2' in err

@@ -10,15 +10,37 @@ tiny studies of `tests/data/schema_1`, which keep all but models and samples.
 """
 
 from collections.abc import Iterator
+import dataclasses
+import importlib
 import json
 import math
 import os
+import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.golden import numbers_access as access
+from familial.core import run_folder
+from familial.core import storage
+from familial.laws import selection
+from familial.studies import depth_toys
+from familial.studies import families
+from familial.studies import registry
+from familial.studies import study as study_lib
+from tests.golden import record
+
+# The experiment and the variant of each folder of published results.
+PUBLISHED = {
+  'familial_law_cpu': ('familial_law', 'cpu'),
+  'three_families_cpu': ('three_families', 'cpu'),
+  'expansion_cpu': ('expansion', 'cpu'),
+  'expansion_operators': ('expansion', 'operators'),
+  'depth_law_cpu': ('depth_law', 'cpu'),
+  'depth_toys_cpu': ('depth_toys', 'cpu'),
+  'allocation_live_cpu': ('allocation_live', 'cpu'),
+}
 
 # What is not computed again, by study and section, and why.
 EXCEPTIONS = {
@@ -58,7 +80,6 @@ _NAMES = frozenset({
   'depths', 'temperature', 'other_seed', 'other_size', 'fitted_on', 'seeds',
 })  # fmt: skip
 SLOW = ('depth_law_cpu', 'depth_law', 'allocation_live')
-PUBLISHED = tuple(access.RESULTS_OF)
 TINY = (
   'isoflop', 'families', 'depth_regimes', 'depth_toys', 'depth_law',
   'allocation_live',
@@ -74,15 +95,15 @@ def marked(names):
 
 @pytest.mark.parametrize('name', marked(PUBLISHED))
 def test_of_published_results(name, tmp_path):
-  _compare(name, access.summary_of_results(name, tmp_path / 'study'))
+  _compare(name, _of_results(name, tmp_path / 'study'))
 
 
 @pytest.mark.parametrize('name', marked(TINY))
 def test_of_tiny_studies(name, tmp_path, monkeypatch):
   copy = tmp_path / 'schema_1'
-  shutil.copytree(access.SCHEMA_1, copy)
+  shutil.copytree(record.SCHEMA_1, copy)
   monkeypatch.chdir(copy)
-  _compare(name, access.summary_of_study(copy / name))
+  _compare(name, _of_study(copy / name))
 
 
 def test_a_number_that_is_lost_or_changed_is_missed():
@@ -95,13 +116,14 @@ def test_a_number_that_is_lost_or_changed_is_missed():
 
 
 def _compare(name: str, summary: dict[str, Any]) -> None:
-  path = access.GOLDEN / 'summaries.json'
-  recorded = access.read_json(path) if path.exists() else {}
-  if os.environ.get('RECORD') == '1':
-    recorded[name] = _recorded(name)
-    path.write_text(_text(recorded), 'utf-8')
-  everything = _numbers(summary, {})
-  for section, known in recorded[name].items():
+  everything = _numbers(summary)
+  if record.RECORDING:
+    recorded = record.read('summaries')
+    recorded[name] = {
+      section: _numbers(value) for section, value in summary.items()
+    }
+    record.write('summaries', recorded, levels=2)
+  for section, known in record.read('summaries')[name].items():
     if section in {**EXCEPTIONS['*'], **EXCEPTIONS.get(name, {})}:
       continue
     missing = list(_missing(known, everything))
@@ -111,49 +133,29 @@ def _compare(name: str, summary: dict[str, Any]) -> None:
     )
 
 
-def _recorded(name: str) -> dict[str, dict[str, list[float]]]:
-  """Returns the numbers of the summary that lies in a folder, by section."""
-  folder = access.SCHEMA_1 if name in TINY else access.RESULTS
-  skipped = {**EXCEPTIONS['*'], **EXCEPTIONS.get(name, {})}
-  sections = {
-    section: _numbers({section: value}, skipped)
-    for section, value in access.read_json(
-      folder / name / 'summary.json'
-    ).items()
-  }
-  return {
-    section: _rounded(numbers)
-    for section, numbers in sections.items()
-    if any(numbers.values())
-  }
-
-
-def _numbers(value: Any, skipped: Any) -> dict[str, list[float]]:
+def _numbers(value: Any) -> dict[str, list[float]]:
   found: dict[str, list[float]] = {'numbers': [], 'names': []}
-  for key, number in _leaves(value, skipped, '', ''):
+  for key, number in _leaves(value, ''):
     # `exit` and others also are keys of statistics.
     named = key in _NAMES and (number.is_integer() or key == 'temperature')
     found['names' if named else 'numbers'].append(number)
-  found['names'] = sorted(set(found['names']))
-  found['numbers'].sort()
-  return found
+  return {
+    'numbers': sorted(found['numbers']),
+    'names': sorted({*found['names']}),
+  }
 
 
-def _leaves(
-  value: Any, skipped: Any, where: str, key: str
-) -> Iterator[tuple[str, float]]:
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, float]]:
   """Yields each number with the key that it stands under."""
-  if where in skipped or isinstance(value, bool):
-    return
   if isinstance(value, dict):
     for name, item in value.items():
-      inside = f'{where}.{name}' if where else name
-      yield from _leaves(item, skipped, inside, name)
+      yield from _leaves(item, name)
   elif isinstance(value, list):
     for item in value:
-      yield from _leaves(item, skipped, where, key)
-  elif isinstance(value, (int, float)) and math.isfinite(value):
-    yield key, float(value)
+      yield from _leaves(item, key)
+  elif isinstance(value, float | int) and not isinstance(value, bool):
+    if math.isfinite(value):
+      yield key, float(value)
 
 
 def _missing(
@@ -179,20 +181,125 @@ def _not_among(known: list[float], found: list[float]) -> Iterator[float]:
       other = next(rest, math.inf)
 
 
-def _rounded(numbers: dict[str, list[float]]) -> dict[str, list[float]]:
-  return {
-    key: [float(f'{number:.9g}') for number in values]
-    for key, values in numbers.items()
-  }
+def _of_results(name: str, workdir: pathlib.Path) -> dict[str, Any]:
+  """Computes the summary of `experiments/results/NAME` once more.
+
+  Laws that lie beside the rows are read, the others are fitted.
+
+  Args:
+    name: of the results.
+    workdir: gets a study's folder as far as the results give it.
+  """
+  results = record.RESULTS / name
+  experiment, variant = PUBLISHED[name]
+  module = importlib.import_module(f'experiments.{experiment}')
+  config = module.get_config(variant)
+  study = registry.of_config(config)
+  if name == 'depth_toys_cpu':
+    summary = storage.read_json(results / 'summary.json')
+    return _toys(study.read_config(config), summary['tables']['losses'])
+  if name == 'allocation_live_cpu':
+    # Its laws and replays need whole curves.
+    config.full, config.law.form = False, ''
+  workdir.mkdir()
+  for kept in ('plan.json', 'rounds.jsonl', 'fits'):
+    if (results / kept).exists():
+      os.symlink(results / kept, workdir / kept)
+  rows = storage.read_rows(results / 'rows.jsonl')
+  for row in rows:
+    run = workdir / 'cells' / row['run']
+    run.mkdir(parents=True, exist_ok=True)
+    storage.append(run / run_folder.ROWS, [row])
+  read = study.read_config(config)
+  for run, lineage in _lineages(study, read, rows):
+    storage.write_json(workdir / 'cells' / run / 'lineage.json', lineage)
+  return _summarised(study, read, workdir)
 
 
-def _text(recorded: dict[str, Any]) -> str:
-  """One line a section."""
-  studies = []
-  for name in sorted(recorded):
-    sections = ',\n'.join(
-      f' {json.dumps(key)}: {json.dumps(value, separators=(",", ":"))}'
-      for key, value in recorded[name].items()
+def _of_study(workdir: pathlib.Path) -> dict[str, Any]:
+  """Computes the summary of a study's folder once more.
+
+  Laws that lie in it are read; where there are none they are fitted.
+  """
+  study = registry.of_plan(storage.read_json(workdir / 'plan.json'))
+  config = storage.read_json(workdir / 'config.json')
+  config.pop('schema')
+  return _summarised(study, study.read_config(config), workdir)
+
+
+def _summarised(
+  study: study_lib.Study[Any, Any], config: Any, workdir: pathlib.Path
+) -> dict[str, Any]:
+  results = study_lib.read(workdir)
+  with pytest.MonkeyPatch.context() as patch:
+    # What needs models or the toys' students, which are not kept.
+    patch.setattr(families, '_agreement', lambda *_: ())
+    patch.setattr(depth_toys, 'trained', lambda *_: iter(()))
+    if (workdir / 'fits').exists():
+      patch.setattr(selection, 'compare', lambda *_, **__: None)
+    if hasattr(study, 'fit'):
+      list(study.fit(config, results))
+    summary = study.summarise(config, study_lib.read(workdir))
+  return json.loads(json.dumps(dataclasses.asdict(summary)))
+
+
+def _lineages(
+  study: study_lib.Study[Any, Any], config: Any, rows: list[storage.Row]
+) -> Iterator[tuple[str, storage.Row]]:
+  """Yields each run and its lineage: what the runs before it had spent."""
+  ends = {row['run']: row for row in rows}
+  if study.kind == 'families':
+    parents = {
+      run.cell: run.train.init_from.removeprefix('../')
+      for run in families.FAMILIES.runs(config)
+    }
+  else:
+    # A frozen trunk is that of the grid's dense run of the same shape.
+    parents = {
+      run: run.partition('_frozen_')[0].rpartition('_g')[0] + '_g1'
+      for run, row in ends.items()
+      if row['arm'] == 'frozen'
+    }
+
+  def windows(run: str) -> int:
+    parent = parents.get(run)
+    if not parent:
+      return 0
+    return windows(parent) + ends[parent]['tokens'] // config.data.seq_len
+
+  for run in ends:
+    parent = parents.get(run)
+    yield (
+      run,
+      {
+        'inherited_flops': ends[parent]['flops'] if parent else 0.0,
+        'inherited_windows': windows(run),
+      },
     )
-    studies.append(f'{json.dumps(name)}: {{\n{sections}\n}}')
-  return '{\n' + ',\n'.join(studies) + '\n}\n'
+
+
+def _toys(config: depth_toys.Config, losses: list[storage.Row]) -> Any:
+  """Returns the toys' tables from their losses in the recorded summary.
+
+  The students' files, which hold the same losses, are not kept.
+  """
+  found = depth_toys._Found()
+  for name, group in config.studies.items():
+    members = depth_toys.members(config, name)
+    rows = [row for row in losses if row['study'] == name]
+    steps = sorted({row['steps'] for row in rows})
+    curves = np.full((2, len(steps), len(group.depths), len(members)), np.nan)
+    for row in rows:
+      member = depth_toys.Member(
+        row['teacher'], row['number'], row['temperature']
+      )
+      at = steps.index(row['steps']), group.depths.index(row['depth'])
+      curves[:, *at, members.index(member)] = row['loss'], row['error']
+    result = {
+      'loss': curves[0].tolist(),
+      'error': curves[1].tolist(),
+      'steps': steps,
+      'members': [member._asdict() for member in members],
+    }
+    found.add(name, group, result)
+  return json.loads(json.dumps(dataclasses.asdict(found.tables())))

@@ -56,13 +56,9 @@ def test_a_submodel_of_no_exit_is_refused(shape, exit_):
 @pytest.mark.parametrize(
   'depth, granularity, expected',
   [
-    (8, 1, (8,)),
-    (8, 2, (4, 8)),
     (8, 4, (2, 4, 6, 8)),
-    (8, 8, (1, 2, 3, 4, 5, 6, 7, 8)),
     (6, 4, (2, 3, 4, 6)),
     (7, 3, (2, 5, 7)),
-    (1, 1, (1,)),
   ],
 )
 def test_even_exits(depth, granularity, expected):

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from familial.core import errors
+from familial.model import config as model_config
+from familial.model import flops
 from familial.model import transformer
+from tests.model import oracle
 
 B, L = 2, 32
 # Every way to place an unembedding: kind of exit, whose matrix, tied.
@@ -18,24 +22,7 @@ HEADS = [
   ('branch', 'own', False),
 ]
 compiled = jax.jit(transformer.logits, static_argnums=1)
-
-
-@functools.cache
-def _params(model):
-  """Parameters with gains that are not 1, so that a lost one shows."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    if path[-1].key == 'gain':
-      return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-    scale = 0.25 if path[-1].key == 'kernel' else 0.18
-    return rng.normal(0, scale, leaf.shape).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, _shapes(model))
-
-
-def _shapes(model):
-  return jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+init = jax.jit(transformer.init, static_argnums=0)
 
 
 @pytest.fixture(scope='module')
@@ -62,79 +49,51 @@ def _stand_alone(params, model, exit_):
   return out
 
 
-def _decoder(params, model, tokens):
-  """A dense Llama in float64, written position by position: logits [L, V]."""
-  p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-  dim, group = model.head_dim, model.heads // model.kv_heads
-  turns = np.arange(len(tokens))[:, None] * model.rope_theta ** (
-    -2 * np.arange(dim // 2) / dim
-  )
-  causal = np.tril(np.ones((len(tokens), len(tokens)), bool))
-
-  def norm(x, gain):
-    mean_square = np.mean(x**2, axis=-1, keepdims=True)
-    return x / np.sqrt(mean_square + model.norm_eps) * gain
-
-  def rope(x):
-    a, b = x[:, : dim // 2], x[:, dim // 2 :]
-    cos, sin = np.cos(turns), np.sin(turns)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
-
-  x = p['embedding'][tokens]
-  for layer in range(model.depth):
-    w = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p['segment_0'])
-    h = norm(x, w['attention_norm']['gain'])
-    q, k, v = (h @ w['attention'][name]['kernel'] for name in 'qkv')
-    mixed = []
-    for head in range(model.heads):
-      kv = slice(head // group * dim, (head // group + 1) * dim)
-      scores = rope(q[:, head * dim : (head + 1) * dim]) @ rope(k[:, kv]).T
-      scores = np.where(causal, scores / np.sqrt(dim), -np.inf)
-      weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-      mixed.append(weights / weights.sum(axis=1, keepdims=True) @ v[:, kv])
-    x = x + np.concatenate(mixed, axis=1) @ w['attention']['o']['kernel']
-    h = norm(x, w['mlp_norm']['gain'])
-    gate = h @ w['mlp']['gate']['kernel']
-    swish = gate / (1 + np.exp(-gate))
-    x = (
-      x
-      + (swish * (h @ w['mlp']['up']['kernel'])) @ (w['mlp']['down']['kernel'])
-    )
-  scale = model.base_width / model.width
-  matrix = p['embedding'].T if model.tied else p['unembedding']
-  return norm(x, p['exit_1']['norm']['gain']) @ matrix * scale
-
-
-@pytest.mark.parametrize('exits', [(3,), (1, 3)])
 @pytest.mark.parametrize('kind, unembedding, tied', HEADS)
-def test_every_exit_is_a_plain_decoder(
-  shape, inputs, kind, unembedding, tied, exits
-):
-  if exits == (3,) and kind != 'head':
-    pytest.skip('a single exit is always a head')
-  model = shape(
-    exit_kind=kind, branch_unembedding=unembedding, tied=tied, exits=exits
-  )
-  params = _params(model)
+def test_every_exit_is_a_plain_decoder(shape, inputs, kind, unembedding, tied):
+  model = shape(exit_kind=kind, branch_unembedding=unembedding, tied=tied)
+  params = oracle.params(model)
   outs = compiled(params, model, inputs)
-  assert len(outs) == len(exits)
-  for exit_, out in enumerate(outs, start=1):
-    sub = model.submodel(exit_)
+  exact = jax.tree.map(np.float64, params)
+  for exit_, (out, expected) in enumerate(
+    zip(outs, oracle.logits(exact, model, inputs), strict=True), start=1
+  ):
+    assert out.dtype == jnp.float32
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
     alone = _stand_alone(params, model, exit_)
     assert jax.tree.map(np.shape, alone) == jax.tree.map(
-      lambda leaf: leaf.shape, _shapes(sub)
+      np.shape, oracle.shapes(model.submodel(exit_))
     )
-    assert out.dtype == jnp.float32
-    for row in range(B):
-      expected = _decoder(alone, sub, np.asarray(inputs[row]))
-      assert np.abs(expected).max() > 0.5
-      np.testing.assert_allclose(out[row], expected, rtol=0, atol=1e-5)
+
+
+def test_a_new_kind_of_exit_is_a_line_of_the_registry(
+  shape, inputs, monkeypatch
+):
+  tower = model_config.ExitKind(layer=True, unembedding=True)
+  monkeypatch.setitem(model_config.EXIT_KINDS, 'tower', tower)
+  # Among the kinds there are, this is a branch with an unembedding.
+  model = shape(exit_kind='tower')
+  like = shape(exit_kind='branch', branch_unembedding='own')
+  trees = [init(each, jax.random.key(0)) for each in (model, like)]
+  jax.tree.map(np.testing.assert_array_equal, *trees)
+  for out, expected in zip(
+    compiled(oracle.params(model), model, inputs),
+    compiled(oracle.params(like), like, inputs),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(out, expected)
+  assert model.submodel(1) == like.submodel(1)
+  assert flops.train(model, L) == flops.train(like, L)
+  assert flops.train(model, L, 'exits') == flops.train(like, L, 'exits')
+  with pytest.raises(errors.UserError, match=r"exit_kind: 'towre' is not"):
+    shape(exit_kind='towre')
 
 
 @pytest.mark.parametrize('kind', ['head', 'branch'])
 def test_an_exit_alone_gives_the_same_bits(shape, inputs, kind):
   model = shape(exit_kind=kind)
-  params = _params(model)
+  params = oracle.params(model)
   outs = compiled(params, model, inputs)
   for exit_, out in enumerate(outs, start=1):
     alone = _stand_alone(params, model, exit_)
@@ -145,26 +104,26 @@ def test_an_exit_alone_gives_the_same_bits(shape, inputs, kind):
 def test_exits_leave_the_trunk_as_it_is_bit_for_bit(shape, inputs):
   states = jax.jit(transformer.exit_states, static_argnums=1)
   dense = shape(exits=(3,))
-  (expected,) = states(_params(dense), dense, inputs)
+  (expected,) = states(oracle.params(dense), dense, inputs)
   family = shape(exits=(1, 2, 3))
-  trunk = dict(_params(family))
+  trunk = dict(oracle.params(family))
   for index in range(3):
     trunk[f'segment_{index}'] = jax.tree.map(
-      lambda leaf, i=index: leaf[i : i + 1], _params(dense)['segment_0']
+      lambda leaf, i=index: leaf[i : i + 1], oracle.params(dense)['segment_0']
     )
   np.testing.assert_array_equal(states(trunk, family, inputs)[-1], expected)
 
 
 @pytest.mark.parametrize(
   'kind, attention',
-  [('head', 'plain'), ('separate', 'blocked'), ('branch', 'blocked')],
+  [('head', 'plain'), ('branch', 'blocked')],
 )
 def test_no_gradient_comes_from_the_future(shape, kind, attention):
   # Distinct tokens: row s of the embedding is the input at position s alone.
   model = shape(
     exit_kind=kind, attention=attention, tied=False, depth=2, exits=(1, 2)
   )
-  params = _params(model)
+  params = oracle.params(model)
   inputs = jnp.arange(L)[None]
   rng = np.random.default_rng(2)
   weights_V = jnp.asarray(rng.normal(size=model.vocab_size), jnp.float32)
@@ -188,7 +147,7 @@ def test_documents_of_a_row_do_not_see_each_other(
   shape, inputs, kind, attention
 ):
   model = shape(exit_kind=kind, attention=attention, depth=2, exits=(1, 2))
-  params = _params(model)
+  params = oracle.params(model)
   bounds = (0, 7, 16, 29, 32)
   segments = jnp.asarray(np.repeat(np.arange(4), np.diff(bounds)))[None]
   packed = compiled(params, model, inputs[:1], segments)
@@ -215,14 +174,13 @@ def _loss(params, model, inputs):
 def reference(shape, inputs):
   model = shape(exit_kind='branch')
   grad = jax.jit(jax.grad(_loss, has_aux=True), static_argnums=1)
-  return model, grad, grad(_params(model), model, inputs)
+  return model, grad, grad(oracle.params(model), model, inputs)
 
 
-@pytest.mark.parametrize('changes', [{'unroll': False}, {'remat': True}])
-def test_scan_and_remat_change_no_value(shape, inputs, reference, changes):
+def test_scan_and_remat_change_no_value(shape, inputs, reference):
   model, grad, expected = reference
-  other = shape(exit_kind='branch', **changes)
-  out = grad(_params(model), other, inputs)
+  other = shape(exit_kind='branch', unroll=False, remat=True)
+  out = grad(oracle.params(model), other, inputs)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
     out,
@@ -235,14 +193,14 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(
 ):
   model, _, (_, expected) = reference
   low = shape(exit_kind='branch', dtype='bfloat16')
-  assert {leaf.dtype for leaf in jax.tree.leaves(_shapes(low))} == {
+  assert {leaf.dtype for leaf in jax.tree.leaves(oracle.shapes(low))} == {
     jnp.dtype('float32')
   }
   states = jax.eval_shape(
-    lambda: transformer.exit_states(_params(model), low, inputs)
+    lambda: transformer.exit_states(oracle.params(model), low, inputs)
   )
   assert {state.dtype for state in states} == {jnp.dtype('bfloat16')}
-  outs = compiled(_params(model), low, inputs)
+  outs = compiled(oracle.params(model), low, inputs)
   for out, full in zip(outs, expected, strict=True):
     assert out.dtype == jnp.float32
     error = np.sqrt(np.mean(np.square(out - full))) / np.std(full)
@@ -251,7 +209,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(
 
 def test_a_seed_has_one_trunk_whatever_its_exits(shape):
   def trunk(model, seed=0):
-    params = transformer.init(model, jax.random.key(seed))
+    params = init(model, jax.random.key(seed))
     segments = [params[f'segment_{i}'] for i in range(model.granularity)]
     return params['embedding'], jax.tree.map(
       lambda *leaves: np.concatenate(leaves), *segments
@@ -266,7 +224,7 @@ def test_a_seed_has_one_trunk_whatever_its_exits(shape):
 
 def test_nothing_is_drawn_twice(shape):
   model = shape(exit_kind='branch', branch_unembedding='own', tied=False)
-  params = transformer.init(model, jax.random.key(0))
+  params = init(model, jax.random.key(0))
   values = np.concatenate(
     [
       np.ravel(leaf)
@@ -284,7 +242,7 @@ def test_variances_by_fan_in_and_gains_of_one(shape):
     width=64, mlp_width=160, depth=2, exits=(1, 2), exit_kind='branch',
     branch_unembedding='own', tied=False, vocab_size=512, base_width=16,
   )  # fmt: skip
-  params = transformer.init(model, jax.random.key(0))
+  params = init(model, jax.random.key(0))
   into, out_of = 64, 160
   expected = {
     'q': 1 / into,

@@ -2,14 +2,8 @@
 
 import dataclasses
 import json
-import os
-import pickle
-import subprocess
-import sys
 
 import pytest
-
-_EIGHT = '--xla_force_host_platform_device_count=8'
 
 
 @pytest.fixture(scope='session')
@@ -30,31 +24,24 @@ def undisturbed(run_config, corpus, tmp_path_factory):
 @pytest.fixture
 def on_eight(tmp_path):
   """Runs a program on eight devices; returns what it prints."""
+  # Here, for JAX reads its cache's folder when it is imported.
+  from tests.training import runs
 
   def run(program, configs, *arguments):
     path = tmp_path / 'configs.pickle'
-    path.write_bytes(pickle.dumps(configs))
-    done = subprocess.run(
-      [sys.executable, '-c', program, str(path), *map(str, arguments)],
-      env={
-        **os.environ,
-        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {_EIGHT}',
-      },
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    process = runs.start(program, configs, path, *arguments, eight=True)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     # The partitioner found no split that it had to undo on the way.
-    assert 'Involuntary' not in done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    assert 'Involuntary' not in err
+    return [json.loads(line) for line in out.splitlines()]
 
   return run
 
 
 @pytest.fixture
 def laid_out(run_config, shape):
-  """Makes a config of 20 steps that lies on devices as is said."""
+  """Makes a config of 10 steps that lies on devices as is said."""
 
   def make(layout, **changes):
     model = shape(
@@ -62,7 +49,7 @@ def laid_out(run_config, shape):
          'loss_chunk': 16, 'mlp_width': 32, **changes}
     )  # fmt: skip
     config = run_config(
-      dataclasses.replace(model, vocab_size=256), steps=20, evaluations=1
+      dataclasses.replace(model, vocab_size=256), steps=10, evaluations=1
     )
     return dataclasses.replace(config, layout=layout)
 

@@ -9,8 +9,8 @@ from familial.training import events
 
 
 def test_nothing_is_written_unless_asked(tmp_path):
-  with events.writer(tmp_path, wanted=False, start=0) as writer:
-    writer.scalars(1, {'loss': 1.0})
+  with events.writer(tmp_path, wanted=False, start=0) as scalars:
+    scalars(1, {'loss': 1.0})
   assert not list(tmp_path.iterdir())
 
 
@@ -29,9 +29,9 @@ def _read(folder):
 
 
 def _write(folder, start, values):
-  with events.writer(folder, wanted=True, start=start) as writer:
+  with events.writer(folder, wanted=True, start=start) as scalars:
     for step, value in enumerate(values, start=start + 1):
-      writer.scalars(step, {'train/loss': value})
+      scalars(step, {'train/loss': value})
 
 
 def test_scalars_are_read_back_and_repeated_steps_once(tmp_path):

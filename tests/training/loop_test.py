@@ -4,10 +4,7 @@ import gzip
 import json
 import os
 import pathlib
-import pickle
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -44,18 +41,6 @@ def _with(config, part, **changes):
   return dataclasses.replace(config, **{part: changed})
 
 
-def _start(config, folder, **environment):
-  folder.parent.mkdir(exist_ok=True)
-  path = folder.parent / 'config.pickle'
-  path.write_bytes(pickle.dumps(config))
-  return subprocess.Popen(
-    [sys.executable, '-c', _CHILD, str(path), str(folder)],
-    stdout=subprocess.PIPE,
-    text=True,
-    env={**os.environ, **environment},
-  )
-
-
 def test_rows_of_a_run(undisturbed, corpus):
   config, folder = undisturbed
   rows = storage.read_rows(folder / run_folder.ROWS)
@@ -81,21 +66,12 @@ def test_rows_of_a_run(undisturbed, corpus):
   assert state.step == 24
 
 
-def test_a_finished_run_is_left_alone(undisturbed, corpus):
-  config, folder = undisturbed
-  before = runs.rows(folder)
-  steps = []
-  status = loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
-  assert (status, steps) == ('finished', [])
-  assert runs.rows(folder) == before
-
-
 def test_killed_and_resumed_it_is_the_same_to_the_bit(
   undisturbed, corpus, tmp_path
 ):
   config, expected = undisturbed
   folder = tmp_path / 'killed' / 'run'
-  with _start(config, folder) as child:
+  with runs.start(_CHILD, config, tmp_path / 'config', folder) as child:
     for line in child.stdout:
       if line == '13\n':
         child.send_signal(signal.SIGKILL)
@@ -135,16 +111,6 @@ def test_a_signal_saves_stops_and_resumes_to_the_bit(
   loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert steps[0] == 12
   runs.same(config, folder, expected)
-
-
-def test_a_folder_of_another_run_is_refused(undisturbed, corpus, run_config):
-  _, folder = undisturbed
-  before = runs.rows(folder)
-  with pytest.raises(errors.UserError, match=r'train\.seed = 0, not 1'):
-    loop.run(
-      run_config(checkpoint_seconds=0.0, seed=1), folder, corpus, quiet=True
-    )
-  assert runs.rows(folder) == before
 
 
 def test_a_run_goes_on_with_its_own_corpus_only(run_config, corpus, tmp_path):
@@ -311,23 +277,6 @@ def test_progress_has_a_row_at_every_step_of_a_short_run(
   )
 
 
-def test_progress_of_a_resumed_run_has_every_step_once(
-  undisturbed, corpus, tmp_path
-):
-  config, expected = undisturbed
-  for until in (9, 15, None):
-    loop.run(config, tmp_path / 'run', corpus, until=until, quiet=True)
-  resumed, whole = (
-    {
-      row['step']: (row['loss'], row['gradient_norm'])
-      for row in storage.read_rows(folder / run_folder.PROGRESS)
-    }
-    for folder in (tmp_path / 'run', expected)
-  )
-  assert list(resumed) == list(range(1, 25)) == list(whole)
-  assert resumed == whole
-
-
 def test_exits_on_a_frozen_trunk(
   corpus, run_config, shape, tmp_path, monkeypatch
 ):
@@ -408,8 +357,8 @@ def test_exits_on_a_frozen_trunk(
 def test_eight_devices_train_as_one_does(undisturbed, tmp_path):
   config, expected = undisturbed
   folder = tmp_path / 'eight' / 'run'
-  flag = '--xla_force_host_platform_device_count=8'
-  with _start(config, folder, XLA_FLAGS=flag) as child:
+  path = tmp_path / 'config'
+  with runs.start(_CHILD, config, path, folder, eight=True) as child:
     printed = child.stdout.read().split()
   assert child.returncode == 0
   assert printed == ['8', *map(str, range(1, 25))]
@@ -427,15 +376,23 @@ def test_it_pauses_where_it_is_told_and_goes_on_to_the_bit(
   undisturbed, corpus, tmp_path
 ):
   config, expected = undisturbed
-  step = 5
-  assert step not in config.train.evaluated
-  assert loop.run(config, tmp_path, corpus, until=step, quiet=True) == 'running'
-  assert storage.read_rows(tmp_path / run_folder.ROWS)[-1]['step'] == step
-  # Once there, it takes no step.
-  assert loop.run(config, tmp_path, corpus, until=step, quiet=True) == 'running'
-  assert loop.run(config, tmp_path, corpus, quiet=True) == 'finished'
-  rows = storage.read_rows(tmp_path / run_folder.ROWS)
-  kept = [row for row in rows if row['step'] != step]
-  for row in kept:
-    row['run'] = storage.read_rows(expected / run_folder.ROWS)[0]['run']
+  folder, ends = tmp_path / 'run', {5, 15}
+  assert not ends & config.train.evaluated
+  for until in (5, 5, 15):  # Once there, it takes no step.
+    status = loop.run(config, folder, corpus, until=until, quiet=True)
+    assert status == 'running'
+    rows = storage.read_rows(folder / run_folder.ROWS)
+    assert rows[-1]['step'] == until
+  assert loop.run(config, folder, corpus, quiet=True) == 'finished'
+  rows = storage.read_rows(folder / run_folder.ROWS)
+  kept = [row for row in rows if row['step'] not in ends]
   assert kept == storage.read_rows(expected / run_folder.ROWS)
+  resumed, whole = (
+    [
+      (row['step'], row['loss'], row['gradient_norm'])
+      for row in storage.read_rows(folder / run_folder.PROGRESS)
+    ]
+    for folder in (folder, expected)
+  )
+  assert [row[0] for row in whole] == list(range(1, 25))
+  assert resumed == whole

@@ -91,10 +91,14 @@ def _gradients(params, count=5):
 
 
 def _train(transform, params, gradients):
+  @jax.jit
+  def step(params, state, gradient):
+    updates, state = transform.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
   state = transform.init(params)
   for gradient in gradients:
-    updates, state = transform.update(gradient, state, params)
-    params = optax.apply_updates(params, updates)
+    params, state = step(params, state, gradient)
   return params
 
 

@@ -1,9 +1,6 @@
 import dataclasses
 import os
-import pickle
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +17,7 @@ from familial.training import optimizer
 from familial.training import population
 from familial.training import sharding
 from familial.training import step as step_lib
+from tests.training import runs
 
 # A population in a process of its own, which prints its mesh and then its
 # members' steps.
@@ -112,18 +110,6 @@ def test_a_member_is_the_run_that_it_would_be_alone(together, solo):
 
 
 @pytest.mark.slow
-def test_a_trace_of_dispatches_changes_no_row(
-  together, configs, corpus, tmp_path
-):
-  folders = _folders(configs, tmp_path)
-  population.run(configs, folders, corpus, quiet=True, profile=True)
-  assert _bytes(folders) == _bytes(together)
-  [trace] = tmp_path.glob('*/profile/plugins/profile/*/*.xplane.pb')
-  assert trace.stat().st_size > 1000
-  assert trace.is_relative_to(folders[0])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize('exit_kind', ['separate', 'branch'])
 def test_members_of_other_exits_are_what_they_are_alone(
   exit_kind, run_config, shape, corpus, tmp_path
@@ -189,8 +175,8 @@ def test_over_eight_devices_they_are_what_they_are_on_one(
   configs, together, tmp_path
 ):
   folders = _folders(configs[:4], tmp_path)
-  flag = '--xla_force_host_platform_device_count=8'
-  with _start(configs[:4], folders, XLA_FLAGS=flag) as child:
+  path = tmp_path / 'configs'
+  with runs.start(_CHILD, configs[:4], path, *folders, eight=True) as child:
     printed = child.stdout.read().split()
   assert child.returncode == 0
   assert printed[0] == '4x2'
@@ -240,31 +226,15 @@ def test_a_member_stops_at_its_end_and_where_its_loss_is_no_number(
     assert np.isfinite(leaf[:4]).all()
 
 
-def _start(configs, folders, **environment):
-  folders[0].parent.mkdir(parents=True, exist_ok=True)
-  path = folders[0].parent / 'configs.pickle'
-  path.write_bytes(pickle.dumps(configs))
-  return subprocess.Popen(
-    [sys.executable, '-c', _CHILD, str(path), *map(str, folders)],
-    stdout=subprocess.PIPE,
-    text=True,
-    env={**os.environ, **environment},
-  )
-
-
-@pytest.mark.parametrize(
-  'number',
-  [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
-)
-def test_cut_off_and_resumed_the_members_are_the_same_to_the_bit(
-  number, configs, together, corpus, tmp_path
+def test_killed_and_resumed_the_members_are_the_same_to_the_bit(
+  configs, together, corpus, tmp_path
 ):
   folders = _folders(configs, tmp_path)
-  with _start(configs, folders) as child:
+  with runs.start(_CHILD, configs, tmp_path / 'configs', *folders) as child:
     next(child.stdout)
     for line in child.stdout:
       if int(line.split()[0]) >= 16:
-        child.send_signal(number)
+        child.kill()
         break
   assert child.returncode
   assert any(run_folder.status(folder) == 'running' for folder in folders)

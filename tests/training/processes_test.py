@@ -98,9 +98,10 @@ def launch(tmp_path):
 
 
 @pytest.fixture
-def config(run_config):
-  """20 steps, evaluated and saved every five."""
-  return run_config(steps=20, evaluations=4)
+def config(run_config, shape):
+  """20 steps of a single layer, evaluated and saved every five."""
+  model = shape(vocab_size=256, depth=1, exits=(1,))
+  return run_config(model, steps=20, evaluations=4)
 
 
 def _losses(folder):

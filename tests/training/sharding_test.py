@@ -8,14 +8,16 @@ import pytest
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.planning import collectives
 from familial.training import config as train_config
 from familial.training import loop
 from familial.training import sharding
 from tests.training import traffic
 
 Layout = train_config.LayoutConfig
-# Prints each config's losses by step, how one of its kernels is split, and what
-# the devices exchange in a step. What a layout has saved, the next one reads.
+# Prints what the devices exchange in a step of each config. With a folder it trains
+# too, and prints the losses by step and which part of a kernel a device has; what
+# a layout has saved, the next one reads.
 _CHILD = """
 import dataclasses, json, pickle, sys
 import jax, numpy as np
@@ -27,43 +29,54 @@ meshes = [sharding.mesh(config) for config in configs]
 for number, config in enumerate(configs):
   model, train = config.model, config.train
   mesh, hyper = meshes[number], optimizer.hyper(train, model.exits)
+  rng = np.random.default_rng(0)
+  def batch():
+    shape = (train.batch_size, 33)
+    tokens = rng.integers(0, model.vocab_size, shape, np.int32)
+    weights = rng.random((train.batch_size, 32)) < 0.8
+    return sharding.batch(
+      {
+        'inputs_BxL': tokens[:, :-1],
+        'targets_BxL': tokens[:, 1:],
+        'weights_BxL': weights.astype(np.float32),
+      },
+      mesh,
+    )
+  def init():
+    return step.init(model, 'all', jax.random.key(0), hyper)
+  def placed(mesh):
+    shapes = jax.eval_shape(init)
+    return jax.tree.map(
+      lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
+      shapes,
+      sharding.shardings(shapes, mesh),
+    )
+  parts = config.layout.microbatches
+  with jax.set_mesh(mesh):
+    program = step.train.lower(
+      model, 'all', placed(mesh), batch(), hyper, parts
+    )
+  found = collectives.of(program.compile().as_text())
+  found = [dataclasses.asdict(one) for one in found]
+  if len(sys.argv) < 3:
+    print(json.dumps(found), flush=True)
+    continue
   rng, losses = np.random.default_rng(0), []
   with jax.set_mesh(mesh):
-    state = step.init(model, 'all', jax.random.key(0), hyper)
+    state = init()
     made = state.params['segment_0']['mlp']['gate']['kernel'].sharding
     programs = step.train._cache_size()
     for _ in range(train.steps):
-      tokens = rng.integers(0, model.vocab_size, (8, 33), np.int32)
-      batch = sharding.batch(
-        {
-          'inputs_BxL': tokens[:, :-1],
-          'targets_BxL': tokens[:, 1:],
-          'weights_BxL': (rng.random((8, 32)) < 0.8).astype(np.float32),
-        },
-        mesh,
-      )
-      state, metrics = step.train(
-        model, 'all', state, batch, hyper, config.layout.microbatches
-      )
+      state, metrics = step.train(model, 'all', state, batch(), hyper, parts)
       losses.append(metrics.losses_G.tolist())
   kernel = state.params['segment_0']['mlp']['gate']['kernel']
   assert kernel.sharding == made
   assert step.train._cache_size() <= programs + 1
   part = kernel.addressable_shards[0].data.size / kernel.size
-  with jax.set_mesh(mesh):
-    program = step.train.lower(
-      model, 'all', state, batch, hyper, config.layout.microbatches
-    )
-  found = collectives.of(program.compile().as_text())
-  found = [dataclasses.asdict(one) for one in found]
   checkpoints = checkpoint.Checkpoints(f'{sys.argv[2]}/{number}')
   checkpoints.save(state)
   checkpoints.wait()
-  like = jax.tree.map(
-    lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
-    state,
-    sharding.shardings(state, meshes[number - 1]),
-  )
+  like = placed(meshes[number - 1])
   restored = checkpoints.restore(like)
   checkpoints.close()
   jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -133,7 +146,9 @@ def test_a_layout_trains_as_one_device_does(on_eight, laid_out, tmp_path):
     {'exit_kind': 'separate', 'tied': False, 'unroll': True},
   ],
 )
-def test_every_layout_trains_as_one_device_does(on_eight, laid_out, changes):
+def test_every_layout_trains_as_one_device_does(
+  on_eight, laid_out, tmp_path, changes
+):
   layouts = {
     Layout(data=1): 1,
     Layout(): 1,
@@ -145,8 +160,58 @@ def test_every_layout_trains_as_one_device_does(on_eight, laid_out, changes):
     Layout(fsdp=8): 1 / 8,
     Layout(fsdp=4, tensor=2, microbatches=2): 1 / 8,
   }
-  found = on_eight(_CHILD, [laid_out(layout, **changes) for layout in layouts])
+  configs = [laid_out(layout, **changes) for layout in layouts]
+  found = on_eight(_CHILD, configs, tmp_path)
   same(found, list(layouts.values())[1:])
+
+
+@pytest.mark.slow
+def test_what_devices_exchange_follows_from_the_layout(on_eight, laid_out):
+  """Weak scaling: bytes a device depend on its rows, not on how many it is."""
+
+  def make(batch, remat=False, **layout):
+    config = laid_out(Layout(**{'data': 1, **layout}), unroll=True, remat=remat)
+    return dataclasses.replace(
+      config,
+      train=dataclasses.replace(
+        config.train, batch_size=batch, eval_batch_size=batch
+      ),
+    )
+
+  configs = [
+    *(make(2 * n, data=n) for n in (2, 4, 8)),
+    make(32, data=8),
+    *(make(2 * n, fsdp=n) for n in (2, 4, 8)),
+    make(32, fsdp=8),
+    make(16, fsdp=8, remat=True),
+    make(4, tensor=2),
+    make(8, tensor=2),
+    make(16, data=2, fsdp=2, tensor=2),
+  ]
+  found = on_eight(_CHILD, configs)
+  for config, one in zip(configs, found, strict=True):
+    traffic.within(config, one)
+  totals = [
+    traffic.exchanged(*pair) for pair in zip(configs, found, strict=True)
+  ]
+  data, fsdp, recomputed, tensor = (
+    totals[:4], totals[4:8], totals[8], totals[9:11]
+  )  # fmt: skip
+  assert data[0] == data[1] == data[2] == data[3]
+  assert fsdp[0] == fsdp[1] == fsdp[2] == fsdp[3]
+  # What is recomputed is gathered again.
+  gather = ('gather', 'fsdp')
+  assert recomputed[gather] > 1.1 * fsdp[2][gather]
+  # Only what grows with the tokens is exchanged within a row of `tensor`.
+  assert tensor[1]['reduce', 'tensor'] > 1.99 * tensor[0]['reduce', 'tensor']
+  for number, one in zip((2, 4, 8), found, strict=False):
+    sent = sum(
+      collectives.Collective(**{**each, 'group': tuple(each['group'])}).sent
+      * each['count']
+      for each in one
+    )
+    ring = 2 * (number - 1) / number
+    assert sent == pytest.approx(ring * data[0]['reduce', 'data'])
 
 
 @pytest.mark.slow
@@ -168,7 +233,7 @@ def test_a_run_goes_on_in_another_layout(
     pass
 
   def stop(step):
-    if step == 11:
+    if step == 6:
       raise Enough
 
   always = dataclasses.replace(one.train, checkpoint_seconds=0.0)
