@@ -162,7 +162,8 @@ def fit(
       prediction.
   """
   fixed = dict(fixed or {})
-  free = _free(form, fixed)
+  free = np.ones(len(form.names), bool)
+  free[[form.index(name) for name in fixed]] = False
   _check(form, table, int(free.sum()), delta, asymmetry)
   drawn = (
     starts_lib.of_array(starts)
@@ -247,16 +248,6 @@ def fit_groups(
   _, which = np.unique(points, axis=0, return_inverse=True)
   distinct = np.array([len(np.unique(which[row > 0])) for row in weights])
   return ends.theta, distinct > len(form.names)
-
-
-def _free(form: parametric.Form, fixed: Mapping[str, float]) -> np.ndarray:
-  for name in fixed:
-    if name not in form.names:
-      raise errors.UserError(
-        f'form {form.name!r} has no parameter {name!r}'
-        f'{errors.nearest(name, form.names)}; it has {", ".join(form.names)}'
-      )
-  return np.array([name not in fixed for name in form.names])
 
 
 def _check(

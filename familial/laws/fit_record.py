@@ -9,20 +9,19 @@ import math
 import pathlib
 from typing import Annotated
 from typing import Any
-from typing import TypeVar
 
 import numpy as np
 
 from familial.core import arrays
 from familial.core import errors
 from familial.core import estimate
+from familial.core import schema
 from familial.core import storage
 from familial.laws import forms
 from familial.laws import parametric
 
 SAMPLES = 'bootstrap.npz'
 _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
-T = TypeVar('T')
 
 
 class _FromLists:
@@ -217,27 +216,26 @@ def load(path: str | pathlib.Path) -> Law:
       or of another schema.
   """
   try:
-    values = json.loads(pathlib.Path(path).read_text('utf-8'))
-  except (OSError, json.JSONDecodeError) as error:
-    raise errors.UserError(f'cannot read {str(path)!r}: {error}') from error
-  missing = [k for k in _LAW if not isinstance(values, dict) or k not in values]
+    values = storage.read_own(path)
+  except OSError as error:
+    raise errors.UserError(f'{path}: cannot be read ({error})') from None
+  missing = [key for key in _LAW if key not in values]
   if missing:
     raise errors.UserError(
-      f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
+      f'{path}: is no fit.json: it lacks {", ".join(missing)}'
     )
-  storage.check_schema(path, values)
   if '.py' in str(values['form']):
     raise errors.UserError(
-      f'{str(path)!r} is a law of the file {values["form"]!r}, which is not run '
-      'to read it; load that form and use its predict'
+      f'{path}: is a law of the file {values["form"]!r}, which is not run to'
+      ' read it; load that form and use its predict'
     )
-  spreads = values['bootstrap'] or {}
-  for name, spread in spreads.items():
+  for name, spread in values['bootstrap'].items():
     spread['value'] = values['params'][name]
-  for spread in (*spreads.values(), *(values.get('derived') or {}).values()):
-    if spread['value'] is None:
-      spread['value'] = math.nan
-  record = from_json(FitRecord, values, path)
+  for spreads in (values['bootstrap'], values.get('derived', {})):
+    for spread in spreads.values():
+      if spread['value'] is None:
+        spread['value'] = math.nan
+  record = schema.read_values(FitRecord, values, path)
   samples = None
   beside = pathlib.Path(path).with_name(SAMPLES)
   if beside.exists():
@@ -249,22 +247,6 @@ def load(path: str | pathlib.Path) -> Law:
     like = dict.fromkeys(record.params, np.broadcast_to(0.0, count))
     samples = arrays.load(beside, like)
   return Law(forms.get(record.form), record, samples)
-
-
-def from_json(cls: type[T], values: Any, path: str | pathlib.Path) -> T:
-  """The record of a class in the values of a JSON file.
-
-  Raises:
-    UserError: naming the first key that is missing or of another type.
-  """
-  import pydantic
-
-  try:
-    return pydantic.TypeAdapter(cls).validate_python(values)
-  except pydantic.ValidationError as error:
-    first = error.errors(include_url=False)[0]
-    key = '.'.join(map(str, first['loc']))
-    raise errors.UserError(f'{path}: {key}: {first["msg"]}') from None
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:

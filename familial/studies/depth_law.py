@@ -14,7 +14,6 @@ from typing import Any
 
 from familial.core import errors
 from familial.core import schema
-from familial.core import storage
 from familial.core.estimate import Estimate
 from familial.data import config as data_config
 from familial.laws import fit_record
@@ -336,9 +335,8 @@ class DepthLaw(execution.TrainedStudy[Config, Tables]):
     over: tuple[HeldE, ...] = ()
     design = None
     if LAW in laws:
-      path = folder / 'selection.json'
-      candidates = fit_record.from_json(
-        selection.Selection, storage.read_json(path), path
+      candidates = schema.read_json(
+        selection.Selection, folder / 'selection.json'
       ).candidates
       law, table = laws[LAW], points(config, results.rows)
       design = law.record.design

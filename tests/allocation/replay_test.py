@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from familial.laws import forms
 from tests.allocation import replays
 
 LAW = config.Law()
-ROOM = pathlib.Path(replay.__file__).parent
 EXPERIMENTS = pathlib.Path(allocation.__file__).parent
 RESULTS = EXPERIMENTS / 'results'
 
@@ -236,7 +233,10 @@ def test_results_are_read_back_and_written_as_they_were(tmp_path, path):
   [
     (('--budget=1e18', '--candidates=7'), 'candidates: 7; .* has 6 curves'),
     (('--budget=1e3',), 'no curve of .* has a loss before'),
-    (('--budget=1e18', '--policy=lmc'), "policy 'lmc' is unknown.*'sh_lmc'"),
+    (
+      ('--budget=1e18', '--policy=lmc'),
+      "policy: 'lmc' is not one of.*'sh_lmc'",
+    ),
     (('--budget=1e18', '--eta=1'), 'eta: 1 is not allowed'),
     (('--budget=1e18', '--draws=0'), 'draws: 0'),
     ((), '--budget: is missing'),
@@ -316,20 +316,3 @@ def test_real_curves_give_the_figures_of_arxiv_2605_17234(
   assert gain['uniform'] == pytest.approx(uniform, abs=0.7)
   assert gain['oracle'] == pytest.approx(oracle, abs=0.5)
   assert (found['oracle']['best'] <= found['sh']['best']).all()
-
-
-def test_the_room_imports_without_training():
-  names = [
-    f'familial.allocation.{path.stem}'
-    for path in sorted(ROOM.glob('*.py'))
-    if path.stem != '__init__'
-  ]
-  code = '\n'.join(
-    [
-      'import sys',
-      'for name in ("flax", "orbax", "matplotlib", "altair", "polars"):',
-      '  sys.modules[name] = None',
-      *(f'import {name}' for name in names),
-    ]
-  )
-  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOM.parents[1])

@@ -107,5 +107,7 @@ def test_what_an_exponent_means(truth):
 def test_errors_name_the_nearest():
   with pytest.raises(errors.UserError, match="did you mean 'chinchilla'"):
     forms.get('chincilla')
+  with pytest.raises(errors.UserError, match="did you mean 'beta'"):
+    forms.get('chinchilla').index('bet')
   with pytest.raises(errors.UserError, match='beta'):
     forms.get('chinchilla').theta({'E': 1, 'A': 1, 'B': 1, 'alpha': 1})

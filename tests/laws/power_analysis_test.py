@@ -58,5 +58,3 @@ def test_a_plan_that_cannot_tell_says_so(columns, truth):
 def test_bad_input(columns, truth):
   with pytest.raises(errors.UserError, match='noise=0'):
     simulated(columns, truth, 0)
-  with pytest.raises(errors.UserError, match="did you mean 'gamma'"):
-    simulated(columns, truth, name='gama')
