@@ -19,15 +19,14 @@ def rosenbrock(x):
   return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
-@functools.cache
-def compiled(function, **limits):
-  each = jax.vmap(jax.value_and_grad(function))
-  return jax.jit(lambda x: lbfgs.minimise(each, x, **{**LIMITS, **limits}))
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(function, x, limits):
+  return lbfgs.minimise(jax.vmap(jax.value_and_grad(function)), x, **limits)
 
 
 def minimise(function, x, **limits):
   with jax.enable_x64(True):
-    found = compiled(function, **limits)(jnp.asarray(x))
+    found = compiled(function, jnp.asarray(x), {**LIMITS, **limits})
     return jax.tree.map(np.asarray, found)
 
 
@@ -82,7 +81,7 @@ def test_lanes_do_not_know_of_one_another():
 
 
 def test_evaluations_are_bounded_and_counted():
-  x = np.full((2, 4), -1.2)
+  x = np.full((16, 4), -1.2)
   few = minimise(rosenbrock, x, evaluations=10)
   assert (few.evaluations == 10).all()
   loose = minimise(rosenbrock, x, gain=1e9, patience=3)

@@ -40,12 +40,6 @@ def unread(tmp_path):
   return read
 
 
-def test_a_good_table_has_no_flags(fit):
-  line, record = fit(points.columns())
-  assert record['flags'] == [] and 'flags: none' in line
-  assert all(record['identified'].values())
-
-
 GOOD = points.columns(12)
 ROWS = records_of(GOOD)
 PARQUET = points.parquet_bytes(GOOD)
@@ -157,7 +151,7 @@ def test_bad_flags(refused, arguments, said):
   assert said in refused(columns, *arguments)
 
 
-def test_spaces_around_names_are_no_part_of_them(fit):
+def test_a_good_table_has_no_flags_and_spaces_are_no_part_of_names(fit):
   good = points.columns()
   spaced = {
     'Model Size': good['params'],
@@ -168,7 +162,9 @@ def test_spaces_around_names_are_no_part_of_them(fit):
   line, record = fit(spaced, mapping)
   assert record['table']['columns']['params'] == 'Model Size'
   assert 'tokens = flops / (6 params)' in line
-  _, again = fit(good)
+  line, again = fit(good)
+  assert again['flags'] == [] and 'flags: none' in line
+  assert all(again['identified'].values())
   assert record['params'] == pytest.approx(again['params'], rel=1e-6)
 
 
@@ -232,13 +228,9 @@ def test_a_fit_without_residuals_is_no_alarm(fit):
   assert record['profile']['alpha']['lo'] == pytest.approx(0.33, rel=1e-4)
 
 
-def test_where_there_is_no_optimum_there_is_a_flag(fit):
-  line, record = fit(points.columns(), '--compute=1,1e20')
+def test_no_optimum_and_few_resamples_are_flagged(fit):
+  line, record = fit(points.columns(), '--compute=1,1e20', '--resamples=2')
+  assert '2 resamples are too few for 95% intervals' in line
   assert 'N_opt(C=1) does not exist: the law has no minimum there' in line
   assert record['derived']['N_opt(C=1)']['value'] is None
   assert record['derived']['N_opt(C=1e+20)']['lo'] > 0
-
-
-def test_few_resamples_are_flagged(fit):
-  line, _ = fit(points.columns(), '--resamples=2')
-  assert '2 resamples are too few for 95% intervals' in line
