@@ -19,7 +19,6 @@ from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.core import estimate
-from familial.core import schema
 from familial.core import storage
 from familial.core import text as text_lib
 from familial.laws import fit_record
@@ -160,7 +159,7 @@ class ReplaySummary:
   @classmethod
   def read(cls, path: pathlib.Path) -> ReplaySummary:
     """Reads allocation.json."""
-    return schema.read_values(cls, _with_nan(storage.read_own(path)), path)
+    return fit_record.from_json(cls, _with_nan(storage.read_own(path)), path)
 
 
 def run(

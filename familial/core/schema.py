@@ -175,15 +175,10 @@ def read_json(cls: type[T], path: str | os.PathLike[str]) -> T:
     UserError: if the file is damaged, of another schema number, or not of this
       class; the line names the file and the key.
   """
-  return read_values(cls, storage.read_own(path), path)
-
-
-def read_values(
-  cls: type[T], values: Mapping[str, Any], path: str | os.PathLike[str]
-) -> T:
-  """Returns the record in the values of a JSON file, whose path a refusal names."""
+  values = storage.read_own(path)
+  values.pop('schema', None)
   try:
-    return read(cls, {k: v for k, v in values.items() if k != 'schema'})
+    return read(cls, values)
   except errors.UserError as error:
     raise errors.UserError(f'{path}: {error}') from None
 

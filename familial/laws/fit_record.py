@@ -9,6 +9,7 @@ import math
 import pathlib
 from typing import Annotated
 from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from familial.laws import forms
 from familial.laws import parametric
 
 SAMPLES = 'bootstrap.npz'
+T = TypeVar('T')
 _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
 
@@ -235,7 +237,7 @@ def load(path: str | pathlib.Path) -> Law:
     for spread in spreads.values():
       if spread['value'] is None:
         spread['value'] = math.nan
-  record = schema.read_values(FitRecord, values, path)
+  record = from_json(FitRecord, values, path)
   samples = None
   beside = pathlib.Path(path).with_name(SAMPLES)
   if beside.exists():
@@ -247,6 +249,16 @@ def load(path: str | pathlib.Path) -> Law:
     like = dict.fromkeys(record.params, np.broadcast_to(0.0, count))
     samples = arrays.load(beside, like)
   return Law(forms.get(record.form), record, samples)
+
+
+def from_json(
+  cls: type[T], values: Mapping[str, Any], path: str | pathlib.Path
+) -> T:
+  """The record of a class in the values of a JSON file, which a refusal names."""
+  try:
+    return schema.read(cls, {k: v for k, v in values.items() if k != 'schema'})
+  except errors.UserError as error:
+    raise errors.UserError(f'{path}: {error}') from None
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -169,15 +169,12 @@ def optimum(
   log_n, exponent, token_exponent, turns, log_loss = (
     np.asarray(values)[: len(theta)] for values in arrays
   )
-  params = np.exp(np.where(turns, log_n, np.nan))
-  return Optimum(
-    params=params,
-    tokens=budgets / cost(params),
-    loss=np.exp(np.where(turns, log_loss, np.nan)),
-    exponent=np.where(turns, exponent, np.nan),
-    token_exponent=np.where(turns, token_exponent, np.nan),
-    interior=turns,
+  log_n, exponent, token_exponent, log_loss = np.where(
+    turns, [log_n, exponent, token_exponent, log_loss], np.nan
   )
+  params, loss = np.exp(log_n), np.exp(log_loss)
+  tokens = budgets / cost(params)
+  return Optimum(params, tokens, loss, exponent, token_exponent, turns)
 
 
 @functools.partial(jax.jit, static_argnums=0)

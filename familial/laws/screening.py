@@ -170,7 +170,7 @@ def screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> Points:
   block = max(
     1, min(starts_lib.BLOCK, levenberg_marquardt.NUMBERS // len(problem.target))
   )
-  pool: Points | None = None
+  pool = _lanes(np.zeros((0, len(problem.free))))
   for first in range(0, starts.count, block):
     theta = starts.block(first, min(first + block, starts.count))
     losses = problem.losses(theta)
@@ -181,9 +181,8 @@ def screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> Points:
       _lanes(theta[order.ravel()], np.repeat(groups, order.shape[1])),
       objective=np.take_along_axis(objective, order, axis=1).ravel(),
     )
-    pool = lanes if pool is None else Points.join([pool, lanes])
+    pool = Points.join([pool, lanes])
     pool = pool.take(_best(pool, keep))
-  assert pool is not None
   return pool
 
 
@@ -192,15 +191,14 @@ def _thinned(
 ) -> Points:
   """The best starts of one group after rounds of more and more iterations."""
   keep = min(max(starts.count // _SHARE, FOLLOWED), _MOST)
-  pool: Points | None = None
+  pool = _lanes(np.zeros((0, len(problem.free))))
   for first in range(0, starts.count, starts_lib.BLOCK):
     last = min(first + starts_lib.BLOCK, starts.count)
     lanes = _lanes(starts.block(first, last))
     lanes = _rough(problem, lanes, row_kernel.ROUGH_ROUND)
-    pool = lanes if pool is None else Points.join([pool, lanes])
+    pool = Points.join([pool, lanes])
     pool = pool.take(_best(pool, keep))
     advance(last - first)
-  assert pool is not None
   rounds = 2
   while len(pool.theta) > FOLLOWED:
     keep = max(keep // _SHARE, FOLLOWED)

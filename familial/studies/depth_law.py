@@ -14,6 +14,7 @@ from typing import Any
 
 from familial.core import errors
 from familial.core import schema
+from familial.core import storage
 from familial.core.estimate import Estimate
 from familial.data import config as data_config
 from familial.laws import fit_record
@@ -335,8 +336,9 @@ class DepthLaw(execution.TrainedStudy[Config, Tables]):
     over: tuple[HeldE, ...] = ()
     design = None
     if LAW in laws:
-      candidates = schema.read_json(
-        selection.Selection, folder / 'selection.json'
+      path = folder / 'selection.json'
+      candidates = fit_record.from_json(
+        selection.Selection, storage.read_json(path), path
       ).candidates
       law, table = laws[LAW], points(config, results.rows)
       design = law.record.design

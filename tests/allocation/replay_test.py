@@ -15,7 +15,6 @@ from familial.allocation import curves
 from familial.allocation import replay
 from familial.allocation import synthetic
 from familial.cli import main
-from familial.laws import forms
 from tests.allocation import replays
 
 LAW = config.Law()
@@ -58,20 +57,6 @@ def test_laws_are_compared_with_the_law_that_curves_obey():
   np.testing.assert_allclose(known, whole, atol=1e-4)
   other = outcomes(grids, 2e19, truth={**law, 'E': 2 * law['E']})['sh']['law']
   assert (other < -0.3).all()
-
-
-def test_the_extrapolated_loss_is_the_closed_form():
-  form, law = forms.get('chinchilla'), synthetic.LAW
-  table, _ = curves.rows([synthetic.curves(1).curves])
-  [[loss]] = replay.best_loss(form, table, form.theta(law)[None], [1e21])
-  # Hoffmann et al. (2022), equation 4.
-  a, b = law['alpha'], law['beta']
-  g = (a * law['A'] / (b * law['B'])) ** (1 / (a + b))
-  n = g * (1e21 / 6) ** (b / (a + b))
-  d = 1e21 / 6 / n
-  assert loss == pytest.approx(
-    law['E'] + law['A'] / n**a + law['B'] / d**b, rel=1e-9
-  )
 
 
 def test_outcomes_by_hand():

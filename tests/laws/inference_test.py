@@ -13,6 +13,7 @@ from familial.laws import forms
 from familial.laws import inference
 from familial.laws import selection as selections
 from familial.laws import sensitivity
+from tests.laws import points
 
 KEYS = set(
   'form equation loss_definition table rows dropped params objective delta starts'
@@ -179,19 +180,14 @@ def test_derived_intervals_are_those_of_the_samples(make):
   options = dataclasses.replace(FEW, compute=(1e12, 1e15), profile_all=False)
   found = inference.fit('chinchilla', table, options)
 
-  def n_opt(p, compute):
-    both = p['alpha'] + p['beta']
-    scale = (p['alpha'] * p['A'] / (p['beta'] * p['B'])) ** (1 / both)
-    return scale * (compute / 6) ** (p['beta'] / both)
-
   for compute in options.compute:
     at = f'(C={compute:.4g})'
-    n = n_opt(found.bootstrap.samples, compute)
-    best = n_opt(found.fit.params, compute)
+    n, d = points.closed_form(found.bootstrap.samples, compute)
+    best, tokens = points.closed_form(found.fit.params, compute)
     for name, value, samples in (
       ('N_opt', best, n),
-      ('D_opt', compute / (6 * best), compute / (6 * n)),
-      ('tokens_per_param', compute / (6 * best**2), compute / (6 * n**2)),
+      ('D_opt', tokens, d),
+      ('tokens_per_param', tokens / best, d / n),
     ):
       derived = found.derived[name + at]
       assert derived.value == pytest.approx(value, rel=1e-6)
