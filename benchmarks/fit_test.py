@@ -53,7 +53,6 @@ def optimum(table):
 
 def _cold():
   row_kernel.program.cache_clear()
-  row_kernel.rough.cache_clear()
   jax.clear_caches()
 
 

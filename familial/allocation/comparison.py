@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from familial.allocation import config as config_lib
-from familial.allocation import frontier
+from familial.allocation import envelope
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import replay
 from familial.core import estimate
-from familial.core import schema
 from familial.core import storage
+from familial.core import text as text_lib
 from familial.laws import fit_record
 from familial.laws import inference
 
 RESULT = 'allocation.json'
 DRAWS = 'draws.jsonl'
-LEVEL = 0.95  # of intervals over draws
+LEVEL = estimate.LEVEL  # of intervals over draws
 BASE, BOUND = policies.BASE, policies.BOUND
 _RESAMPLES = 2000
 _MEANS = ('best', 'spent', 'gain', 'regret', 'saving', 'slope', 'area')
@@ -145,29 +145,21 @@ class ReplaySummary:
   title: str
   config: config_lib.ReplayConfig
   level: float
-  frontiers: Mapping[str, tuple[frontier.Description, ...]]
+  frontiers: Mapping[str, tuple[envelope.Description, ...]]
   cells: tuple[CellSummary, ...]
   seconds: float
   versions: Mapping[str, str | None]
   summary_line: str
 
-  def record(self) -> dict[str, Any]:
-    """Returns the summary as a JSON object; NaN is None."""
-    return {
-      'schema': storage.SCHEMA,
-      **_without_nan(dataclasses.asdict(self)),
-    }
-
   def write(self, path: pathlib.Path) -> None:
-    """Writes allocation.json; an infinite number becomes null."""
-    fit_record.write_json(path, self.record())
+    """Writes allocation.json; NaN and infinity become null."""
+    values = {'schema': storage.SCHEMA, **dataclasses.asdict(self)}
+    fit_record.write_json(path, values)
 
   @classmethod
   def read(cls, path: pathlib.Path) -> ReplaySummary:
     """Reads allocation.json."""
-    values = _with_nan(storage.read_own(path))
-    values.pop('schema', None)
-    return schema.read(cls, values)
+    return fit_record.from_json(cls, _with_nan(storage.read_own(path)), path)
 
 
 def run(
@@ -192,7 +184,7 @@ def run(
     config=config,
     level=LEVEL,
     frontiers={
-      cell.table: frontier.describe(cell.pool.curves) for cell in cells
+      cell.table: envelope.describe(cell.pool.curves) for cell in cells
     },
     cells=tuple(summaries),
     seconds=time.monotonic() - start,
@@ -348,25 +340,29 @@ def _ratio(pairs: np.ndarray, axis: int) -> np.ndarray:
 
 def text(cell: CellSummary) -> str:
   """Returns a cell as a table of text."""
-  lines = [
-    '',
-    f'{cell.table}: {cell.candidates} of {cell.curves} curves,'
-    f' {cell.budget:g} FLOPs, {cell.draws} draws',
-    *cell.flags,
-    f'{"policy":<26}{"spent":>6}{"loss":>8}{"gain over sh":>26}{"of oracle":>10}'
-    f'{"AbC":>7}{"law off by":>11}{"fits":>6}',
-  ]
-  for name, row in cell.policies.items():
-    ends = (_number(end, '+.2%') for end in (row.gain.lo, row.gain.hi))
-    lines.append(
-      f'{name:<26}{row.spent.value / cell.budget:>6.0%}'
-      f'{_number(row.best.value, ".4f"):>8}'
-      f'{_number(row.gain.value, "+.2%"):>9} [{", ".join(ends)}]'
-      f'{_number(row.share_of_bound.value, ".0%"):>10}'
-      f'{_number(row.area.value, ".2f"):>7}'
-      f'{_number(row.law_error.value, ".1%"):>11}{row.law_fits:>6}'
+  head = (
+    'policy', 'spent', 'loss', 'gain over sh', 'interval', 'of oracle', 'AbC',
+    'law off by', 'fits',
+  )  # fmt: skip
+  rows = [
+    (
+      name,
+      _number(row.spent.value / cell.budget, '.0%'),
+      _number(row.best.value, '.4f'),
+      _number(row.gain.value, '+.2%'),
+      f'[{_number(row.gain.lo, "+.2%")}, {_number(row.gain.hi, "+.2%")}]',
+      _number(row.share_of_bound.value, '.0%'),
+      _number(row.area.value, '.2f'),
+      _number(row.law_error.value, '.1%'),
+      str(row.law_fits),
     )
-  return '\n'.join(lines)
+    for name, row in cell.policies.items()
+  ]
+  title = (
+    f'\n{cell.table}: {cell.candidates} of {cell.curves} curves,'
+    f' {cell.budget:g} FLOPs, {cell.draws} draws'
+  )
+  return '\n'.join([title, *cell.flags, text_lib.table(head, rows)])
 
 
 def line(cells: Sequence[CellSummary]) -> str:
@@ -386,16 +382,8 @@ def _number(value: float | None, style: str) -> str:
   return '-' if value is None or math.isnan(value) else format(value, style)
 
 
-def _without_nan(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {key: _without_nan(each) for key, each in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_without_nan(each) for each in value]
-  return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def _with_nan(value: Any) -> Any:
-  """The inverse of `_without_nan` for estimates."""
+  """Estimates as they were before NaN became null."""
   if isinstance(value, dict):
     nan = {'value': math.nan} if value.get('value', 0) is None else {}
     return {**{key: _with_nan(each) for key, each in value.items()}, **nan}

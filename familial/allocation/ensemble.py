@@ -10,7 +10,6 @@ Dimensions: S allocations, M curves, T points, K members, I inputs.
 """
 
 from collections.abc import Callable
-from concurrent import futures
 import functools
 import itertools
 from typing import Any
@@ -25,7 +24,7 @@ from scipy import stats
 
 from familial.allocation import halving
 from familial.allocation import surrogate
-from familial.laws import levenberg_marquardt
+from familial.core import cores
 
 MEMBERS = 5
 ITERATIONS = 1000
@@ -82,11 +81,8 @@ def predictor(family: str) -> surrogate.Surrogate:
         return list(map(np.asarray, _allocation(family, own, keys[s])))
 
     first = one(0)  # It compiles the program for the others.
-    with futures.ThreadPoolExecutor(levenberg_marquardt.threads()) as pool:
-      others = pool.map(one, range(1, len(keys)))
-      return halving.Prediction(
-        *map(np.stack, zip(first, *others, strict=True))
-      )
+    others = cores.in_threads(one, range(1, len(keys)))
+    return halving.Prediction(*map(np.stack, zip(first, *others, strict=True)))
 
   return predict
 

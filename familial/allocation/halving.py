@@ -76,14 +76,9 @@ def survivors(candidates: int, eta: int) -> tuple[int, ...]:
 
 def check(candidates: int, budget: float, eta: int) -> None:
   """Refuses an allocation that has no round."""
-  if candidates < 2:
-    raise errors.UserError(f'candidates: {candidates}; at least 2 are needed')
-  if eta < 2:
-    raise errors.UserError(f'eta: {eta} is not allowed; it must be at least 2')
-  if not 0 < budget < math.inf:
-    raise errors.UserError(
-      f'budget: {budget} is not allowed; it must be FLOPs above 0'
-    )
+  errors.require(candidates >= 2, 'candidates', candidates, 'at least 2')
+  errors.require(eta >= 2, 'eta', eta, 'at least 2')
+  errors.require(0 < budget < math.inf, 'budget', budget, 'FLOPs above 0')
 
 
 def run(

@@ -11,8 +11,8 @@ Dimensions: S allocations, M curves, T points, P parameters, L starts.
 """
 
 from collections.abc import Callable
-import concurrent.futures
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from familial.allocation import coregionalisation
 from familial.allocation import halving
 from familial.allocation import lbfgs
 from familial.allocation import surrogate
-from familial.laws import levenberg_marquardt
+from familial.core import cores
 
 RESTARTS = 20
 _LANES = 10  # starts in one program
@@ -97,28 +97,24 @@ def fit(observed: surrogate.Observed, keys: jax.Array) -> list[Fit]:
   with jax.enable_x64(True):
     program = _descent(points, curves)
 
-  def descend(s: int, first: int) -> lbfgs.Minimum:
+  def descend(start: tuple[int, int]) -> lbfgs.Minimum:
+    s, first = start
     active_M = np.asarray(observed.active_SxM[s], bool)
     with jax.enable_x64(True):  # It holds for one thread.
       x_LxP = starts(keys[s], curves)[first : first + _LANES]
       minimum = program(x_LxP, standardised(observed, s).y_TxM, active_M)
       return lbfgs.Minimum(*jax.tree.map(np.asarray, minimum))
 
-  threads = levenberg_marquardt.threads()
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    jobs = [
-      [pool.submit(descend, s, i) for i in range(0, RESTARTS, _LANES)]
-      for s in range(len(keys))
-    ]
-  fits = []
-  for job in jobs:
-    parts = [future.result() for future in job]
-    value = np.concatenate([part.value for part in parts])
-    best = value.argmin()
-    fits.append(
-      Fit(np.concatenate([part.x for part in parts])[best], float(value[best]))
-    )
-  return fits
+  firsts = range(0, RESTARTS, _LANES)
+  parts = cores.in_threads(descend, itertools.product(range(len(keys)), firsts))
+  x, value, _ = (
+    np.stack(part).reshape(len(keys), RESTARTS, -1)
+    for part in zip(*parts, strict=True)
+  )
+  return [
+    Fit(x[s, best], float(value[s, best, 0]))
+    for s, best in enumerate(value[..., 0].argmin(axis=1))
+  ]
 
 
 def standardised(observed: surrogate.Observed, s: int) -> Curves:

@@ -99,9 +99,5 @@ def get(name: str) -> rounds.Policy:
   Raises:
     UserError: if there is no such policy.
   """
-  if name not in POLICIES:
-    raise errors.UserError(
-      f'policy {name!r} is unknown{errors.nearest(name, POLICIES)}; there are'
-      f' {", ".join(POLICIES)}'
-    )
+  errors.require_one_of('policy', name, POLICIES)
   return POLICIES[name]

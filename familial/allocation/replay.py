@@ -14,7 +14,7 @@ import tqdm
 
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
-from familial.allocation import frontier
+from familial.allocation import envelope
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import rounds
@@ -22,7 +22,7 @@ from familial.allocation import synthetic
 from familial.core import errors
 from familial.laws import estimation
 from familial.laws import forms
-from familial.laws import frontier as optima
+from familial.laws import frontier
 from familial.laws import parametric
 from familial.laws import table as tables
 
@@ -343,9 +343,9 @@ def outcomes(
   """
   found: dict[str, list[Outcome]] = {name: [] for name in allocations}
   for draw, grid in enumerate(grids):
-    low, high = frontier.span(grid)
+    low, high = envelope.span(grid)
     far = law.beyond * high
-    whole = frontier.line(grid, low, high)
+    whole = envelope.line(grid, low, high)
     ideal = min(float(curve.at(budget)) for curve in grid)
     cost = math.fsum(curve.end for curve in grid)
     own = {name: each[draw] for name, each in allocations.items()}
@@ -353,7 +353,7 @@ def outcomes(
     trained = [allocation.curves for allocation in own.values()]
     errors_of = _law_errors(trained, grid, law, truth)
     for (name, allocation), error in zip(own.items(), errors_of, strict=True):
-      line = frontier.line(allocation.curves, *frontier.span(allocation.curves))
+      line = envelope.line(allocation.curves, *envelope.span(allocation.curves))
       found[name].append(
         Outcome(
           best=allocation.best,
@@ -362,7 +362,7 @@ def outcomes(
           regret=allocation.best / ideal - 1,
           saving=1 - budget / cost,
           slope=line.slope,
-          area=frontier.area(line, whole, low, far),
+          area=envelope.area(line, whole, low, far),
           line=float(line(far) / whole(far)) - 1,
           law=float(error),
         )
@@ -386,7 +386,7 @@ def _law_errors(
   except errors.UserError:  # No point of the draw counts.
     return unknown
   theta, determined = estimation.fit_groups(form, table, weights)
-  far = law.beyond * frontier.span(grid)[1]
+  far = law.beyond * envelope.span(grid)[1]
   best = best_loss(form, table, theta, [far])[:, 0]
   full, *losses = np.where(determined, best, np.nan)
   if truth is not None and set(truth) == set(form.names):
@@ -412,9 +412,9 @@ def best_loss(
     [laws, budgets]; NaN if a law has no minimum there.
   """
   losses = [
-    optima.optimum(
-      form, theta, budgets, optima.cost_of(table, which), others
+    frontier.optimum(
+      form, theta, budgets, frontier.cost_of(table, which), others
     ).loss
-    for _, _, others, which in optima.granularities(form, table)
+    for _, _, others, which in frontier.granularities(form, table)
   ]
   return np.asarray(np.exp(np.mean(np.log(losses), axis=0)))

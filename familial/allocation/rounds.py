@@ -16,6 +16,7 @@ import numpy as np
 from familial.allocation import config
 from familial.allocation import curves as curves_lib
 from familial.core import estimate
+from familial.core import schema
 
 
 class Source(Protocol):
@@ -78,7 +79,7 @@ class Round:
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> list[Round]:
   """Returns rounds from their rows in a JSON-lines file."""
   fields = [field.name for field in dataclasses.fields(Round)]
-  return [Round(**{key: _tuples(row[key]) for key in fields}) for row in rows]
+  return [schema.read(Round, {key: row[key] for key in fields}) for row in rows]
 
 
 def spent(rounds: Sequence[Round], candidates: int) -> list[float]:
@@ -323,7 +324,3 @@ class Ledger:
 
 def _known(value: float) -> float | None:
   return float(value) if math.isfinite(value) else None
-
-
-def _tuples(value: Any) -> Any:
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -28,7 +28,7 @@ def arms_of(loss: str) -> tuple[str, ...]:
   For the other losses they would be shapes that exist at G = 1 only, and gamma
   would absorb their misfit.
   """
-  _check_choice('loss', loss, LOSSES)
+  errors.require_one_of('loss', loss, LOSSES)
   return (*GRID, 'twin') if loss == 'exit' else GRID
 
 
@@ -49,8 +49,8 @@ def records(
 
   See table.from_rows for the arguments and the errors.
   """
-  _check_choice('loss', loss, LOSSES)
-  _check_choice('rows', rows_used, ROWS)
+  errors.require_one_of('loss', loss, LOSSES)
+  errors.require_one_of('rows', rows_used, ROWS)
   every = list(rows)
   evaluations = _evaluations(
     [r for r in every if r.get('arm') is None or r['arm'] in arms], rows_used
@@ -132,11 +132,3 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
       f'{errors.nearest(name, row)}'
     )
   return row[name]
-
-
-def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-  if value not in allowed:
-    raise errors.UserError(
-      f'{key}={value!r}{errors.nearest(value, allowed)}; allowed are'
-      f' {", ".join(allowed)}'
-    )

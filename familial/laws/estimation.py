@@ -162,7 +162,8 @@ def fit(
       prediction.
   """
   fixed = dict(fixed or {})
-  free = _free(form, fixed)
+  free = np.ones(len(form.names), bool)
+  free[[form.index(name) for name in fixed]] = False
   _check(form, table, int(free.sum()), delta, asymmetry)
   drawn = (
     starts_lib.of_array(starts)
@@ -231,14 +232,9 @@ def fit_groups(
     Coordinates [groups, parameters], and whether the rows of each group have
     more distinct points than the form has parameters, bool [groups].
   """
-  # Rows of weight 0 pad the table to few sizes: each size is compiled.
-  more = 2 ** max(6, math.ceil(math.log2(table.rows))) - table.rows
-  padded = np.append(np.arange(table.rows), np.zeros(more, int))
-  columns = {name: values[padded] for name, values in table.columns.items()}
   problem = levenberg_marquardt.Problem(
-    form, columns, np.log(columns['loss']),
-    np.pad(weights * table.weight, ((0, 0), (0, more))), delta, 1.0,
-    np.ones(len(form.names), bool),
+    form, table.columns, np.log(table.columns['loss']), weights * table.weight,
+    delta, 1.0, np.ones(len(form.names), bool),
   )  # fmt: skip
   ends = screening.search_groups(
     problem, starts_lib.draw(form, starts, seed), np.zeros((0, len(form.names)))
@@ -247,16 +243,6 @@ def fit_groups(
   _, which = np.unique(points, axis=0, return_inverse=True)
   distinct = np.array([len(np.unique(which[row > 0])) for row in weights])
   return ends.theta, distinct > len(form.names)
-
-
-def _free(form: parametric.Form, fixed: Mapping[str, float]) -> np.ndarray:
-  for name in fixed:
-    if name not in form.names:
-      raise errors.UserError(
-        f'form {form.name!r} has no parameter {name!r}'
-        f'{errors.nearest(name, form.names)}; it has {", ".join(form.names)}'
-      )
-  return np.array([name not in fixed for name in form.names])
 
 
 def _check(

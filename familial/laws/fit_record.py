@@ -16,13 +16,14 @@ import numpy as np
 from familial.core import arrays
 from familial.core import errors
 from familial.core import estimate
+from familial.core import schema
 from familial.core import storage
 from familial.laws import forms
 from familial.laws import parametric
 
 SAMPLES = 'bootstrap.npz'
-_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 T = TypeVar('T')
+_LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
 
 class _FromLists:
@@ -217,26 +218,25 @@ def load(path: str | pathlib.Path) -> Law:
       or of another schema.
   """
   try:
-    values = json.loads(pathlib.Path(path).read_text('utf-8'))
-  except (OSError, json.JSONDecodeError) as error:
-    raise errors.UserError(f'cannot read {str(path)!r}: {error}') from error
-  missing = [k for k in _LAW if not isinstance(values, dict) or k not in values]
+    values = storage.read_own(path)
+  except OSError as error:
+    raise errors.UserError(f'{path}: cannot be read ({error})') from None
+  missing = [key for key in _LAW if key not in values]
   if missing:
     raise errors.UserError(
-      f'{str(path)!r} is no fit.json: it lacks {", ".join(missing)}'
+      f'{path}: is no fit.json: it lacks {", ".join(missing)}'
     )
-  storage.check_schema(path, values)
   if '.py' in str(values['form']):
     raise errors.UserError(
-      f'{str(path)!r} is a law of the file {values["form"]!r}, which is not run '
-      'to read it; load that form and use its predict'
+      f'{path}: is a law of the file {values["form"]!r}, which is not run to'
+      ' read it; load that form and use its predict'
     )
-  spreads = values['bootstrap'] or {}
-  for name, spread in spreads.items():
+  for name, spread in values['bootstrap'].items():
     spread['value'] = values['params'][name]
-  for spread in (*spreads.values(), *(values.get('derived') or {}).values()):
-    if spread['value'] is None:
-      spread['value'] = math.nan
+  for spreads in (values['bootstrap'], values.get('derived', {})):
+    for spread in spreads.values():
+      if spread['value'] is None:
+        spread['value'] = math.nan
   record = from_json(FitRecord, values, path)
   samples = None
   beside = pathlib.Path(path).with_name(SAMPLES)
@@ -251,20 +251,14 @@ def load(path: str | pathlib.Path) -> Law:
   return Law(forms.get(record.form), record, samples)
 
 
-def from_json(cls: type[T], values: Any, path: str | pathlib.Path) -> T:
-  """The record of a class in the values of a JSON file.
-
-  Raises:
-    UserError: naming the first key that is missing or of another type.
-  """
-  import pydantic
-
+def from_json(
+  cls: type[T], values: Mapping[str, Any], path: str | pathlib.Path
+) -> T:
+  """The record of a class in the values of a JSON file, which a refusal names."""
   try:
-    return pydantic.TypeAdapter(cls).validate_python(values)
-  except pydantic.ValidationError as error:
-    first = error.errors(include_url=False)[0]
-    key = '.'.join(map(str, first['loc']))
-    raise errors.UserError(f'{path}: {key}: {first["msg"]}') from None
+    return schema.read(cls, {k: v for k, v in values.items() if k != 'schema'})
+  except errors.UserError as error:
+    raise errors.UserError(f'{path}: {error}') from None
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ function in a file (see `user_forms`), or one more entry of `FORMS`.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -167,15 +166,15 @@ def _power_of_compute(p: Coordinates, columns: Columns) -> Any:
 
 def _powers(*exponents: str) -> dict[str, parametric.Derived]:
   """2^, 4^ and 8^ each exponent: the factor on the loss at these G."""
+
+  def power(base: int, name: str) -> parametric.Derived:
+    return lambda values: float(base) ** values[name]
+
   return {
-    f'{base}^{name}': functools.partial(_power, base, name)
+    f'{base}^{name}': power(base, name)
     for name in exponents
     for base in (2, 4, 8)
   }
-
-
-def _power(base: int, name: str, values: Mapping[str, Any]) -> Any:
-  return float(base) ** values[name]
 
 
 FORMS: dict[str, parametric.Form] = {

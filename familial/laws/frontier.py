@@ -3,7 +3,6 @@
 Symbols as in the literature: N parameters, D tokens, C FLOPs.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from scipy import optimize
 
 from familial.laws import parametric
+from familial.laws import row_kernel
 from familial.laws import table as tables
 
 _FAMILIES = 6  # values of G
@@ -69,8 +69,15 @@ def minimum(params: Sequence[float], losses: Sequence[float]) -> Minimum:
   """
   sizes = np.asarray(params, np.float64)
   values = np.asarray(losses, np.float64)
+  best = int(np.argmin(values))
+
+  def flagged(why: str) -> Minimum:
+    return Minimum(
+      float(sizes[best]), float(values[best]), False, len(sizes), flag=why
+    )
+
   if len(np.unique(sizes)) < 3:
-    return _flagged(sizes, values, TOO_FEW)
+    return flagged(TOO_FEW)
   # Centred and scaled, so that the normal equations stay well conditioned.
   log_sizes = np.log(sizes)
   centre, scale = log_sizes.mean(), np.ptp(log_sizes)
@@ -79,28 +86,17 @@ def minimum(params: Sequence[float], losses: Sequence[float]) -> Minimum:
   )
   # Rounding alone bends a straight line by about 1e-16 of its height.
   if bend <= 1e-12 * max(1.0, abs(slope)):
-    return _flagged(sizes, values, NOT_CONVEX)
+    return flagged(NOT_CONVEX)
   vertex = -slope / (2 * bend)
   log_n = centre + scale * vertex
   if not log_sizes.min() < log_n < log_sizes.max():
-    return _flagged(sizes, values, AT_EDGE)
+    return flagged(AT_EDGE)
   return Minimum(
     n_opt=math.exp(log_n),
     loss=math.exp(level - bend * vertex**2),
     interior=True,
     points=len(sizes),
     curvature=float(bend / scale**2),
-  )
-
-
-def _flagged(sizes: np.ndarray, values: np.ndarray, flag: str) -> Minimum:
-  best = int(np.argmin(values))
-  return Minimum(
-    n_opt=float(sizes[best]),
-    loss=float(values[best]),
-    interior=False,
-    points=len(sizes),
-    flag=flag,
   )
 
 
@@ -163,29 +159,27 @@ def optimum(
   """
   budgets = np.asarray(compute, np.float64)
   with jax.enable_x64(True):
-    log_n, exponent, token_exponent, turns, log_loss = map(
-      np.asarray,
-      _optima(
-        form.log_loss, form.coordinates, np.asarray(theta, np.float64),
-        np.log(budgets), TokenCost(*map(float, cost)),
-        {name: float(value) for name, value in (columns or {}).items()},
-      ),
-    )  # fmt: skip
-  params = np.exp(np.where(turns, log_n, np.nan))
-  return Optimum(
-    params=params,
-    tokens=budgets / cost(params),
-    loss=np.exp(np.where(turns, log_loss, np.nan)),
-    exponent=np.where(turns, exponent, np.nan),
-    token_exponent=np.where(turns, token_exponent, np.nan),
-    interior=turns,
+    arrays = _optima(
+      form.vector,
+      row_kernel.pad_points(theta),
+      np.log(budgets),
+      TokenCost(*map(float, cost)),
+      {name: float(value) for name, value in (columns or {}).items()},
+    )
+  log_n, exponent, token_exponent, turns, log_loss = (
+    np.asarray(values)[: len(theta)] for values in arrays
   )
+  log_n, exponent, token_exponent, log_loss = np.where(
+    turns, [log_n, exponent, token_exponent, log_loss], np.nan
+  )
+  params, loss = np.exp(log_n), np.exp(log_loss)
+  tokens = budgets / cost(params)
+  return Optimum(params, tokens, loss, exponent, token_exponent, turns)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _optima(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
+  form: parametric.VectorForm,
   theta: jax.Array,
   log_c: jax.Array,
   cost: TokenCost,
@@ -196,8 +190,7 @@ def _optima(
   def along(theta: jax.Array, log_n: jax.Array, log_c: jax.Array) -> jax.Array:
     n = jnp.exp(log_n)
     values = {'N': n, 'D': jnp.exp(log_c) / cost(n), **columns}
-    p = {name: theta[i] for i, name in enumerate(coordinates)}
-    return jnp.asarray(log_loss(p, values))
+    return form.on(values)(theta)
 
   slope = jax.grad(along, argnums=1)
 

@@ -95,11 +95,10 @@ class Result:
     unbounded = {
       name for name, p in self.profiles.items() if p.lo is None and p.hi is None
     }
+    stable = self._stable
     return {
-      name: known and stable and name not in unbounded
-      for (name, known), stable in zip(
-        self.fit.identified.items(), self._stable, strict=True
-      )
+      name: known and stable[name] and name not in unbounded
+      for name, known in self.fit.identified.items()
     }
 
   @property
@@ -108,13 +107,14 @@ class Result:
     return diagnostics.design(self.table, self.fit.form.columns)
 
   @property
-  def _stable(self) -> list[bool]:
+  def _stable(self) -> dict[str, bool]:
     """Whether each constant varies little over the resamples."""
-    theta = self.bootstrap.theta(self.fit.form)
+    form, theta = self.fit.form, self.bootstrap.theta(self.fit.form)
     if 2 * len(theta) < self.bootstrap.resamples:
-      return [False] * theta.shape[1]
+      return dict.fromkeys(form.names, False)
     spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
-    return [bool(wide <= estimation.IDENTIFIED_SD) for wide in spread]
+    little = spread <= estimation.IDENTIFIED_SD
+    return dict(zip(form.names, little.tolist(), strict=True))
 
   @property
   def flags(self) -> tuple[str, ...]:
@@ -123,10 +123,8 @@ class Result:
       *self.fit.flags,
       *(
         f'{name} not identified by the resamples'
-        for (name, known), stable in zip(
-          self.fit.identified.items(), self._stable, strict=True
-        )
-        if known and not stable
+        for name, stable in self._stable.items()
+        if self.fit.identified[name] and not stable
       ),
       *self.bootstrap.flags,
       *(
@@ -230,37 +228,27 @@ class Result:
     """The content of `fit.json`."""
     fit, bootstrap, table = self.fit, self.bootstrap, self.table
     same = {
-      name: getattr(fit, name)
-      for name in (
-        'params', 'rows', 'objective', 'delta', 'asymmetry', 'starts',
-        'followed', 'basin_hit_rate', 'converged', 'condition_number', 'sd',
-        'covariance', 'aic', 'bic', 'seed',
-      )
-    }  # fmt: skip
-    return fit_record.FitRecord(
-      form=fit.form.name,
-      equation=fit.form.equation,
-      loss_definition=self.loss_definition,
-      table=fit_record.Source(
+      field.name: getattr(source, field.name)
+      for source in (fit, bootstrap, self)  # The later counts.
+      for field in dataclasses.fields(fit_record.FitRecord)
+      if hasattr(source, field.name)
+    }
+    own = {
+      'form': fit.form.name,
+      'equation': fit.form.equation,
+      'table': fit_record.Source(
         table.source, table.sha256, table.mapping, table.filters
       ),
-      dropped=table.dropped,
-      design=self.design,
-      identified=self.identified,
-      flags=self.flags,
-      bootstrap=bootstrap.intervals,
-      level=bootstrap.level,
-      bootstrap_unit=bootstrap.unit,
-      resamples=bootstrap.resamples,
-      resamples_failed=bootstrap.failed,
-      profile=self.profiles,
-      derived=self.derived,
-      held_out=self.held_out,
-      seconds={**fit.seconds, 'bootstrap': bootstrap.seconds},
-      backend=jax.default_backend(),
-      versions=versions(),
-      **same,
-    )
+      'dropped': table.dropped,
+      'bootstrap': bootstrap.intervals,
+      'bootstrap_unit': bootstrap.unit,
+      'resamples_failed': bootstrap.failed,
+      'profile': self.profiles,
+      'seconds': {**fit.seconds, 'bootstrap': bootstrap.seconds},
+      'backend': jax.default_backend(),
+      'versions': versions(),
+    }
+    return fit_record.FitRecord(**{**same, **own})
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes fit.json, and the resamples' constants to bootstrap.npz beside."""

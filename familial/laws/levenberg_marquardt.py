@@ -11,7 +11,6 @@ lane waits for the slowest, and memory does not grow with the number of fits.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import concurrent.futures
 import dataclasses
 import itertools
 import threading
@@ -21,13 +20,12 @@ from typing import Self
 import jax
 import numpy as np
 
-from familial.core import cores as cores_lib
+from familial.core import cores
 from familial.laws import parametric
 from familial.laws import row_kernel
 
 GRADIENT_TOLERANCE = 1e-6  # of a lane that counts as converged
 NUMBERS = 2**24  # predictions in memory at once
-_LANE_BYTES = 2**25  # for one round's arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +82,15 @@ class Problem:
   asymmetry: float
   free: np.ndarray
 
+  def padded(self, dtype: Any) -> tuple[Any, ...]:
+    """Columns, target, weights and `free` as a compiled round takes them."""
+    return (
+      row_kernel.inputs(self.form.columns, self.columns, dtype),
+      row_kernel.pad(self.target).astype(dtype),
+      row_kernel.pad(self.weights, 'constant').astype(dtype),
+      self.free.astype(dtype),
+    )
+
   def objective(self, theta: np.ndarray, group: np.ndarray) -> np.ndarray:
     """At points [n, parameters] of groups [n]; inf where it is not finite."""
     values = np.empty(len(theta))
@@ -131,18 +138,12 @@ def solve(
     iterations: maximum a lane, rounded up to whole rounds.
     advance: called with the number of lanes that have just ended.
   """
-  form, delta = problem.form, problem.delta
-  n, p = theta.shape
-  groups, rows = problem.weights.shape
-  padded = row_kernel.padded(rows)
-  width = lanes(padded, p)
-  pad = ((0, 0), (0, padded - rows))
-  targets = np.pad(np.atleast_2d(problem.target), pad, mode='edge')
-  targets = np.broadcast_to(targets, (groups, padded))
-  weights = np.pad(problem.weights, pad)
+  form, delta, n = problem.form.vector, problem.delta, len(theta)
+  columns, target, weights, free = problem.padded(np.float64)
+  targets = np.broadcast_to(target, weights.shape)
+  rows = weights.shape[1]
+  width = row_kernel.lanes(form, rows)
   group = np.zeros(n, int) if group is None else group
-  mask = np.asarray(problem.free, np.float64)
-  inputs = row_kernel.inputs(form.columns, problem.columns)
 
   out_theta = np.array(theta, np.float64)
   objective = np.full(n, np.inf)
@@ -150,7 +151,7 @@ def solve(
   settings = np.array([delta, tolerance, least, problem.asymmetry])
   queue, lock = iter(range(n)), threading.Lock()
 
-  def work() -> None:
+  def work(_: int) -> None:
     """Fills lanes from the queue until it is empty and all have ended."""
     lane = np.full(width, -1)  # which fit each lane works on
     current = np.tile(theta[:1], (width, 1)).astype(np.float64)
@@ -173,7 +174,7 @@ def solve(
       w = weights[which]
       with jax.enable_x64(True):  # of this thread
         result = program(
-          inputs, targets[which], w, current, damp, mask, settings,
+          columns, targets[which], w, current, damp, free, settings,
           floor * w.sum(1), threshold,
         )  # fmt: skip
         current, damp, threshold, value, slope, done = map(np.array, result)
@@ -193,39 +194,21 @@ def solve(
           advance(len(left))
 
   with jax.enable_x64(True):
-    program = row_kernel.program(
-      form.log_loss, form.coordinates, form.columns, padded, width
-    )
-  side_by_side([work] * min(threads(), -(-n // width)))
+    program = row_kernel.program(form, rows)
+  cores.in_threads(work, range(min(cores.feeding_threads(), -(-n // width))))
   bottom = floor * weights.sum(1)[group]
   converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
-  return Solution(
-    out_theta,
-    objective,
-    gradient,
-    converged & np.isfinite(objective),
-  )
-
-
-def threads() -> int:
-  """Host threads that feed the device: each core of a CPU, one of a GPU."""
-  if jax.default_backend() != 'cpu':
-    return 1
-  return len(cores_lib.available_cores())
-
-
-def side_by_side(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
-  """Results of the tasks, each run in a thread of its own."""
-  with concurrent.futures.ThreadPoolExecutor(len(tasks)) as pool:
-    return [future.result() for future in [pool.submit(t) for t in tasks]]
+  converged &= np.isfinite(objective)
+  return Solution(out_theta, objective, gradient, converged)
 
 
 def predict(
   form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> np.ndarray:
   """Log loss [n, rows] at theta [n, parameters]."""
-  [value] = _on_rows(row_kernel.predict, form, columns, theta)
-  return value
+  points = row_kernel.pad_points(theta)
+  [value] = _on_rows(row_kernel.predict, form, columns, points)
+  return value[: len(theta)]
 
 
 def evaluate(
@@ -245,9 +228,7 @@ def _on_rows(
   rows = len(np.asarray(columns[form.columns[0]]))
   inputs = row_kernel.inputs(form.columns, columns)
   with jax.enable_x64(True):
-    arrays = kernel(
-      form.log_loss, form.coordinates, inputs, np.asarray(theta, np.float64)
-    )
+    arrays = kernel(form.vector, inputs, np.asarray(theta, np.float64))
     return [np.asarray(array)[:, :rows] for array in jax.tree.leaves(arrays)]
 
 
@@ -261,10 +242,3 @@ def penalty(
       size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta)
     )
   return np.where(residual > 0, asymmetry, 1.0) * huber
-
-
-def lanes(rows: int, parameters: int) -> int:
-  """Returns the number of fits in a compiled round."""
-  fit = _LANE_BYTES // (8 * rows * (parameters + 4))
-  most = 32 if jax.default_backend() == 'cpu' else 4096
-  return int(min(most, max(1, fit)))

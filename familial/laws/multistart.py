@@ -52,13 +52,9 @@ def draw(
   """
   if count < 1:
     raise errors.UserError(f'starts={count}: at least 1 is needed')
+  errors.require_one_of('sampling', sampling, ('grid', 'latin'))
   if sampling == 'grid':
     return _grid(form, count, seed)
-  if sampling != 'latin':
-    raise errors.UserError(
-      f'sampling={sampling!r} is not one of grid, latin'
-      f'{errors.nearest(sampling, ("grid", "latin"))}'
-    )
   low = np.array([min(p.grid) for p in form.parameters])
   high = np.array([max(p.grid) for p in form.parameters])
 

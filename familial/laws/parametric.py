@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,27 @@ class Parameter:
     return self.transform.prefix + self.name
 
 
+class VectorForm(NamedTuple):
+  """A form as a function of the vector of its coordinates.
+
+  It is the key of compiled programs: forms that share a function share them.
+  """
+
+  log_loss: Callable[[Coordinates, Columns], Any]
+  coordinates: tuple[str, ...]
+  columns: tuple[str, ...]
+
+  def on(self, columns: Columns) -> Callable[[Any], jax.Array]:
+    """Log loss on these columns, one a row, of coordinates [parameters]."""
+    rows = jnp.shape(columns[self.columns[0]])
+
+    def log_loss(theta: Any) -> jax.Array:
+      p = {name: theta[i] for i, name in enumerate(self.coordinates)}
+      return jnp.broadcast_to(self.log_loss(p, columns), rows)
+
+    return log_loss
+
+
 @dataclasses.dataclass(frozen=True)
 class Form:
   """A law with named parameters.
@@ -105,6 +127,24 @@ class Form:
   def coordinates(self) -> tuple[str, ...]:
     """The coordinates' names, in order."""
     return tuple(p.coordinate for p in self.parameters)
+
+  @property
+  def vector(self) -> VectorForm:
+    """The form as a function of the vector of its coordinates."""
+    return VectorForm(self.log_loss, self.coordinates, self.columns)
+
+  def index(self, name: str) -> int:
+    """The place of a parameter.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    if name not in self.names:
+      raise errors.UserError(
+        f'form {self.name!r} has no parameter {name!r}'
+        f'{errors.nearest(name, self.names)}; it has {", ".join(self.names)}'
+      )
+    return self.names.index(name)
 
   def values(self, theta: np.ndarray) -> dict[str, np.ndarray]:
     """Coordinates [..., parameters] to values by name, each [...]."""
@@ -132,11 +172,8 @@ class Form:
   ) -> np.ndarray:
     """The loss that the law with these parameter values gives, one a row."""
     with jax.enable_x64(True):
-      log_loss = self.log_loss(
-        dict(zip(self.coordinates, self.theta(values), strict=True)),
-        {name: jnp.asarray(columns[name]) for name in self.columns},
-      )
-      return np.asarray(jnp.exp(log_loss))
+      arrays = {name: jnp.asarray(columns[name]) for name in self.columns}
+      return np.asarray(jnp.exp(self.vector.on(arrays)(self.theta(values))))
 
 
 def log_sum(*terms: Any) -> Any:

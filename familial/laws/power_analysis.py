@@ -81,11 +81,7 @@ def simulate(
     raise errors.UserError(
       f'noise={noise}, simulations={simulations}: above 0, and at least 2'
     )
-  if name not in form.names:
-    raise errors.UserError(
-      f'form {form.name!r} has no parameter {name!r}'
-      f'{errors.nearest(name, form.names)}'
-    )
+  j = form.index(name)
   arrays = {n: np.asarray(columns[n], np.float64) for n in form.columns}
   clusters = np.unique(np.asarray(run), return_inverse=True)[1]
   rows, runs, p = len(clusters), int(clusters.max()) + 1, len(form.names)
@@ -107,7 +103,6 @@ def simulate(
       damping=1e-3,
     )
     value, jacobian = levenberg_marquardt.evaluate(form, arrays, ends.theta)
-    j = form.names.index(name)
     quantile = estimate.quantile(max(runs - p, 1), level)
     for i in range(simulations):
       covariance, _ = asymptotics.covariance(

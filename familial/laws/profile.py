@@ -15,7 +15,6 @@ import math
 import numpy as np
 from scipy import special
 
-from familial.core import errors
 from familial.core import estimate as estimate_lib
 from familial.laws import estimation
 from familial.laws import fit_record
@@ -40,12 +39,7 @@ def profile(
   The grid widens until the deviance passes the cut-off on both sides; a side on
   which it never does is flat, and that end of the interval is None.
   """
-  if name not in form.names:
-    raise errors.UserError(
-      f'form {form.name!r} has no parameter {name!r}'
-      f'{errors.nearest(name, form.names)}; it has {", ".join(form.names)}'
-    )
-  j = form.names.index(name)
+  j = form.index(name)
   parameter = form.parameters[j]
   cutoff = estimate_lib.quantile(fit.degrees, level) ** 2
   # A parameter that is not identified is profiled over the span of its grid.

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from familial.laws import parametric
+
 ROUGH_ROUND = 8  # iterations of a rough program
 _ROUGH_LEAST = 1e-6  # least damping that float32 bears
 ROUND = 4  # iterations between two checks for lanes that are done
@@ -22,67 +24,47 @@ _CAP = 1.0  # largest change of a coordinate in one step: e-fold, or 1
 _NEAR_ENOUGH = 0.03  # gradient at which Huber's threshold tightens
 _TIGHTEN = 0.25  # by this factor, until it is delta
 _STUCK = 1e12  # damping at which no descent is left within rounding
+# Numbers in the arrays of one round, and its most lanes on a CPU and elsewhere.
+_NUMBERS, _LANES = 2**22, (32, 4096)
+_ROUGH_NUMBERS, _ROUGH_LANES = 2**24, (128, 8192)
 
 
-@functools.lru_cache(maxsize=64)
+def lanes(
+  form: parametric.VectorForm, rows: int, *, rough: bool = False
+) -> int:
+  """Returns the number of fits in a compiled round."""
+  numbers = _ROUGH_NUMBERS if rough else _NUMBERS
+  on_cpu, elsewhere = _ROUGH_LANES if rough else _LANES
+  most = on_cpu if jax.default_backend() == 'cpu' else elsewhere
+  return max(1, min(most, numbers // (rows * (len(form.coordinates) + 4))))
+
+
+@functools.lru_cache(maxsize=128)
 def program(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
-  column_names: tuple[str, ...],
-  rows: int,
-  lanes: int,
+  form: parametric.VectorForm, rows: int, *, rough: bool = False
 ) -> Callable[..., Any]:
-  """The compiled round; laws that share a function share the program."""
-  p = len(coordinates)
-  return _compiled(
-    functools.partial(_round, log_loss, coordinates),
-    (None, 0, 0, 0, 0, None, None, 0, 0),
-    dict.fromkeys(column_names, (rows,)),
-    ((lanes, rows), (lanes, rows), (lanes, p), (lanes,), (p,), (4,), (lanes,),
-     (lanes,)),
-    jnp.float64,
-  )  # fmt: skip
+  """The compiled round of `lanes` fits to `rows` rows (a number of `padded`).
 
-
-@functools.lru_cache(maxsize=64)
-def rough(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
-  column_names: tuple[str, ...],
-  rows: int,
-  lanes: int,
-) -> Callable[..., Any]:
-  """The compiled rough round: Gauss-Newton alone, in float32.
-
-  Takes columns, target [rows], weights [lanes, rows], theta, damping [lanes],
-  free and (delta, asymmetry); returns theta, damping and the objectives.
+  A rough round is of Gauss-Newton steps alone, in float32. It takes columns,
+  target [rows], weights [lanes, rows], theta, damping [lanes], free and (delta,
+  asymmetry), and returns theta, damping and the objectives.
   """
-  p = len(coordinates)
-  return _compiled(
-    functools.partial(_rough_round, log_loss, coordinates),
-    (None, None, 0, 0, 0, None, None),
-    dict.fromkeys(column_names, (rows,)),
-    ((rows,), (lanes, rows), (lanes, p), (lanes,), (p,), (2,)),
-    jnp.float32,
-  )
-
-
-def _compiled(
-  function: Callable[..., Any],
-  axes: tuple[int | None, ...],
-  columns: dict[str, tuple[int, ...]],
-  arrays: tuple[tuple[int, ...], ...],
-  dtype: Any,
-) -> Callable[..., Any]:
-  """A function of columns and arrays of these shapes, under vmap, compiled."""
-  shapes = jax.tree.map(
-    lambda shape: jax.ShapeDtypeStruct(shape, dtype),
-    (columns, *arrays),
-    is_leaf=lambda shape: (
-      isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
-    ),
-  )
-  lowered = jax.jit(jax.vmap(function, in_axes=axes)).lower(*shapes)
+  p, n = len(form.coordinates), lanes(form, rows, rough=rough)
+  function: Callable[..., Any] = _round
+  axes: tuple[int | None, ...] = (None, 0, 0, 0, 0, None, None, 0, 0)
+  arrays: tuple[tuple[int, ...], ...] = (
+    (n, rows), (n, rows), (n, p), (n,), (p,), (4,), (n,), (n,)
+  )  # fmt: skip
+  if rough:
+    function, axes = _rough_round, (None, None, 0, 0, 0, None, None)
+    arrays = ((rows,), (n, rows), (n, p), (n,), (p,), (2,))
+  dtype = jnp.float32 if rough else jnp.float64
+  columns = {
+    name: jax.ShapeDtypeStruct((rows,), dtype) for name in form.columns
+  }
+  shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in arrays]
+  each = jax.vmap(functools.partial(function, form), in_axes=axes)
+  lowered = jax.jit(each).lower(columns, *shapes)
   return lowered.compile(compiler_options=_options())
 
 
@@ -107,52 +89,41 @@ def inputs(
   names: tuple[str, ...], columns: Mapping[str, Any], dtype: Any = np.float64
 ) -> dict[str, np.ndarray]:
   """A form's columns, padded with copies of their last row."""
-  arrays = {name: np.asarray(columns[name], dtype) for name in names}
-  return {
-    name: np.pad(values, (0, padded(len(values)) - len(values)), mode='edge')
-    for name, values in arrays.items()
-  }
+  return {name: pad(np.asarray(columns[name], dtype)) for name in names}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def pad_points(theta: Any) -> np.ndarray:
+  """Points [n, parameters] and zeros: few numbers, so that few are compiled."""
+  theta = np.asarray(theta, np.float64)
+  return np.pad(theta, ((0, padded(len(theta)) - len(theta)), (0, 0)))
+
+
+def pad(values: np.ndarray, mode: Any = 'edge') -> np.ndarray:
+  """Arrays [..., rows] with as many rows as a compiled program has."""
+  rows = values.shape[-1]
+  none = [(0, 0)] * (values.ndim - 1)
+  return np.pad(values, [*none, (0, padded(rows) - rows)], mode=mode)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def predict(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
-  columns: dict[str, jax.Array],
-  theta: jax.Array,
+  form: parametric.VectorForm, columns: dict[str, jax.Array], theta: jax.Array
 ) -> jax.Array:
   """Log loss [n, rows], compiled."""
-  return jax.vmap(_model(log_loss, coordinates, columns))(theta)
+  return jax.vmap(form.on(columns))(theta)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def evaluate(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
-  columns: dict[str, jax.Array],
-  theta: jax.Array,
+  form: parametric.VectorForm, columns: dict[str, jax.Array], theta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Log loss [n, rows] and its Jacobian [n, rows, parameters], compiled."""
-  model = _model(log_loss, coordinates, columns)
+  model = form.on(columns)
   return jax.vmap(model)(theta), jax.vmap(jax.jacfwd(model))(theta)
 
 
-def _model(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
-  columns: Mapping[str, jax.Array],
-) -> Callable[[jax.Array], jax.Array]:
-  def model(theta: jax.Array) -> jax.Array:
-    p = {name: theta[i] for i, name in enumerate(coordinates)}
-    rows = next(iter(columns.values())).shape
-    return jnp.broadcast_to(log_loss(p, columns), rows)
-
-  return model
-
-
 def _round(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
+  form: parametric.VectorForm,
   columns: dict[str, jax.Array],
   target: jax.Array,
   weight: jax.Array,
@@ -163,10 +134,9 @@ def _round(
   floor: jax.Array,
   threshold: jax.Array,
 ) -> tuple[jax.Array, ...]:
-  """A few iterations of one lane; all arguments but the first two traced."""
-  model = _model(log_loss, coordinates, columns)
+  """A few iterations of one lane; all arguments but the form traced."""
+  model = form.on(columns)
   delta, tolerance, least, asymmetry = settings
-  identity = jnp.eye(len(coordinates), dtype=theta.dtype)
   both_free = free[:, None] * free
 
   def objective(residual: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -174,8 +144,7 @@ def _round(
 
   def iterate(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     theta, damping, _, threshold, done = state
-    prediction, push = jax.linearize(model, theta)
-    jacobian = jax.vmap(push)(identity) * free[:, None]
+    prediction, jacobian = _linearised(model, theta, free)
     residual = prediction - target
     value = objective(residual, threshold)
     sided = weight * jnp.where(residual > 0, asymmetry, 1.0)
@@ -201,15 +170,10 @@ def _round(
     gauss = _gram(jacobian, sided * huber_weight)
     curvature = jax.jacfwd(lambda t: jax.vjp(model, t)[1](pull)[0])(theta)
     newton = _gram(jacobian, sided * inside) + curvature * both_free
-    diagonal = jnp.diagonal(gauss)
-    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-
-    def step_of(matrix: jax.Array) -> jax.Array:
-      scaled = matrix / scale[:, None] / scale + damping * identity
-      return _cholesky_solve(scaled, gradient / scale) / scale
-
     # A matrix that is not positive definite gives NaN.
-    first, second = jax.vmap(step_of)(jnp.stack([newton, gauss]))
+    first, second = jax.vmap(_step, in_axes=(0, None, None, None))(
+      jnp.stack([newton, gauss]), gradient, damping, _scale(gauss)
+    )
     step = jnp.where(jnp.isfinite(first).all(), first, second)
     # Each coordinate by itself: a dead term asks for an endless step, and
     # scaling the whole step down to it would stop all the others.
@@ -235,8 +199,7 @@ def _round(
 
 
 def _rough_round(
-  log_loss: Callable[..., Any],
-  coordinates: tuple[str, ...],
+  form: parametric.VectorForm,
   columns: dict[str, jax.Array],
   target: jax.Array,
   weight: jax.Array,
@@ -246,26 +209,22 @@ def _rough_round(
   settings: jax.Array,
 ) -> tuple[jax.Array, ...]:
   """ROUGH_ROUND Gauss-Newton iterations of one lane."""
-  model = _model(log_loss, coordinates, columns)
+  model = form.on(columns)
   delta, asymmetry = settings
-  identity = jnp.eye(len(coordinates), dtype=theta.dtype)
 
   def objective(residual: jax.Array) -> jax.Array:
     return _objective(residual, weight, delta, asymmetry)
 
   def iterate(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     theta, damping, value = state
-    prediction, push = jax.linearize(model, theta)
-    jacobian = jax.vmap(push)(identity) * free[:, None]
+    prediction, jacobian = _linearised(model, theta, free)
     residual = prediction - target
     size = jnp.abs(residual)
     pull = weight * jnp.where(residual > 0, asymmetry, 1.0)
     pull *= jnp.where(size <= delta, 1.0, delta / size)
     gauss = _gram(jacobian, pull)
-    diagonal = jnp.diagonal(gauss)
-    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    scaled = gauss / scale[:, None] / scale + damping * identity
-    step = _cholesky_solve(scaled, jacobian @ (pull * residual) / scale) / scale
+    gradient = jacobian @ (pull * residual)
+    step = _step(gauss, gradient, damping, _scale(gauss))
     new = theta - jnp.clip(step, -_CAP, _CAP)
     new_value = objective(model(new) - target)
     # From where there is no number, any number is a gain.
@@ -278,6 +237,30 @@ def _rough_round(
 
   first = objective(model(theta) - target)
   return jax.lax.fori_loop(0, ROUGH_ROUND, iterate, (theta, damping, first))
+
+
+def _linearised(
+  model: Callable[[jax.Array], jax.Array], theta: jax.Array, free: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The prediction and its Jacobian [parameters, rows], 0 where not free."""
+  prediction, push = jax.linearize(model, theta)
+  identity = jnp.eye(len(theta), dtype=theta.dtype)
+  return prediction, jax.vmap(push)(identity) * free[:, None]
+
+
+def _scale(gauss: jax.Array) -> jax.Array:
+  """Marquardt's scale of each coordinate."""
+  diagonal = jnp.diagonal(gauss)
+  return jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+
+
+def _step(
+  matrix: jax.Array, gradient: jax.Array, damping: jax.Array, scale: jax.Array
+) -> jax.Array:
+  """The step that the damped matrix gives, damped in units of the scale."""
+  identity = jnp.eye(len(scale), dtype=scale.dtype)
+  scaled = matrix / scale[:, None] / scale + damping * identity
+  return _cholesky_solve(scaled, gradient / scale) / scale
 
 
 def _objective(

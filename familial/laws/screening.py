@@ -1,6 +1,6 @@
 """Screening of a multi-start: rounds of few iterations choose the starts to solve.
 
-Early rounds are a few Gauss-Newton iterations in float32 (`row_kernel.rough`), at
+Early rounds are a few Gauss-Newton iterations in float32 (`row_kernel.program`), at
 a tenth of the cost of `levenberg_marquardt.solve`'s. The best starts of a round go
 on; a random sample of all starts is solved beside them, so that the share that
 reaches the optimum is an unbiased estimate.
@@ -11,8 +11,6 @@ together: a *group* is the starts of one of them.
 
 from collections.abc import Callable
 import dataclasses
-import functools
-import itertools
 import math
 import time
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from familial.core import cores
 from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
 from familial.laws import row_kernel
@@ -49,13 +48,10 @@ class Points(levenberg_marquardt.Lanes):
 def prepare(problem: Problem) -> float:
   """Compiles the programs of a search; returns the seconds that took."""
   tick = time.monotonic()
-  form, rows = problem.form, row_kernel.padded(len(problem.target))
+  rows = row_kernel.padded(len(problem.target))
   with jax.enable_x64(True):
-    for program, lanes in (
-      (row_kernel.rough, _width(rows, len(problem.free))),
-      (row_kernel.program, levenberg_marquardt.lanes(rows, len(problem.free))),
-    ):
-      program(form.log_loss, form.coordinates, form.columns, rows, lanes)
+    for rough in (True, False):
+      row_kernel.program(problem.form.vector, rows, rough=rough)
   return time.monotonic() - tick
 
 
@@ -174,7 +170,7 @@ def screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> Points:
   block = max(
     1, min(starts_lib.BLOCK, levenberg_marquardt.NUMBERS // len(problem.target))
   )
-  pool: Points | None = None
+  pool = _lanes(np.zeros((0, len(problem.free))))
   for first in range(0, starts.count, block):
     theta = starts.block(first, min(first + block, starts.count))
     losses = problem.losses(theta)
@@ -185,9 +181,8 @@ def screened(problem: Problem, starts: starts_lib.Starts, keep: int) -> Points:
       _lanes(theta[order.ravel()], np.repeat(groups, order.shape[1])),
       objective=np.take_along_axis(objective, order, axis=1).ravel(),
     )
-    pool = lanes if pool is None else Points.join([pool, lanes])
+    pool = Points.join([pool, lanes])
     pool = pool.take(_best(pool, keep))
-  assert pool is not None
   return pool
 
 
@@ -196,15 +191,14 @@ def _thinned(
 ) -> Points:
   """The best starts of one group after rounds of more and more iterations."""
   keep = min(max(starts.count // _SHARE, FOLLOWED), _MOST)
-  pool: Points | None = None
+  pool = _lanes(np.zeros((0, len(problem.free))))
   for first in range(0, starts.count, starts_lib.BLOCK):
     last = min(first + starts_lib.BLOCK, starts.count)
     lanes = _lanes(starts.block(first, last))
     lanes = _rough(problem, lanes, row_kernel.ROUGH_ROUND)
-    pool = lanes if pool is None else Points.join([pool, lanes])
+    pool = Points.join([pool, lanes])
     pool = pool.take(_best(pool, keep))
     advance(last - first)
-  assert pool is not None
   rounds = 2
   while len(pool.theta) > FOLLOWED:
     keep = max(keep // _SHARE, FOLLOWED)
@@ -226,51 +220,32 @@ def _best(lanes: Points, keep: int) -> np.ndarray:
 
 
 def _rough(problem: Problem, lanes: Points, iterations: int) -> Points:
-  """Rounds of `row_kernel.rough`; objectives that are not finite are inf."""
-  padded = row_kernel.padded(len(problem.target))
-  width = _width(padded, len(problem.free))
-  pad = padded - len(problem.target)
-  columns = row_kernel.inputs(problem.form.columns, problem.columns, np.float32)
-  target = np.pad(problem.target, (0, pad), mode='edge').astype(np.float32)
-  weights = np.pad(problem.weights, ((0, 0), (0, pad))).astype(np.float32)
+  """Rounds of the rough program; objectives that are not finite are inf."""
+  form, n = problem.form.vector, len(lanes.theta)
+  columns, target, weights, free = problem.padded(np.float32)
   settings = np.array([problem.delta, problem.asymmetry], np.float32)
-  free = problem.free.astype(np.float32)
-  n = len(lanes.theta)
+  width = row_kernel.lanes(form, len(target), rough=True)
   with jax.enable_x64(True):
-    program = row_kernel.rough(
-      problem.form.log_loss, problem.form.coordinates, problem.form.columns,
-      padded, width,
-    )  # fmt: skip
+    program = row_kernel.program(form, len(target), rough=True)
 
-  def work(batches: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    ends = []
-    for first in batches:
-      index = np.minimum(np.arange(first, first + width), n - 1)
-      state = (
-        lanes.theta[index].astype(np.float32),
-        lanes.damping[index].astype(np.float32),
-      )
-      picked = weights[lanes.group[index]]
-      with jax.enable_x64(True):  # of this thread
-        for _ in range(iterations // row_kernel.ROUGH_ROUND):
-          *state, objective = program(
-            columns, target, picked, *state, free, settings
-          )
-        ends.append(tuple(np.asarray(part) for part in (*state, objective)))
-    return ends
+  def work(first: int) -> list[np.ndarray]:
+    index = np.minimum(np.arange(first, first + width), n - 1)
+    picked = weights[lanes.group[index]]
+    state = [
+      values[index].astype(np.float32)
+      for values in (lanes.theta, lanes.damping)
+    ]
+    with jax.enable_x64(True):  # of this thread
+      for _ in range(iterations // row_kernel.ROUGH_ROUND):
+        *state, objective = program(
+          columns, target, picked, *state, free, settings
+        )
+      return [np.asarray(part) for part in (*state, objective)]
 
-  batches = np.arange(0, n, width)
-  shares = np.array_split(
-    batches, min(levenberg_marquardt.threads(), len(batches))
-  )
-  done = levenberg_marquardt.side_by_side(
-    [functools.partial(work, s) for s in shares]
-  )
-  ends = [
+  theta, damping, objective = (
     np.concatenate(parts)[:n].astype(float)
-    for parts in zip(*itertools.chain(*done), strict=True)
-  ]
-  theta, damping, objective = ends
+    for parts in zip(*cores.in_threads(work, range(0, n, width)), strict=True)
+  )
   # Coordinates that are held keep all their digits.
   theta = np.where(problem.free, theta, lanes.theta)
   return Points(
@@ -278,12 +253,4 @@ def _rough(problem: Problem, lanes: Points, iterations: int) -> Points:
     damping=damping,
     objective=np.where(np.isfinite(objective), objective, np.inf),
     group=lanes.group,
-  )
-
-
-def _width(rows: int, parameters: int) -> int:
-  """Lanes of a rough round."""
-  most = 128 if jax.default_backend() == 'cpu' else 8192
-  return max(
-    1, min(most, levenberg_marquardt.NUMBERS // (rows * (parameters + 4)))
   )

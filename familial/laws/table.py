@@ -77,7 +77,8 @@ class Table:
         f'a table needs a column loss; it has {", ".join(self.columns)}'
       )
     for name, values in self.columns.items():
-      _check_column(name, values, self.source)
+      theirs = self.mapping.get(parametric.LONG_NAMES.get(name, name), name)
+      _check_column(name, values, self.source, theirs)
     if not self.rows:
       raise errors.UserError(
         f'no row is left to fit in {self.source or "the table"}'
@@ -216,7 +217,6 @@ def read(
   *,
   loss: str = 'final',
   rows_used: str = 'last',
-  arms: Sequence[str] | None = None,
   mix_corpora: bool = False,
   cluster: str = 'run',
   needs: Sequence[str] = (),
@@ -231,7 +231,6 @@ def read(
       these names. Where there are FLOPs and no tokens, D = C / (6 N).
     loss: as in from_rows; for runs of this project only.
     rows_used: as in from_rows.
-    arms: as in from_rows.
     mix_corpora: as in from_rows.
     cluster: the column, ours or the file's, whose equal values make rows belong
       together; run, where there is none, is row: each by itself.
@@ -241,7 +240,7 @@ def read(
   records, sha256 = files.read(path)
   if not columns and is_ours(records):
     table = from_rows(
-      records, loss, rows_used, arms, mix_corpora, str(path), sha256
+      records, loss, rows_used, None, mix_corpora, str(path), sha256
     )
     # Several records may make one row: their fields cannot label it.
     return _clustered(table, {}, cluster)
@@ -275,13 +274,10 @@ def from_records(
     for ours, theirs in mapping.items()
     if ours != 'run'
   }
-  for ours, theirs in mapping.items():
-    symbol = parametric.SYMBOLS.get(ours, ours)
-    if symbol in arrays:
-      _check_column(symbol, arrays[symbol], source, theirs)
   filters: dict[str, Any] = {}
   if 'D' not in arrays and {'N', 'C'} <= set(arrays):
-    arrays['D'] = arrays['C'] / (6 * arrays['N'])
+    with np.errstate(all='ignore'):  # The table refuses such N and C.
+      arrays['D'] = arrays['C'] / (6 * arrays['N'])
     filters['tokens'] = 'flops / (6 params)'
   for name in needs:
     if name not in arrays:
@@ -324,7 +320,7 @@ def _clustered(
 
 
 def _check_column(
-  name: str, values: np.ndarray, source: str, theirs: str = ''
+  name: str, values: np.ndarray, source: str, theirs: str
 ) -> None:
   bad = ~(np.abs(values) <= _MOST)
   wanted = f'a number of at most {_MOST:g}'
@@ -334,7 +330,7 @@ def _check_column(
   if bad.any():
     row = int(np.flatnonzero(bad)[0])
     raise errors.UserError(
-      f'column {theirs or name!r} of {source or "the table"} is {values[row]} in row'
+      f'column {theirs!r} of {source or "the table"} is {values[row]} in row'
       f' {row + 1}; {wanted} is needed'
     )
 

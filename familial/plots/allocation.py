@@ -12,7 +12,7 @@ import numpy as np
 
 from familial.allocation import comparison
 from familial.allocation import curves as curves_lib
-from familial.allocation import frontier
+from familial.allocation import envelope
 from familial.allocation import rounds as rounds_lib
 from familial.allocation import surrogate
 from familial.core import text
@@ -262,19 +262,19 @@ def frontiers(
     far: FLOPs to which lines are drawn.
     name: of `whole`.
   """
-  low, high = frontier.span(whole)
-  full = frontier.line(whole, low, high)
-  least = low / frontier.WIDTH  # Below it curves are all in one transient.
+  low, high = envelope.span(whole)
+  full = envelope.line(whole, low, high)
+  least = low / envelope.WIDTH  # Below it curves are all in one transient.
   rows: list[dict[str, Any]] = []
   for policy, curves in {name: whole, **trained}.items():
     if not any(len(curve.flops) for curve in curves):
       continue
-    begin, end = frontier.span(curves)
-    flops = np.geomspace(max(begin, least), end, frontier.POINTS)
-    line = frontier.line(curves, begin, end)
-    ahead = np.geomspace(max(begin, least), far, frontier.POINTS)
+    begin, end = envelope.span(curves)
+    flops = np.geomspace(max(begin, least), end, envelope.POINTS)
+    line = envelope.line(curves, begin, end)
+    ahead = np.geomspace(max(begin, least), far, envelope.POINTS)
     for kind, x, loss in (
-      ('frontier', flops, frontier.frontier(curves, flops)),
+      ('frontier', flops, envelope.frontier(curves, flops)),
       ('line', ahead, line(ahead)),
     ):
       over = 100 * (loss / full(x) - 1)
@@ -319,7 +319,7 @@ def frontiers(
     *charts,
     columns=2,
     title='Compute frontiers (dashed: line through the last factor of '
-    f"{frontier.WIDTH:g}, extrapolated; vertical: the grid's largest compute)",
+    f"{envelope.WIDTH:g}, extrapolated; vertical: the grid's largest compute)",
   )
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +19,15 @@ def rosenbrock(x):
   return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(function, x, limits):
+  return lbfgs.minimise(jax.vmap(jax.value_and_grad(function)), x, **limits)
+
+
 def minimise(function, x, **limits):
-  each = jax.vmap(jax.value_and_grad(function))
   with jax.enable_x64(True):
-    solve = jax.jit(lambda x: lbfgs.minimise(each, x, **{**LIMITS, **limits}))
-    return jax.tree.map(np.asarray, solve(jnp.asarray(x)))
+    found = compiled(function, jnp.asarray(x), {**LIMITS, **limits})
+    return jax.tree.map(np.asarray, found)
 
 
 def test_many_lanes_reach_what_scipy_reaches_in_as_many_evaluations():
@@ -66,16 +72,16 @@ def test_no_number_is_a_step_too_long():
 
 
 def test_lanes_do_not_know_of_one_another():
-  x = np.random.default_rng(1).uniform(-1.5, 1.5, (8, 4))
+  x = np.random.default_rng(1).uniform(-1.5, 1.5, (16, 4))
   together = minimise(rosenbrock, x)
-  others = np.concatenate([x[:1], np.full((7, 4), np.nan)])
+  others = np.concatenate([x[:1], np.full((15, 4), np.nan)])
   alone = minimise(rosenbrock, others)
   np.testing.assert_array_equal(together.x[0], alone.x[0])
   assert together.evaluations[0] == alone.evaluations[0]
 
 
 def test_evaluations_are_bounded_and_counted():
-  x = np.full((2, 4), -1.2)
+  x = np.full((16, 4), -1.2)
   few = minimise(rosenbrock, x, evaluations=10)
   assert (few.evaluations == 10).all()
   loose = minimise(rosenbrock, x, gain=1e9, patience=3)

@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,11 +15,9 @@ from familial.allocation import curves
 from familial.allocation import replay
 from familial.allocation import synthetic
 from familial.cli import main
-from familial.laws import forms
 from tests.allocation import replays
 
 LAW = config.Law()
-ROOM = pathlib.Path(replay.__file__).parent
 EXPERIMENTS = pathlib.Path(allocation.__file__).parent
 RESULTS = EXPERIMENTS / 'results'
 
@@ -39,7 +35,7 @@ def outcomes(grids, budget, names=('sh', 'uniform', 'oracle'), **law):
 
 
 def test_a_policy_that_trains_everything_has_no_error():
-  found = outcomes(replays.draws(), 1e25)
+  found = outcomes(replays.draws(1), 1e25)
   for mine in found.values():
     assert (mine['gain'] <= 1e-12).all()
   for key in ('regret', 'area', 'line', 'law'):
@@ -61,20 +57,6 @@ def test_laws_are_compared_with_the_law_that_curves_obey():
   np.testing.assert_allclose(known, whole, atol=1e-4)
   other = outcomes(grids, 2e19, truth={**law, 'E': 2 * law['E']})['sh']['law']
   assert (other < -0.3).all()
-
-
-def test_the_extrapolated_loss_is_the_closed_form():
-  form, law = forms.get('chinchilla'), synthetic.LAW
-  table, _ = curves.rows([synthetic.curves(1).curves])
-  [[loss]] = replay.best_loss(form, table, form.theta(law)[None], [1e21])
-  # Hoffmann et al. (2022), equation 4.
-  a, b = law['alpha'], law['beta']
-  g = (a * law['A'] / (b * law['B'])) ** (1 / (a + b))
-  n = g * (1e21 / 6) ** (b / (a + b))
-  d = 1e21 / 6 / n
-  assert loss == pytest.approx(
-    law['E'] + law['A'] / n**a + law['B'] / d**b, rel=1e-9
-  )
 
 
 def test_outcomes_by_hand():
@@ -236,7 +218,10 @@ def test_results_are_read_back_and_written_as_they_were(tmp_path, path):
   [
     (('--budget=1e18', '--candidates=7'), 'candidates: 7; .* has 6 curves'),
     (('--budget=1e3',), 'no curve of .* has a loss before'),
-    (('--budget=1e18', '--policy=lmc'), "policy 'lmc' is unknown.*'sh_lmc'"),
+    (
+      ('--budget=1e18', '--policy=lmc'),
+      "policy: 'lmc' is not one of.*'sh_lmc'",
+    ),
     (('--budget=1e18', '--eta=1'), 'eta: 1 is not allowed'),
     (('--budget=1e18', '--draws=0'), 'draws: 0'),
     ((), '--budget: is missing'),
@@ -316,20 +301,3 @@ def test_real_curves_give_the_figures_of_arxiv_2605_17234(
   assert gain['uniform'] == pytest.approx(uniform, abs=0.7)
   assert gain['oracle'] == pytest.approx(oracle, abs=0.5)
   assert (found['oracle']['best'] <= found['sh']['best']).all()
-
-
-def test_the_room_imports_without_training():
-  names = [
-    f'familial.allocation.{path.stem}'
-    for path in sorted(ROOM.glob('*.py'))
-    if path.stem != '__init__'
-  ]
-  code = '\n'.join(
-    [
-      'import sys',
-      'for name in ("flax", "orbax", "matplotlib", "altair", "polars"):',
-      '  sys.modules[name] = None',
-      *(f'import {name}' for name in names),
-    ]
-  )
-  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOM.parents[1])

@@ -41,7 +41,7 @@ def survey(known, end_factor=8.0):
 
 def test_surrogates_see_the_curves_and_nothing_else():
   rng = np.random.default_rng(0)
-  for _ in range(300):
+  for _ in range(50):
     known = cut(random_curves(rng))
     seen, _ = surrogate.observe(survey(known))
     assert seen.loss_SxMxT.shape == (1, 6, surrogate.POINTS)
@@ -85,7 +85,7 @@ def test_features_are_standardised_logs():
 def test_curves_that_ended_diverged_or_show_too_little_are_not_predicted():
   a, b = cut(random_curves(np.random.default_rng(1), 2))
   end, nothing = a.end, np.zeros(0)
-  gone = curves.Curve('gone', nothing, nothing, {}, {}, 5.0)
+  gone = curves.Curve('gone', nothing, nothing, {}, {'params': 7.0}, 5.0)
   short = curves.Curve(
     'short', np.array([0.9 * end, end]), np.array([3.0, 2.9])
   )

@@ -91,7 +91,7 @@ ANY_TABLE = hypothesis.given(
 
 
 @pytest.mark.parametrize(
-  'examples', [5, pytest.param(50, marks=pytest.mark.slow)]
+  'examples', [3, pytest.param(50, marks=pytest.mark.slow)]
 )
 def test_any_table_gives_a_line_or_flags(fit, examples):
   given = hypothesis.settings(GENERATED, max_examples=examples)(

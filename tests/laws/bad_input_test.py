@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from familial.core import errors
+from familial.laws import table as tables
 from tests.laws import points
 
 
@@ -23,10 +25,19 @@ def refused(fit):
   return run
 
 
-def test_a_good_table_has_no_flags(fit):
-  line, record = fit(points.columns())
-  assert record['flags'] == [] and 'flags: none' in line
-  assert all(record['identified'].values())
+@pytest.fixture
+def unread(tmp_path):
+  """Returns the line in which a table of a content is refused."""
+
+  def read(content, name='a.csv'):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(errors.UserError) as error:
+      tables.read(path, needs=['N', 'D'])
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+  return read
 
 
 GOOD = points.columns(12)
@@ -43,14 +54,12 @@ def jsonl(*records):
   ('name', 'content', 'said'),
   [
     ('a.csv', '', 'has no rows'),
-    ('a.csv', '\n\n', 'has no rows'),
     ('a.csv', 'params,tokens,loss\n', 'has no rows'),
     ('a.csv', points.text(GOOD).replace(',', ';'), 'no column loss'),
     ('a.csv', points.text(GOOD).replace('tokens', 'tokns'), "mean 'tokns'"),
     ('a.csv', points.text(GOOD).replace('params', 'parms'), "mean 'parms'"),
     ('a.csv', points.text(GOOD).replace('loss', 'los'), "mean 'los'"),
     ('a.csv', points.text(GOOD).replace('loss', 'tokens'), "columns 'tokens'"),
-    ('a.csv', points.text(GOOD) + '1e8,1e9\n', '2 cells in row 13'),
     ('a.csv', points.text(GOOD) + '1,000,2,3\n', '4 cells in row 13'),
     ('a.csv', points.text(GOOD) + '"1e8,1e9,3\n', 'not CSV'),
     ('a.csv', points.text(GOOD).replace('loss', 'löss').encode('latin-1'),
@@ -70,22 +79,19 @@ def jsonl(*records):
      'is True in row'),
     ('a.jsonl', '', 'has no rows'),
     ('a.jsonl', '[1, 2]\n' * 9, 'line 1 is not a JSON object'),
-    ('a.jsonl', '3\n' * 9, 'line 1 is not a JSON object'),
     ('a.json', json.dumps(ROWS), 'one a line is needed'),
     ('a.jsonl', '{}\n{}\n', 'no column loss'),
     ('a.jsonl', '[' * 10**5 + '\n1\n', 'nested too deep'),
     ('a.jsonl', '{"loss": ' + '1' * 5000 + '}\n{}\n', 'too long'),
     ('a.jsonl', jsonl({**ROWS[0], 'params': 10**400}), 'params'),
     ('a.jsonl', jsonl(*ROWS, {'params': 1.0}), "'tokens' of"),
-    ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': np.nan}), 'is nan in row 13'),
     ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': None}), 'is None in row 13'),
     ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': True}), 'is True in row 13'),
     ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': {}}), 'is {} in row 13'),
-    ('a.txt', points.text(GOOD), 'allowed are .csv'),
   ],
 )  # fmt: skip
-def test_files_that_are_no_table(refused, name, content, said):
-  assert said in refused(content, name=name)
+def test_files_that_are_no_table(unread, name, content, said):
+  assert said in unread(content, name)
 
 
 def test_folders_without_runs(refused, tmp_path):
@@ -102,34 +108,21 @@ def test_folders_without_runs(refused, tmp_path):
 
 
 @pytest.mark.parametrize('column', ['params', 'tokens', 'loss', 'weight'])
-@pytest.mark.parametrize(
-  'value', ['nan', 'inf', '-inf', '0', '-1', '1e31', '1e-31', '1e400', 'x', '']
-)
-def test_a_bad_number_names_its_column_and_row(refused, column, value):
+def test_a_bad_number_names_its_column_and_row(unread, column):
   columns = {**GOOD, 'weight': np.ones(12)}
-  columns[column] = [*columns[column][:3], value, *columns[column][4:]]
-  line = refused(columns)
-  assert f"'{column}'" in line and 'in row 4' in line and 'needed' in line
+  for value in 'nan inf -inf 0 -1 1e31 1e-31 1e400 x'.split() + ['']:
+    spoiled = [*columns[column][:3], value, *columns[column][4:]]
+    line = unread(points.text({**columns, column: spoiled}))
+    assert f"'{column}'" in line and 'in row 4' in line and 'needed' in line
 
 
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (['--columns=params=a,params=b'], "'params' is mapped twice"),
     (['--columns=params=params,N=params'], "'params' is mapped twice"),
     (['--columns=params=params', '--columns=tokens=tokn'], "mean 'tokens'"),
-    (['--columns=params='], "'params=' is not of the form"),
-    (['--columns==params'], "'=params' is not of the form"),
-    (['--columns=params'], "'params' is not of the form"),
-    (['--columns=params=parms'], "mean 'params'"),
     (['--columns=parms=params'], "mean 'params'"),
-    (['--compute=x'], "--compute='x'"),
     (['--compute=1e20,'], "--compute='1e20,'"),
-    (['--compute=0'], "--compute='0'"),
-    (['--compute=nan'], "--compute='nan'"),
-    (['--compute=inf'], "--compute='inf'"),
-    (['--where='], 'a condition is'),
-    (['--where=tokens'], 'a condition is'),
     (['--where=tokens=1'], 'a condition is'),
     (['--where=tokns>1'], "mean 'tokens'"),
     (['--where=tokens>x'], "'x' is no number"),
@@ -141,22 +134,16 @@ def test_a_bad_number_names_its_column_and_row(refused, column, value):
     (['--hold_out=tokens>1e30'], 'no row meets it'),
     (['--hold_out=tokens>2e8'], 'more rows'),
     (['--cluster=tokns'], "mean 'tokens'"),
-    (['--cluster='], "cluster=''"),
     (['--cluster=all'], 'all of one run'),
-    (['--drop_highest=40'], 'drop_highest=40'),
     (['--drop_highest=38'], 'more rows'),
     (['--delta=0'], 'delta=0'),
     (['--delta=nan'], 'delta=nan'),
     (['--delta=1e300'], 'delta=1e+300'),
     (['--asymmetry=0'], 'asymmetry=0'),
     (['--asymmetry=1e30'], 'asymmetry=1e+30'),
-    (['--seed=-1'], '--seed=-1'),
-    (['--resamples=1'], '--resamples=1'),
-    (['--form=chinchila'], "mean 'chinchilla'"),
     (['--form='], "form '' is unknown"),
     (['--form=familial_total'], 'no column for exits'),
     (['--form=width*tokens+toknes'], 'no column for width'),
-    (['--form=none.py'], "no file 'none.py'"),
   ],
 )
 def test_bad_flags(refused, arguments, said):
@@ -164,7 +151,7 @@ def test_bad_flags(refused, arguments, said):
   assert said in refused(columns, *arguments)
 
 
-def test_spaces_around_names_are_no_part_of_them(fit):
+def test_a_good_table_has_no_flags_and_spaces_are_no_part_of_names(fit):
   good = points.columns()
   spaced = {
     'Model Size': good['params'],
@@ -175,7 +162,9 @@ def test_spaces_around_names_are_no_part_of_them(fit):
   line, record = fit(spaced, mapping)
   assert record['table']['columns']['params'] == 'Model Size'
   assert 'tokens = flops / (6 params)' in line
-  _, again = fit(good)
+  line, again = fit(good)
+  assert again['flags'] == [] and 'flags: none' in line
+  assert all(again['identified'].values())
   assert record['params'] == pytest.approx(again['params'], rel=1e-6)
 
 
@@ -239,13 +228,9 @@ def test_a_fit_without_residuals_is_no_alarm(fit):
   assert record['profile']['alpha']['lo'] == pytest.approx(0.33, rel=1e-4)
 
 
-def test_where_there_is_no_optimum_there_is_a_flag(fit):
-  line, record = fit(points.columns(), '--compute=1,1e20')
+def test_no_optimum_and_few_resamples_are_flagged(fit):
+  line, record = fit(points.columns(), '--compute=1,1e20', '--resamples=2')
+  assert '2 resamples are too few for 95% intervals' in line
   assert 'N_opt(C=1) does not exist: the law has no minimum there' in line
   assert record['derived']['N_opt(C=1)']['value'] is None
   assert record['derived']['N_opt(C=1e+20)']['lo'] > 0
-
-
-def test_few_resamples_are_flagged(fit):
-  line, _ = fit(points.columns(), '--resamples=2')
-  assert '2 resamples are too few for 95% intervals' in line

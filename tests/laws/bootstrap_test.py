@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from familial.core import errors
 from familial.laws import bootstrap as bootstraps
 from familial.laws import estimation
 from familial.laws import forms
@@ -19,16 +18,16 @@ def total():
 def test_intervals_agree_with_the_asymptotic_deviation(make, total, truth):
   table = make(noise=0.01)
   fit = estimation.fit(total, table, starts=32)
-  found = bootstraps.bootstrap(fit, table, resamples=300)
+  found = bootstraps.bootstrap(fit, table, resamples=100)
   spread = found.intervals['gamma']
   assert 0.5 < spread.sd / fit.sd['gamma'] < 2
   assert spread.lo < truth['gamma'] < spread.hi
   assert (found.unit, found.flags) == ('row', ())
-  assert found.failed < 6
-  assert len(found.samples['E']) == 300 - found.failed
-  again = bootstraps.bootstrap(fit, table, resamples=300)
+  assert found.failed < 4
+  assert len(found.samples['E']) == 100 - found.failed
+  again = bootstraps.bootstrap(fit, table, resamples=100)
   assert again.intervals == found.intervals
-  other = bootstraps.bootstrap(fit, table, resamples=300, seed=1)
+  other = bootstraps.bootstrap(fit, table, resamples=100, seed=1)
   assert other.intervals != found.intervals
 
 
@@ -68,10 +67,3 @@ def test_resamples_that_cannot_tell_are_failures(make, total):
   assert 40 < found.failed < 110  # (1 - 1/36)^36 = 0.363
   assert found.flags == (f'{found.failed} of 200 resamples failed',)
   assert len(found.samples['gamma']) == 200 - found.failed
-
-
-def test_bad_options(make, total):
-  table = make(noise=0.01)
-  fit = estimation.fit(total, table, starts=4)
-  with pytest.raises(errors.UserError, match='resamples=1'):
-    bootstraps.bootstrap(fit, table, resamples=1)

@@ -97,25 +97,16 @@ def test_a_value_of_another_unit_is_flagged(column, value, flag):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'params', 'flags'),
+  ('params', 'flag'),
   [
-    (
-      {'G': np.full(36, 2.0)},
-      {},
-      {'gamma not identified', 'column G takes one value'},
-    ),
-    ({}, {'E': 1e-9}, {'E not identified'}),
-    (
-      {'D': 20 * np.geomspace(1e4, 1e6, 36), 'N': np.geomspace(1e4, 1e6, 36)},
-      {},
-      {'columns N and D are collinear'},
-    ),
-    ({}, {'alpha': -0.1, 'A': 0.1}, {'alpha is not positive'}),
+    ({'E': 1e-9}, 'E not identified'),
+    ({'alpha': -0.1, 'A': 0.1}, 'alpha is not positive'),
   ],
 )
-def test_what_the_data_cannot_say_is_flagged(make, changes, params, flags):
-  table = make(noise=0.003, seed=3, params=params, **changes)
+def test_what_the_data_cannot_say_is_flagged(make, params, flag):
+  """Columns that say nothing are those of any_input_test.py."""
+  table = make(noise=0.003, seed=3, params=params)
   fit = estimation.fit(forms.get('familial_total'), table, starts=64)
-  assert flags <= set(fit.flags)
+  assert flag in fit.flags
   for name, known in fit.identified.items():
     assert known != (f'{name} not identified' in fit.flags)

@@ -73,16 +73,6 @@ def test_every_equation_is_checked():
   assert set(EQUATIONS) == set(forms.FORMS)
 
 
-def test_dense_is_the_null_of_both_families(columns, truth):
-  dense = forms.get('chinchilla').predict(truth, columns)
-  for name in ('familial_total', 'familial_reducible'):
-    form = forms.get(name)
-    at_null = form.predict({**truth, 'gamma': 0.0}, columns)
-    np.testing.assert_allclose(at_null, dense, rtol=1e-14)
-    alone = {**columns, 'G': np.ones(len(dense))}
-    np.testing.assert_allclose(form.predict(truth, alone), dense, rtol=1e-14)
-
-
 def test_no_irreducible_loss(columns, truth):
   form = forms.get('chinchilla')
   without = form.predict({**truth, 'E': 0.0}, columns)
@@ -107,5 +97,7 @@ def test_what_an_exponent_means(truth):
 def test_errors_name_the_nearest():
   with pytest.raises(errors.UserError, match="did you mean 'chinchilla'"):
     forms.get('chincilla')
+  with pytest.raises(errors.UserError, match="did you mean 'beta'"):
+    forms.get('chinchilla').index('bet')
   with pytest.raises(errors.UserError, match='beta'):
     forms.get('chinchilla').theta({'E': 1, 'A': 1, 'B': 1, 'alpha': 1})

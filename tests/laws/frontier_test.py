@@ -5,6 +5,7 @@ import pytest
 
 from familial.laws import forms
 from familial.laws import frontier
+from tests.laws import points
 
 
 @pytest.mark.parametrize('n_opt', [3e4, 1.5e6, 7e9])
@@ -54,14 +55,6 @@ def test_where_there_is_no_minimum_the_best_size_is_flagged(
   assert found.n_opt == params[losses.index(min(losses))]
 
 
-def closed_form(values, compute):
-  """Hoffmann et al. (2022), approach 3."""
-  alpha, beta = values['alpha'], values['beta']
-  scale = (alpha * values['A'] / (beta * values['B'])) ** (1 / (alpha + beta))
-  n = scale * (np.asarray(compute) / 6) ** (beta / (alpha + beta))
-  return n, np.asarray(compute) / (6 * n)
-
-
 def test_optimum_is_the_closed_form_of_the_law_of_chinchilla(truth):
   form, compute = forms.get('chinchilla'), [1e12, 3e18, 5.76e23]
   laws = [
@@ -71,7 +64,7 @@ def test_optimum_is_the_closed_form_of_the_law_of_chinchilla(truth):
   ]
   found = frontier.optimum(form, np.stack([*map(form.theta, laws)]), compute)
   for i, law in enumerate(laws):
-    n, d = closed_form(law, compute)
+    n, d = points.closed_form(law, compute)
     np.testing.assert_allclose(found.params[i], n, rtol=1e-9)
     np.testing.assert_allclose(found.tokens[i], d, rtol=1e-9)
     np.testing.assert_allclose(
@@ -120,7 +113,7 @@ def test_optimum_of_exact_flops_lies_on_the_budget_and_is_the_lowest(
   best = int(np.argmin(losses))
   assert 0 < best < len(sizes) - 1
   assert n == pytest.approx(sizes[best], rel=1e-3)
-  assert n > 1.02 * closed_form(law, 1e12)[0]  # what 6 N would say
+  assert n > 1.02 * points.closed_form(law, 1e12)[0]  # what 6 N would say
   ends = [
     frontier.optimum(form, form.theta(law)[None], [c], flops)
     for c in (1e12 * np.exp(-0.05), 1e12 * np.exp(0.05))

@@ -43,3 +43,11 @@ def table(columns):
 def law(columns, form='chinchilla', **options):
   """The fit without a bootstrap, of columns in long names."""
   return estimation.fit(forms.get(form), table(columns), starts=16, **options)
+
+
+def closed_form(values, compute):
+  """N and D of least loss at 6 N D = C: Hoffmann et al. (2022), approach 3."""
+  alpha, beta = values['alpha'], values['beta']
+  scale = (alpha * values['A'] / (beta * values['B'])) ** (1 / (alpha + beta))
+  n = scale * (np.asarray(compute) / 6) ** (beta / (alpha + beta))
+  return n, np.asarray(compute) / (6 * n)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from familial.core import errors
 from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import levenberg_marquardt
@@ -52,43 +51,47 @@ def test_size_of_blocks_does_not_matter(two_laws, monkeypatch):
   assert first.basin_hit_rate == second.basin_hit_rate
 
 
-def wells():
-  """A law whose exponent has two minima, of which the data want the lower."""
+def _log_loss_of_wells(p, columns):
+  mu = p['mu']
+  tilt = columns['tilt']  # of 1: least at -1.04, then at 0.96
+  slope = mu**4 - 2 * mu**2 + 0.3 * tilt * mu
+  return p['log_K'] + slope * jnp.log(columns['N'] / 1e5)
 
-  def log_loss(p, columns):
-    mu = p['mu']
-    tilt = columns['tilt']  # of 1: least at -1.04, then at 0.96
-    slope = mu**4 - 2 * mu**2 + 0.3 * tilt * mu
-    return p['log_K'] + slope * jnp.log(columns['N'] / 1e5)
 
-  return parametric.Form(
-    'wells',
-    'L = K (N / 1e5)^s(mu)',
-    (
-      parametric.Parameter('K', tuple(np.linspace(-2, 4, 30)), parametric.LOG),
-      parametric.Parameter('mu', tuple(np.linspace(-1.8, 1.8, 40))),
-    ),
-    ('N', 'tilt'),
-    log_loss,
-  )
+# A law whose exponent has two minima, of which the data want the lower.
+WELLS = parametric.Form(
+  'wells',
+  'L = K (N / 1e5)^s(mu)',
+  (
+    parametric.Parameter('K', tuple(np.linspace(-2, 4, 30)), parametric.LOG),
+    parametric.Parameter('mu', tuple(np.linspace(-1.8, 1.8, 40))),
+  ),
+  ('N', 'tilt'),
+  _log_loss_of_wells,
+)
+
+
+def in_wells(make, tilt):
+  """The problem of rows in the well at -1.035 of tilt 1, or mirrored."""
+  n = make().columns['N'][: len(tilt)]
+  noise = 0.02 * np.random.default_rng(0).standard_normal(len(tilt))
+  return levenberg_marquardt.Problem(
+    WELLS, {'N': n, 'tilt': tilt}, np.log(3 * (n / 1e5) ** -2.0) + noise,
+    np.ones((1, len(tilt))), 1e-3, 1.0, np.ones(2, bool),
+  )  # fmt: skip
 
 
 def test_thinned_finds_the_optimum_and_the_rate_of_all(make):
-  n = make().columns['N']
-  noise = 0.02 * np.random.default_rng(0).standard_normal(36)
-  loss = 3 * (n / 1e5) ** -2.0 * np.exp(noise)
-  table = tables.Table(
-    {'N': n, 'tilt': np.ones(36), 'loss': loss}, np.arange(36).astype(str)
-  )
-  form = wells()
-  table = table.take(np.arange(35))  # of an even number, a median is a range
-  every = estimation.fit(form, table, starts=1200, thin=False)
+  problem = in_wells(make, np.ones(35))  # an even number's median is a range
+  columns = {**problem.columns, 'loss': np.exp(problem.target)}
+  table = tables.Table(columns, np.arange(35).astype(str))
+  every = estimation.fit(WELLS, table, starts=1200, thin=False)
   assert every.followed == every.starts == 1200
   assert every.params['mu'] == pytest.approx(-1.035, abs=0.01)
   assert every.others[0, 1] == pytest.approx(0.96, abs=0.01)
   assert 0.4 < every.basin_hit_rate < 0.6
   thinned = [
-    estimation.fit(form, table, starts=1200, seed=seed) for seed in range(6)
+    estimation.fit(WELLS, table, starts=1200, seed=seed) for seed in range(4)
   ]
   for fit in thinned:
     assert fit.followed == screening.FOLLOWED + screening.AUDITED
@@ -96,7 +99,7 @@ def test_thinned_finds_the_optimum_and_the_rate_of_all(make):
     np.testing.assert_allclose(fit.theta, every.theta, rtol=1e-6)
   # The share among those that went on because they were best would be 1.
   rate = np.mean([fit.basin_hit_rate for fit in thinned])
-  deviation = np.sqrt(0.25 / (6 * screening.AUDITED))
+  deviation = np.sqrt(0.25 / (4 * screening.AUDITED))
   assert abs(rate - every.basin_hit_rate) < 4 * deviation
 
 
@@ -155,17 +158,7 @@ def test_screening_in_blocks_keeps_the_same_starts(two_laws, monkeypatch):
   np.testing.assert_array_equal(parts.group, whole.group)
 
 
-def test_bad_starts():
-  with pytest.raises(errors.UserError, match="did you mean 'latin'"):
-    starts_lib.draw(FORM, 10, 0, 'latn')
-  with pytest.raises(errors.UserError, match='starts=-1'):
-    starts_lib.draw(FORM, -1, 0)
-
-
-@pytest.mark.parametrize(
-  ('thin', 'count'),
-  [(True, 400), (False, 100), pytest.param(False, 400, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(('thin', 'count'), [(True, 400), (False, 100)])
 def test_groups_agree_with_fits_of_their_own(two_laws, starts, thin, count):
   rng = np.random.default_rng(0)
   weights = rng.multinomial(36, np.full(36, 1 / 36), size=4).astype(float)
@@ -188,15 +181,12 @@ def test_groups_agree_with_fits_of_their_own(two_laws, starts, thin, count):
 
 
 def test_groups_are_thinned_each_by_its_own_rows(make):
-  n = make().columns['N'][:34]
-  noise = 0.02 * np.random.default_rng(0).standard_normal(34)
   first = np.arange(34) % 2 == 0
-  problem = levenberg_marquardt.Problem(
-    wells(), {'N': n, 'tilt': np.where(first, 1.0, -1.0)},
-    np.log(3 * (n / 1e5) ** -2.0) + noise, np.stack([first, ~first]) * 1.0,
-    1e-3, 1.0, np.ones(2, bool),
-  )  # fmt: skip
-  starts = starts_lib.draw(wells(), 1200, 0)
+  problem = dataclasses.replace(
+    in_wells(make, np.where(first, 1.0, -1.0)),
+    weights=np.stack([first, ~first]) * 1.0,
+  )
+  starts = starts_lib.draw(WELLS, 1200, 0)
   ends = screening.search_groups(problem, starts, np.zeros((0, 2)))
   np.testing.assert_allclose(ends.theta[:, 1], [-1.035, 1.035], atol=0.01)
 
@@ -211,25 +201,10 @@ def test_groups_keep_the_better_of_what_they_are_given(two_laws):
   assert only.objective[0] >= with_it.objective[0]
 
 
-def _values(theta):
-  return {name: float(v) for name, v in FORM.values(theta).items()}
-
-
 def test_a_good_start_is_found_wherever_it_is(make, monkeypatch):
   monkeypatch.setattr(starts_lib, 'BLOCK', 100)
-  form, n = wells(), make().columns['N'][:35]
-  noise = 0.02 * np.random.default_rng(0).standard_normal(35)
-  target = np.log(3 * (n / 1e5) ** -2.0) + noise
+  problem = in_wells(make, np.ones(35))
   theta = np.random.default_rng(1).uniform([0, 0.7], [2, 1.2], (700, 2))
-  problem = levenberg_marquardt.Problem(
-    form,
-    {'N': n, 'tilt': np.ones(35)},
-    target,
-    np.ones((1, 35)),
-    1e-3,
-    1.0,
-    np.ones(2, bool),
-  )
   for place in (3, 350, 699):
     some = theta.copy()
     some[place] = 1.0, -1.1
@@ -251,8 +226,9 @@ def test_objective_is_the_sum_that_is_promised(make):
   problem = dataclasses.replace(
     problem_of(table, weights), delta=0.03, asymmetry=4.0
   )
-  theta = FORM.theta({'E': 1.2, 'A': 60, 'B': 900, 'alpha': 0.33, 'beta': 0.37})
-  left = np.log(FORM.predict(_values(theta), table.columns)) - problem.target
+  law = {'E': 1.2, 'A': 60, 'B': 900, 'alpha': 0.33, 'beta': 0.37}
+  theta = FORM.theta(law)
+  left = np.log(FORM.predict(law, table.columns)) - problem.target
   expected = 0.0
   for r, w in zip(left, weights[1], strict=True):
     huber = r**2 / 2 if abs(r) <= 0.03 else 0.03 * (abs(r) - 0.015)

@@ -61,11 +61,9 @@ def test_twins_count_for_the_loss_of_each_exit_alone(rows, loss, wanted):
 @pytest.mark.parametrize(
   ('change', 'options', 'said'),
   [
-    ({}, {'loss': 'finale'}, "did you mean 'final'"),
     ({}, {'rows_used': 'lst'}, "did you mean 'last'"),
     ({'tokens_dense': None}, {'loss': 'exit'}, "no 'tokens_dense'"),
     ({'status': 'diverged'}, {}, 'no row is left'),
-    ({'schema': 99}, {}, 'schema 99 is not 1'),
   ],
 )
 def test_rows_that_are_no_table(rows, change, options, said):

@@ -8,7 +8,7 @@ import pytest
 
 from familial.allocation import comparison
 from familial.allocation import curves
-from familial.allocation import frontier
+from familial.allocation import envelope
 from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import rounds
@@ -107,7 +107,7 @@ def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
 
 def test_lines_go_as_far_as_laws_are_asked(grid, allocate):
   found = allocate('sh')
-  _, high = frontier.span(grid)
+  _, high = envelope.span(grid)
   shown = allocation.frontiers(grid, {'sh': found.curves}, 10 * high)
   rows = panels(shown)[0]
   whole = [
@@ -118,7 +118,7 @@ def test_lines_go_as_far_as_laws_are_asked(grid, allocate):
   assert whole[-1]['flops'] == pytest.approx(high)
   flops = np.array([row['flops'] for row in whole])
   assert [row['loss'] for row in whole] == pytest.approx(
-    frontier.frontier(grid, flops)
+    envelope.frontier(grid, flops)
   )
   [end] = [
     row
@@ -126,7 +126,7 @@ def test_lines_go_as_far_as_laws_are_asked(grid, allocate):
     if (row['policy'], row['kind']) == ('sh', 'line')
     and row['flops'] > 9.99 * high
   ]
-  of_sh = frontier.line(found.curves, *frontier.span(found.curves))
+  of_sh = envelope.line(found.curves, *envelope.span(found.curves))
   assert end['loss'] == pytest.approx(float(of_sh(10 * high)))
 
 

@@ -1,6 +1,7 @@
-"""Compute frontiers of learning curves, lines through them, and their areas.
+"""Envelopes of learning curves: frontiers of compute, their lines and areas.
 
-C is compute in FLOPs, L the loss in nats per token.
+The first approach of Hoffmann et al. (2022): the frontier is the lowest loss of all
+curves at each compute. C is compute in FLOPs, L the loss in nats per token.
 """
 
 from collections.abc import Sequence
