@@ -221,12 +221,10 @@ def of_checkpoint(
     corpus = packing.load(data)
     evaluate.check_corpus(model, corpus)
     batches = batches_lib.heldout(corpus, data, wanted, rows)
-    try:
+    with errors.within(model.folder):
       measurement = layers.measure(
         model.params, model.config.model, batches, corpus.separator
       )
-    except errors.UserError as error:
-      raise errors.UserError(f'{model.folder}: {error}') from None
     return of_measurement(measurement, _probed(model, corpus, data))
 
 

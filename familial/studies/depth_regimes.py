@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import dataclasses
 import pathlib
 from typing import Annotated
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +19,10 @@ from familial.analysis import regimes
 from familial.core import errors
 from familial.core import schema
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.studies import depth_law
 from familial.studies import execution
 from familial.studies import study as study_lib
 from familial.studies import sweep
-from familial.training import config as train_config
 
 PROBES = 'probes'
 # Quantities of a probe that are compared layer by layer.
@@ -34,45 +31,27 @@ LAYERS = ('turn', 'cosine', 'to_last', 'loss', 'skip', 'swap')
 COMPOSITION = ('step_spread', 'early', 'stop_spread')
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(depth_law.EqualTokens):
   """Models that differ in their exits alone, and their probes.
 
   Attributes:
-    title: title of the report.
-    data: the corpus.
-    model: settings of ModelConfig that all runs share, with `mlp_ratio` and
-      `kv_ratio`: F / D and K / H.
-    train: settings of TrainConfig that all runs share.
     width: of all models.
     depths: numbers of layers.
-    tokens: training tokens of every run.
     granularities: G of the models of each depth; 1, a dense model, among them.
     seeds: of each model; models of one seed and depth are pairs.
     probe_tokens: held-out tokens that a probe reads.
-    head_width: width of an attention head.
-    warmup: warm-up as a share of a run's steps.
-    layout: of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   width: schema.Count
   depths: Annotated[
     tuple[Annotated[int, schema.at_least(middle.LEAST_DEPTH)], ...],
     schema.UNIQUE,
   ]
-  tokens: schema.Count
   granularities: Annotated[tuple[schema.Count, ...], schema.UNIQUE] = (1, 4)
   seeds: Annotated[tuple[schema.Index, ...], schema.UNIQUE] = (0, 1, 2, 3)
   probe_tokens: schema.Count = 32_768
-  head_width: schema.Count = 8
   warmup: schema.Fraction = 0.05
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
@@ -82,12 +61,7 @@ class Config:
       self.granularities,
       'with 1, a dense model, among them',
     )
-    errors.require(
-      self.width % self.head_width == 0,
-      'width',
-      self.width,
-      f'a multiple of head_width, {self.head_width}',
-    )
+    self.check_width('width', self.width)
 
 
 @dataclasses.dataclass(frozen=True)

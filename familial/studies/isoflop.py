@@ -22,7 +22,6 @@ from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.laws import definitions
 from familial.laws import fit_record
 from familial.laws import forms
@@ -185,36 +184,23 @@ class AssumedLaw:
     schema.check(self, 'assumed')
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(shapes.TrainedConfig):
   """An IsoFLOP study.
 
   Attributes:
-    title: title of the report.
-    data: corpus.
-    model: settings of ModelConfig that all runs share; also `mlp_ratio` and
-      `kv_ratio`, F / D and K / H.
-    train: settings of TrainConfig that all runs share.
     rules: settings that follow from the budget.
     grid: runs of the grid.
     arms: runs beside the grid, by what they vary.
     fit: how the laws are fitted.
     assumed: law under which the plan predicts gamma's interval.
-    layout: layout of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   rules: Rules
   grid: Grid
   arms: dict[str, Arm]
   fit: Fit
   assumed: AssumedLaw
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
@@ -283,7 +269,7 @@ def _run(
   """Returns the run that spends `share` of a budget on a shape."""
   width, depth, _ = shape
   name = f'c{shapes.short(budget)}_w{width}_d{depth}_g{granularity}{suffix}'
-  try:
+  with errors.within(f'cell {name}'):
     exits = exits or model_config.even_exits(depth, granularity)
     model = shapes.model(config, shape, exits, **(model_changes or {}))
     rules = config.rules
@@ -298,26 +284,19 @@ def _run(
         f'grid.budgets: {budget:g} FLOPs is below one step of this run, '
         f'{step_flops:.3g}'
       )
-    train = shapes.train(
+    return shapes.run(
       config,
       ISOFLOP.run_keys,
+      cell=name,
+      arm=arm,
+      budget=share * budget,
+      model=model,
       **{'seed': config.grid.seed, **train_changes},
       steps=steps,
       batch_size=batch_size,
       warmup_steps=round(rules.warmup * steps),
       beta2=rules.beta2 ** (batch_tokens / rules.batch_tokens),
     )
-    return RunConfig(
-      cell=name,
-      arm=arm,
-      budget=share * budget,
-      model=model,
-      data=config.data,
-      train=train,
-      layout=config.layout,
-    )
-  except errors.UserError as error:
-    raise errors.UserError(f'cell {name}: {error}') from None
 
 
 def _batch_size(config: Config, budget: float) -> int:
@@ -645,10 +624,7 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
       forms.get('familial_total'),
       {
         'N': [flops_lib.params_full(run.model) for run in planned],
-        'D': [
-          run.train.steps * run.train.batch_size * run.data.seq_len
-          for run in planned
-        ],
+        'D': list(map(shapes.tokens, planned)),
         'G': [run.model.granularity for run in planned],
       },
       [run.cell for run in planned],

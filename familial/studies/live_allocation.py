@@ -30,7 +30,6 @@ from familial.core import schema
 from familial.core import storage
 from familial.core import text
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import inference
@@ -43,21 +42,16 @@ from familial.studies import sweep
 from familial.training import config as train_config
 
 RunConfig = train_config.RunConfig
-SCHEDULES = ('constant', 'wsd')
 ROUNDS = 'rounds.jsonl'
 LAW = allocation_config.Law('familial_total')
 ALLOCATED, FULL = 'allocated', 'full'  # laws, and folders of `fits/`
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(shapes.TrainedConfig):
   """Candidates that are trained as a policy decides, round by round.
 
   Attributes:
-    title: title of the report.
-    data: corpus.
-    model: settings of ModelConfig that all runs share; also `mlp_ratio` and
-      `kv_ratio`, F / D and K / H.
     train: settings of TrainConfig that all runs share. The schedule is
       `constant` or `wsd`, which decays in the last `decay_fraction` before
       `horizon` alone, so that a run that is stopped early is a valid short run.
@@ -72,13 +66,8 @@ class Config:
       allocation with the whole grid.
     warmup: warm-up as a share of the horizon's steps.
     law: law fitted to the trained rows.
-    layout: layout of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   shapes: Annotated[tuple[shapes.Shape, ...], schema.NOT_EMPTY]
   horizon: schema.Positive
   budget: float
@@ -89,9 +78,6 @@ class Config:
   full: bool = False
   warmup: schema.Fraction = 0.02
   law: allocation_config.Law = LAW
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
@@ -103,14 +89,7 @@ class Config:
     if self.law.form:
       forms.get(self.law.form)
     policy.check(self.law)
-    schedule = self.train.get('schedule')
-    errors.require(
-      schedule in SCHEDULES,
-      'train.schedule',
-      schedule,
-      f'one of {", ".join(SCHEDULES)}: a run whose rate decays to its own end '
-      'is no shorter run when it is stopped early',
-    )
+    self.check_schedule()
 
   @property
   def candidates(self) -> int:
@@ -151,7 +130,7 @@ def _candidate(
   """Returns a candidate as a run to the horizon."""
   width, depth, _ = shape
   name = f'w{width}_d{depth}_g{granularity}'
-  try:
+  with errors.within(f'candidate {name}'):
     exits = model_config.even_exits(depth, granularity)
     model = shapes.model(config, shape, exits)
     batch_tokens = config.train['batch_size'] * config.data.seq_len
@@ -165,23 +144,16 @@ def _candidate(
         f' the first round, and horizon allows {config.horizon:.3g}; one step is'
         f' {step:.3g}'
       )
-    train = shapes.train(
+    return shapes.run(
       config,
       LIVE.run_keys,
-      steps=steps,
-      warmup_steps=round(config.warmup * steps),
-    )
-    return RunConfig(
       cell=name,
       arm='candidate',
       budget=config.horizon,
       model=model,
-      data=config.data,
-      train=train,
-      layout=config.layout,
+      steps=steps,
+      warmup_steps=round(config.warmup * steps),
     )
-  except errors.UserError as error:
-    raise errors.UserError(f'candidate {name}: {error}') from None
 
 
 def allocate(

@@ -386,11 +386,9 @@ class Study(abc.ABC, Generic[Config, Tables]):
       raise errors.UserError(
         f'{path}: of a study of kind {values.get("study")!r}, not {self.kind!r}'
       )
-    try:
+    with errors.within(path):
       tables = schema.read(self.tables_class, values['tables'], 'tables')
       cost = schema.read(Cost, values['cost'], 'cost')
-    except errors.UserError as error:
-      raise errors.UserError(f'{path}: {error}') from None
     return Summary(
       study=values['study'],
       summary_line=values['summary_line'],
