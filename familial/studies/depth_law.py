@@ -337,15 +337,7 @@ class DepthLaw(execution.TrainedStudy[Config, Tables]):
     spread = comparison.noise(results.finished)
     tables = Tables(
       design=(design,) if design else (),
-      laws=tuple(
-        Law(
-          **{
-            field.name: getattr(law.record, field.name)
-            for field in dataclasses.fields(Law)
-          }
-        )
-        for law in laws.values()
-      ),
+      laws=tuple(study.record_of(Law, law.record) for law in laws.values()),
       constants=tuple(
         Constant(
           form, name, isoflop.constant(law, name), law.record.identified[name]

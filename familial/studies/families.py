@@ -595,9 +595,6 @@ class Families(execution.TrainedStudy[Config, Tables]):
     return _line(tables), tables
 
 
-_OF_STAGE = ('budget', 'steps', 'tokens', 'flops', 'total')
-
-
 def ledger_rows(config: Config) -> Iterator[Ledger]:
   """Yields what each family costs."""
   first = {
@@ -620,12 +617,13 @@ def ledger_rows(config: Config) -> Iterator[Ledger]:
       over=flops[name, budget] / other - 1 if other else None,
       saving=ledger.saving(family.stages) if way.kind == 'chain' else None,
       stages=tuple(
-        Stage(
+        study.record_of(
+          Stage,
+          stage,
           cell=run.cell,
-          **{
-            key: getattr(run.model, key) for key in ('width', 'depth', 'exits')
-          },
-          **{key: getattr(stage, key) for key in _OF_STAGE},
+          width=run.model.width,
+          depth=run.model.depth,
+          exits=run.model.exits,
         )
         for run, stage in zip(family.runs, family.stages, strict=True)
       ),
@@ -636,8 +634,6 @@ def members(config: Config, results: study.Results) -> Found:
   """Returns the members whose runs have finished; families without one are left
   out."""
   rows = {run.cell: run.rows for run in results.finished}
-  of_run = ('width', 'layer', 'params', 'loss', 'loss_per_byte', 'flops',
-            'tokens', 'epochs')  # fmt: skip
   found = {}
   for place, family in families(config).items():
     tokens: Iterable[int] = [stage.tokens for stage in family.stages]
@@ -645,13 +641,13 @@ def members(config: Config, results: study.Results) -> Found:
       tokens = itertools.accumulate(tokens)
     seen = dict(zip([run.cell for run in family.runs], tokens, strict=True))
     trained = [
-      Member(
-        *place,
+      study.record_of(
+        Member,
+        rows[run.cell][exit_ - 1],
+        **place._asdict(),
         size=size,
         run=run.cell,
-        exit=exit_,
         tokens_seen=seen[run.cell],
-        **{key: rows[run.cell][exit_ - 1][key] for key in of_run},
       )
       for size, (run, exit_) in enumerate(family.members, start=1)
       if run.cell in rows

@@ -4,7 +4,6 @@ Each round's decision is on disk before the next round begins, and runs continue
 from their checkpoints: a killed allocation continues exactly where it stopped.
 """
 
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -459,6 +458,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
   kind = 'allocation'
   config_class = Config
   tables_class = Tables
+  whole_runs = False
   run_keys = ('steps', 'warmup_steps')
   train_defaults: Mapping[str, Any] = {'schedule': 'constant'}
 
@@ -579,7 +579,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
         for flops, loss in zip(curve.flops, curve.loss, strict=True)
       ),
       laws=tuple(
-        Law(name, law.form, law.rows, law.flags) for name, law in laws.items()
+        study.record_of(Law, law, of=name) for name, law in laws.items()
       ),
       quantities=tuple(_quantities(laws.get(ALLOCATED), laws.get(FULL))),
       replays=tuple(
@@ -588,20 +588,23 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
     )
     return _line(tables), tables
 
-  def summarise(
-    self, config: Config, results: study.Results, notes: Iterable[str] = ()
-  ) -> study.Summary[Tables]:
-    """Returns the summary at any moment: a candidate need not finish."""
-    notes = tuple(notes)
-    line, tables = self.analyse(config, results)
+  def cost(
+    self, config: Config, results: study.Results, tables: Tables
+  ) -> study.Cost:
+    """Returns the cost; no result is missing of runs that are not asked for."""
     done = [run.status in run_folder.DONE for run in results.runs]
-    cost = dataclasses.replace(
+    return dataclasses.replace(
       study.cost_of(results),
       flops=math.fsum(row.flops_in_all for row in tables.candidates),
       missing=done.count(False) if config.full else 0,
     )
-    flags = (*notes, *_flags(tables, cost))
-    return study.Summary(self.kind, line, study.machine(), cost, flags, tables)
+
+  def flags(
+    self, results: study.Results, tables: Tables, cost: study.Cost
+  ) -> Iterator[str]:
+    """Yields what may make the allocation and its laws unreliable."""
+    del results
+    yield from _flags(tables, cost)
 
 
 def _complete(config: Config, results: study.Results) -> bool:
@@ -645,12 +648,12 @@ def _candidates(
       exits=run.model.granularity,
       flops=spent[i],
       share=spent[i] / shapes.cost(run),
-      loss=_finite(known[i].best),
+      loss=fit_record.plain(known[i].best),
       diverged=known[i].diverged,
       # Policy `law` prunes none: its rounds keep whom they train.
       pruned=left[0] if left and config.survivors else None,
       flops_in_all=whole[i].end,
-      loss_in_all=_finite(whole[i].best),
+      loss_in_all=fit_record.plain(whole[i].best),
     )
 
 
@@ -716,16 +719,10 @@ def _replays(
   }
   outcomes = replay.outcomes(allocations, [whole], config.budget, config.law)
   for name, [outcome] in outcomes.items():
-    values = dataclasses.asdict(outcome)
-    yield Replayed(name, **{key: _finite(x) for key, x in values.items()})
-
-
-def _finite(value: float) -> float | None:
-  return float(value) if math.isfinite(value) else None
+    yield Replayed(name, **fit_record.plain(dataclasses.asdict(outcome)))
 
 
 def _flags(tables: Tables, cost: study.Cost) -> Iterator[str]:
-  """Yields what may make the allocation and its laws unreliable."""
   diverged = [row.cell for row in tables.candidates if row.diverged]
   if diverged:
     yield (

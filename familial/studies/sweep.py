@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 import tqdm
 
@@ -43,8 +44,9 @@ class Options:
   Attributes:
     workers: number of processes on this host that train runs side by side, each
       on its share of the cores.
-    tensorboard: write TensorBoard event files too.
-    profile: write a profiler's trace of a few steps of each run.
+    tensorboard: write TensorBoard event files too; needs the extra `tensorboard`.
+    profile: write a profiler's trace of a few steps, once a start, to the run's
+      folder `profile`.
   """
 
   workers: int = 1
@@ -258,63 +260,63 @@ def _supervise(
     process.start()
     return process
 
+  from familial.training import progress
+
   processes: list[multiprocessing.process.BaseProcess] = []
   restarts = _RESTARTS
-  received: list[int] = []
   told: set[int] = set()
   # Before the first worker starts: a signal would leave it without a parent.
-  old = {
-    number: signal.signal(number, lambda n, _: received.append(n))
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
-    for index in range(options.workers):
-      processes.append(start(index))
-    with tqdm.tqdm(
-      total=sum(_cost(cell, until) for cell in cells) / 1e9,
-      unit='GFLOP',
-      file=sys.stderr,
-      desc='sweep',
-      bar_format='{desc}: {percentage:3.0f}% |{bar}|'
-      ' {elapsed} < {remaining}{postfix}',
-    ) as bar:
-      while True:
-        # Looked at before the dead are replaced: all may have died at once.
-        alive = any(process.is_alive() for process in processes)
-        stopping = received or not refusals.empty()
-        bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
-        done = len(cells) - len(left(cells, workdir, until))
-        bar.set_postfix_str(f'{done} of {len(cells)} cells')
-        for index, process in enumerate(processes):
-          if stopping and index not in told:
-            told.add(index)
-            process.terminate()
-          elif process.exitcode and not stopping and restarts:
-            restarts -= 1
-            print(
-              f'a worker ended with status {process.exitcode}; another '
-              'takes its place',
-              file=sys.stderr,
-            )
-            processes[index] = start(index)
-            alive = True
-        if not alive:
-          break
-        time.sleep(1.0)
-  finally:
-    for process in processes:
-      if process.is_alive():
-        process.terminate()
-      process.join()
-    for number, handler in old.items():
-      signal.signal(number, handler)
-  if received:
+  with progress.stop_signals() as signalled:
+    try:
+      for index in range(options.workers):
+        processes.append(start(index))
+      with flops_bar('sweep', sum(_cost(cell, until) for cell in cells)) as bar:
+        while True:
+          # Looked at before the dead are replaced: all may have died at once.
+          alive = any(process.is_alive() for process in processes)
+          stopping = signalled() or not refusals.empty()
+          bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
+          done = len(cells) - len(left(cells, workdir, until))
+          bar.set_postfix_str(f'{done} of {len(cells)} cells')
+          for index, process in enumerate(processes):
+            if stopping and index not in told:
+              told.add(index)
+              process.terminate()
+            elif process.exitcode and not stopping and restarts:
+              restarts -= 1
+              print(
+                f'a worker ended with status {process.exitcode}; another '
+                'takes its place',
+                file=sys.stderr,
+              )
+              processes[index] = start(index)
+              alive = True
+          if not alive:
+            break
+          time.sleep(1.0)
+    finally:
+      for process in processes:
+        if process.is_alive():
+          process.terminate()
+        process.join()
+  if signalled():
     raise errors.Interrupted(
       'stopped; every cell under way is saved, and the '
       'same command goes on from there'
     )
   if not refusals.empty():
     raise errors.UserError(refusals.get())
+
+
+def flops_bar(name: str, flops: float) -> tqdm.tqdm[Any]:
+  """Returns a progress bar of training FLOPs, in units of 1e9."""
+  return tqdm.tqdm(
+    total=flops / 1e9,
+    unit='GFLOP',
+    desc=name,
+    bar_format='{desc}: {percentage:3.0f}% |{bar}|'
+    ' {elapsed} < {remaining}{postfix}',
+  )
 
 
 def _worker(
