@@ -362,16 +362,8 @@ def start(config: Config, name: str) -> Start:
   """Returns the arguments of `toys.train` for a group."""
   group, every = config.studies[name], members(config, name)
   shape = toys.Shape(config.width, config.hidden, config.vocab)
-  task = toys.Task(
-    shape=shape,
-    head=group.head,
-    stages=group.stages,
-    steps=group.steps,
-    decay=group.decay,
-    decay_to=group.decay_to,
-    batch=config.batch,
-    test_batches=config.test_batches,
-    test_batch=config.test_batch,
+  task = study_lib.record_of(
+    toys.Task, {**vars(config), **vars(group)}, shape=shape
   )
 
   def teacher(kind: str, number: int) -> toys.Teachers:
@@ -869,16 +861,8 @@ class _Found:
     equal: str,
     cost: int,
   ) -> Pair:
-    """Returns two curves over the depths that both have.
-
-    Args:
-      this: the curve whose depths are named.
-      losses: its losses by teacher and depth.
-      base: the other curve.
-      base_losses: its losses.
-      equal: what is equal between them.
-      cost: layers of `base` that count as one of `this`.
-    """
+    """Returns two curves over the depths that both have, where `cost` layers of
+    the base count as one."""
     depths = tuple(d for d in this.depths if cost * d in base.depths)
     logs_TxL = [
       np.log(table[:, np.isin(curve.depths, np.multiply(layers, depths))])

@@ -229,13 +229,8 @@ def _runs(
 ) -> list[RunConfig]:
   """Returns a family's runs; a chain's grow from one another.
 
-  Args:
-    config: of the study.
-    place: of the family.
-    name: of the family.
-    stages: of the runs.
-    known: runs of other families by what they train, which are taken instead of
-      equal ones; added to.
+  `known` has the runs of other families by what they train, which are taken
+  instead of equal ones; it is added to.
   """
   way = config.ways[place.way]
   runs: list[RunConfig] = []

@@ -175,8 +175,14 @@ def short(budget: float) -> str:
   return f'{float(mantissa):g}e{int(exponent)}'
 
 
+def on_gpu(config: ml_collections.ConfigDict) -> None:
+  """Sets data and model as variants of the experiments for one GPU have them."""
+  config.data.update(corpus='python_packages', seq_len=256)
+  config.model.update(dtype='bfloat16', attention='fused', unroll=False)
+
+
 def at_scale(config: ml_collections.ConfigDict) -> None:
-  """Sets data and model as the largest variants of the experiments have them.
+  """Sets what the largest variants of the experiments share.
 
   C4 with a byte-level BPE of its own, and models of up to billions of parameters
   in bfloat16 whose layers are compiled once and recomputed in the backward pass.
@@ -192,4 +198,7 @@ def at_scale(config: ml_collections.ConfigDict) -> None:
     loss_chunk=256,
     tied=False,
     base_width=1024,
+  )
+  config.train.update(
+    eval_tokens=8_388_608, eval_batch_size=256, checkpoint_seconds=900.0, keep=2
   )

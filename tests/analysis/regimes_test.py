@@ -180,10 +180,11 @@ def test_unknown_directions_are_no_agreement():
   assert answer.scores['ensemble'] < 0.1
 
 
-def test_early_is_by_three_quarters_of_the_layers():
-  whole = network('ensemble', 8)
-  settled = np.zeros((16, 9), np.int64)
-  settled[:, 5:] = 1  # A token each at layers 5 to 8, of every group.
-  found = middle.statistics(dataclasses.replace(whole, settled=settled))
+def test_early_is_by_three_quarters_of_the_layers(twelve):
+  settled = np.zeros((16, 13), np.int64)
+  settled[:, 8:12] = 1  # A token each at layers 8 to 11, of every group.
+  found = middle.statistics(
+    dataclasses.replace(twelve['ensemble'], settled=settled)
+  )
   assert found['early'] == 0.5
-  assert found['stop_spread'] == pytest.approx(np.std([5, 6, 7, 8]) / 8)
+  assert found['stop_spread'] == pytest.approx(np.std([8, 9, 10, 11]) / 12)

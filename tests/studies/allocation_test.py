@@ -240,26 +240,6 @@ def test_a_round_waits_for_who_failed(make, tmp_path, monkeypatch):
   assert allocation.decided(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-  ('key', 'changes'),
-  [
-    ('policy', {'policy': 'oracle'}),
-    ("policy 'lmc' is unknown", {'policy': 'lmc'}),
-    ('eta', {'eta': 1}),
-    ('candidate w8_d4_g1: budget', {'budget': 1e4}),
-    ('shapes', {'shapes': ()}),
-    ('loss', {'loss': 'exit'}),
-    ('horizon', {'horizon': 0.0}),
-    ('train.schedule', {'train': {'schedule': 'cosine'}}),
-  ],
-)
-def test_what_cannot_be_is_one_line(make, key, changes):
-  with pytest.raises(errors.UserError) as raised:
-    STUDY.runs(make(**changes))
-  assert str(raised.value).startswith(key)
-  assert '\n' not in str(raised.value)
-
-
 def test_it_has_a_summary_at_every_moment(make, tmp_path):
   """Before its first row, and where all diverge before a loss."""
   study = make(law={'form': 'chinchilla'})

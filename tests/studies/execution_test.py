@@ -16,7 +16,6 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.data import packing
 from familial.laws import selection
-from familial.report import page
 from familial.studies import execution
 from familial.studies import isoflop
 from familial.studies import plan as plan_lib
@@ -123,18 +122,6 @@ def test_a_study_goes_on_with_its_own_corpus_and_config_only(
     STUDY.run(other, tmp_path)
   for part in (corpus.fingerprint, 'another', 'text_files', 'workdir'):
     assert part in str(raised.value)
-
-
-def test_a_plan_of_another_version_is_refused(
-  dense, tmp_path, calibrated, trained
-):
-  calibrated(2e7)
-  STUDY.run(dense, tmp_path)
-  path = tmp_path / study_lib.PLAN
-  storage.write_json(path, {**storage.read_own(path), 'schema': 99})
-  for use in (lambda: STUDY.run(dense, tmp_path), lambda: page.write(tmp_path)):
-    with pytest.raises(errors.UserError, match=r'plan\.json: schema 99 is not'):
-      use()
 
 
 def test_a_study_without_some_runs_is_analysed_all_the_same(

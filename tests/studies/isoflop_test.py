@@ -29,10 +29,6 @@ def by_name(config):
   return {run.cell: run for run in STUDY.runs(config)}
 
 
-def tokens_of(run):
-  return run.train.steps * run.train.batch_size * run.data.seq_len
-
-
 def test_a_run_costs_its_budget_counted_by_hand(make_study):
   runs = by_name(make_study())
   for exits in (1, 2):
@@ -185,8 +181,6 @@ FROZEN = {**ONE, 'values': ('head',)}
   [
     ({'model': {'dtpye': 'float32'}}, ['model.dtpye', "'dtype'"]),
     ({'model': {'depth': 3}}, ['model.depth']),
-    ({'train': {'base_rl': 0.1}}, ['train.base_rl', "'base_lr'"]),
-    ({'train': {'steps': 3}}, ['train.steps']),
     ({'train': {'seed': 3}}, ['train.seed']),
     (
       {'arms': {'frozen': {**FROZEN, 'budgets': (5e8,)}}},
@@ -195,10 +189,6 @@ FROZEN = {**ONE, 'values': ('head',)}
     (
       {'arms': {'frozen': FROZEN}, 'grid': {'granularities': (2,)}},
       ['arms.frozen', 'c4e8_w8_d2_g1'],
-    ),
-    (
-      {'arms': {'branch': {**ONE, 'values': ((1, 3),)}}},
-      ['model.exits', '(1, 3)', 'depth 2'],
     ),
   ],
 )
@@ -218,7 +208,7 @@ def lawful(run):
     (
       1
       + 30 / flops_lib.params(model, exit_) ** 0.4
-      + 90 / tokens_of(run) ** 0.4
+      + 90 / shapes.tokens(run) ** 0.4
     )
     * model.granularity**GAMMA
     for exit_ in range(1, model.granularity + 1)

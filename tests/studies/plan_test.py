@@ -115,33 +115,16 @@ def test_rounding_beyond_half_a_percent_is_warned_of(dense):
   assert f'{short["flops"] / short["budget"] - 1:+.1%}' in warning
 
 
-def test_the_text_has_every_run_and_warning(dense):
-  plan = make(dense(budgets=(1e7, 4e8)), tokens=100_000)
-  text = plan_lib.text(plan, ['more'])
-  for row in plan['cells']:
-    [line] = [line for line in text.split('\n') if line.startswith(row['cell'])]
-    assert str(row['steps']) in line and f'{row["flops"]:.2e}' in line
-  assert plan['warnings'] and 'f00d' in text
-  for said in ('more', *plan['warnings']):
-    assert said in text
-
-
-def test_gamma_s_interval_is_as_wide_as_the_noise(make_study):
+def test_gamma_s_interval_is_that_of_the_planned_runs(make_study):
   grid = {
     'budgets': (4e8, 1e9, 4e9),
     'shapes': ((8, 4, 1), (16, 4, 1), (32, 4, 1)),
     'granularities': (1, 2, 4),
   }
-  quiet, loud = (
-    STUDY.plan(config, STUDY.runs(config))['power']
-    for config in (
-      make_study(grid=grid, assumed={'noise': noise}) for noise in (0.005, 0.01)
-    )
-  )
-  assert 0.001 < quiet['gamma_half_width'] < 0.05
-  ratio = loud['gamma_half_width'] / quiet['gamma_half_width']
-  assert ratio == pytest.approx(2, rel=0.3)
-  assert quiet['runs'] == 27
+  config = make_study(grid=grid, assumed={'noise': 0.005})
+  power = STUDY.plan(config, STUDY.runs(config))['power']
+  assert 0.001 < power['gamma_half_width'] < 0.05
+  assert (power['runs'], power['noise']) == (27, 0.005)
 
 
 def test_one_granularity_has_no_power(dense):
