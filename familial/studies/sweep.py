@@ -236,6 +236,8 @@ def _supervise(
   until: Until,
 ) -> None:
   """Starts workers, shows the sweep's progress, replaces those that die."""
+  from familial.training import progress  # Brings JAX, as above.
+
   context = multiprocessing.get_context('spawn')
   cores = cores_lib.available_cores()
   refusals = context.SimpleQueue()
@@ -244,19 +246,10 @@ def _supervise(
     share = cores[index :: options.workers] or cores
     process = context.Process(
       target=_worker,
-      args=(
-        list(cells),
-        str(workdir),
-        options,
-        until,
-        share,
-        refusals,
-      ),
+      args=(list(cells), str(workdir), options, until, share, refusals),
     )
     process.start()
     return process
-
-  from familial.training import progress
 
   processes: list[multiprocessing.process.BaseProcess] = []
   restarts = _RESTARTS

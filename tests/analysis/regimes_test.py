@@ -156,14 +156,6 @@ def test_what_all_tokens_share_is_no_flow():
   assert regimes.classify([found]).regime == 'smooth'
 
 
-def test_depth_that_nobody_uses_is_not_compositional():
-  states = paths.stopping(12, 8, tokens=320)
-  states[5:] = states[5]
-  answer = regimes.classify([trajectories.of_states(states, 16)])
-  assert answer.regime == 'undecided'
-  assert any('idle' in note for note in answer.notes)
-
-
 def test_unknown_directions_are_no_agreement():
   """Correlations of changing sign are no averaging, whatever their mean is."""
   states = np.asarray(paths.flow(12, 8, tokens=320))

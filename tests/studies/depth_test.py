@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 
-from experiments import depth_law as experiment
 from familial.laws import inference
 from familial.laws import table as tables_lib
 from familial.plots import depth_law as plots
@@ -32,19 +31,6 @@ def test_grid_is_full_and_its_tokens_are_equal(text_data):
     assert {(run.model.width, run.model.depth) for run in others} == corners
     assert {getattr(run.train, key) for run in others} == {value}
   assert len({run.cell for run in runs}) == len(runs) == 9 + 8
-
-
-@pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
-def test_experiments_decorrelate_width_and_depth(arg):
-  config = DEPTH.read_config(experiment.get_config(arg))
-  runs = [run for run in DEPTH.runs(config) if run.arm == 'grid']
-  logs = np.log([[run.model.width, run.model.depth] for run in runs])
-  assert abs(np.corrcoef(logs.T)[0, 1]) < 1e-12
-  batch_tokens = config.train['batch_size'] * config.data.seq_len
-  evaluated = runs[0].train.evaluated
-  assert len(evaluated) >= 4
-  assert min(evaluated) * batch_tokens >= config.first_tokens
-  assert config.rates
 
 
 def test_points_are_of_the_grid_and_its_seeds_from_first_tokens_on(

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import types
 
 import pytest
 
@@ -13,22 +12,13 @@ from familial.studies import isoflop
 from familial.studies import plan as plan_lib
 from familial.studies import shapes
 from familial.training import config as train_config
+from tests.studies.conftest import SPEED
 
 STUDY = isoflop.ISOFLOP
-SPEED = plan_lib.Speed((8, 32), (1e9, 4e9), 3.0, 'cpu')
 FROZEN = {
   'budgets': (4e10,), 'shapes': (0,), 'granularities': (2,),
   'values': ('separate',), 'share': 0.25,
 }  # fmt: skip
-
-
-def make(config, tokens=10**6, workers=1):
-  split = types.SimpleNamespace(tokens=range(tokens), bytes=tokens)
-  corpus = types.SimpleNamespace(
-    name='made', fingerprint='f00d', train=split, heldout=split, vocab_size=256
-  )
-  runs = STUDY.runs(config)
-  return plan_lib.make('isoflop', config, runs, corpus, SPEED, workers)
 
 
 @pytest.fixture
@@ -75,10 +65,10 @@ def test_a_calibration_that_is_killed_is_refused(dense):
     plan_lib.calibrate([Deadly(**parts)], 1)
 
 
-def test_times_add_up(dense):
+def test_times_add_up(dense, make_plan):
   config = dense()
   runs = STUDY.runs(config)
-  one, two = make(config), make(config, workers=2)
+  one, two = make_plan(STUDY, config), make_plan(STUDY, config, workers=2)
   for run, row in zip(runs, one['cells'], strict=True):
     per_token = flops_lib.forward(run.model, 16)
     evaluation = run.train.evaluations * run.train.eval_tokens * per_token
@@ -92,21 +82,21 @@ def test_times_add_up(dense):
   assert one['flops'] == sum(map(shapes.cost, runs))
 
 
-def test_more_than_four_epochs_are_warned_of(dense):
-  rows = {row['cell']: row for row in make(dense())['cells']}
+def test_more_than_four_epochs_are_warned_of(dense, make_plan):
+  rows = {row['cell']: row for row in make_plan(STUDY, dense())['cells']}
   tokens = rows['c4e8_w8_d2_g1']['tokens']
   assert tokens == max(row['tokens'] for row in rows.values())
 
   def warned(corpus_tokens):
-    warnings = make(dense(), tokens=corpus_tokens)['warnings']
+    warnings = make_plan(STUDY, dense(), tokens=corpus_tokens)['warnings']
     return [warning.split(':')[0] for warning in warnings if 'epoch' in warning]
 
   assert warned(tokens // 4 - 1) == ['c4e8_w8_d2_g1']
   assert warned(tokens // 4 + 1) == []
 
 
-def test_rounding_beyond_half_a_percent_is_warned_of(dense):
-  plan = make(dense(budgets=(1e7, 4e8), shapes=((8, 2, 1),)))
+def test_rounding_beyond_half_a_percent_is_warned_of(dense, make_plan):
+  plan = make_plan(STUDY, dense(budgets=(1e7, 4e8), shapes=((8, 2, 1),)))
   short, long = plan['cells']
   assert abs(short['flops'] / short['budget'] - 1) > 0.005
   assert abs(long['flops'] / long['budget'] - 1) < 0.005
@@ -142,11 +132,11 @@ def test_a_limit_leaves_out_budgets_from_the_top(dense):
     plan_lib.within(1.0, runs, SPEED, 1)
 
 
-def test_another_batch_is_another_program_to_train_alone(dense):
+def test_another_batch_is_another_program_to_train_alone(dense, make_plan):
   config = dense()
   rules = dataclasses.replace(config.rules, batch_exponent=1.0)
   config = dataclasses.replace(config, rules=rules)
-  assert make(config)['programs'] == 2 * 2 + 2
+  assert make_plan(STUDY, config)['programs'] == 2 * 2 + 2
 
 
 def test_a_limit_never_leaves_the_grid_out(make_study):
