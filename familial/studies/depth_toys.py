@@ -553,7 +553,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
   kind = 'depth_toys'
   config_class = Config
   tables_class = Tables
-  whole_runs = False
+  needs_finished = False
 
   def run(
     self,

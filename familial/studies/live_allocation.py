@@ -458,7 +458,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
   kind = 'allocation'
   config_class = Config
   tables_class = Tables
-  whole_runs = False
+  needs_finished = False
   run_keys = ('steps', 'warmup_steps')
   train_defaults: Mapping[str, Any] = {'schedule': 'constant'}
 

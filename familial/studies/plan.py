@@ -58,7 +58,7 @@ class Speed:
 
 def make(
   kind: str,
-  study: Any,
+  study: shapes.TrainedConfig,
   cells: Cells,
   corpus: Any,
   speed: Speed,

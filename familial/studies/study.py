@@ -301,13 +301,13 @@ class Study(abc.ABC, Generic[Config, Tables]):
     kind: value of the config key `kind` and of `study` in `plan.json`.
     config_class: frozen dataclass of the config; its docstring documents the keys.
     tables_class: frozen dataclass of the tables of `summary.json`.
-    whole_runs: whether a summary takes a finished run.
+    needs_finished: whether there is no summary without a finished run.
   """
 
   kind: ClassVar[str]
   config_class: type[Config]
   tables_class: type[Tables]
-  whole_runs: ClassVar[bool] = True
+  needs_finished: ClassVar[bool] = True
 
   def template(self) -> ml_collections.ConfigDict:
     """Returns a config with every default; an experiment file sets the rest.
@@ -367,7 +367,7 @@ class Study(abc.ABC, Generic[Config, Tables]):
     Raises:
       UserError: if no run has finished.
     """
-    if self.whole_runs and not results.finished:
+    if self.needs_finished and not results.finished:
       raise errors.UserError(
         f'{results.folder}: no run has finished; there is nothing to summarise'
       )

@@ -281,13 +281,13 @@ def test_tables_of_planted_curves(tmp_path, monkeypatch):
 
 def test_the_regime_of_a_teacher_is_known(tmp_path):
   # Layers that are as many estimates of one correction, or steps of one flow.
-  depths = (1, 2, 12)
+  depths = (1, 2, 6)
   asked = config(
     {'only': group(depths=depths)}, width=8, hidden=32, replicates=1
   )
   shape = toys.Shape(8, 32, 1)
   pair = [
-    toys.teacher(jax.random.key(0), shape, 12, kind == 'tied', 0.2)
+    toys.teacher(jax.random.key(0), shape, 6, kind == 'tied', 0.2)
     for kind in depth_toys.KINDS
   ]
   students = [
