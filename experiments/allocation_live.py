@@ -76,7 +76,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   config.title = 'A law from a fraction of the runs, live, on one GPU'
   shapes.on_gpu(config)
   config.shapes = tuple((4 * w, d, h) for w, d, h in config.shapes)
-  config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
+  config.train.update(batch_size=32, beta2=0.98)
   config.horizon, config.budget = 2.5e14, 4.5e14
   config.law.where = ('tokens>=3e6',)
 

@@ -68,7 +68,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   config.tokens = 40_000_000
   config.train.update(
     base_lr=4e-3, batch_size=64, beta2=0.98, first_evaluation=305,
-    evaluations=7, eval_tokens=262_144,
+    evaluations=7,
   )  # fmt: skip
   config.seeds, config.rates = (0, 1), (2e-3, 8e-3)
 

@@ -55,6 +55,4 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   config.width, config.depths, config.head_width = 512, (12, 24), 64
   config.granularities = (1, 3, 12)
   config.tokens, config.probe_tokens = 100_000_000, 262_144
-  config.train.update(
-    base_lr=4e-3, batch_size=64, beta2=0.98, eval_tokens=262_144
-  )
+  config.train.update(base_lr=4e-3, batch_size=64, beta2=0.98)

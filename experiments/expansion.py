@@ -100,7 +100,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   config.sizes = ((64, 6, 2), (64, 12, 2), (96, 12, 3), (128, 12, 4))
   config.budgets = (1e14, 4e14)
   config.seeds = (0, 1)
-  config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
+  config.train.update(batch_size=32, beta2=0.98)
   _one_rate(config, 90)
 
 

@@ -160,7 +160,6 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   )
   # Goes on where the batches of `cpu` end. At 1e16 beta2 is 0.92.
   config.rules.update(batch_tokens=2048, at_budget=3.2e12, beta2=0.995)
-  config.train.eval_tokens = 262_144
   one = {'budgets': (1e14,), 'shapes': (3, 4)}
   config.arms = {
     'seed': {**one, 'granularities': (1, 4), 'values': (1, 2)},

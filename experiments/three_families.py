@@ -87,7 +87,7 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   config.sizes = ((128, 2, 8), (128, 4, 8), (128, 8, 8), (128, 16, 8))
   config.budgets = (1e14, 4e14)
   config.seeds = (0, 1, 2)
-  config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
+  config.train.update(batch_size=32, beta2=0.98)
   _ways(config, ((48, 16, 3), (64, 16, 4), (96, 16, 6), (128, 16, 8)))
 
 

@@ -147,9 +147,7 @@ def run_of(
   """
   name = f'w{width}_d{depth}{suffix}'
   with errors.within(f'cell {name}'):
-    if 'batch_size' not in config.train:
-      raise errors.UserError('train.batch_size: is missing')
-    batch_tokens = config.train['batch_size'] * config.data.seq_len
+    batch_tokens = config.tokens_per_step()
     steps = round(config.tokens / batch_tokens)
     if steps < 1:
       raise errors.UserError(

@@ -861,8 +861,10 @@ class _Found:
     equal: str,
     cost: int,
   ) -> Pair:
-    """Returns two curves over the depths that both have, where `cost` layers of
-    the base count as one."""
+    """Returns two curves over the depths that both have.
+
+    `cost` layers of the base count as one.
+    """
     depths = tuple(d for d in this.depths if cost * d in base.depths)
     logs_TxL = [
       np.log(table[:, np.isin(curve.depths, np.multiply(layers, depths))])

@@ -91,13 +91,7 @@ class Config(shapes.TrainedConfig):
 
   def __post_init__(self) -> None:
     schema.check(self)
-    batch_size = self.train.get('batch_size')
-    errors.require(
-      isinstance(batch_size, int) and batch_size >= 1,
-      'train.batch_size',
-      batch_size,
-      'an integer of at least 1',
-    )
+    self.tokens_per_step()
     for name, way in self.ways.items():
       schema.check(way, f'ways.{name}')
       self._check_way(f'ways.{name}', name, way)

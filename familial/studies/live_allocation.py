@@ -132,8 +132,9 @@ def _candidate(
   with errors.within(f'candidate {name}'):
     exits = model_config.even_exits(depth, granularity)
     model = shapes.model(config, shape, exits)
-    batch_tokens = config.train['batch_size'] * config.data.seq_len
-    step = batch_tokens * flops_lib.train(model, config.data.seq_len)
+    step = config.tokens_per_step() * flops_lib.train(
+      model, config.data.seq_len
+    )
     steps = math.floor(config.horizon / step)
     # A policy without a bracket may give one candidate everything.
     first = len(config.survivors) * config.candidates or 1

@@ -53,6 +53,15 @@ class TrainedConfig:
     default_factory=train_config.LayoutConfig
   )
 
+  def tokens_per_step(self) -> int:
+    """Returns the tokens of a step; refuses `train` without a batch size."""
+    size = self.train.get('batch_size')
+    if not isinstance(size, int) or size < 1:
+      raise errors.not_allowed(
+        'train.batch_size', size, 'an integer of at least 1'
+      )
+    return size * self.data.seq_len
+
   def check_schedule(self) -> None:
     """Refuses a schedule by which a run cut short is no valid short run."""
     schedule = self.train.get('schedule')
@@ -176,9 +185,10 @@ def short(budget: float) -> str:
 
 
 def on_gpu(config: ml_collections.ConfigDict) -> None:
-  """Sets data and model as variants of the experiments for one GPU have them."""
+  """Sets what the variants of the experiments for one GPU share."""
   config.data.update(corpus='python_packages', seq_len=256)
   config.model.update(dtype='bfloat16', attention='fused', unroll=False)
+  config.train.eval_tokens = 262_144
 
 
 def at_scale(config: ml_collections.ConfigDict) -> None:

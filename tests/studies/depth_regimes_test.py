@@ -61,14 +61,6 @@ def test_towards_composition_all_its_statistics_rise(study):
   assert {row.exits: row.composition for row in tables.towards}[4] == 'no'
 
 
-def test_early_stops_by_threshold_are_means_over_seeds(study):
-  _, tables = study
-  rows = [row for row in tables.early_at if row.exits == 2]
-  assert [row.remaining for row in rows] == [0.05, 0.1, 0.15, 0.2]
-  shares = [row.share.value for row in rows]
-  assert shares == sorted(shares) and shares[-1] > 0.2
-
-
 def test_the_summary_is_read_back(study):
   folder, tables = study
   assert REGIMES.read_summary(folder).tables == tables

@@ -7,7 +7,6 @@ import pytest
 
 from familial.core import errors
 from familial.core import storage
-from familial.core.estimate import Estimate
 from familial.laws import definitions
 from familial.laws import fit_record
 from familial.model import flops as flops_lib
@@ -265,35 +264,6 @@ def test_cost_counts_each_flop_once(known):
   assert cost.finished == len(runs)
   own = sum(map(shapes.cost, runs.values()))
   assert cost.flops == pytest.approx(own, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-  'ends', [(0.1, 0.2), (None, 0.2), (0.1, None), None], ids=str
-)
-def test_fitted_gamma_has_the_interval_of_its_fit(known, tmp_path, ends):
-  config, _, results = known
-  spread = {'gamma': fit_record.Resampled(0.1234, *ends)} if ends else {}
-  for loss, form in itertools.product(isoflop.LOSSES, isoflop.FORMS[:2]):
-    record = fit_record.FitRecord(
-      form=form,
-      params={'E': 1.0, 'A': 30.0, 'B': 90.0, 'alpha': 0.4, 'beta': 0.4,
-              'gamma': 0.1234},
-      bootstrap=spread, flags=('E not identified',), aic=-10.0,
-    )  # fmt: skip
-    path = tmp_path / 'fits' / loss / form / 'fit.json'
-    fit_record.write_json(path, record.to_json())
-  # Without seeds there is no noise, which takes time.
-  runs = tuple(run for run in results.runs if run.arm != 'seed')
-  results = dataclasses.replace(results, folder=tmp_path, runs=runs)
-  line, tables = STUDY.analyse(config, results)
-  assert len(tables.gamma) == 6
-  gamma = Estimate(0.1234, *(ends or ()))
-  for row in tables.gamma:
-    assert row.gamma == gamma and row.flags == ('E not identified',)
-    assert row.aic_behind == 0.0
-  assert '\n' not in line
-  assert line.count(f'{gamma}') == line.count('(E not identified)') == 3
-  assert f'{tables.twin_gamma[0].gamma}' in line
 
 
 def test_one_granularity_fits_no_gamma(make_study, tmp_path, results_of):
