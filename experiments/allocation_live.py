@@ -74,10 +74,9 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
 def _gpu(config: ml_collections.ConfigDict) -> None:
   _cpu(config)
   config.title = 'A law from a fraction of the runs, live, on one GPU'
-  config.data.update(corpus='python_packages', seq_len=256)
-  config.model.update(dtype='bfloat16', attention='fused', unroll=False)
+  shapes.on_gpu(config)
   config.shapes = tuple((4 * w, d, h) for w, d, h in config.shapes)
-  config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
+  config.train.update(batch_size=32, beta2=0.98)
   config.horizon, config.budget = 2.5e14, 4.5e14
   config.law.where = ('tokens>=3e6',)
 
@@ -102,9 +101,5 @@ def _paper(config: ml_collections.ConfigDict) -> None:
     beta2=0.95,
     first_evaluation=256,
     evaluations=24,
-    eval_tokens=8_388_608,
-    eval_batch_size=256,
-    checkpoint_seconds=900.0,
-    keep=2,
   )
   config.law.where = ('tokens>=1e9',)

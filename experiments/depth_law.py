@@ -61,16 +61,14 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
 
 def _gpu(config: ml_collections.ConfigDict) -> None:
   config.title += ', 128 to 1024 wide, 4 to 32 layers'
-  config.data.update(corpus='python_packages', seq_len=256)
-  config.model.update(
-    dtype='bfloat16', attention='fused', unroll=False, base_width=128
-  )
+  shapes.on_gpu(config)
+  config.model.base_width = 128
   config.widths, config.depths = (128, 256, 512, 1024), (4, 8, 16, 32)
   config.head_width = 64
   config.tokens = 40_000_000
   config.train.update(
     base_lr=4e-3, batch_size=64, beta2=0.98, first_evaluation=305,
-    evaluations=7, eval_tokens=262_144,
+    evaluations=7,
   )  # fmt: skip
   config.seeds, config.rates = (0, 1), (2e-3, 8e-3)
 
@@ -83,7 +81,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.tokens = 100_000_000_000
   config.train.update(
     base_lr=4e-3, batch_size=512, beta2=0.95, first_evaluation=11_921,
-    evaluations=7, eval_tokens=8_388_608, eval_batch_size=256,
-    checkpoint_seconds=900.0, keep=2,
+    evaluations=7,
   )  # fmt: skip
   config.rates = (2e-3, 8e-3)

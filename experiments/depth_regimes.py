@@ -13,6 +13,7 @@ Variants:
 import ml_collections
 
 from familial.studies import depth_regimes
+from familial.studies import shapes
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
@@ -49,13 +50,9 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
 
 def _gpu(config: ml_collections.ConfigDict) -> None:
   config.title += ', 12 and 24 layers, 512 wide'
-  config.data.update(corpus='python_packages', seq_len=256)
-  config.model.update(
-    dtype='bfloat16', attention='fused', unroll=False, base_width=128
-  )
+  shapes.on_gpu(config)
+  config.model.base_width = 128
   config.width, config.depths, config.head_width = 512, (12, 24), 64
   config.granularities = (1, 3, 12)
   config.tokens, config.probe_tokens = 100_000_000, 262_144
-  config.train.update(
-    base_lr=4e-3, batch_size=64, beta2=0.98, eval_tokens=262_144
-  )
+  config.train.update(base_lr=4e-3, batch_size=64, beta2=0.98)

@@ -96,12 +96,11 @@ def _operators(config: ml_collections.ConfigDict) -> None:
 
 def _gpu(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1e14 and 4e14 FLOPs on one GPU'
-  config.data.update(corpus='python_packages', seq_len=256)
-  config.model.update(dtype='bfloat16', attention='fused', unroll=False)
+  shapes.on_gpu(config)
   config.sizes = ((64, 6, 2), (64, 12, 2), (96, 12, 3), (128, 12, 4))
   config.budgets = (1e14, 4e14)
   config.seeds = (0, 1)
-  config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
+  config.train.update(batch_size=32, beta2=0.98)
   _one_rate(config, 90)
 
 
@@ -118,14 +117,5 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.budgets = (9.3e21,)
   config.seeds = (0, 1)
   config.warmup = 0.01
-  config.train.update(
-    base_lr=4e-3,
-    batch_size=1024,
-    beta2=0.95,
-    evaluations=20,
-    eval_tokens=8_388_608,
-    eval_batch_size=256,
-    checkpoint_seconds=900.0,
-    keep=2,
-  )
+  config.train.update(base_lr=4e-3, batch_size=1024, beta2=0.95, evaluations=20)
   _one_rate(config, 2896)

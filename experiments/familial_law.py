@@ -130,10 +130,8 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
 def _gpu(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1e12 to 1e16 FLOPs on one GPU'
   # As many tokens of context a unit of width as `cpu` has: the fits carry over.
-  config.data.update(corpus='python_packages', seq_len=256)
-  config.model.update(
-    dtype='bfloat16', attention='fused', unroll=False, loss_chunk=0
-  )
+  shapes.on_gpu(config)
+  config.model.loss_chunk = 0
   # The calibrated speed decides which of the top levels are in. With 5 s to
   # compile a program, 3e13 FLOP/s give three decades, 1e14 three and a half; the
   # twelve runs at 1e16 need nearly 3e14, or more seconds.
@@ -162,7 +160,6 @@ def _gpu(config: ml_collections.ConfigDict) -> None:
   )
   # Goes on where the batches of `cpu` end. At 1e16 beta2 is 0.92.
   config.rules.update(batch_tokens=2048, at_budget=3.2e12, beta2=0.995)
-  config.train.eval_tokens = 262_144
   one = {'budgets': (1e14,), 'shapes': (3, 4)}
   config.arms = {
     'seed': {**one, 'granularities': (1, 4), 'values': (1, 2)},
@@ -188,9 +185,6 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   )
   # Chinchilla's law as Besiroglu et al. (2024) fitted it again.
   config.assumed.update(E=1.82, A=482.0, B=2085.4, alpha=0.348, beta=0.366)
-  config.train.update(
-    eval_tokens=8_388_608, eval_batch_size=256, checkpoint_seconds=900.0, keep=2
-  )
   config.arms = {
     'seed': {
       'budgets': (1e19,),

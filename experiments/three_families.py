@@ -83,12 +83,11 @@ def _cpu(config: ml_collections.ConfigDict) -> None:
 
 def _gpu(config: ml_collections.ConfigDict) -> None:
   config.title += ', 1e14 and 4e14 FLOPs each on one GPU'
-  config.data.update(corpus='python_packages', seq_len=256)
-  config.model.update(dtype='bfloat16', attention='fused', unroll=False)
+  shapes.on_gpu(config)
   config.sizes = ((128, 2, 8), (128, 4, 8), (128, 8, 8), (128, 16, 8))
   config.budgets = (1e14, 4e14)
   config.seeds = (0, 1, 2)
-  config.train.update(batch_size=32, beta2=0.98, eval_tokens=262_144)
+  config.train.update(batch_size=32, beta2=0.98)
   _ways(config, ((48, 16, 3), (64, 16, 4), (96, 16, 6), (128, 16, 8)))
 
 
@@ -98,16 +97,7 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.sizes = ((4096, 4, 32), (4096, 8, 32), (4096, 16, 32), (4096, 32, 32))
   config.budgets = (6e21,)
   config.warmup = 0.01
-  config.train.update(
-    base_lr=4e-3,
-    batch_size=1024,
-    beta2=0.95,
-    evaluations=20,
-    eval_tokens=8_388_608,
-    eval_batch_size=256,
-    checkpoint_seconds=900.0,
-    keep=2,
-  )
+  config.train.update(base_lr=4e-3, batch_size=1024, beta2=0.95, evaluations=20)
   _ways(
     config, ((1536, 32, 12), (2048, 32, 16), (2816, 32, 22), (4096, 32, 32))
   )

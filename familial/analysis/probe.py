@@ -7,6 +7,7 @@ from. `probe.json` holds it.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
@@ -37,6 +38,7 @@ from familial.serving import evaluate
 # Layer of a quantity's first value, where it is not 1.
 _FIRST_LAYER = {'norm': 0, 'to_last': 0, 'remaining': 0, 'loss': 0}
 _POSITIONS = {'first': 'from', 'last': 'to'}  # keys of `Positions` in the file
+_FIELDS = {key: name for name, key in _POSITIONS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +135,8 @@ class Positions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-  """Statistics of a model's layers on held-out text.
+class Record:
+  """Statistics of a model's layers on held-out text, as their file has them.
 
   Attributes:
     model: the probed model.
@@ -146,7 +148,6 @@ class Probe:
     early_at: the same by other thresholds of the angle.
     by_position: `early` by position in the window.
     by_place: `early` by position since the last separator.
-    network: statistics by groups of windows that the regime follows from.
   """
 
   model: ProbedModel
@@ -158,6 +159,12 @@ class Probe:
   early_at: tuple[EarlyAt, ...]
   by_position: tuple[Positions, ...]
   by_place: tuple[Positions, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(Record):
+  """A record, and the statistics by groups of windows that its regime is of."""
+
   network: trajectories.NetworkStatistics
 
   @functools.cached_property
@@ -221,12 +228,10 @@ def of_checkpoint(
     corpus = packing.load(data)
     evaluate.check_corpus(model, corpus)
     batches = batches_lib.heldout(corpus, data, wanted, rows)
-    try:
+    with errors.within(model.folder):
       measurement = layers.measure(
         model.params, model.config.model, batches, corpus.separator
       )
-    except errors.UserError as error:
-      raise errors.UserError(f'{model.folder}: {error}') from None
     return of_measurement(measurement, _probed(model, corpus, data))
 
 
@@ -342,10 +347,7 @@ def write(probe: Probe, path: str | os.PathLike[str]) -> None:
   values = dataclasses.asdict(probe)
   del values['network']
   for name in ('by_position', 'by_place'):
-    values[name] = [
-      {_POSITIONS.get(key, key): value for key, value in row.items()}
-      for row in values[name]
-    ]
+    values[name] = [_renamed(row, _POSITIONS) for row in values[name]]
   groups: dict[str, Any] = {'settled': probe.network.settled.tolist()}
   for name in trajectories.REGIME_QUANTITIES:
     moments = probe.network.moments[name]
@@ -379,7 +381,6 @@ def write(probe: Probe, path: str | os.PathLike[str]) -> None:
 def read(path: str | os.PathLike[str]) -> Probe:
   """Returns the probe that `write` wrote; its network has no histograms."""
   values = storage.read_own(path)
-  model = schema.read(ProbedModel, values['model'], 'model')
   groups = values['groups']
   moments = {
     name: trajectories.Moments(
@@ -387,30 +388,21 @@ def read(path: str | os.PathLike[str]) -> Probe:
     )
     for name in trajectories.REGIME_QUANTITIES
   }
-  by_position, by_place = (
-    tuple(
-      Positions(row['from'], row['to'], row['tokens'], row['early'])
-      for row in values[name]
-    )
-    for name in ('by_position', 'by_place')
+  for name in ('by_position', 'by_place'):
+    values[name] = [_renamed(row, _FIELDS) for row in values[name]]
+  with errors.within(path):
+    names = [field.name for field in dataclasses.fields(Record)]
+    record = schema.read(Record, {name: values[name] for name in names})
+  network = trajectories.NetworkStatistics(
+    record.model.width, moments, {}, np.asarray(groups['settled'])
   )
-  return Probe(
-    model=model,
-    tokens=values['tokens'],
-    windows=values['windows'],
-    quantities={
-      name: tuple(schema.read(LayerValue, row, name) for row in rows)
-      for name, rows in values['quantities'].items()
-    },
-    settled=tuple(values['settled']),
-    early=values['early'],
-    early_at=tuple(EarlyAt(**row) for row in values['early_at']),
-    by_position=by_position,
-    by_place=by_place,
-    network=trajectories.NetworkStatistics(
-      model.width, moments, {}, np.asarray(groups['settled'])
-    ),
-  )
+  return Probe(**vars(record), network=network)
+
+
+def _renamed(
+  row: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+  return {names.get(key, key): value for key, value in row.items()}
 
 
 def write_depths(scaling: DepthScaling, path: str | os.PathLike[str]) -> None:
@@ -435,12 +427,7 @@ def _answer(answer: regimes.Answer) -> storage.Row:
   """Returns an answer as JSON, the interval of a statistic as `low`, `high`."""
   values = dataclasses.asdict(answer)
   for item in values['evidence']:
-    interval = item['value']
-    item |= {
-      'value': interval['value'],
-      'low': interval['lo'],
-      'high': interval['hi'],
-    }
+    item['value'], item['low'], item['high'] = item['value'].values()
   return values
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
 import difflib
 
 # Characters of a value that a refusal shows.
@@ -39,6 +41,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the closest allowed name, or ''."""
   close = difflib.get_close_matches(name, list(allowed), n=1)
   return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+@contextlib.contextmanager
+def within(where: object) -> Iterator[None]:
+  """Puts `where: ` before the text of a UserError that is raised inside."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
 
 
 class Interrupted(Exception):

@@ -185,10 +185,8 @@ def read_json(cls: type[T], path: str | os.PathLike[str]) -> T:
   """
   values = storage.read_own(path)
   values.pop('schema', None)
-  try:
+  with errors.within(path):
     return read(cls, values)
-  except errors.UserError as error:
-    raise errors.UserError(f'{path}: {error}') from None
 
 
 def write_json(path: str | os.PathLike[str], record: Any) -> None:
@@ -254,7 +252,9 @@ class Field:
 
 def describe(cls: Any) -> tuple[Field, ...]:
   """Returns the type, default, bounds and description of each field."""
-  texts = _attributes(cls.__doc__ or '')
+  texts: dict[str, str] = {}
+  for base in reversed(cls.__mro__):
+    texts |= _attributes(base.__doc__ or '')
   plain = typing.get_type_hints(cls)
   hints = _hints(cls)
   found = []

@@ -21,6 +21,7 @@ from familial.core.estimate import Estimate
 from familial.core.estimate import quantile
 from familial.laws import definitions
 from familial.laws import frontier
+from familial.studies import study
 from familial.studies.study import Run
 
 LOSSES = ('final', 'mean')  # of a run; `exit` is the loss of one exit
@@ -291,11 +292,9 @@ def twins(runs: Sequence[Run], spread: Noise | None) -> Twins:
       log = float(np.mean([math.log(other['loss']) for other in exits]))
       twin = float(np.mean(dense[key]))
       own.append(
-        Twin(
-          *group[0].shape,
-          exits=row['exits'],
-          exit=row['exit'],
-          layer=row['layer'],
+        study.record_of(
+          Twin,
+          row,
           loss_exit=math.exp(log),
           loss_twin=math.exp(twin),
           log_ratio=log - twin,
@@ -355,16 +354,13 @@ def minima(runs: Sequence[Run], spread: Noise | None) -> Iterator[Minimum]:
           logs = np.log(drawn[budget, g] / drawn[budget, 1])
           lo, hi = map(float, np.percentile(logs, [2.5, 97.5]))
         ratio = Estimate(math.log(low.loss / dense.loss), lo, hi)
-      yield Minimum(
-        loss,
-        budget,
-        g,
-        n_opt=low.n_opt,
+      yield study.record_of(
+        Minimum,
+        low,
+        loss=loss,
+        budget=budget,
+        exits=g,
         minimum=low.loss,
-        curvature=low.curvature,
-        interior=low.interior,
-        flag=low.flag,
-        points=low.points,
         log_ratio=ratio,
       )
 

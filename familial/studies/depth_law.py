@@ -16,7 +16,6 @@ from familial.core import errors
 from familial.core import schema
 from familial.core import storage
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import inference
@@ -33,7 +32,6 @@ from familial.training import config as train_config
 
 RunConfig = train_config.RunConfig
 RUN_KEYS = ('steps', 'warmup_steps', 'seed')  # decided by a run itself
-SCHEDULES = ('constant', 'wsd')  # whose evaluations are points of a law
 LOSS = 'final'
 # The sum is the law in question; the others are its alternatives.
 FORMS = (
@@ -51,44 +49,54 @@ _THREE = schema.Bound(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EqualTokens(shapes.TrainedConfig):
+  """The keys of studies whose runs all have the same tokens.
+
+  Attributes:
+    tokens: training tokens of every run.
+    head_width: width of every head.
+    seeds: seeds of the runs.
+    warmup: warm-up as a share of a run's steps.
+  """
+
+  tokens: schema.Count
+  head_width: schema.Count = 8
+  seeds: Annotated[tuple[schema.Index, ...], schema.UNIQUE] = (0,)
+  warmup: schema.Fraction = 0.02
+
+  def check_width(self, key: str, width: int) -> None:
+    """Refuses a width that does not consist of whole heads."""
+    errors.require(
+      width % self.head_width == 0,
+      key,
+      width,
+      f'a multiple of head_width, {self.head_width}',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(EqualTokens):
   """A study of width and depth.
 
   Attributes:
-    title: title of the report.
-    data: corpus.
-    model: settings of ModelConfig that all runs share; also `mlp_ratio` and
-      `kv_ratio`, F / D and K / H.
     train: settings of TrainConfig that all runs share. Every evaluation is a
       point of the law, so the schedule is `constant`, or `wsd`, which decays in
       the last `decay_fraction` alone.
     widths: widths of the grid.
     depths: depths of the grid; each width is trained at each of them.
-    tokens: training tokens of every run.
-    head_width: width of every head.
     seeds: the first is the grid's; the others repeat its corners (the smallest
       and the largest width at the smallest and the largest depth).
     rates: further base rates of the corners.
-    warmup: warm-up as a share of a run's steps.
     first_tokens: tokens from which on an evaluation is a point of the law.
     cutoffs: shares of the points of highest loss without which the law is also
       fitted.
     fit: how the laws are fitted.
-    layout: layout of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   widths: Annotated[tuple[schema.Count, ...], _THREE]
   depths: Annotated[tuple[schema.Count, ...], _THREE]
-  tokens: schema.Count
-  head_width: schema.Count = 8
-  seeds: Annotated[tuple[schema.Index, ...], schema.UNIQUE] = (0,)
   rates: tuple[schema.Positive, ...] = ()
-  warmup: schema.Fraction = 0.02
   first_tokens: schema.Index = 0
   cutoffs: tuple[Annotated[float, schema.at_least(0), schema.below(1)], ...] = (
     0.0,
@@ -99,9 +107,6 @@ class Config:
     0.4,
   )
   fit: isoflop.Fit = dataclasses.field(default_factory=isoflop.Fit)
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
@@ -112,27 +117,16 @@ class Config:
       f'within 0 to tokens, {self.tokens}',
     )
     for width in self.widths:
-      errors.require(
-        width % self.head_width == 0,
-        'widths',
-        width,
-        f'a multiple of head_width, {self.head_width}',
-      )
+      self.check_width('widths', width)
     for rate in self.rates:
       errors.require(
         rate != self.train.get('base_lr'), 'rates', rate, 'another than base_lr'
       )
-    schedule = self.train.get('schedule')
-    errors.require(
-      schedule in SCHEDULES,
-      'train.schedule',
-      schedule,
-      f'one of {", ".join(SCHEDULES)}: the law is fitted to points along a run',
-    )
+    self.check_schedule()
 
 
 def run_of(
-  config: Any,
+  config: EqualTokens,
   arm: str,
   width: int,
   depth: int,
@@ -143,7 +137,7 @@ def run_of(
   """Returns a run of a study whose runs all have the same tokens.
 
   Args:
-    config: of the study; it has `tokens`, `head_width`, `seeds` and `warmup`.
+    config: of the study.
     arm: part of the study that the run belongs to.
     width: of the model.
     depth: number of layers.
@@ -152,16 +146,16 @@ def run_of(
     **changes: keys of its TrainConfig.
   """
   name = f'w{width}_d{depth}{suffix}'
-  try:
-    if 'batch_size' not in config.train:
-      raise errors.UserError('train.batch_size: is missing')
-    batch_tokens = config.train['batch_size'] * config.data.seq_len
+  with errors.within(f'cell {name}'):
+    batch_tokens = config.tokens_per_step()
     steps = round(config.tokens / batch_tokens)
     if steps < 1:
       raise errors.UserError(
         f'tokens: {config.tokens} is below one step, {batch_tokens}'
       )
-    run = RunConfig(
+    run = shapes.run(
+      config,
+      RUN_KEYS,
       cell=name,
       arm=arm,
       budget=0.0,
@@ -170,19 +164,11 @@ def run_of(
         (width, depth, width // config.head_width),
         model_config.even_exits(depth, exits),
       ),
-      data=config.data,
-      train=shapes.train(
-        config,
-        RUN_KEYS,
-        **{'seed': config.seeds[0], **changes},
-        steps=steps,
-        warmup_steps=round(config.warmup * steps),
-      ),
-      layout=config.layout,
+      **{'seed': config.seeds[0], **changes},
+      steps=steps,
+      warmup_steps=round(config.warmup * steps),
     )
     return dataclasses.replace(run, budget=shapes.cost(run))
-  except errors.UserError as error:
-    raise errors.UserError(f'cell {name}: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,15 +335,7 @@ class DepthLaw(execution.TrainedStudy[Config, Tables]):
     spread = comparison.noise(results.finished)
     tables = Tables(
       design=(design,) if design else (),
-      laws=tuple(
-        Law(
-          **{
-            field.name: getattr(law.record, field.name)
-            for field in dataclasses.fields(Law)
-          }
-        )
-        for law in laws.values()
-      ),
+      laws=tuple(study.record_of(Law, law.record) for law in laws.values()),
       constants=tuple(
         Constant(
           form, name, isoflop.constant(law, name), law.record.identified[name]

@@ -4,13 +4,11 @@ Models differ in their exits alone. Each is probed on the same held-out text; ex
 are compared with dense models by pairs of one depth and seed.
 """
 
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import pathlib
 from typing import Annotated
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +18,10 @@ from familial.analysis import regimes
 from familial.core import errors
 from familial.core import schema
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.studies import depth_law
 from familial.studies import execution
 from familial.studies import study as study_lib
 from familial.studies import sweep
-from familial.training import config as train_config
 
 PROBES = 'probes'
 # Quantities of a probe that are compared layer by layer.
@@ -34,45 +30,27 @@ LAYERS = ('turn', 'cosine', 'to_last', 'loss', 'skip', 'swap')
 COMPOSITION = ('step_spread', 'early', 'stop_spread')
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(depth_law.EqualTokens):
   """Models that differ in their exits alone, and their probes.
 
   Attributes:
-    title: title of the report.
-    data: the corpus.
-    model: settings of ModelConfig that all runs share, with `mlp_ratio` and
-      `kv_ratio`: F / D and K / H.
-    train: settings of TrainConfig that all runs share.
     width: of all models.
     depths: numbers of layers.
-    tokens: training tokens of every run.
     granularities: G of the models of each depth; 1, a dense model, among them.
     seeds: of each model; models of one seed and depth are pairs.
     probe_tokens: held-out tokens that a probe reads.
-    head_width: width of an attention head.
-    warmup: warm-up as a share of a run's steps.
-    layout: of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   width: schema.Count
   depths: Annotated[
     tuple[Annotated[int, schema.at_least(middle.LEAST_DEPTH)], ...],
     schema.UNIQUE,
   ]
-  tokens: schema.Count
   granularities: Annotated[tuple[schema.Count, ...], schema.UNIQUE] = (1, 4)
   seeds: Annotated[tuple[schema.Index, ...], schema.UNIQUE] = (0, 1, 2, 3)
   probe_tokens: schema.Count = 32_768
-  head_width: schema.Count = 8
   warmup: schema.Fraction = 0.05
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
@@ -82,21 +60,27 @@ class Config:
       self.granularities,
       'with 1, a dense model, among them',
     )
-    errors.require(
-      self.width % self.head_width == 0,
-      'width',
-      self.width,
-      f'a multiple of head_width, {self.head_width}',
-    )
+    self.check_width('width', self.width)
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-  """The regime of the models of one depth and G, all seeds together.
+class OfModels:
+  """The models that a record is about: those of one depth and G.
 
   Attributes:
     depth: number of layers.
     exits: G.
+  """
+
+  depth: int
+  exits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(OfModels):
+  """The regime of the models of one depth and G, all seeds together.
+
+  Attributes:
     loss: of the last exit on the probed text, mean over seeds.
     regime: of all seeds together; see `analysis.regimes`.
     strength: lead of the best score over the next.
@@ -107,8 +91,6 @@ class Group:
     notes: limits of the answer.
   """
 
-  depth: int
-  exits: int
   loss: float
   regime: str
   strength: float
@@ -120,11 +102,9 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seed:
+class Seed(OfModels):
   """One model: its loss, its regime, and its statistics of `analysis.middle`."""
 
-  depth: int
-  exits: int
   seed: int
   loss: float
   regime: str
@@ -138,49 +118,37 @@ class Seed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
+class Evidence(regimes.Evidence, OfModels):
   """A statistic behind a group's regime, and how well it fits each regime."""
-
-  depth: int
-  exits: int
-  name: str
-  value: Estimate
-  fits: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlyAt:
+class EarlyAt(OfModels):
   """Share of tokens at most `remaining` of their largest angle from the last state.
 
   Measured at layer 0.75 L; mean over seeds.
   """
 
-  depth: int
-  exits: int
   remaining: float
   share: Estimate
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class Layer(OfModels):
   """A quantity of a probe at one layer, mean over seeds."""
 
-  depth: int
-  exits: int
   name: str
   layer: int
   mean: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(OfModels):
   """A statistic of models with exits less that of dense models of the same seeds.
 
   The interval is Student's over pairs: it contains the noise between seeds alone.
 
   Attributes:
-    depth: number of layers.
-    exits: G.
     name: of a statistic of the middle layers, or of a quantity of LAYERS.
     layer: of the quantity; None for a statistic.
     dense: mean over the dense models.
@@ -189,8 +157,6 @@ class Difference:
     pairs: number of pairs.
   """
 
-  depth: int
-  exits: int
   name: str
   layer: int | None
   dense: float
@@ -200,11 +166,9 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Towards:
+class Towards(OfModels):
   """Whether exits move the layers towards composition: yes, in part, no."""
 
-  depth: int
-  exits: int
   composition: str
 
 
@@ -261,16 +225,15 @@ class DepthRegimes(execution.TrainedStudy[Config, Tables]):
       else:
         probe_lib.write(probe, path)
 
-  def summarise(
-    self,
-    config: Config,
-    results: study_lib.Results,
-    notes: Iterable[str] = (),
-  ) -> study_lib.Summary[Tables]:
-    """Returns the summary of a study's folder, limits of its regimes as flags."""
-    summary = super().summarise(config, results, notes)
-    flags = (*summary.flags, *_flags(summary.tables.groups))
-    return dataclasses.replace(summary, flags=flags)
+  def flags(
+    self, results: study_lib.Results, tables: Tables, cost: study_lib.Cost
+  ) -> Iterator[str]:
+    """Yields also each note on the groups, with the models that it is about."""
+    yield from super().flags(results, tables, cost)
+    groups = tables.groups
+    for note in dict.fromkeys(note for row in groups for note in row.notes):
+      models = '; '.join(_name(row) for row in groups if note in row.notes)
+      yield f'{models}: {note}'
 
   def analyse(
     self, config: Config, results: study_lib.Results
@@ -312,12 +275,12 @@ class DepthRegimes(execution.TrainedStudy[Config, Tables]):
     ]
     tables = Tables(
       groups=tuple(
-        _group(*key, answer, [s for s in seeds if (s.depth, s.exits) == key])
+        _group(answer, [s for s in seeds if (s.depth, s.exits) == key])
         for key, answer in answers.items()
       ),
       seeds=tuple(seeds),
       evidence=tuple(
-        Evidence(*key, item.name, item.value, item.fits)
+        Evidence(*key, **vars(item))
         for key, answer in answers.items()
         for item in answer.evidence
       ),
@@ -355,20 +318,15 @@ def _seed(depth: int, exits: int, probe: probe_lib.Probe) -> Seed:
   )
 
 
-def _group(
-  depth: int, exits: int, answer: regimes.Answer, seeds: Sequence[Seed]
-) -> Group:
-  return Group(
-    depth=depth,
-    exits=exits,
+def _group(answer: regimes.Answer, seeds: Sequence[Seed]) -> Group:
+  return study_lib.record_of(
+    Group,
+    answer,
+    depth=seeds[0].depth,
+    exits=seeds[0].exits,
     loss=float(np.mean([seed.loss for seed in seeds])),
-    regime=answer.regime,
-    strength=answer.strength,
-    agreement=answer.agreement,
     seeds=len(seeds),
     same=sum(seed.regime == answer.regime for seed in seeds),
-    scores=answer.scores,
-    notes=answer.notes,
   )
 
 
@@ -440,13 +398,6 @@ def _towards(changes: Sequence[Difference]) -> Iterator[Towards]:
     yield Towards(
       *key, 'yes' if all(risen) else 'in part' if any(risen) else 'no'
     )
-
-
-def _flags(groups: Sequence[Group]) -> Iterator[str]:
-  """Yields each note of the groups with the models that it is about."""
-  for note in dict.fromkeys(note for row in groups for note in row.notes):
-    models = '; '.join(_name(row) for row in groups if note in row.notes)
-    yield f'{models}: {note}'
 
 
 def _name(row: Group) -> str:

@@ -30,7 +30,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from familial.analysis import middle
 from familial.analysis import regimes as regimes_lib
@@ -43,7 +42,9 @@ from familial.core import schema
 from familial.core import storage
 from familial.core import text
 from familial.core.estimate import Estimate
+from familial.laws import fit_record
 from familial.studies import study as study_lib
+from familial.studies import sweep
 from familial.training import compilation
 from familial.training import progress
 
@@ -160,13 +161,25 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-  """How one group's loss falls with depth, for a kind of teacher and temperature.
+class OfCurve:
+  """The curve that a record is about.
 
   Attributes:
     study: name of the group.
     teacher: kind of the teachers.
     temperature: of the head; None without one.
+  """
+
+  study: str
+  teacher: str
+  temperature: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve(OfCurve):
+  """How one group's loss falls with depth, for a kind of teacher and temperature.
+
+  Attributes:
     head: of the students.
     stages: evaluations of a layer.
     one_layer: whether students are single layers.
@@ -185,9 +198,6 @@ class Curve:
       or its deeper half rises.
   """
 
-  study: str
-  teacher: str
-  temperature: float | None
   head: str
   stages: int
   one_layer: bool
@@ -205,38 +215,29 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exponent:
+class Exponent(OfCurve):
   """The exponent of a curve after some of the steps."""
 
-  study: str
-  teacher: str
-  temperature: float | None
   steps: int
   exponent: Estimate | None
 
 
 @dataclasses.dataclass(frozen=True)
-class ByTeacher:
+class ByTeacher(OfCurve):
   """One teacher's value of a quantity of a curve, a pair or a step."""
 
-  study: str
-  teacher: str
-  temperature: float | None
   quantity: str
   number: int
   value: float | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class Loss(OfCurve):
   """Test loss of one student after some steps.
 
   `error` is the standard error over test batches, of the last step alone.
   """
 
-  study: str
-  teacher: str
-  temperature: float | None
   number: int
   depth: int
   steps: int
@@ -245,14 +246,12 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(OfCurve):
   """Two groups of the same teachers, heads and steps.
 
   Attributes:
     study: name of the first group.
     base: name of the other.
-    teacher: kind of the teachers.
-    temperature: of the heads.
     equal: what is equal between them: `cost`, `depth` or `units`.
     depths: depths of the first that are compared.
     exponent: of the first over these depths.
@@ -261,10 +260,7 @@ class Pair:
     log_ratio: mean log of the first's loss over the other's.
   """
 
-  study: str
   base: str
-  teacher: str
-  temperature: float | None
   equal: str
   depths: tuple[int, ...]
   exponent: Estimate | None
@@ -274,13 +270,10 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Regime:
+class Regime(OfCurve):
   """Which regime the states of trained students show; see `analysis.regimes`."""
 
-  study: str
-  teacher: str
   number: int
-  temperature: float | None
   depths: tuple[int, ...]
   regime: str
   strength: float
@@ -290,17 +283,11 @@ class Regime:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-  """One statistic behind a regime, and how well it fits each regime."""
+class Evidence(regimes_lib.Evidence, OfCurve):
+  """One statistic behind a regime; `deepest` is the number of networks."""
 
-  study: str
-  teacher: str
   number: int
-  temperature: float | None
   deepest: int
-  name: str
-  value: Estimate
-  fits: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,16 +362,8 @@ def start(config: Config, name: str) -> Start:
   """Returns the arguments of `toys.train` for a group."""
   group, every = config.studies[name], members(config, name)
   shape = toys.Shape(config.width, config.hidden, config.vocab)
-  task = toys.Task(
-    shape=shape,
-    head=group.head,
-    stages=group.stages,
-    steps=group.steps,
-    decay=group.decay,
-    decay_to=group.decay_to,
-    batch=config.batch,
-    test_batches=config.test_batches,
-    test_batch=config.test_batch,
+  task = study_lib.record_of(
+    toys.Task, {**vars(config), **vars(group)}, shape=shape
   )
 
   def teacher(kind: str, number: int) -> toys.Teachers:
@@ -502,8 +481,8 @@ def train(
     'members': [member._asdict() for member in every],
     'steps': ends,
     # By checkpoint, depth and member.
-    'loss': _numbers(tests_CxNxDxM.mean(axis=1)),
-    'error': _numbers(error),
+    'loss': fit_record.plain(tests_CxNxDxM.mean(axis=1)),
+    'error': fit_record.plain(error),
     'seconds': {
       'compile': compiled - begin,
       'train': float(before) + time.perf_counter() - compiled,
@@ -574,6 +553,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
   kind = 'depth_toys'
   config_class = Config
   tables_class = Tables
+  needs_finished = False
 
   def run(
     self,
@@ -627,13 +607,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
     with (
       storage.lock(workdir) as locked,
       progress.stop_signals() as stopping,
-      tqdm.tqdm(
-        total=sum(cost.values()) / 1e9,
-        unit='GFLOP',
-        desc='toys',
-        bar_format='{desc}: {percentage:3.0f}% |{bar}|'
-        ' {elapsed} < {remaining}{postfix}',
-      ) as bar,
+      sweep.flops_bar('toys', sum(cost.values())) as bar,
     ):
       if not locked:
         raise errors.UserError(
@@ -670,31 +644,32 @@ class DepthToys(study_lib.Study[Config, Tables]):
     results: study_lib.Results,
     notes: Iterable[str] = (),
   ) -> study_lib.Summary[Tables]:
-    """Returns the summary of a study's folder."""
-    line, tables = self.analyse(config, results)
-    seconds = [
-      storage.read_own(_file(results.folder, name))['seconds']
-      for name in config.studies
-    ]
-    cost = study_lib.Cost(
+    """Returns the summary of a study's folder, with the time of compilation."""
+    summary = super().summarise(config, results, notes)
+    compiled = sum(row['compile'] for row in _seconds(config, results))
+    machine = {**summary.machine, 'compile_seconds': f'{compiled:.1f}'}
+    return dataclasses.replace(summary, machine=machine)
+
+  def cost(
+    self, config: Config, results: study_lib.Results, tables: Tables
+  ) -> study_lib.Cost:
+    """Returns the cost of all groups."""
+    seconds = _seconds(config, results)
+    return study_lib.Cost(
       flops=sum(flops(config, name) for name in config.studies),
       seconds=sum(row['compile'] + row['train'] for row in seconds),
       finished=len(seconds),
       diverged=0,
       missing=0,
     )
-    flags = [
-      f'{curve.study}, {curve.teacher}: not a power law of depth'
-      for curve in tables.curves
-      if curve.bent
-    ]
-    machine = {
-      **study_lib.machine(),
-      'compile_seconds': f'{sum(row["compile"] for row in seconds):.1f}',
-    }
-    return study_lib.Summary(
-      self.kind, line, machine, cost, (*notes, *flags), tables
-    )
+
+  def flags(
+    self, results: study_lib.Results, tables: Tables, cost: study_lib.Cost
+  ) -> Iterator[str]:
+    """Yields the curves that are no power laws."""
+    for curve in tables.curves:
+      if curve.bent:
+        yield f'{curve.study}, {curve.teacher}: not a power law of depth'
 
   def analyse(
     self, config: Config, results: study_lib.Results
@@ -715,6 +690,16 @@ class DepthToys(study_lib.Study[Config, Tables]):
       for curve in tables.curves
     )
     return f'exponent of depth, 95 % over teachers: {exponents}', tables
+
+
+def _seconds(
+  config: Config, results: study_lib.Results
+) -> list[dict[str, float]]:
+  """Returns the times of each group's compilation and training."""
+  return [
+    storage.read_own(_file(results.folder, name))['seconds']
+    for name in config.studies
+  ]
 
 
 def _plan_text(config: Config, plan: Sequence[Mapping[str, Any]]) -> str:
@@ -747,15 +732,10 @@ class _Found:
 
   def tables(self) -> Tables:
     """Returns the tables, with the pairs of groups."""
-    pairs = list(self._pairs())
+    pairs = tuple(self._pairs())
+    names = {field.name for field in dataclasses.fields(Tables)} - {'pairs'}
     return Tables(
-      tuple(self.curves),
-      tuple(pairs),
-      tuple(self.regimes),
-      tuple(self.evidence),
-      tuple(self.evolution),
-      tuple(self.losses),
-      tuple(self.by_teacher),
+      pairs=pairs, **{name: tuple(getattr(self, name)) for name in names}
     )
 
   def add(self, name: str, group: Group, result: Mapping[str, Any]) -> None:
@@ -781,19 +761,14 @@ class _Found:
         }
         self.final.append(loss_CxTxL[-1])
         self.curves.append(
-          Curve(
-            *of,
-            head=group.head,
-            stages=group.stages,
-            one_layer=group.one_layer,
-            steps=group.steps,
-            teacher_depth=group.teacher_depth,
+          study_lib.record_of(
+            Curve,
+            group,
+            study=name,
+            teacher=kind,
+            temperature=temperature,
             depths=depths,
-            exponent=known['exponent'],
-            shallow=known['shallow'],
-            deep=known['deep'],
-            curvature=known['curvature'],
-            floor=known['floor'],
+            **known,
             floor_share=share,
             averaging=averaging(depths, group.teacher_depth),
             bent=_bent(known['curvature'], known['deep']),
@@ -810,8 +785,8 @@ class _Found:
               number,
               depth,
               steps,
-              _number(loss_TxL[number, place]),
-              _number(error_TxL[number, place]) if last else None,
+              fit_record.plain(loss_TxL[number, place]),
+              fit_record.plain(error_TxL[number, place]) if last else None,
             )
             for number in range(len(loss_TxL))
             for place, depth in enumerate(depths)
@@ -825,7 +800,7 @@ class _Found:
   ) -> Estimate | None:
     """Keeps each teacher's value; returns their mean, None if there is none."""
     self.by_teacher += [
-      ByTeacher(*of, quantity, number, _number(value))
+      ByTeacher(*of, quantity, number, fit_record.plain(value))
       for number, value in enumerate(values)
     ]
     known = [float(value) for value in values if math.isfinite(value)]
@@ -853,28 +828,12 @@ class _Found:
       trajectories.of_states(toys.states(by_depth[depth], x_BxD, stages))
       for depth in depths
     ]
-    of = (name, member.teacher, member.number, member.temperature)
+    of = {'study': name, **member._asdict()}
     for networks in (every, every[-1:]):
       answer = regimes_lib.classify(networks)
-      self.regimes.append(
-        Regime(
-          *of,
-          tuple(answer.depths),
-          answer.regime,
-          answer.strength,
-          answer.agreement,
-          dict(answer.scores),
-          tuple(answer.notes),
-        )
-      )
+      self.regimes.append(study_lib.record_of(Regime, answer, **of))
       self.evidence += [
-        Evidence(
-          *of,
-          len(networks),
-          each.name,
-          each.value,
-          each.fits,
-        )
+        study_lib.record_of(Evidence, each, **of, deepest=len(networks))
         for each in answer.evidence
       ]
 
@@ -904,13 +863,7 @@ class _Found:
   ) -> Pair:
     """Returns two curves over the depths that both have.
 
-    Args:
-      this: the curve whose depths are named.
-      losses: its losses by teacher and depth.
-      base: the other curve.
-      base_losses: its losses.
-      equal: what is equal between them.
-      cost: layers of `base` that count as one of `this`.
+    `cost` layers of the base count as one.
     """
     depths = tuple(d for d in this.depths if cost * d in base.depths)
     logs_TxL = [
@@ -925,23 +878,18 @@ class _Found:
       for log_TxL in logs_TxL
     ]
     of = (this.study, this.teacher, this.temperature)
-    quantity = f'{{}} of {this.study} and {base.study} at equal {equal}'
-    return Pair(
-      this.study,
-      base.study,
-      this.teacher,
-      this.temperature,
-      equal,
-      depths,
-      self._mean(of, quantity.format('exponent'), slopes[0]),
-      self._mean(of, quantity.format('base exponent'), slopes[1]),
-      self._mean(of, quantity.format('difference'), slopes[0] - slopes[1]),
-      self._mean(
-        of,
-        quantity.format('log ratio'),
-        (logs_TxL[0] - logs_TxL[1]).mean(axis=1),
-      ),
-    )
+    between = f'of {this.study} and {base.study} at equal {equal}'
+    quantities = {
+      'exponent': slopes[0],
+      'base_exponent': slopes[1],
+      'difference': slopes[0] - slopes[1],
+      'log_ratio': (logs_TxL[0] - logs_TxL[1]).mean(axis=1),
+    }
+    means: dict[str, Any] = {
+      name: self._mean(of, f'{name.replace("_", " ")} {between}', values)
+      for name, values in quantities.items()
+    }
+    return Pair(*of, base.study, equal, depths, **means)
 
 
 def exponents(
@@ -973,7 +921,7 @@ def exponents(
       for k, y in zip(known, y_TxL, strict=True)
     ],
     'floor': floors[:, 0].tolist(),
-  }, _number(np.mean(floors[:, 1]))
+  }, fit_record.plain(np.mean(floors[:, 1]))
 
 
 def averaging(depths: Sequence[int], teacher_depth: int) -> float | None:
@@ -1023,17 +971,6 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
   if some.sum() < 2:
     return math.nan
   return float(-np.polyfit(x[some], y[some], 1)[0])
-
-
-def _numbers(values: np.ndarray) -> list[Any]:
-  """Returns nested lists of numbers, None for NaN."""
-  return [
-    _numbers(value) if np.ndim(value) else _number(value) for value in values
-  ]
-
-
-def _number(value: Any) -> float | None:
-  return float(value) if math.isfinite(value) else None
 
 
 TOYS = DepthToys()

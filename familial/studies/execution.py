@@ -25,7 +25,7 @@ from familial.studies import study as study_lib
 from familial.studies import sweep
 from familial.training import config as train_config
 
-Config = TypeVar('Config', bound=Any)
+Config = TypeVar('Config', bound=shapes.TrainedConfig)
 Tables = TypeVar('Tables')
 Runs = list[train_config.RunConfig]
 

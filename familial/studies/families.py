@@ -27,7 +27,6 @@ from familial.core import schema
 from familial.core import text
 from familial.core.estimate import Estimate
 from familial.core.estimate import quantile
-from familial.data import config as data_config
 from familial.expansion import config as growth_config
 from familial.expansion import ledger
 from familial.expansion import maps
@@ -69,16 +68,11 @@ class Way:
   alike: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(shapes.TrainedConfig):
   """A study of families.
 
   Attributes:
-    title: title of the report.
-    data: corpus.
-    model: settings of ModelConfig that all runs share; also `mlp_ratio` and
-      `kv_ratio`, F / D and K / H.
-    train: settings of TrainConfig that all runs share.
     sizes: (width, depth, heads) of each member, the smallest first.
     budgets: C, in FLOPs.
     ways: to the family, by name.
@@ -86,32 +80,18 @@ class Config:
       in their shares of it; or `total`, all that is trained.
     seeds: each way is trained with each.
     warmup: warm-up as a share of a run's steps.
-    layout: layout of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   sizes: Annotated[tuple[shapes.Shape, ...], schema.NOT_EMPTY]
   budgets: Annotated[tuple[schema.Positive, ...], schema.NOT_EMPTY]
   ways: Annotated[dict[str, Way], schema.NOT_EMPTY]
   equal: Annotated[str, schema.one_of('member', 'total')] = 'member'
   seeds: Annotated[tuple[int, ...], schema.NOT_EMPTY] = (0,)
   warmup: schema.Fraction = 0.05
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
-    batch_size = self.train.get('batch_size')
-    errors.require(
-      isinstance(batch_size, int) and batch_size >= 1,
-      'train.batch_size',
-      batch_size,
-      'an integer of at least 1',
-    )
+    self.tokens_per_step()
     for name, way in self.ways.items():
       schema.check(way, f'ways.{name}')
       self._check_way(f'ways.{name}', name, way)
@@ -186,7 +166,7 @@ def _family(
 ) -> Family:
   way, seq_len = config.ways[place.way], config.data.seq_len
   name = f'{place.way}_c{shapes.short(place.budget)}_s{place.seed}'
-  try:
+  with errors.within(name):
     models = list(_dense_models(config, way))
     depths = tuple(model.depth for model in models)
     shares = ledger.shares(models, seq_len)
@@ -211,8 +191,6 @@ def _family(
       grown=way.kind == 'chain',
     )
     runs = _runs(config, place, name, stages, known)
-  except errors.UserError as error:
-    raise errors.UserError(f'{name}: {error}') from None
   if way.kind == 'exits' or way.keep_exits:
     return Family(runs, stages, [(runs[-1], e + 1) for e in range(len(depths))])
   return Family(runs, stages, [(run, 1) for run in runs])
@@ -245,37 +223,28 @@ def _runs(
 ) -> list[RunConfig]:
   """Returns a family's runs; a chain's grow from one another.
 
-  Args:
-    config: of the study.
-    place: of the family.
-    name: of the family.
-    stages: of the runs.
-    known: runs of other families by what they train, which are taken instead of
-      equal ones; added to.
+  `known` has the runs of other families by what they train, which are taken
+  instead of equal ones; it is added to.
   """
   way = config.ways[place.way]
   runs: list[RunConfig] = []
   for number, stage in enumerate(stages, start=1):
     before = runs[-1] if runs and way.kind == 'chain' else None
-    run = RunConfig(
+    run = shapes.run(
+      config,
+      FAMILIES.run_keys,
       cell=name if way.kind == 'exits' else f'{name}_{number}',
       arm=place.way,
       budget=stage.budget - (stage.total - stage.flops),
       model=stage.model,
-      data=config.data,
-      train=shapes.train(
-        config,
-        FAMILIES.run_keys,
-        steps=stage.steps,
-        warmup_steps=round(config.warmup * stage.steps),
-        seed=place.seed,
-        rate_width=way.rate_width,
-        init_from=f'../{before.cell}' if before else '',
-      ),
-      layout=config.layout,
       growth=_growth(way, before.model, stage.model)
       if before
       else growth_config.NONE,
+      steps=stage.steps,
+      warmup_steps=round(config.warmup * stage.steps),
+      seed=place.seed,
+      rate_width=way.rate_width,
+      init_from=f'../{before.cell}' if before else '',
     )
     unnamed = dataclasses.replace(run, cell='', arm='', budget=0.0)
     runs.append(known.setdefault(unnamed, run))
@@ -615,9 +584,6 @@ class Families(execution.TrainedStudy[Config, Tables]):
     return _line(tables), tables
 
 
-_OF_STAGE = ('budget', 'steps', 'tokens', 'flops', 'total')
-
-
 def ledger_rows(config: Config) -> Iterator[Ledger]:
   """Yields what each family costs."""
   first = {
@@ -640,12 +606,13 @@ def ledger_rows(config: Config) -> Iterator[Ledger]:
       over=flops[name, budget] / other - 1 if other else None,
       saving=ledger.saving(family.stages) if way.kind == 'chain' else None,
       stages=tuple(
-        Stage(
+        study.record_of(
+          Stage,
+          stage,
           cell=run.cell,
-          **{
-            key: getattr(run.model, key) for key in ('width', 'depth', 'exits')
-          },
-          **{key: getattr(stage, key) for key in _OF_STAGE},
+          width=run.model.width,
+          depth=run.model.depth,
+          exits=run.model.exits,
         )
         for run, stage in zip(family.runs, family.stages, strict=True)
       ),
@@ -656,8 +623,6 @@ def members(config: Config, results: study.Results) -> Found:
   """Returns the members whose runs have finished; families without one are left
   out."""
   rows = {run.cell: run.rows for run in results.finished}
-  of_run = ('width', 'layer', 'params', 'loss', 'loss_per_byte', 'flops',
-            'tokens', 'epochs')  # fmt: skip
   found = {}
   for place, family in families(config).items():
     tokens: Iterable[int] = [stage.tokens for stage in family.stages]
@@ -665,13 +630,13 @@ def members(config: Config, results: study.Results) -> Found:
       tokens = itertools.accumulate(tokens)
     seen = dict(zip([run.cell for run in family.runs], tokens, strict=True))
     trained = [
-      Member(
-        *place,
+      study.record_of(
+        Member,
+        rows[run.cell][exit_ - 1],
+        **place._asdict(),
         size=size,
         run=run.cell,
-        exit=exit_,
         tokens_seen=seen[run.cell],
-        **{key: rows[run.cell][exit_ - 1][key] for key in of_run},
       )
       for size, (run, exit_) in enumerate(family.members, start=1)
       if run.cell in rows

@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import math
 import pathlib
 from typing import Annotated
 from typing import Any
+from typing import NamedTuple
 
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.laws import definitions
 from familial.laws import fit_record
 from familial.laws import forms
@@ -185,45 +186,28 @@ class AssumedLaw:
     schema.check(self, 'assumed')
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(shapes.TrainedConfig):
   """An IsoFLOP study.
 
   Attributes:
-    title: title of the report.
-    data: corpus.
-    model: settings of ModelConfig that all runs share; also `mlp_ratio` and
-      `kv_ratio`, F / D and K / H.
-    train: settings of TrainConfig that all runs share.
     rules: settings that follow from the budget.
     grid: runs of the grid.
     arms: runs beside the grid, by what they vary.
     fit: how the laws are fitted.
     assumed: law under which the plan predicts gamma's interval.
-    layout: layout of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   rules: Rules
   grid: Grid
   arms: dict[str, Arm]
   fit: Fit
   assumed: AssumedLaw
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
     for name, arm in self.arms.items():
-      if name not in ARMS:
-        raise errors.UserError(
-          f'arms.{name}: not one of {", ".join(ARMS)}'
-          f'{errors.nearest(name, ARMS)}'
-        )
+      errors.require_one_of(f'arms.{name}', name, ARMS)
       if name != 'twin' and not arm.values:
         raise errors.UserError(f'arms.{name}.values: is empty: no run to make')
       if name == 'seed' and self.grid.seed in arm.values:
@@ -233,12 +217,10 @@ class Config:
         )
       schema.check(arm, f'arms.{name}')
       _check_indices(f'arms.{name}.shapes', arm.shapes, self.grid.shapes)
+      allowed = ARMS[name].values
       for value in arm.values:
         errors.require(
-          ARMS[name].allows(value),
-          f'arms.{name}.values',
-          value,
-          ARMS[name].allowed,
+          allowed.holds(value), f'arms.{name}.values', value, allowed.allowed
         )
 
 
@@ -252,19 +234,6 @@ def _check_indices(
       index,
       f'an index 0..{len(of) - 1} of grid.shapes',
     )
-
-
-def _is_int(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ArmKind:
-  """Values that an arm allows, and the runs that it makes of one point."""
-
-  allows: Callable[[Any], bool]
-  allowed: str
-  runs: Callable[[Config, Arm, float, Shape, int], Iterator[RunConfig]]
 
 
 def _run(
@@ -283,7 +252,7 @@ def _run(
   """Returns the run that spends `share` of a budget on a shape."""
   width, depth, _ = shape
   name = f'c{shapes.short(budget)}_w{width}_d{depth}_g{granularity}{suffix}'
-  try:
+  with errors.within(f'cell {name}'):
     exits = exits or model_config.even_exits(depth, granularity)
     model = shapes.model(config, shape, exits, **(model_changes or {}))
     rules = config.rules
@@ -298,26 +267,19 @@ def _run(
         f'grid.budgets: {budget:g} FLOPs is below one step of this run, '
         f'{step_flops:.3g}'
       )
-    train = shapes.train(
+    return shapes.run(
       config,
       ISOFLOP.run_keys,
+      cell=name,
+      arm=arm,
+      budget=share * budget,
+      model=model,
       **{'seed': config.grid.seed, **train_changes},
       steps=steps,
       batch_size=batch_size,
       warmup_steps=round(rules.warmup * steps),
       beta2=rules.beta2 ** (batch_tokens / rules.batch_tokens),
     )
-    return RunConfig(
-      cell=name,
-      arm=arm,
-      budget=share * budget,
-      model=model,
-      data=config.data,
-      train=train,
-      layout=config.layout,
-    )
-  except errors.UserError as error:
-    raise errors.UserError(f'cell {name}: {error}') from None
 
 
 def _batch_size(config: Config, budget: float) -> int:
@@ -329,56 +291,55 @@ def _batch_size(config: Config, budget: float) -> int:
   return 2 ** max(0, round(math.log2(tokens / config.data.seq_len)))
 
 
+class _Point(NamedTuple):
+  """A budget, a shape and a G at which an arm has runs."""
+
+  config: Config
+  arm: Arm
+  budget: float
+  shape: Shape
+  granularity: int
+
+
+class _ArmKind(NamedTuple):
+  """An arm: the values that it allows, and the arguments of `_run` at a point."""
+
+  values: schema.Bound
+  runs: Callable[[_Point], Iterable[dict[str, Any]]]
+
+
 def _varying(
-  name: str, changes: Callable[[Any], dict[str, Any]]
-) -> Callable[..., Iterator[RunConfig]]:
+  change: Callable[[Any], dict[str, Any]],
+) -> Callable[[_Point], Iterable[dict[str, Any]]]:
   """Returns an arm's runs: one for each value, which changes one thing."""
-
-  def runs(
-    config: Config,
-    arm: Arm,
-    budget: float,
-    shape: Shape,
-    granularity: int,
-  ) -> Iterator[RunConfig]:
-    for value in arm.values:
-      yield _run(config, name, budget, shape, granularity, **changes(value))
-
-  return runs
+  return lambda point: map(change, point.arm.values)
 
 
-def _twins(
-  config: Config, arm: Arm, budget: float, shape: Shape, granularity: int
-) -> Iterator[RunConfig]:
+def _twins(point: _Point) -> Iterator[dict[str, Any]]:
   """Yields dense runs of each exit's shape; the last exit's is in the grid."""
-  del arm
-  width, depth, heads = shape
-  exits = model_config.even_exits(depth, granularity)
-  family = shapes.model(config, shape, exits)
+  config, (width, depth, heads) = point.config, point.shape
+  exits = model_config.even_exits(depth, point.granularity)
+  family = shapes.model(config, point.shape, exits)
   in_grid = [
     shapes.model(config, dense, (dense[1],))
-    for dense in config.grid.sampled().get(budget, ())
+    for dense in config.grid.sampled().get(point.budget, ())
     if 1 in config.grid.granularities
   ]
   for number in range(1, family.granularity):
     dense = family.submodel(number)
-    twin = _run(
-      config,
-      'twin',
-      budget,
-      (width, dense.depth, heads),
-      1,
-      suffix='_twin',
-      model_changes={'tied': dense.tied},
-    )
-    if twin.model not in in_grid:
-      yield twin
+    shape, tied = (width, dense.depth, heads), {'tied': dense.tied}
+    if shapes.model(config, shape, (dense.depth,), **tied) not in in_grid:
+      yield {
+        'shape': shape,
+        'granularity': 1,
+        'suffix': '_twin',
+        'model_changes': tied,
+      }
 
 
-def _frozen(
-  config: Config, arm: Arm, budget: float, shape: Shape, granularity: int
-) -> Iterator[RunConfig]:
+def _frozen(point: _Point) -> Iterator[dict[str, Any]]:
   """Yields exits on the trunk of the dense run of the same budget and shape."""
+  config, arm, budget, shape, granularity = point
   errors.require(
     granularity >= 2,
     'arms.frozen.granularities',
@@ -394,75 +355,61 @@ def _frozen(
       f'arms.frozen: needs the dense run {dense.cell} in the grid'
     )
   for kind in arm.values:
-    yield _run(
-      config,
-      'frozen',
-      budget,
-      shape,
-      granularity,
-      suffix=f'_frozen_{kind}',
-      share=arm.share,
-      trained='exits',
-      init_from=f'../{dense.cell}',
-      model_changes={'exit_kind': kind},
-    )
+    yield {
+      'suffix': f'_frozen_{kind}',
+      'share': arm.share,
+      'trained': 'exits',
+      'init_from': f'../{dense.cell}',
+      'model_changes': {'exit_kind': kind},
+    }
 
 
-def _branches(
-  config: Config, arm: Arm, budget: float, shape: Shape, granularity: int
-) -> Iterator[RunConfig]:
-  """Yields runs with exits at given layers."""
-  del granularity
-  for exits in arm.values:
-    suffix = '_at' + '-'.join(map(str, exits))
-    yield _run(
-      config,
-      'branch',
-      budget,
-      shape,
-      len(exits),
-      suffix=suffix,
-      exits=tuple(exits),
-    )
+def _is_int(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
 
 
-_NAME = (lambda value: isinstance(value, str), 'a name')
+_NAME = schema.Bound(lambda value: isinstance(value, str), 'a name')
 ARMS = {
   'seed': _ArmKind(
-    lambda value: _is_int(value) and value >= 0,
-    'an integer from 0',
-    _varying('seed', lambda v: {'suffix': f'_seed{v}', 'seed': v}),
+    schema.Bound(lambda v: _is_int(v) and v >= 0, 'an integer from 0'),
+    _varying(lambda v: {'suffix': f'_seed{v}', 'seed': v}),
   ),
   'twin': _ArmKind(
-    lambda value: False, 'left out: the exits give the shapes', _twins
+    schema.Bound(lambda v: False, 'left out: the exits give the shapes'),
+    _twins,
   ),
   'weighting': _ArmKind(
-    *_NAME, _varying('weighting', lambda v: {'suffix': f'_{v}', 'weighting': v})
+    _NAME, _varying(lambda v: {'suffix': f'_{v}', 'weighting': v})
   ),
-  'frozen': _ArmKind(*_NAME, _frozen),
+  'frozen': _ArmKind(_NAME, _frozen),
   'kind': _ArmKind(
-    *_NAME,
-    _varying(
-      'kind',
-      lambda v: {'suffix': f'_{v}', 'model_changes': {'exit_kind': v}},
-    ),
+    _NAME,
+    _varying(lambda v: {'suffix': f'_{v}', 'model_changes': {'exit_kind': v}}),
   ),
   'branch': _ArmKind(
-    lambda value: isinstance(value, tuple) and all(map(_is_int, value)),
-    'layers of exits, as (2, 4, 8)',
-    _branches,
+    schema.Bound(
+      lambda v: isinstance(v, tuple) and all(map(_is_int, v)),
+      'layers of exits, as (2, 4, 8)',
+    ),
+    _varying(
+      lambda v: {
+        'suffix': '_at' + '-'.join(map(str, v)),
+        'granularity': len(v),
+        'exits': v,
+      }
+    ),
   ),
   'rate': _ArmKind(
-    lambda value: isinstance(value, (int, float)) and 0 < value < math.inf,
-    'a positive rate',
-    _varying('rate', lambda v: {'suffix': f'_lr{v:g}', 'base_lr': v}),
+    schema.Bound(
+      lambda v: isinstance(v, (int, float)) and 0 < v < math.inf,
+      'a positive rate',
+    ),
+    _varying(lambda v: {'suffix': f'_lr{v:g}', 'base_lr': v}),
   ),
   'gradients': _ArmKind(
-    lambda value: _is_int(value) and value >= 1,
-    'at least 1 evaluation',
+    schema.Bound(lambda v: _is_int(v) and v >= 1, 'at least 1 evaluation'),
     _varying(
-      'gradients',
-      lambda v: {'suffix': '_gradients', 'gradients': True, 'evaluations': v},
+      lambda v: {'suffix': '_gradients', 'gradients': True, 'evaluations': v}
     ),
   ),
 }
@@ -613,12 +560,18 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
       for granularity in grid.granularities
     ]
     for name, arm in config.arms.items():
-      for index in arm.shapes:
-        for budget in arm.budgets:
-          for granularity in arm.granularities:
-            made += ARMS[name].runs(
-              config, arm, budget, grid.shapes[index], granularity
-            )
+      for index, budget, granularity in itertools.product(
+        arm.shapes, arm.budgets, arm.granularities
+      ):
+        at: dict[str, Any] = {
+          'budget': budget,
+          'shape': grid.shapes[index],
+          'granularity': granularity,
+        }
+        made += [
+          _run(config, name, **{**at, **changes})
+          for changes in ARMS[name].runs(_Point(config, arm, **at))
+        ]
     return execution.named_once(made)
 
   def affordable(
@@ -645,10 +598,7 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
       forms.get('familial_total'),
       {
         'N': [flops_lib.params_full(run.model) for run in planned],
-        'D': [
-          run.train.steps * run.train.batch_size * run.data.seq_len
-          for run in planned
-        ],
+        'D': list(map(shapes.tokens, planned)),
         'G': [run.model.granularity for run in planned],
       },
       [run.cell for run in planned],
@@ -747,7 +697,7 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
       ),
       leverage_measured=tuple(leverage_lib.measured(results.rows)),
       gradients=tuple(
-        Cosine(**{f.name: row[f.name] for f in dataclasses.fields(Cosine)})
+        study.record_of(Cosine, row)
         for folder in results.run_folders()
         for row in storage.read_rows(folder / run_folder.GRADIENTS)
       ),
@@ -786,9 +736,9 @@ def _gammas(
 
 
 def _branch(law: fit_record.Law | None) -> Iterator[Branch]:
-  for side in ('gamma_up', 'gamma_down') if law is not None else ():
-    assert law is not None
-    yield Branch(side, constant(law, side))
+  if law is not None:
+    for side in ('gamma_up', 'gamma_down'):
+      yield Branch(side, constant(law, side))
 
 
 def constant(law: fit_record.Law, name: str) -> Estimate:
@@ -810,9 +760,7 @@ def _weighting(runs: Sequence[study.Run]) -> Iterator[Weighting]:
       and (run.shape, run.exit_layers) in compared
     ):
       for row in run.rows:
-        yield Weighting(
-          **{f.name: row[f.name] for f in dataclasses.fields(Weighting)}
-        )
+        yield study.record_of(Weighting, row)
 
 
 def _frozen_exits(runs: Sequence[study.Run]) -> Iterator[Frozen]:
@@ -826,9 +774,9 @@ def _frozen_exits(runs: Sequence[study.Run]) -> Iterator[Frozen]:
     for row in run.rows[:-1] if run.arm == 'frozen' else ():
       losses = joint[*(row[name] for name in _EXIT), row['exit_kind']]
       near = min(losses, key=lambda b: abs(b - row['flops']), default=None)
-      yield Frozen(
-        **{name: row[name] for name in (*_EXIT, 'layer', 'exit_kind', 'flops')},
-        loss=row['loss'],
+      yield study.record_of(
+        Frozen,
+        row,
         budget_joint=near,
         loss_joint=None if near is None else losses[near],
       )

@@ -4,7 +4,6 @@ Each round's decision is on disk before the next round begins, and runs continue
 from their checkpoints: a killed allocation continues exactly where it stopped.
 """
 
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ from familial.core import schema
 from familial.core import storage
 from familial.core import text
 from familial.core.estimate import Estimate
-from familial.data import config as data_config
 from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import inference
@@ -43,21 +41,16 @@ from familial.studies import sweep
 from familial.training import config as train_config
 
 RunConfig = train_config.RunConfig
-SCHEDULES = ('constant', 'wsd')
 ROUNDS = 'rounds.jsonl'
 LAW = allocation_config.Law('familial_total')
 ALLOCATED, FULL = 'allocated', 'full'  # laws, and folders of `fits/`
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(shapes.TrainedConfig):
   """Candidates that are trained as a policy decides, round by round.
 
   Attributes:
-    title: title of the report.
-    data: corpus.
-    model: settings of ModelConfig that all runs share; also `mlp_ratio` and
-      `kv_ratio`, F / D and K / H.
     train: settings of TrainConfig that all runs share. The schedule is
       `constant` or `wsd`, which decays in the last `decay_fraction` before
       `horizon` alone, so that a run that is stopped early is a valid short run.
@@ -72,13 +65,8 @@ class Config:
       allocation with the whole grid.
     warmup: warm-up as a share of the horizon's steps.
     law: law fitted to the trained rows.
-    layout: layout of all runs on their devices.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   shapes: Annotated[tuple[shapes.Shape, ...], schema.NOT_EMPTY]
   horizon: schema.Positive
   budget: float
@@ -89,9 +77,6 @@ class Config:
   full: bool = False
   warmup: schema.Fraction = 0.02
   law: allocation_config.Law = LAW
-  layout: train_config.LayoutConfig = dataclasses.field(
-    default_factory=train_config.LayoutConfig
-  )
 
   def __post_init__(self) -> None:
     schema.check(self)
@@ -103,14 +88,7 @@ class Config:
     if self.law.form:
       forms.get(self.law.form)
     policy.check(self.law)
-    schedule = self.train.get('schedule')
-    errors.require(
-      schedule in SCHEDULES,
-      'train.schedule',
-      schedule,
-      f'one of {", ".join(SCHEDULES)}: a run whose rate decays to its own end '
-      'is no shorter run when it is stopped early',
-    )
+    self.check_schedule()
 
   @property
   def candidates(self) -> int:
@@ -151,11 +129,12 @@ def _candidate(
   """Returns a candidate as a run to the horizon."""
   width, depth, _ = shape
   name = f'w{width}_d{depth}_g{granularity}'
-  try:
+  with errors.within(f'candidate {name}'):
     exits = model_config.even_exits(depth, granularity)
     model = shapes.model(config, shape, exits)
-    batch_tokens = config.train['batch_size'] * config.data.seq_len
-    step = batch_tokens * flops_lib.train(model, config.data.seq_len)
+    step = config.tokens_per_step() * flops_lib.train(
+      model, config.data.seq_len
+    )
     steps = math.floor(config.horizon / step)
     # A policy without a bracket may give one candidate everything.
     first = len(config.survivors) * config.candidates or 1
@@ -165,23 +144,16 @@ def _candidate(
         f' the first round, and horizon allows {config.horizon:.3g}; one step is'
         f' {step:.3g}'
       )
-    train = shapes.train(
+    return shapes.run(
       config,
       LIVE.run_keys,
-      steps=steps,
-      warmup_steps=round(config.warmup * steps),
-    )
-    return RunConfig(
       cell=name,
       arm='candidate',
       budget=config.horizon,
       model=model,
-      data=config.data,
-      train=train,
-      layout=config.layout,
+      steps=steps,
+      warmup_steps=round(config.warmup * steps),
     )
-  except errors.UserError as error:
-    raise errors.UserError(f'candidate {name}: {error}') from None
 
 
 def allocate(
@@ -487,6 +459,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
   kind = 'allocation'
   config_class = Config
   tables_class = Tables
+  needs_finished = False
   run_keys = ('steps', 'warmup_steps')
   train_defaults: Mapping[str, Any] = {'schedule': 'constant'}
 
@@ -607,7 +580,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
         for flops, loss in zip(curve.flops, curve.loss, strict=True)
       ),
       laws=tuple(
-        Law(name, law.form, law.rows, law.flags) for name, law in laws.items()
+        study.record_of(Law, law, of=name) for name, law in laws.items()
       ),
       quantities=tuple(_quantities(laws.get(ALLOCATED), laws.get(FULL))),
       replays=tuple(
@@ -616,20 +589,23 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
     )
     return _line(tables), tables
 
-  def summarise(
-    self, config: Config, results: study.Results, notes: Iterable[str] = ()
-  ) -> study.Summary[Tables]:
-    """Returns the summary at any moment: a candidate need not finish."""
-    notes = tuple(notes)
-    line, tables = self.analyse(config, results)
+  def cost(
+    self, config: Config, results: study.Results, tables: Tables
+  ) -> study.Cost:
+    """Returns the cost; no result is missing of runs that are not asked for."""
     done = [run.status in run_folder.DONE for run in results.runs]
-    cost = dataclasses.replace(
+    return dataclasses.replace(
       study.cost_of(results),
       flops=math.fsum(row.flops_in_all for row in tables.candidates),
       missing=done.count(False) if config.full else 0,
     )
-    flags = (*notes, *_flags(tables, cost))
-    return study.Summary(self.kind, line, study.machine(), cost, flags, tables)
+
+  def flags(
+    self, results: study.Results, tables: Tables, cost: study.Cost
+  ) -> Iterator[str]:
+    """Yields what may make the allocation and its laws unreliable."""
+    del results
+    yield from _flags(tables, cost)
 
 
 def _complete(config: Config, results: study.Results) -> bool:
@@ -673,12 +649,12 @@ def _candidates(
       exits=run.model.granularity,
       flops=spent[i],
       share=spent[i] / shapes.cost(run),
-      loss=_finite(known[i].best),
+      loss=fit_record.plain(known[i].best),
       diverged=known[i].diverged,
       # Policy `law` prunes none: its rounds keep whom they train.
       pruned=left[0] if left and config.survivors else None,
       flops_in_all=whole[i].end,
-      loss_in_all=_finite(whole[i].best),
+      loss_in_all=fit_record.plain(whole[i].best),
     )
 
 
@@ -744,16 +720,10 @@ def _replays(
   }
   outcomes = replay.outcomes(allocations, [whole], config.budget, config.law)
   for name, [outcome] in outcomes.items():
-    values = dataclasses.asdict(outcome)
-    yield Replayed(name, **{key: _finite(x) for key, x in values.items()})
-
-
-def _finite(value: float) -> float | None:
-  return float(value) if math.isfinite(value) else None
+    yield Replayed(name, **fit_record.plain(dataclasses.asdict(outcome)))
 
 
 def _flags(tables: Tables, cost: study.Cost) -> Iterator[str]:
-  """Yields what may make the allocation and its laws unreliable."""
   diverged = [row.cell for row in tables.candidates if row.diverged]
   if diverged:
     yield (

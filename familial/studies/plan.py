@@ -58,7 +58,7 @@ class Speed:
 
 def make(
   kind: str,
-  study: Any,
+  study: shapes.TrainedConfig,
   cells: Cells,
   corpus: Any,
   speed: Speed,
@@ -221,8 +221,7 @@ def _row(
   cell: train_config.RunConfig, corpus: Any, speed: Speed
 ) -> dict[str, Any]:
   model, train = cell.model, cell.train
-  tokens = train.steps * train.batch_size * cell.data.seq_len
-  cost = shapes.cost(cell)
+  tokens = shapes.tokens(cell)
   return {
     'cell': cell.cell,
     'arm': cell.arm,
@@ -236,7 +235,7 @@ def _row(
     'tokens': tokens,
     'steps': train.steps,
     'batch_tokens': train.batch_size * cell.data.seq_len,
-    'flops': cost,
+    'flops': shapes.cost(cell),
     'flops_6nd': flops_lib.six_nd(model, tokens),
     'epochs': tokens / len(corpus.train.tokens),
     'base_lr': train.base_lr,

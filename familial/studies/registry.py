@@ -43,9 +43,5 @@ def of_plan(plan: Mapping[str, Any]) -> study_lib.Study[Any, Any]:
 
 
 def _get(kind: str, key: str) -> study_lib.Study[Any, Any]:
-  if kind not in STUDIES:
-    raise errors.UserError(
-      f'{key}: {kind!r} is not one of {", ".join(STUDIES)}'
-      f'{errors.nearest(kind, STUDIES)}'
-    )
+  errors.require_one_of(key, kind, STUDIES)
   return STUDIES[kind]

@@ -15,6 +15,7 @@ import functools
 from importlib import metadata
 import json
 import math
+import operator
 import os
 import pathlib
 import platform
@@ -41,6 +42,7 @@ from familial.studies import sweep
 
 Config = TypeVar('Config')
 Tables = TypeVar('Tables')
+Record = TypeVar('Record')
 PLAN = 'plan.json'
 SUMMARY = 'summary.json'
 
@@ -157,7 +159,7 @@ def read(folder: str | os.PathLike[str]) -> Results:
     path = folder / 'rows.jsonl'
     rows = storage.read_rows(path)
     for number, row in enumerate(rows, start=1):
-      missing = [name for name in _ROW_FIELDS if name not in row]
+      missing = sorted(_ROW_FIELDS - row.keys())
       if missing:
         raise errors.UserError(
           f'{path}: row {number} lacks {", ".join(missing)}'
@@ -170,12 +172,24 @@ def read(folder: str | os.PathLike[str]) -> Results:
   return Results(folder, plan, tuple(rows), tuple(_runs(plan, rows)))
 
 
-_SHARED = tuple(
-  field.name
-  for field in dataclasses.fields(Run)
-  if field.name not in ('losses', 'rows')
-)
-_ROW_FIELDS = (*_SHARED, 'run', 'step', 'exit', 'loss')
+_ROW_FIELDS = {
+  *(field.name for field in dataclasses.fields(Run)),
+  *('run', 'step', 'exit', 'loss'),
+} - {'losses', 'rows'}
+
+
+def record_of(cls: type[Record], source: Any, **values: Any) -> Record:
+  """Returns a record that has the fields of a source, but for those given.
+
+  Args:
+    cls: dataclass of the record.
+    source: an object or a row that has the other fields by name.
+    **values: fields that it lacks, or whose values it has otherwise.
+  """
+  get = operator.getitem if isinstance(source, Mapping) else getattr
+  names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
+  known = {name: get(source, name) for name in names if name not in values}
+  return cls(**known, **values)
 
 
 def _runs(
@@ -190,17 +204,22 @@ def _runs(
   runs = {}
   for cell, kept in last.items():
     exits = tuple(kept[number] for number in sorted(kept))
-    first = {name: exits[0][name] for name in _SHARED}
-    first['exit_layers'] = tuple(first['exit_layers'])
-    runs[cell] = Run(
-      **first, losses=tuple(row['loss'] for row in exits), rows=exits
+    runs[cell] = record_of(
+      Run,
+      exits[0],
+      exit_layers=tuple(exits[0]['exit_layers']),
+      losses=tuple(row['loss'] for row in exits),
+      rows=exits,
     )
   planned = {cell['cell']: cell for cell in plan.get('cells') or []}
   for cell, row in planned.items():
     if cell not in runs:
-      values = {name: row[name] for name in _SHARED if name in row}
-      values['exit_layers'] = tuple(row['exit_layers'])
-      runs[cell] = Run(**values, status='not run', heads=0)
+      layers = tuple(row['exit_layers'])
+      runs[cell] = record_of(
+        Run,
+        {**row, 'exit_layers': layers},
+        **{'status': 'not run', 'heads': 0, 'losses': (), 'rows': ()},
+      )
   order = {cell: place for place, cell in enumerate(planned)}
   return sorted(
     runs.values(), key=lambda run: (order.get(run.cell, len(order)), run.cell)
@@ -269,11 +288,6 @@ class Options(sweep.Options):
   """How `familial run` runs a study.
 
   Attributes:
-    workers: number of processes on this host that train runs side by side, each
-      on its share of the cores.
-    tensorboard: write TensorBoard event files too; needs the extra `tensorboard`.
-    profile: write a profiler's trace of a few steps, once a start, to the run's
-      folder `profile`.
     plan_only: stop after the plan.
   """
 
@@ -287,11 +301,13 @@ class Study(abc.ABC, Generic[Config, Tables]):
     kind: value of the config key `kind` and of `study` in `plan.json`.
     config_class: frozen dataclass of the config; its docstring documents the keys.
     tables_class: frozen dataclass of the tables of `summary.json`.
+    needs_finished: whether there is no summary without a finished run.
   """
 
   kind: ClassVar[str]
   config_class: type[Config]
   tables_class: type[Tables]
+  needs_finished: ClassVar[bool] = True
 
   def template(self) -> ml_collections.ConfigDict:
     """Returns a config with every default; an experiment file sets the rest.
@@ -351,20 +367,27 @@ class Study(abc.ABC, Generic[Config, Tables]):
     Raises:
       UserError: if no run has finished.
     """
-    if not results.finished:
+    if self.needs_finished and not results.finished:
       raise errors.UserError(
         f'{results.folder}: no run has finished; there is nothing to summarise'
       )
     notes = tuple(notes)
     line, tables = self.analyse(config, results)
-    return Summary(
-      self.kind,
-      line,
-      machine(),
-      cost_of(results),
-      (*notes, *flags_of(results)),
-      tables,
-    )
+    cost = self.cost(config, results, tables)
+    flags = (*notes, *self.flags(results, tables, cost))
+    return Summary(self.kind, line, machine(), cost, flags, tables)
+
+  def cost(self, config: Config, results: Results, tables: Tables) -> Cost:
+    """Returns the cost of a study's folder."""
+    del config, tables
+    return cost_of(results)
+
+  def flags(
+    self, results: Results, tables: Tables, cost: Cost
+  ) -> Iterator[str]:
+    """Yields what to know before the numbers are believed."""
+    del tables, cost
+    yield from flags_of(results)
 
   def read_summary(self, folder: str | os.PathLike[str]) -> Summary[Tables]:
     """Reads `summary.json` back.
@@ -386,11 +409,9 @@ class Study(abc.ABC, Generic[Config, Tables]):
       raise errors.UserError(
         f'{path}: of a study of kind {values.get("study")!r}, not {self.kind!r}'
       )
-    try:
+    with errors.within(path):
       tables = schema.read(self.tables_class, values['tables'], 'tables')
       cost = schema.read(Cost, values['cost'], 'cost')
-    except errors.UserError as error:
-      raise errors.UserError(f'{path}: {error}') from None
     return Summary(
       study=values['study'],
       summary_line=values['summary_line'],

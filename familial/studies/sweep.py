@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 import tqdm
 
@@ -31,7 +32,7 @@ from familial.studies import shapes
 from familial.training import config as train_config
 
 Cells = Sequence[train_config.RunConfig]
-Until = Mapping[str, int] | None
+Until = Mapping[str, int]
 _ATTEMPTS = 2
 _RESTARTS = 3
 
@@ -43,8 +44,9 @@ class Options:
   Attributes:
     workers: number of processes on this host that train runs side by side, each
       on its share of the cores.
-    tensorboard: write TensorBoard event files too.
-    profile: write a profiler's trace of a few steps of each run.
+    tensorboard: write TensorBoard event files too; needs the extra `tensorboard`.
+    profile: write a profiler's trace of a few steps, once a start, to the run's
+      folder `profile`.
   """
 
   workers: int = 1
@@ -62,7 +64,7 @@ def execute(
   workdir: str | os.PathLike[str],
   options: Options = Options(),
   *,
-  until: Until = None,
+  until: Until | None = None,
 ) -> list[str]:
   """Trains the cells that are not done yet; returns those that failed.
 
@@ -78,17 +80,23 @@ def execute(
     errors.Interrupted: on SIGTERM or SIGINT, once every cell under way is
       saved.
   """
-  if not left(cells, workdir, until):
-    return []
-  if options.workers == 1:
-    work(cells, workdir, options, until=until)
-  else:
-    _supervise(cells, workdir, options, until)
-  return left(cells, workdir, until)
+  if until is None:
+    until = _ends(cells)
+  if _left(cells, workdir, until):
+    if options.workers == 1:
+      work(cells, workdir, options, until=until)
+    else:
+      _supervise(cells, workdir, options, until)
+  return _left(cells, workdir, until)
 
 
-def left(
-  cells: Cells, workdir: str | os.PathLike[str], until: Until = None
+def _ends(cells: Cells) -> Until:
+  """Returns the last step of each cell."""
+  return {cell.cell: cell.train.steps for cell in cells}
+
+
+def _left(
+  cells: Cells, workdir: str | os.PathLike[str], until: Until
 ) -> list[str]:
   """Returns the cells that are not done: see `execute` for the arguments."""
   return [cell.cell for cell in cells if not _done(cell, workdir, until)]
@@ -100,13 +108,11 @@ def _done(
   until: Until,
 ) -> bool:
   """Whether a cell has ended, or is where it is to pause."""
-  if until is not None and cell.cell not in until:
+  if cell.cell not in until:
     return True
   run = folder(workdir, cell.cell)
   if run_folder.status(run) in run_folder.DONE:
     return True
-  if until is None:
-    return False
   rows = storage.read_rows(run / run_folder.ROWS)
   whole = [row['step'] for row in rows if row['exit'] == row['exits']]
   return bool(whole) and whole[-1] >= until[cell.cell]
@@ -117,7 +123,7 @@ def work(
   workdir: str | os.PathLike[str],
   options: Options = Options(),
   *,
-  until: Until = None,
+  until: Until | None = None,
   quiet: bool = False,
 ) -> None:
   """Takes cells, group after group, until none is left to take.
@@ -140,6 +146,8 @@ def work(
   from familial.training import loop
   from familial.training import population
 
+  if until is None:
+    until = _ends(cells)
   corpora: dict[object, packing.Corpus] = {}
   attempts = dict.fromkeys((cell.cell for cell in cells), 0)
 
@@ -151,29 +159,19 @@ def work(
     if data not in corpora:
       corpora[data] = packing.load(data)
     folders = [folder(workdir, cell.cell) for cell in mine]
+    steps = [until[cell.cell] for cell in mine]
+    how: dict[str, Any] = {
+      'quiet': quiet,
+      'tensorboard': options.tensorboard,
+      'profile': options.profile,
+    }
     try:
       if len(group) == 1:
-        loop.run(
-          mine[0],
-          folders[0],
-          corpora[data],
-          until=None if until is None else until[mine[0].cell],
-          quiet=quiet,
-          tensorboard=options.tensorboard,
-          profile=options.profile,
-        )
+        loop.run(mine[0], folders[0], corpora[data], until=steps[0], **how)
       else:
+        model = model_config.union([cell.model for cell in group])
         population.run(
-          mine,
-          folders,
-          corpora[data],
-          model=model_config.union([cell.model for cell in group]),
-          until=(
-            None if until is None else [until[cell.cell] for cell in mine]
-          ),
-          quiet=quiet,
-          tensorboard=options.tensorboard,
-          profile=options.profile,
+          mine, folders, corpora[data], model=model, until=steps, **how
         )
       for run in folders:
         (run / 'error.log').unlink(missing_ok=True)
@@ -238,6 +236,8 @@ def _supervise(
   until: Until,
 ) -> None:
   """Starts workers, shows the sweep's progress, replaces those that die."""
+  from familial.training import progress  # Brings JAX, as above.
+
   context = multiprocessing.get_context('spawn')
   cores = cores_lib.available_cores()
   refusals = context.SimpleQueue()
@@ -246,75 +246,66 @@ def _supervise(
     share = cores[index :: options.workers] or cores
     process = context.Process(
       target=_worker,
-      args=(
-        list(cells),
-        str(workdir),
-        options,
-        until,
-        share,
-        refusals,
-      ),
+      args=(list(cells), str(workdir), options, until, share, refusals),
     )
     process.start()
     return process
 
   processes: list[multiprocessing.process.BaseProcess] = []
   restarts = _RESTARTS
-  received: list[int] = []
   told: set[int] = set()
   # Before the first worker starts: a signal would leave it without a parent.
-  old = {
-    number: signal.signal(number, lambda n, _: received.append(n))
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
-    for index in range(options.workers):
-      processes.append(start(index))
-    with tqdm.tqdm(
-      total=sum(_cost(cell, until) for cell in cells) / 1e9,
-      unit='GFLOP',
-      file=sys.stderr,
-      desc='sweep',
-      bar_format='{desc}: {percentage:3.0f}% |{bar}|'
-      ' {elapsed} < {remaining}{postfix}',
-    ) as bar:
-      while True:
-        # Looked at before the dead are replaced: all may have died at once.
-        alive = any(process.is_alive() for process in processes)
-        stopping = received or not refusals.empty()
-        bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
-        done = len(cells) - len(left(cells, workdir, until))
-        bar.set_postfix_str(f'{done} of {len(cells)} cells')
-        for index, process in enumerate(processes):
-          if stopping and index not in told:
-            told.add(index)
-            process.terminate()
-          elif process.exitcode and not stopping and restarts:
-            restarts -= 1
-            print(
-              f'a worker ended with status {process.exitcode}; another '
-              'takes its place',
-              file=sys.stderr,
-            )
-            processes[index] = start(index)
-            alive = True
-        if not alive:
-          break
-        time.sleep(1.0)
-  finally:
-    for process in processes:
-      if process.is_alive():
-        process.terminate()
-      process.join()
-    for number, handler in old.items():
-      signal.signal(number, handler)
-  if received:
+  with progress.stop_signals() as signalled:
+    try:
+      for index in range(options.workers):
+        processes.append(start(index))
+      with flops_bar('sweep', sum(_cost(cell, until) for cell in cells)) as bar:
+        while True:
+          # Looked at before the dead are replaced: all may have died at once.
+          alive = any(process.is_alive() for process in processes)
+          stopping = signalled() or not refusals.empty()
+          bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
+          done = len(cells) - len(_left(cells, workdir, until))
+          bar.set_postfix_str(f'{done} of {len(cells)} cells')
+          for index, process in enumerate(processes):
+            if stopping and index not in told:
+              told.add(index)
+              process.terminate()
+            elif process.exitcode and not stopping and restarts:
+              restarts -= 1
+              print(
+                f'a worker ended with status {process.exitcode}; another '
+                'takes its place',
+                file=sys.stderr,
+              )
+              processes[index] = start(index)
+              alive = True
+          if not alive:
+            break
+          time.sleep(1.0)
+    finally:
+      for process in processes:
+        if process.is_alive():
+          process.terminate()
+        process.join()
+  if signalled():
     raise errors.Interrupted(
       'stopped; every cell under way is saved, and the '
       'same command goes on from there'
     )
   if not refusals.empty():
     raise errors.UserError(refusals.get())
+
+
+def flops_bar(name: str, flops: float) -> 'tqdm.tqdm[Any]':
+  """Returns a progress bar of training FLOPs, in units of 1e9."""
+  return tqdm.tqdm(
+    total=flops / 1e9,
+    unit='GFLOP',
+    desc=name,
+    bar_format='{desc}: {percentage:3.0f}% |{bar}|'
+    ' {elapsed} < {remaining}{postfix}',
+  )
 
 
 def _worker(
@@ -340,10 +331,7 @@ def _worker(
 
 def _cost(cell: train_config.RunConfig, until: Until) -> float:
   """Returns a cell's FLOPs to where it is to go."""
-  share = 1.0
-  if until is not None:
-    share = until.get(cell.cell, 0) / cell.train.steps
-  return share * shapes.cost(cell)
+  return until.get(cell.cell, 0) / cell.train.steps * shapes.cost(cell)
 
 
 def _spent(

@@ -9,7 +9,6 @@ import pytest
 from familial.analysis import layers
 from familial.analysis import probe
 from familial.analysis import trajectories
-from familial.cli import main
 from familial.convert import export
 from familial.core import errors
 from familial.core import storage
@@ -187,18 +186,6 @@ def test_early_stops_by_position(found, together, corpus):
 
 
 @pytest.fixture
-def familial(capsys):
-  """Runs a command; returns its status, stdout and stderr."""
-
-  def run(*arguments):
-    status = main.run(['familial', *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return status, out, err
-
-  return run
-
-
-@pytest.fixture
 def measured(model, found, corpus):
   """The probe of the model."""
   return probe.of_measurement(
@@ -336,42 +323,27 @@ def test_hugging_face_files_are_read_directly(
     )
 
 
-def test_what_cannot_be_probed_is_one_line(
-  model, familial, shape, untrained, text_data, tmp_path
-):
-  single = untrained(
-    tmp_path, shape(vocab_size=256, depth=1, exits=(1,)), text_data
-  )
-  export.write(
-    tmp_path / 'single', single.config, {'parent': None}, single.params, ''
-  )
-  for arguments, said in (
-    ([f'--checkpoint={tmp_path}/none'], ['none', 'no config.json']),
-    (['--checkpoint='], ['--checkpoint', 'must name a folder']),
-    ([f'--checkpoint={model.folder}', '--step=7'], ['7: no such']),
-    ([f'--checkpoint={tmp_path}/single'], ['single', '1 layer', 'at least 2']),
-    (
-      [f'--checkpoint={model.folder}', '--tokens=100'],
-      ['tokens: 100', '8 windows of 32', '256', 'smaller batch'],
-    ),
-    (
-      [f'--checkpoint={model.folder}', '--context=64'],
-      ['context: 64', '32 positions'],
-    ),
-    (
-      [f'--checkpoint={model.folder}', '--context=1'],
-      ['context: 1', 'at least 2 positions'],
-    ),
-    ([f'--checkpoint={model.folder}', '--tokens=-1'], ['tokens', '-1']),
-  ):
-    status, out, err = familial('probe', f'--out={tmp_path}/out', *arguments)
-    assert (status, out) == (2, '')
-    assert err.startswith('familial: ') and err.count('\n') == 1
-    for each in said:
-      assert each in err
-  assert not (tmp_path / 'out').exists()
-  status, _, err = familial('probe', f'--checkpoint={model.folder}')
-  assert status == 2 and '--out' in err
+@pytest.mark.parametrize(
+  ('asked', 'said'),
+  [
+    ({'step': '7'}, ['7: no such']),
+    ({'tokens': 100}, ['tokens: 100', '8 windows of 32', '256']),
+    ({'context': 64}, ['context: 64', '32 positions']),
+    ({'context': 1}, ['context: 1', 'at least 2 positions']),
+  ],
+)
+def test_what_cannot_be_probed_is_one_line(model, asked, said):
+  with pytest.raises(errors.UserError) as raised:
+    probe.of_checkpoint(model.folder, **asked)
+  assert '\n' not in str(raised.value)
+  for each in said:
+    assert each in str(raised.value)
+
+
+def test_a_model_of_one_layer_is_refused(shape):
+  single = shape(vocab_size=256, depth=1, exits=(1,))
+  with pytest.raises(errors.UserError, match=r'1 layer.*at least 2'):
+    layers.measure({}, single, [], 0)
 
 
 def test_a_diverged_model_is_refused(model, batches, corpus):

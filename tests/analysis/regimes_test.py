@@ -156,14 +156,6 @@ def test_what_all_tokens_share_is_no_flow():
   assert regimes.classify([found]).regime == 'smooth'
 
 
-def test_depth_that_nobody_uses_is_not_compositional():
-  states = paths.stopping(12, 8, tokens=320)
-  states[5:] = states[5]
-  answer = regimes.classify([trajectories.of_states(states, 16)])
-  assert answer.regime == 'undecided'
-  assert any('idle' in note for note in answer.notes)
-
-
 def test_unknown_directions_are_no_agreement():
   """Correlations of changing sign are no averaging, whatever their mean is."""
   states = np.asarray(paths.flow(12, 8, tokens=320))
@@ -180,10 +172,11 @@ def test_unknown_directions_are_no_agreement():
   assert answer.scores['ensemble'] < 0.1
 
 
-def test_early_is_by_three_quarters_of_the_layers():
-  whole = network('ensemble', 8)
-  settled = np.zeros((16, 9), np.int64)
-  settled[:, 5:] = 1  # A token each at layers 5 to 8, of every group.
-  found = middle.statistics(dataclasses.replace(whole, settled=settled))
+def test_early_is_by_three_quarters_of_the_layers(twelve):
+  settled = np.zeros((16, 13), np.int64)
+  settled[:, 8:12] = 1  # A token each at layers 8 to 11, of every group.
+  found = middle.statistics(
+    dataclasses.replace(twelve['ensemble'], settled=settled)
+  )
   assert found['early'] == 0.5
-  assert found['stop_spread'] == pytest.approx(np.std([5, 6, 7, 8]) / 8)
+  assert found['stop_spread'] == pytest.approx(np.std([8, 9, 10, 11]) / 12)

@@ -54,13 +54,12 @@ def test_networks_equal_a_reference(stages):
 @pytest.mark.parametrize('tied', [False, True])
 def test_layers_of_a_teacher(tied):
   shape = toys.Shape(width=32, hidden=128, vocab=1)
-  for depth in (4, 64):
-    params = toys.teacher(jax.random.key(0), shape, depth, tied, gain=1)
-    spread = np.std(params['out'][0])
-    assert spread == pytest.approx((128 * depth) ** -0.5, rel=0.05)
-    for leaf in params.values():
-      assert len(leaf) == depth
-      assert (np.ptp(np.asarray(leaf), axis=0).max() == 0) == tied
+  params = toys.teacher(jax.random.key(0), shape, 16, tied, gain=1)
+  spread = np.std(params['out'][0])
+  assert spread == pytest.approx((128 * 16) ** -0.5, rel=0.05)
+  for leaf in params.values():
+    assert len(leaf) == 16
+    assert (np.ptp(np.asarray(leaf), axis=0).max() == 0) == tied
 
 
 @STAGES

@@ -6,13 +6,10 @@ import subprocess
 import sys
 import time
 
-import ml_collections
 import numpy as np
 import pytest
 
-from experiments import allocation_live
 from familial.allocation import curves
-from familial.allocation import halving
 from familial.allocation import replay
 from familial.core import errors
 from familial.core import run_folder
@@ -240,41 +237,11 @@ def test_a_round_waits_for_who_failed(make, tmp_path, monkeypatch):
   assert allocation.decided(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-  ('key', 'changes'),
-  [
-    ('policy', {'policy': 'oracle'}),
-    ("policy 'lmc' is unknown", {'policy': 'lmc'}),
-    ('eta', {'eta': 1}),
-    ('candidate w8_d4_g1: budget', {'budget': 1e4}),
-    ('shapes', {'shapes': ()}),
-    ('loss', {'loss': 'exit'}),
-    ('horizon', {'horizon': 0.0}),
-    ('train.schedule', {'train': {'schedule': 'cosine'}}),
-  ],
-)
-def test_what_cannot_be_is_one_line(make, key, changes):
-  with pytest.raises(errors.UserError) as raised:
-    STUDY.runs(make(**changes))
-  assert str(raised.value).startswith(key)
-  assert '\n' not in str(raised.value)
-
-
-def test_it_has_a_summary_at_every_moment(make, tmp_path):
+def test_it_has_a_summary_at_every_moment(make, make_plan, tmp_path):
   """Before its first row, and where all diverge before a loss."""
   study = make(law={'form': 'chinchilla'})
   runs = STUDY.runs(study)
-  cells = [
-    {'cell': run.cell, 'arm': run.arm, 'budget': run.budget, 'width': 8,
-     'depth': 4, 'exits': run.model.granularity, 'exit_layers': run.model.exits,
-     'exit_kind': 'head', 'params_full': 1.0, 'tokens': 1.0, 'flops': 1.0,
-     'epochs': 0.1, 'base_lr': 0.01, 'seed': 0, 'steps': run.train.steps}
-    for run in runs
-  ]  # fmt: skip
-  storage.write_json(
-    tmp_path / 'plan.json',
-    {'schema': storage.SCHEMA, 'study': STUDY.kind, 'cells': cells},
-  )
+  storage.write_json(tmp_path / 'plan.json', make_plan(STUDY, study))
   summary = STUDY.summarise(study, study_lib.read(tmp_path))
   [spending] = summary.tables.spending
   assert (spending.spent, spending.rounds) == (0.0, 0)
@@ -295,21 +262,6 @@ def test_it_has_a_summary_at_every_moment(make, tmp_path):
   assert len(summary.flags) == 2
   study_lib.write_summary(tmp_path, summary)
   assert STUDY.read_summary(tmp_path) == summary
-
-
-@pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
-def test_experiments_make_candidates_that_their_budgets_pay(arg):
-  config = allocation_live.get_config(arg)
-  assert isinstance(config, ml_collections.ConfigDict)
-  study = STUDY.read_config(config)
-  cells = STUDY.runs(study)
-  counts = halving.survivors(len(cells), study.eta)
-  last = sum(study.budget / (n * len(counts)) for n in counts)
-  # The last survivor is trained to most of the horizon, and the grid costs more.
-  assert 0.3 * study.horizon < last <= 1.5 * study.horizon
-  assert study.budget < 0.5 * sum(map(shapes.cost, cells))
-  for cell in cells:
-    assert cell.train.schedule in ('constant', 'wsd')
 
 
 @pytest.mark.slow

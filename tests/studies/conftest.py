@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import pathlib
+import types
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from familial.studies import study
 from familial.studies import sweep
 from familial.training import config as train_config
 from familial.training import rows as rows_lib
+
+SPEED = plan_lib.Speed((8, 32), (1e9, 4e9), 3.0, 'cpu')
 
 
 @pytest.fixture(scope='session')
@@ -81,6 +84,30 @@ def write_rows() -> Callable[..., pathlib.Path]:
     return folder
 
   return write
+
+
+@pytest.fixture(scope='session')
+def make_plan() -> Callable[..., dict[str, Any]]:
+  """Makes the plan of a study's runs, on a corpus and a machine that are not."""
+
+  def make(
+    kind: study.Study[Any, Any],
+    config: Any,
+    tokens: int = 10**6,
+    workers: int = 1,
+  ) -> dict[str, Any]:
+    split = types.SimpleNamespace(tokens=range(tokens), bytes=tokens)
+    corpus = types.SimpleNamespace(
+      name='made',
+      fingerprint='f00d',
+      train=split,
+      heldout=split,
+      vocab_size=256,
+    )
+    runs = kind.runs(config)
+    return plan_lib.make(kind.kind, config, runs, corpus, SPEED, workers)
+
+  return make
 
 
 @pytest.fixture(scope='session')

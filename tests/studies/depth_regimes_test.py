@@ -4,7 +4,6 @@ import pytest
 
 from experiments import depth_regimes as experiment
 from familial.cli import main
-from familial.core import errors
 from familial.core.estimate import Estimate
 from familial.studies import depth_regimes
 from tests.studies import regimes_rows
@@ -62,14 +61,6 @@ def test_towards_composition_all_its_statistics_rise(study):
   assert {row.exits: row.composition for row in tables.towards}[4] == 'no'
 
 
-def test_early_stops_by_threshold_are_means_over_seeds(study):
-  _, tables = study
-  rows = [row for row in tables.early_at if row.exits == 2]
-  assert [row.remaining for row in rows] == [0.05, 0.1, 0.15, 0.2]
-  shares = [row.share.value for row in rows]
-  assert shares == sorted(shares) and shares[-1] > 0.2
-
-
 def test_the_summary_is_read_back(study):
   folder, tables = study
   assert REGIMES.read_summary(folder).tables == tables
@@ -85,22 +76,6 @@ def test_pairs_differ_in_their_exits_alone(arg):
     dense = of[depth, 1, seed]
     assert run.train == dense.train and run.data == dense.data
     assert run.model.width == dense.model.width
-
-
-@pytest.mark.parametrize(
-  ('changes', 'refusal'),
-  [
-    ({'depths': (2,)}, 'depths'),
-    ({'granularities': (2, 4)}, 'granularities: .* with 1'),
-    ({'seeds': (0, 0)}, 'seeds: .* no two alike'),
-    ({'width': 12}, 'width: 12 .* multiple of head_width, 8'),
-  ],
-)
-def test_configs_that_are_refused(changes, refusal):
-  config = experiment.get_config('test')
-  config.update(changes)
-  with pytest.raises(errors.UserError, match=refusal):
-    REGIMES.read_config(config)
 
 
 @pytest.mark.slow

@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pytest
 
-from experiments import depth_law as experiment
-from familial.core import errors
 from familial.laws import inference
 from familial.laws import table as tables_lib
 from familial.plots import depth_law as plots
@@ -33,40 +31,6 @@ def test_grid_is_full_and_its_tokens_are_equal(text_data):
     assert {(run.model.width, run.model.depth) for run in others} == corners
     assert {getattr(run.train, key) for run in others} == {value}
   assert len({run.cell for run in runs}) == len(runs) == 9 + 8
-
-
-@pytest.mark.parametrize(
-  ('key', 'value'),
-  [
-    ('widths', (8, 16)),
-    ('widths', (8, 12, 16)),
-    ('depths', (1, 2, 2)),
-    ('seeds', (1, 1)),
-    ('rates', (0.01,)),
-    ('cutoffs', (1.0,)),
-    ('first_tokens', 20_000),
-    ('train.schedule', 'cosine'),
-    ('tokens', 20),  # Less than a step.
-  ],
-)
-def test_what_cannot_be_is_refused_by_its_key(text_data, key, value):
-  section, _, name = key.rpartition('.')
-  changes = {section: {name: value}} if section else {key: value}
-  with pytest.raises(errors.UserError, match=re.escape(key)):
-    DEPTH.runs(depth_rows.config(text_data, **changes))
-
-
-@pytest.mark.parametrize('arg', ['test', 'cpu', 'gpu', 'paper'])
-def test_experiments_decorrelate_width_and_depth(arg):
-  config = DEPTH.read_config(experiment.get_config(arg))
-  runs = [run for run in DEPTH.runs(config) if run.arm == 'grid']
-  logs = np.log([[run.model.width, run.model.depth] for run in runs])
-  assert abs(np.corrcoef(logs.T)[0, 1]) < 1e-12
-  batch_tokens = config.train['batch_size'] * config.data.seq_len
-  evaluated = runs[0].train.evaluated
-  assert len(evaluated) >= 4
-  assert min(evaluated) * batch_tokens >= config.first_tokens
-  assert config.rates
 
 
 def test_points_are_of_the_grid_and_its_seeds_from_first_tokens_on(
@@ -116,20 +80,6 @@ def test_planted_law_is_recovered(fitted):
     found = tables.cutoffs[0].params[name].value
     assert found == pytest.approx(constant.value.value, rel=1e-12)
   assert tables.over_E[0].value == 0
-
-
-@pytest.mark.slow
-def test_page_holds_every_section_and_figure(fitted):
-  _, folder, _ = fitted
-  path = page.write(folder)
-  html = path.read_text('utf-8')
-  assert re.findall(r'<section id="(\w+)"', html) == [
-    'answer', 'forms', 'over_e', 'cutoffs', 'controls', 'runs', 'record', 'terms'
-  ]  # fmt: skip
-  figures = {file.stem for file in (path.parent / 'figures').glob('*.png')}
-  assert figures == {'shapes', 'forms', 'cutoffs'}
-  assert path.stat().st_size < 4e6
-  assert not re.search(r'(src|href)="https?:', html)
 
 
 @pytest.mark.slow

@@ -76,10 +76,7 @@ def test_large_doublings_save_what_arithmetic_says():
 @pytest.mark.parametrize(
   ('key', 'changes'),
   [
-    ('train.batch_size', {'train': {'batch_size': 0}}),
     ('train.batch_size', {'train': {'batch_size': None}}),
-    ('ways', {'ways': {}}),
-    ('ways.a.against', {'ways': {'a': {'kind': 'separate', 'against': ('b',)}}}),
     ('ways.a.sizes', {'ways': {'a': {'kind': 'exits', 'sizes': ((8, 1, 1),)}}}),
     (
       'ways.a.sizes',
@@ -87,13 +84,7 @@ def test_large_doublings_save_what_arithmetic_says():
     ),
     ('ways.a.keep_exits', {'ways': {'a': {'kind': 'exits', 'keep_exits': True}}}),
     ('ways.a.alike', {'ways': {'a': {'kind': 'chain', 'alike': True}}}),
-    (
-      'ways.a.growth.depht',
-      {'ways': {'a': {'kind': 'chain', 'growth': {'depht': 'stack'}}}},
-    ),
-    ('a_c1e9_s0: model.depth', {'ways': {'a': {'kind': 'chain'}}}),
     ('separate_c1e9_s0: train.steps', {'train': {'steps': 3}}),
-    ('separate_c1e0_s0: budgets', {'budgets': (1.0,)}),
   ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(text_data, key, changes):

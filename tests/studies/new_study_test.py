@@ -14,29 +14,23 @@ MODULE = '''
 """Loss against the learning rate, at equal tokens."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import altair as alt
 
 from familial.core import schema
-from familial.data import config as data_config
 from familial.plots import theme
 from familial.studies import execution, shapes
-from familial.training import config as train_config
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(shapes.TrainedConfig):
   """A study of learning rates.
 
   Attributes:
     rates: base learning rates.
   """
 
-  title: str
-  data: data_config.DataConfig
-  model: dict[str, Any]
-  train: dict[str, Any]
   rates: Annotated[tuple[schema.Positive, ...], schema.NOT_EMPTY] = (0.01, 0.02)
 
 
@@ -55,10 +49,9 @@ class Rates(execution.TrainedStudy[Config, Tables]):
   kind, config_class, tables_class = 'rates', Config, Tables
 
   def runs(self, config):
-    return [train_config.RunConfig(
-      cell=f'lr{rate:g}', arm='grid', budget=1e8, data=config.data,
-      model=shapes.model(config, (8, 2, 1), (2,)),
-      train=shapes.train(config, (), base_lr=rate),
+    return [shapes.run(
+      config, (), cell=f'lr{rate:g}', arm='grid', budget=1e8,
+      model=shapes.model(config, (8, 2, 1), (2,)), base_lr=rate,
     ) for rate in config.rates]
 
   def analyse(self, config, results):

@@ -21,9 +21,10 @@ COST = study_lib.Cost(1e9, None, 2, 0, 1)
 
 
 @pytest.fixture
-def four(make_study, tmp_path, write_rows):
+def four(make_study, make_plan, tmp_path, write_rows):
   """A plan's four runs: finished, diverged, running, not started."""
-  runs = STUDY.runs(make_study(grid={'budgets': (1e8, 4e8)}))
+  config = make_study(grid={'budgets': (1e8, 4e8)})
+  runs = STUDY.runs(config)
   first, second, third, _ = runs
   write_rows(tmp_path, first, [3.0])
   write_rows(tmp_path, second, None)
@@ -32,18 +33,7 @@ def four(make_study, tmp_path, write_rows):
   rows = [{**row, 'status': 'running'} for row in storage.read_rows(path)]
   path.unlink()
   storage.append(path, rows)
-  cells = [
-    {
-      'cell': run.cell, 'arm': run.arm, 'budget': run.budget,
-      'width': run.model.width, 'depth': run.model.depth,
-      'exits': run.model.granularity, 'exit_layers': list(run.model.exits),
-      'exit_kind': 'head', 'params_full': 1e3, 'tokens': 100, 'flops': 1.0,
-      'epochs': 5.0, 'base_lr': 0.01, 'seed': 0,
-    }
-    for run in runs
-  ]  # fmt: skip
-  plan = {'schema': 1, 'study': 'isoflop', 'title': 'four', 'cells': cells}
-  storage.write_json(tmp_path / study_lib.PLAN, plan)
+  storage.write_json(tmp_path / study_lib.PLAN, make_plan(STUDY, config))
   return tmp_path
 
 
@@ -112,11 +102,6 @@ def test_rows_kept_without_runs_are_the_same_results(four, tmp_path):
   storage.append(kept / 'rows.jsonl', [{'cell': 'odd', 'loss': 1.0}])
   with pytest.raises(errors.UserError, match=r'rows\.jsonl: row 5 lacks arm'):
     study_lib.read(kept)
-
-
-def test_a_folder_of_nothing_is_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='workdir='):
-    study_lib.read(tmp_path)
 
 
 def test_nothing_finished_has_no_summary(four, make_study):
