@@ -158,7 +158,7 @@ def test_requests_that_do_not_fit_are_refused(changes, said):
     ({'temperature': '-1'}, 'temperature'),
     ({'temperature': '1', 'top_p': '1e-50'}, 'top_p'),
     ({'top_k': '1.5'}, 'top_k is not a whole number'),
-    ({'seed': '4294967296'}, 'seed is not a whole number'),
+    ({'seed': '4294967296'}, 'seed: 4294967296'),
     ({'seed': '²'}, 'seed is not a whole number'),
     ({'index': '٣'}, 'index is not a whole number'),
     ({'confidence': 'trust me'}, 'confidence'),
@@ -179,7 +179,7 @@ def test_words_are_checked(words, said):
     ({'starts': np.zeros(2, np.int64)}, "'starts' is int64; int32 is needed"),
     ({'ids': np.zeros((2, 16), np.int8)}, "'ids' is int8; uint8 is needed"),
     ({'ids': np.zeros(16, np.uint8)}, r"'ids' is \[16\]; \[rows, 16\]"),
-    ({'more': np.zeros(1)}, "'more' is not known"),
+    ({'more': np.zeros(1)}, "'more'. are not known"),
   ],
 )
 def test_arrays_are_checked(arrays, said):

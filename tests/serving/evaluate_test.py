@@ -53,7 +53,9 @@ def evaluation(model):
   return evaluate.evaluate(model)
 
 
-def test_losses_are_those_of_training(model, corpus, heldout, evaluation):
+def test_losses_are_those_of_training(
+  model, corpus, heldout, evaluation, readings
+):
   losses = evaluation_lib.losses(model.params, model.config.model, heldout)
   rows = rows_lib.of_evaluation(
     model.config, 'run', corpus.fingerprint, 24, 0.0, 1.0, losses,
@@ -64,6 +66,9 @@ def test_losses_are_those_of_training(model, corpus, heldout, evaluation):
       assert getattr(score, name) == row[name]
     for name in ('loss', 'loss_per_byte'):
       assert getattr(score, name) == pytest.approx(row[name], rel=1e-6)
+    correct = readings.correct_GxWxL[score.exit - 1][readings.counted_WxL]
+    assert score.accuracy == pytest.approx(correct.mean())
+    assert sum(b.tokens for b in score.bins) == 500
   assert (evaluation.tokens, evaluation.windows) == (500, 16)
   assert (evaluation.corpus, evaluation.step) == (corpus.fingerprint, 24)
 
@@ -94,28 +99,6 @@ def test_readings_are_those_of_all_logits(model, heldout, readings):
         sampling.confidence(log_p, kind),
         atol=1e-5,
       )
-
-
-def test_accuracy_and_calibration_are_of_counted_tokens(readings, evaluation):
-  for index, score in enumerate(evaluation.exits):
-    correct = readings.correct_GxWxL[index][readings.counted_WxL]
-    sure = readings.confidences['max_prob'][index][readings.counted_WxL]
-    assert score.accuracy == pytest.approx(correct.mean())
-    assert sum(b.tokens for b in score.bins) == 500
-    assert score.bins == thresholds.reliability(sure, correct)
-    assert score.calibration_error == thresholds.calibration_error(score.bins)
-
-
-def test_the_error_of_a_loss_is_that_of_windows(readings, evaluation):
-  rng = np.random.default_rng(0)
-  tokens = readings.counted_WxL.sum(axis=1)
-  for index, score in enumerate(evaluation.exits):
-    nats = evaluation_lib.by_window(
-      readings.nats_GxWxL[index], readings.counted_WxL
-    )
-    drawn = rng.integers(0, len(nats), (4000, len(nats)))
-    means = nats[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
-    np.testing.assert_allclose(score.loss_error, means.std(), rtol=0.1)
 
 
 def test_some_exits_have_the_scores_that_they_have_among_all(model, evaluation):
