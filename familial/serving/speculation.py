@@ -150,8 +150,7 @@ class _Speculation:
     kept_T, new_TxP = jax.device_get(
       _verdict(
         sampling_lib.numbers(policy.sampling),
-        [reading.tokens for reading in drafted[:-1]],
-        [reading.logits for reading in drafted[:-1]],
+        drafted[:-1],
         verdict.logits,
         start_T,
         self._number_T,
@@ -176,8 +175,7 @@ class _Speculation:
 @jax.jit
 def _verdict(
   numbers: sampling_lib.Numbers | None,
-  tokens: list[Array],
-  drafted: list[Array],
+  drafted: list[forward.Reading],
   logits_TxPxV: Array,
   start_T: Array,
   number_T: Array,
@@ -186,7 +184,7 @@ def _verdict(
 
   These are the drafts, with the deep exit's token after the last accepted one.
   """
-  draft_TxK = jnp.concatenate(tokens, axis=1)
+  draft_TxK = jnp.concatenate([each.tokens for each in drafted], axis=1)
   count = draft_TxK.shape[1]
   if numbers is None:
     own_TxP = jnp.argmax(logits_TxPxV, axis=-1).astype(jnp.int32)
@@ -194,7 +192,7 @@ def _verdict(
   else:
     p_TxPxV = sampling_lib.distribution(logits_TxPxV, numbers)
     q_TxKxV = sampling_lib.distribution(
-      jnp.concatenate(drafted, axis=1), numbers
+      jnp.concatenate([each.logits for each in drafted], axis=1), numbers
     )
     p_TxK, q_TxK = (
       jnp.take_along_axis(x[:, :count], draft_TxK[..., None], axis=-1)[..., 0]

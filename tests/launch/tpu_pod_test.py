@@ -156,30 +156,3 @@ def test_what_is_left_when_a_step_fails(
   err = capsys.readouterr().err
   kept = last[-1] == 'logs'
   assert ('--steps=logs,delete' in err) == kept
-
-
-@pytest.mark.parametrize(
-  ('flags', 'words'),
-  [
-    ([*FLAGS, '--name=-x'], "'-x'"),
-    ([*FLAGS, '--zone=a b'], "'a b'"),
-    ([*FLAGS, '--steps=create,run'], "'run' is not one of create"),
-    (FLAGS[1:], '--name'),
-  ],
-)
-def test_what_cannot_be_is_refused_in_one_line(pod, capsys, flags, words):
-  with pytest.raises(SystemExit) as stop:
-    pod.parse([*flags, '--', *COMMAND])
-  assert stop.value.code == 2
-  line = capsys.readouterr().err
-  assert words in line and line.count('\n') == 1
-
-
-def test_where_there_is_no_gcloud_one_line_says_so(
-  pod, tmp_path, monkeypatch, capsys
-):
-  monkeypatch.setenv('PATH', str(tmp_path))
-  assert pod.main([*FLAGS, '--steps=wait', '--', *COMMAND]) == 2
-  assert capsys.readouterr().err == (
-    'tpu_pod.py: gcloud: No such file or directory\n'
-  )

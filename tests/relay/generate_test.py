@@ -25,20 +25,17 @@ from familial.serving import benchmark
 from familial.serving import evaluate
 from familial.serving import generate
 from familial.serving import sampling
+from tests.relay.relays import chain
 
 PROMPTS = ['1: the exit of', '22: a', 'deep layer']
 POLICY = sampling.Policy(threshold=0.5)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def servers(model):
-  with contextlib.ExitStack() as stack:
-    found = []
-    for segment in segments.split(
-      model.params, model.config.model, model.context
-    ):
-      relay = server.Relay(segment, 3, model.context)
-      found.append(f'127.0.0.1:{stack.enter_context(server.serve(relay, 0))}')
+  parts = segments.split(model.params, model.config.model, model.context)
+  relays = [server.Relay(part, 3, model.context) for part in parts]
+  with chain(relays) as found:
     yield found
 
 
@@ -114,10 +111,19 @@ def test_the_cost_of_packed_states(model, corpus):
 
 
 @pytest.mark.slow
-def test_the_traffic_of_each_type_is_measured(model, corpus):
+def test_each_mode_and_the_traffic_of_each_type_are_measured(model, corpus):
   measured = benchmark.measure(model, rows=(2,), corpus=corpus)
   found = relay_benchmark.add_hops(measured, model, corpus=corpus)
   assert found.speeds == measured.speeds and len(found.hops) == 9
+  assert [s.mode for s in found.speeds] == (
+    ['exit'] * 3 + ['confidence'] * 2 + ['speculative'] * 2
+  )
+  for speed in found.speeds:
+    assert speed.tokens == 2 * 16 and speed.seconds > 0
+  for speed in found.speeds[3:5]:
+    assert speed.loss_increase <= evaluate.LOSS_INCREASE
+    assert sum(speed.shares) == pytest.approx(1)
+    assert speed.layers <= 1
   for to in (1, 2, 3):  # States go out of the first, and into the others.
     full, half, byte = (hop.bytes for hop in found.hops if hop.to == to)
     assert full > max(half, byte)  # Of 16 numbers, bytes are mostly headers.
