@@ -82,12 +82,6 @@ class Segment(Cut):
 
   params: transformer.Params
 
-  @property
-  def depth(self) -> int:
-    """The number of trunk layers."""
-    ends = [0, *(self.model.exits[exit_ - 1] for exit_ in self.exits)]
-    return ends[self.index + 1] - ends[self.index]
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(Cut):

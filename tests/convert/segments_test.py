@@ -27,7 +27,6 @@ def test_segments_hold_every_layer_once(family, shape):
     layers = [name for name in names if name.startswith('segment_')]
     assert sorted(layers) == ['segment_0', 'segment_1', 'segment_2']
     assert [part.exit for part in parts] == list(exits or (1, 2, 3))
-    assert sum(part.depth for part in parts) == made.config.depth
     assert (parts[0].first, parts[-1].last) == (True, True)
     for part in parts:
       assert f'exit_{part.exit}' in part.params

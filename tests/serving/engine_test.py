@@ -14,6 +14,8 @@ from tests.serving.families import Family
 GREEDY = sampling.Policy()
 # Each example compiles its programs: to shrink one takes longer than to read it.
 PHASES = (hypothesis.Phase.generate,)
+# All slots in a pass, or half of them: those of the tests of decoding and relays.
+SLOTS = pytest.mark.parametrize(('slots', 'rows'), [(3, 0), (6, 3)])
 
 
 @pytest.fixture
@@ -116,11 +118,11 @@ def logits_of(engine, slot, text, cut, others):
   return readings
 
 
-@pytest.mark.parametrize('rows', [0, 2])
-def test_a_row_does_not_depend_on_its_neighbours(made, rows):
+@SLOTS
+def test_a_row_does_not_depend_on_its_neighbours(made, slots, rows):
   rng = np.random.default_rng(0)
   a, b, c = (rng.integers(0, VOCAB, n) for n in (20, 30, 11))
-  engine = made.engines(3, 1, 2, 3, rows=rows)[0]
+  engine = made.engines(slots, 1, 2, 3, rows=rows)[0]
   alone = logits_of(engine, 1, a, 16, {})
   for slot in range(3):
     engine.forget(slot)
@@ -164,9 +166,9 @@ def test_a_forgotten_slot_hides_what_was_no_number(made):
   assert sure[0] == confidence_of(made, 1, text)
 
 
-@pytest.mark.parametrize('rows', [0, 2])
-def test_states_taken_out_are_those_handed_on(made, rows):
-  first, last, _ = made.engines(3, 1, 2, 3, rows=rows)
+@SLOTS
+def test_states_taken_out_are_those_handed_on(made, slots, rows):
+  first, last, _ = made.engines(slots, 1, 2, 3, rows=rows)
   rng = np.random.default_rng(0)
   texts = [rng.integers(0, VOCAB, n) for n in (30, 5, 17)]
   work = [engine_lib.Work(s, 0, len(t), s) for s, t in enumerate(texts)]
@@ -181,16 +183,16 @@ def test_states_taken_out_are_those_handed_on(made, rows):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'rows'),
+  ('kind', 'slots', 'rows'),
   [
-    ('branch', 0),
-    ('branch', 2),
-    pytest.param('head', 0, marks=pytest.mark.slow),
+    ('branch', 3, 0),
+    ('branch', 6, 3),
+    pytest.param('head', 3, 0, marks=pytest.mark.slow),
   ],
 )
-def test_filled_positions_stay_as_they_left(family, kind, rows):
+def test_filled_positions_stay_as_they_left(family, kind, slots, rows):
   made = family(exit_kind=kind)
-  engines = made.engines(3, 1, 2, 3, rows=rows)
+  engines = made.engines(slots, 1, 2, 3, rows=rows)
   rng = np.random.default_rng(0)
   text = rng.integers(0, VOCAB, 20)
   # 5 .. 11 left at the first exit, 12 .. 17 at the second.

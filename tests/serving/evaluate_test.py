@@ -175,7 +175,8 @@ def test_outcomes_are_those_of_decoding(model):
     """Notes the layers and positions of each row that ends."""
 
     def forget(self, slot):
-      done.append(self.segment.depth * int(self.seen[slot]))
+      depth = self.segment.model.segment_depths[self.segment.index]
+      done.append(depth * int(self.seen[slot]))
       super().forget(slot)
 
   stages = [
