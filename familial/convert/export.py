@@ -7,6 +7,8 @@ branch, norm and unembedding.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
+import operator
 import os
 import pathlib
 import shutil
@@ -116,10 +118,12 @@ def to_hugging_face(
   ends = {'bos_token_id': separator, 'eos_token_id': separator}
   with _whole(out) as folder:
     path = folder / 'model.safetensors'
+    tensors = {
+      name: np.ascontiguousarray(tensor, np.float32)
+      for name, tensor in llama_tensors(params, shape).items()
+    }
     try:
-      safetensors.save_file(
-        _tensors(params, shape), path, metadata={'format': 'pt'}
-      )
+      safetensors.save_file(tensors, path, metadata={'format': 'pt'})
     except SafetensorError as error:
       raise storage.unwritten(path, str(error)) from None
     storage.write_text(folder / load.TOKENIZER, _llama_tokenizer(model))
@@ -164,6 +168,24 @@ def to_hugging_face(
         **ends,
       },
     )
+
+
+def llama_tensors(
+  params: transformer.Params, shape: model_config.ModelConfig
+) -> dict[str, jax.Array]:
+  """Returns the tensors of a model of one exit by their names in a Llama."""
+  gain_D = params['exit_1']['norm']['gain'] * (shape.base_width / shape.width)
+  tensors = {
+    'model.embed_tokens.weight': params['embedding'],
+    'model.norm.weight': gain_D,
+  }
+  for name, path in LAYER.items():
+    stacked = functools.reduce(operator.getitem, path, params['segment_0'])
+    for layer in range(shape.depth):
+      tensors[f'model.layers.{layer}.{name}.weight'] = stacked[layer].T
+  if not shape.tied:
+    tensors['lm_head.weight'] = params['unembedding'].T
+  return tensors
 
 
 def to_segments(
@@ -296,29 +318,6 @@ def _whole(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def tokenizer_text(path: str) -> str:
   """Returns the text of a tokenizer's file; '' for bytes."""
   return pathlib.Path(path).read_text('utf-8') if path else ''
-
-
-def _tensors(
-  params: transformer.Params, shape: model_config.ModelConfig
-) -> dict[str, np.ndarray]:
-  """Returns the tensors of a model of one exit by their names in a Llama."""
-  gain_D = params['exit_1']['norm']['gain'] * (shape.base_width / shape.width)
-  tensors: dict[str, Any] = {
-    'model.embed_tokens.weight': params['embedding'],
-    'model.norm.weight': gain_D,
-  }
-  for name, path in LAYER.items():
-    stacked = params['segment_0']
-    for key in path:
-      stacked = stacked[key]
-    for layer in range(shape.depth):
-      tensors[f'model.layers.{layer}.{name}.weight'] = stacked[layer].T
-  if not shape.tied:
-    tensors['lm_head.weight'] = params['unembedding'].T
-  return {
-    name: np.ascontiguousarray(tensor, np.float32)
-    for name, tensor in tensors.items()
-  }
 
 
 def _llama_tokenizer(model: load.Model) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Annotated
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import safetensors
 from familial.convert import export
 from familial.convert import load
 from familial.core import errors
+from familial.core import schema
 from familial.core import storage
 from familial.data import config as data_config
 from familial.data import tokenizers
@@ -24,31 +26,76 @@ from familial.model import config as model_config
 from familial.model import transformer
 from familial.training import config as train_config
 
-# Defaults of each architecture's config.
+# Defaults of each architecture that differ from those of `_Llama`.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-  'LlamaForCausalLM': {'rope_theta': 10_000.0},
-  'MistralForCausalLM': {
-    'rope_theta': 10_000.0,
-    'num_key_value_heads': 8,
-    'sliding_window': 4096,
-  },
-}
-# Supported values of keys whose other values change the computation; the first
-# is the default.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-  'hidden_act': ('silu',),
-  'attention_bias': (False,),
-  'mlp_bias': (False,),
-  'sliding_window': (None,),
-  'rope_scaling': (None,),
-  'partial_rotary_factor': (None, 1),
-  'quantization_config': (None,),
-}
-_PLAIN_ROPE: dict[str, tuple[Any, ...]] = {
-  'rope_type': ('default',),
-  'partial_rotary_factor': (None, 1),
+  'LlamaForCausalLM': {},
+  'MistralForCausalLM': {'num_key_value_heads': 8, 'sliding_window': 4096},
 }
 _DTYPES = ('F32', 'F16', 'BF16')
+
+
+def _only(*values: Any) -> schema.Bound:
+  """Returns the bound of a key whose other values change the computation."""
+  return schema.Bound(
+    lambda x: x in values, f'{json.dumps(values[0])} to be imported'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Llama:
+  """The keys of a config.json that matter here, with the defaults of a Llama."""
+
+  vocab_size: schema.Count
+  hidden_size: schema.Count
+  intermediate_size: schema.Count
+  num_hidden_layers: schema.Count
+  num_attention_heads: schema.Count
+  max_position_embeddings: schema.Count
+  rms_norm_eps: schema.Positive
+  num_key_value_heads: schema.Count | None = None
+  head_dim: int | None = None
+  rope_theta: schema.Positive = 10_000.0
+  tie_word_embeddings: bool | None = False
+  eos_token_id: Any = None
+  hidden_act: Annotated[Any, _only('silu')] = 'silu'
+  attention_bias: Annotated[Any, _only(False)] = False
+  mlp_bias: Annotated[Any, _only(False)] = False
+  sliding_window: Annotated[Any, _only(None)] = None
+  rope_scaling: Annotated[Any, _only(None)] = None
+  rope_type: Annotated[Any, _only('default')] = 'default'
+  partial_rotary_factor: Annotated[Any, _only(None, 1)] = None
+  quantization_config: Annotated[Any, _only(None)] = None
+
+  def __post_init__(self) -> None:
+    head_dim = self.hidden_size // self.num_attention_heads
+    errors.require(
+      self.head_dim in (None, head_dim),
+      'head_dim',
+      self.head_dim,
+      f'hidden_size / num_attention_heads, {head_dim}',
+    )
+
+  def shape(
+    self, exits: Sequence[int], exit_kind: str
+  ) -> model_config.ModelConfig:
+    """Returns the shape of the family, with the stored vocabulary."""
+    depth, width, heads = (
+      self.num_hidden_layers, self.hidden_size, self.num_attention_heads,
+    )  # fmt: skip
+    return model_config.ModelConfig(
+      vocab_size=self.vocab_size,
+      width=width,
+      depth=depth,
+      heads=heads,
+      kv_heads=self.num_key_value_heads or heads,
+      mlp_width=self.intermediate_size,
+      exits=tuple(exits) if depth in exits else (*exits, depth),
+      exit_kind=exit_kind,
+      tied=bool(self.tie_word_embeddings),
+      base_width=width,  # Its logits have no scale.
+      rope_theta=self.rope_theta,
+      norm_eps=self.rms_norm_eps,
+    )
 
 
 def from_hugging_face(
@@ -86,18 +133,17 @@ def from_hugging_face(
   path = folder / 'config.json'
   if not path.exists():
     raise errors.UserError(f'{folder} holds no config.json: not a model')
-  values = _values(path)
-  stored = _model(values, path, exits, exit_kind)
-  context = _number(values, path, 'max_position_embeddings')
-  text, name, size = _tokenizer(folder, values.get('eos_token_id'))
+  architecture, values = _read(path)
+  stored = values.shape(exits, exit_kind)
+  text, name, size = _tokenizer(folder, values.eos_token_id)
   if size > stored.vocab_size:
     raise errors.UserError(
       f'{path}: vocab_size is {stored.vocab_size}, and {load.TOKENIZER} has '
       f'{size} tokens'
     )
   model = dataclasses.replace(stored, vocab_size=size)
-  params = _params(_tensors(folder, _shapes(stored)), model)
-  architecture, source = values['architectures'][0], folder.absolute().name
+  params = _params(_tensors(folder, stored), model)
+  source = folder.absolute().name
   config = train_config.RunConfig(
     cell=source,
     arm='import',
@@ -106,7 +152,7 @@ def from_hugging_face(
     data=data_config.DataConfig(
       tokenizer=load.TOKENIZER,  # Of the folder: export.write says where.
       vocab_size=model.vocab_size,
-      seq_len=context,
+      seq_len=values.max_position_embeddings,
     ),
     train=train_config.TrainConfig(steps=1, batch_size=1, base_lr=1e-3),
   )
@@ -128,79 +174,26 @@ def from_hugging_face(
   )
 
 
-def _values(path: pathlib.Path) -> dict[str, Any]:
-  """Returns a config with its defaults, if the model is supported."""
+def _read(path: pathlib.Path) -> tuple[str, _Llama]:
+  """Returns the architecture and the keys of a config.json."""
   values = storage.read_json(path)
-  if not isinstance(values, dict):
-    raise errors.UserError(f'{path} holds no config')
-  found = values.get('architectures')
-  if not isinstance(found, list) or found[:1] not in [
-    [name] for name in _DEFAULTS
-  ]:
+  found = values.get('architectures') if isinstance(values, dict) else None
+  if not isinstance(found, list) or found[:1] not in [[x] for x in _DEFAULTS]:
     raise errors.UserError(
       f'{path}: architectures is {found!r}; it must be one of '
       f'{", ".join(_DEFAULTS)}'
     )
-  values = {**_DEFAULTS[found[0]], **values}
   rope = values.get('rope_parameters') or {}
   if not isinstance(rope, dict):
     raise errors.UserError(f'{path}: rope_parameters is {rope!r}, not a table')
-  for part, plain in ((values, _PLAIN), (rope, _PLAIN_ROPE)):
-    for key, allowed in plain.items():
-      if part.get(key, allowed[0]) not in allowed:
-        raise errors.UserError(
-          f'{path}: {key} is {part[key]!r}; only {json.dumps(allowed[0])} can '
-          'be imported'
-        )
-  return {**values, **rope}
-
-
-def _model(
-  values: dict[str, Any],
-  path: pathlib.Path,
-  exits: Sequence[int],
-  exit_kind: str,
-) -> model_config.ModelConfig:
-  """Returns the shape of the family, with the stored vocabulary."""
-  depth, width, heads = (
-    _number(values, path, key)
-    for key in ('num_hidden_layers', 'hidden_size', 'num_attention_heads')
-  )
-  if values.get('num_key_value_heads') is None:
-    values['num_key_value_heads'] = heads
-  model = model_config.ModelConfig(
-    vocab_size=_number(values, path, 'vocab_size'),
-    width=width,
-    depth=depth,
-    heads=heads,
-    kv_heads=_number(values, path, 'num_key_value_heads'),
-    mlp_width=_number(values, path, 'intermediate_size'),
-    exits=tuple(exits) if depth in exits else (*exits, depth),
-    exit_kind=exit_kind,
-    tied=values.get('tie_word_embeddings', False) is True,
-    base_width=width,  # Its logits have no scale.
-    rope_theta=_number(values, path, 'rope_theta', float),
-    norm_eps=_number(values, path, 'rms_norm_eps', float),
-  )
-  if values.get('head_dim') not in (None, model.head_dim):
-    raise errors.UserError(
-      f'{path}: head_dim is {values["head_dim"]!r}; it must be hidden_size / '
-      f'num_attention_heads, {model.head_dim}'
+  values = {**_DEFAULTS[found[0]], **values, **rope}
+  known = {field.name for field in dataclasses.fields(_Llama)}
+  try:
+    return found[0], schema.read(
+      _Llama, {key: values[key] for key in known & values.keys()}
     )
-  return model
-
-
-def _number(
-  values: dict[str, Any], path: pathlib.Path, key: str, kind: type = int
-) -> Any:
-  value: Any = values.get(key)
-  right = isinstance(value, (int, kind)) and not isinstance(value, bool)
-  if not right or not 0 < value < float('inf'):
-    raise errors.UserError(
-      f'{path}: {key} is {value!r}; it must be '
-      f'{"an integer" if kind is int else "a number"} above 0'
-    )
-  return kind(value)
+  except errors.UserError as error:
+    raise errors.UserError(f'{path}: {error}') from None
 
 
 def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
@@ -210,7 +203,7 @@ def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
   if not path.exists():
     raise errors.UserError(f'{folder} holds no {load.TOKENIZER}')
   made = storage.read_json(path)
-  if isinstance(end, list) and end:
+  if isinstance(end, tuple) and end:
     end = end[0]
   try:
     added = {token['id']: token for token in made['added_tokens']}
@@ -239,29 +232,19 @@ def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
   return text, name, read.vocab_size
 
 
-def _shapes(model: model_config.ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every tensor that the files must hold."""
-  dense = model.submodel(model.granularity)
-  like = jax.eval_shape(lambda: transformer.init(dense, jax.random.key(0)))
-  shapes = {
-    'model.embed_tokens.weight': (model.vocab_size, model.width),
-    'model.norm.weight': (model.width,),
-  }
-  if not model.tied:
-    shapes['lm_head.weight'] = (model.vocab_size, model.width)
-  for name, path in export.LAYER.items():
-    leaf = like['segment_0']
-    for key in path:
-      leaf = leaf[key]
-    for layer in range(model.depth):
-      shapes[f'model.layers.{layer}.{name}.weight'] = leaf.shape[:0:-1]
-  return shapes
-
-
 def _tensors(
-  folder: pathlib.Path, shapes: dict[str, tuple[int, ...]]
+  folder: pathlib.Path, model: model_config.ModelConfig
 ) -> dict[str, np.ndarray]:
   """Reads a model's tensors as float32, after checking their shapes."""
+  dense = model.submodel(model.granularity)
+  shapes = {
+    name: like.shape
+    for name, like in jax.eval_shape(
+      lambda: export.llama_tensors(
+        transformer.init(dense, jax.random.key(0)), dense
+      )
+    ).items()
+  }
   where = _files(folder)
   if missing := sorted(shapes.keys() - where.keys()):
     raise errors.UserError(f'{folder} has no tensor {missing[0]}')
@@ -337,13 +320,12 @@ def _params(
   embedding = jnp.asarray(
     tensors['model.embed_tokens.weight'][: model.vocab_size]
   )
-  params: transformer.Params = {'embedding': embedding}
+  params = {'embedding': embedding, **transformer.cut(trunk, model.exits)}
   unembedding = embedding.T
   if not model.tied:
     unembedding = jnp.asarray(tensors['lm_head.weight'][: model.vocab_size].T)
     params['unembedding'] = unembedding
   norm = {'gain': jnp.asarray(tensors['model.norm.weight'])}
-  params |= transformer.cut(trunk, model.exits)
   for exit_, stop in enumerate(model.exits, start=1):
     head: transformer.Params = {'norm': norm}
     if model.owns_layer(exit_):

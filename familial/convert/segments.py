@@ -82,12 +82,6 @@ class Segment(Cut):
 
   params: transformer.Params
 
-  @property
-  def depth(self) -> int:
-    """The number of trunk layers."""
-    ends = [0, *(self.model.exits[exit_ - 1] for exit_ in self.exits)]
-    return ends[self.index + 1] - ends[self.index]
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(Cut):
@@ -103,12 +97,7 @@ class Config(Cut):
 
   def __post_init__(self) -> None:
     schema.check(self)
-    for exit_ in self.exits:
-      self.model.submodel(exit_)  # Refuses what is no exit.
-    increase = all(a < b for a, b in itertools.pairwise(self.exits))
-    errors.require(
-      bool(self.exits) and increase, 'exits', self.exits, 'increasing'
-    )
+    check_exits(self.model, self.exits)
     errors.require(
       0 <= self.index < len(self.exits),
       'index',
@@ -138,10 +127,7 @@ def split(
     UserError: for exits that do not exist or do not increase.
   """
   exits = tuple(exits) or tuple(range(1, model.granularity + 1))
-  for exit_ in exits:
-    model.submodel(exit_)  # Refuses an exit that does not exist.
-  if not _increase(exits):
-    raise errors.UserError(f'exits: {exits} do not increase')
+  check_exits(model, exits)
   mark = fingerprint(params, model)
   return [
     Segment(
@@ -152,11 +138,25 @@ def split(
   ]  # fmt: skip
 
 
+def check_exits(
+  model: model_config.ModelConfig, exits: tuple[int, ...]
+) -> None:
+  """Refuses exits that a model does not have, or that do not increase."""
+  for exit_ in exits:
+    model.submodel(exit_)
+  errors.require(
+    bool(exits) and all(a < b for a, b in itertools.pairwise(exits)),
+    'exits',
+    exits,
+    f'increasing numbers from 1 to {model.granularity}',
+  )
+
+
 def fingerprint(
   params: transformer.Params, model: model_config.ModelConfig
 ) -> str:
   """Returns a hash of a family's shape and parameters."""
-  shape = {k: v for k, v in _shape(model).items() if k not in _HOW}
+  shape = {k: v for k, v in dataclasses.asdict(model).items() if k not in _HOW}
   hashed = hashlib.sha256(json.dumps(shape).encode())
   for name, leaf in sorted(_flat(params).items()):
     hashed.update(name.encode() + np.asarray(leaf, np.float32).tobytes())
@@ -269,14 +269,6 @@ def _cut(
 
 def _fields(cut: Cut) -> dict[str, Any]:
   return {f.name: getattr(cut, f.name) for f in dataclasses.fields(Cut)}
-
-
-def _increase(exits: Sequence[int]) -> bool:
-  return all(a < b for a, b in itertools.pairwise(exits))
-
-
-def _shape(model: model_config.ModelConfig) -> dict[str, Any]:
-  return dataclasses.asdict(model) | {'exits': list(model.exits)}
 
 
 def _kind(leaf: Any) -> str:

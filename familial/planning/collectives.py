@@ -6,6 +6,7 @@ the compiler's work, from CPU, GPU or TPU. Nothing here needs JAX or a device.
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import math
 import re
@@ -21,7 +22,7 @@ KINDS = (
 )
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?{$')
 _NAMED = re.compile(r'  (ROOT )?%?([\w.\-]+) = ')
-_OPCODE = re.compile(r' ?([a-z][\w\-]*)\(')
+_OPCODE = re.compile(r' ([a-z][\w\-]*)\(')
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,<=]*)\]')
 _CALLED = re.compile(
   r' (?:calls|to_apply|called_computations|branch_computations|'
@@ -93,9 +94,8 @@ class _Instruction:
   @property
   def operands(self) -> list[str]:
     """Names of the operands."""
-    inside = self.rest[: _closing('(' + self.rest) - 2]
-    inside = re.sub(r'/\*.*?\*/', '', inside)
-    return [part.split()[-1].lstrip('%') for part in _parts(inside)]
+    rest = re.sub(r'/\*.*?\*/', '', self.rest)
+    return [part.split()[-1].lstrip('%') for part in _parts(rest)]
 
   def attribute(self, key: str) -> str:
     """Returns an attribute that is one word, or ''."""
@@ -235,61 +235,47 @@ def _trips(
   start, step and end of the number that it counts with; else 1."""
   if known := _TRIPS.search(loop.rest):
     return int(known[1])
-  condition = computations.get(loop.attribute('condition'), {})
-  body = computations.get(loop.attribute('body'), {})
-  root = _root(condition)
-  if (
-    root is None or root.opcode != 'compare' or 'direction=LT' not in root.rest
-  ):
+  condition, body = (
+    computations.get(loop.attribute(name), {}) for name in ('condition', 'body')
+  )
+  try:
+    [test] = [line for line in condition.values() if line.root]
+    [result] = [line for line in body.values() if line.root]
+    counter, bound = test.operands
+    place = int(condition[counter].attribute('index'))
+    start = _constant(outside, _element(outside[loop.operands[0]], place))
+    step = _step(body, body[_element(result, place)])
+    end = _constant(condition, bound)
+  except (LookupError, ValueError):
     return 1
-  counter, bound = (condition.get(name) for name in root.operands)
-  end = _constant(condition, bound)
-  if counter is None or counter.opcode != 'get-tuple-element' or end is None:
-    return 1
-  place = int(counter.attribute('index'))
-  start = _constant(outside, _element(outside, loop.operands[0], place))
-  result = _root(body)
-  step = _step(body, _element(body, result.name, place)) if result else None
-  if start is None or not step:
+  if test.opcode != 'compare' or 'direction=LT' not in test.rest or not step:
     return 1
   return max(0, -(-(end - start) // step))
 
 
-def _root(computation: dict[str, _Instruction]) -> _Instruction | None:
-  return next((line for line in computation.values() if line.root), None)
+def _element(line: _Instruction, place: int) -> str:
+  """Returns the name of an element of a tuple; LookupError for other opcodes."""
+  if line.opcode != 'tuple':
+    raise LookupError(line.name)
+  return line.operands[place]
 
 
-def _element(
-  computation: dict[str, _Instruction], name: str, place: int
-) -> _Instruction | None:
-  """Returns the instruction of an element of a tuple; None for other opcodes."""
-  made = computation.get(name)
-  if made is None or made.opcode != 'tuple':
-    return None
-  return computation.get(made.operands[place])
+def _constant(computation: dict[str, _Instruction], name: str) -> int:
+  """Returns a constant number; LookupError or ValueError for anything else."""
+  line = computation[name]
+  while line.opcode in ('copy', 'bitcast', 'convert'):
+    line = computation[line.operands[0]]
+  if line.opcode != 'constant':
+    raise LookupError(name)
+  return int(line.operands[0])
 
 
-def _constant(
-  computation: dict[str, _Instruction], line: _Instruction | None
-) -> int | None:
-  while line is not None and line.opcode in ('copy', 'bitcast', 'convert'):
-    line = computation.get(line.operands[0])
-  if line is None or line.opcode != 'constant':
-    return None
-  found = re.match(r'(-?\d+)\)', line.rest)
-  return int(found[1]) if found else None
-
-
-def _step(
-  computation: dict[str, _Instruction], line: _Instruction | None
-) -> int | None:
-  """Returns the constant that an addition adds."""
-  if line is None or line.opcode != 'add':
-    return None
-  added = [
-    _constant(computation, computation.get(name)) for name in line.operands
-  ]
-  return next((number for number in added if number is not None), None)
+def _step(computation: dict[str, _Instruction], line: _Instruction) -> int:
+  """Returns the constant that an addition adds; 0 for another instruction."""
+  for name in line.operands if line.opcode == 'add' else ():
+    with contextlib.suppress(LookupError, ValueError):
+      return _constant(computation, name)
+  return 0
 
 
 def _read(text: str) -> tuple[_Computations, str]:
@@ -304,34 +290,28 @@ def _read(text: str) -> tuple[_Computations, str]:
         entry = started[2] if started[1] else entry
     elif named := _NAMED.match(line):
       rest = line[named.end() :]
-      end = _closing(rest) if rest.startswith('(') else rest.find(' ')
-      if opcode := _OPCODE.match(rest, end):
+      if opcode := _OPCODE.search(rest):
+        type_, rest = rest[: opcode.start()], rest[opcode.end() :]
         current[named[2]] = _Instruction(
-          named[2], rest[:end], opcode[1], rest[opcode.end() :], bool(named[1])
+          named[2], type_, opcode[1], rest, bool(named[1])
         )
   return computations, entry
 
 
-def _closing(text: str) -> int:
-  """Returns where the bracket that a text begins with has been closed."""
-  depth = 0
-  for bracket in re.finditer(r'[(){}\[\]]', text):
-    depth += 1 if bracket[0] in '({[' else -1
-    if not depth:
-      return bracket.end()
-  return len(text)
-
-
 def _parts(text: str) -> list[str]:
-  """Returns the parts between a text's commas, but for those in brackets."""
-  parts, depth, start = [], 0, 0
+  """Returns the parts between commas, but for those in brackets, up to the
+  bracket that closes them."""
+  parts, depth, start, end = [], 0, 0, len(text)
   for sign in re.finditer(r'[(){}\[\],]', text):
     if sign[0] == ',' and not depth:
       parts.append(text[start : sign.start()])
       start = sign.end()
     elif sign[0] != ',':
       depth += 1 if sign[0] in '({[' else -1
-  return [part for part in (*parts, text[start:]) if part.strip()]
+      if depth < 0:
+        end = sign.start()
+        break
+  return [part for part in (*parts, text[start:end]) if part.strip()]
 
 
 def _bytes(type_: str) -> int:

@@ -70,12 +70,12 @@ def lower(
     traced = step_lib.train.trace(
       model,
       train.trained,
-      _lying(state, sharding.shardings(state, mesh)),
-      _lying(
+      placed(state, sharding.shardings(state, mesh)),
+      placed(
         batch(config, train.batch_size),
         NamedSharding(mesh, axes.spec(('batch',), mesh)),
       ),
-      _lying(h, NamedSharding(mesh, PartitionSpec())),
+      placed(h, NamedSharding(mesh, PartitionSpec())),
       config.layout.microbatches,
     )
     return traced.lower(lowering_platforms=(_platform(devices),))
@@ -157,7 +157,7 @@ def batch(
   return found
 
 
-def _lying(tree: Any, where: Any) -> Any:
+def placed(tree: Any, where: Any) -> Any:
   """Returns a tree's shapes with where each lies: one place, or a tree."""
   if isinstance(where, NamedSharding):
     where = jax.tree.map(lambda leaf: where, tree)

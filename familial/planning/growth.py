@@ -10,6 +10,7 @@ from familial.expansion import config as growth_config
 from familial.expansion import grown
 from familial.expansion import maps
 from familial.model import transformer
+from familial.planning import compiled
 from familial.training import config as train_config
 from familial.training import sharding
 
@@ -39,10 +40,8 @@ def of(
   shapes = jax.eval_shape(
     lambda: transformer.init(cell.model, jax.random.key(0))
   )
-  like = jax.tree.map(
-    lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
-    shapes,
-    sharding.shardings(shapes, sharding.mesh(cell, devices)),
+  like = compiled.placed(
+    shapes, sharding.shardings(shapes, sharding.mesh(cell, devices))
   )
 
   def part(leaf: jax.ShapeDtypeStruct) -> int:

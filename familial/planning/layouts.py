@@ -17,22 +17,14 @@ _TENSOR = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(train_config.LayoutConfig):
   """A layout of a study's steps on devices.
 
   Attributes:
-    data: as in `LayoutConfig`, as are the next three.
-    fsdp: see there.
-    tensor: see there.
-    microbatches: see there.
     remat: as in `ModelConfig`.
   """
 
-  data: int
-  fsdp: int
-  tensor: int
-  microbatches: int
-  remat: bool
+  remat: bool = False
 
   @property
   def mesh(self) -> dict[str, int]:

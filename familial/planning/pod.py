@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 from importlib import metadata
+import math
 import multiprocessing
 import pathlib
 import signal
@@ -293,7 +294,7 @@ def _row(
     chip: of each device.
   """
   model, train, length = cell.model, cell.train, cell.data.seq_len
-  devices = layout.data * layout.fsdp * layout.tensor
+  devices = math.prod(layout.mesh.values())
   tokens = train.batch_size * length
   times = roofline.times(roofline.work(cell, layout.mesh), chip)
   step_flops = tokens * flops_lib.train(model, length, train.trained)
@@ -342,7 +343,7 @@ def _measured(
   flops = tokens * flops_lib.train(
     cell.model, cell.data.seq_len, cell.train.trained
   )
-  devices = layout.data * layout.fsdp * layout.tensor
+  devices = math.prod(layout.mesh.values())
   bound = roofline.times(roofline.work(cell, layout.mesh), chip).bound
   return {
     'cell': cell.cell,

@@ -1,5 +1,6 @@
 """The plan for a pod as text: headline, layouts and runs."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -66,57 +67,47 @@ def growth(plan: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-LAYOUTS = (
-  'data x fsdp x tensor', 'parts', 'remat', 'fits', 'GiB', 'expected GiB',
-  'GB sent', 'expected GB', 's a step', 's to compile', 'run',
-)  # fmt: skip
-RUNS = (
-  'run', 'params', 'G', 'batch', 'steps', 'fits', 'GiB', 'XLA / ours',
-  's a step', 'limit', 'at most', 'device-h',
-)  # fmt: skip
-
-
 def layout_row(row: Mapping[str, Any]) -> dict[str, str]:
-  """Returns a layout that was tried, by the columns LAYOUTS."""
+  """Returns a layout that was tried, by the columns of a table."""
   sent = row['sent']
-  cells = (
-    f'{row["data"]} x {row["fsdp"]} x {row["tensor"]}',
-    str(row['microbatches']),
-    _yes(row['remat']),
-    _yes(row['fits']),
-    f'{row["memory"] / _GIB:.2f}',
-    f'{row["estimated_memory"] / _GIB:.2f}',
-    '' if sent is None else f'{sent / 1e9:.2f}',
-    f'{row["estimated_sent"] / 1e9:.2f}',
-    f'{row["bound_seconds"]:.3g}',
-    f'{row["seconds"]:.0f}',
-    row['cell'],
-  )
-  return dict(zip(LAYOUTS, cells, strict=True))
+  return {
+    'data x fsdp x tensor': f'{row["data"]} x {row["fsdp"]} x {row["tensor"]}',
+    'parts': str(row['microbatches']),
+    'remat': _yes(row['remat']),
+    'fits': _yes(row['fits']),
+    'GiB': f'{row["memory"] / _GIB:.2f}',
+    'expected GiB': f'{row["estimated_memory"] / _GIB:.2f}',
+    'GB sent': '' if sent is None else f'{sent / 1e9:.2f}',
+    'expected GB': f'{row["estimated_sent"] / 1e9:.2f}',
+    's a step': f'{row["bound_seconds"]:.3g}',
+    's to compile': f'{row["seconds"]:.0f}',
+    'run': row['cell'],
+  }
 
 
 def run_row(row: Mapping[str, Any]) -> dict[str, str]:
-  """Returns a run, by the columns RUNS.
+  """Returns a run, by the columns of a table.
 
   Memory is `<=` where a larger run of the same width and batch was compiled.
   """
   compiled = row['step_flops_compiler']
   bound = '' if row['compiled'] == row['cell'] else '<= '
-  cells = (
-    row['cell'],
-    text_lib.amount(row['params_full'] + row['params_embedding']),
-    str(row['exits']),
-    str(row['batch_size']),
-    str(row['steps']),
-    _yes(row['fits']),
-    f'{bound}{row["memory"] / _GIB:.2f}',
-    '' if compiled is None else f'{compiled / row["step_flops"]:.4f}',
-    f'{row["bound_seconds"]:.3g}',
-    row['limit'],
-    f'{row["utilisation_bound"]:.0%}',
-    _hours(row['device_hours']),
-  )
-  return dict(zip(RUNS, cells, strict=True))
+  return {
+    'run': row['cell'],
+    'params': text_lib.amount(row['params_full'] + row['params_embedding']),
+    'G': str(row['exits']),
+    'batch': str(row['batch_size']),
+    'steps': str(row['steps']),
+    'fits': _yes(row['fits']),
+    'GiB': f'{bound}{row["memory"] / _GIB:.2f}',
+    'XLA / ours': (
+      '' if compiled is None else f'{compiled / row["step_flops"]:.4f}'
+    ),
+    's a step': f'{row["bound_seconds"]:.3g}',
+    'limit': row['limit'],
+    'at most': f'{row["utilisation_bound"]:.0%}',
+    'device-h': _hours(row['device_hours']),
+  }
 
 
 def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -124,16 +115,18 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   yield chip(plan)
   yield ''
   yield 'layouts, best first by arithmetic'
-  layouts = [list(layout_row(row).values()) for row in plan['layouts']]
-  yield text_lib.table(LAYOUTS, layouts)
+  yield _table(layout_row(row) for row in plan['layouts'])
   yield f'recommended: {plan["recommended"]["flags"]}'
   yield ''
-  yield text_lib.table(
-    RUNS, [list(run_row(row).values()) for row in plan['cells']]
-  )
+  yield _table(run_row(row) for row in plan['cells'])
   yield from growth(plan)
   yield ''
   yield measured(plan)
+
+
+def _table(rows: Iterable[dict[str, str]]) -> str:
+  every = list(rows)
+  return text_lib.table(list(every[0]), [list(row.values()) for row in every])
 
 
 def _yes(value: bool) -> str:

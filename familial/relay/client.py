@@ -106,13 +106,11 @@ class Remote:
       raise errors.UserError(
         "fill: 'propagate' is not allowed in a relay; it must be 'defer'"
       )
-    if isinstance(inputs, dict):
-      parts = []
-      for w in work:
-        begin, states = inputs[w.slot]
-        parts.append(states[w.start - begin : w.end - begin])
-    else:
-      parts = [np.asarray(part, np.int32) for part in inputs]
+    if not isinstance(inputs, dict):  # Tokens, of the first server.
+      inputs = {
+        w.slot: (w.start, np.asarray(part, np.int32))
+        for w, part in zip(work, inputs, strict=True)
+      }
     tokens = np.zeros(len(work), np.int32)
     confidence = np.zeros(len(work), np.float32)
     index = {w.slot: place for place, w in enumerate(work)}
@@ -123,10 +121,10 @@ class Remote:
         wanted[place] if part.end == work[place].end else part.end
         for place, part in zip(places, now, strict=True)
       ]
-      own = [
-        parts[place][part.start - work[place].start :][: part.length]
-        for place, part in zip(places, now, strict=True)
-      ]
+      own = []
+      for part in now:
+        begin, values = inputs[part.slot]
+        own.append(values[part.start - begin : part.end - begin])
       tick = time.monotonic()
       reply = self._ask('Advance', now, policy, first, np.concatenate(own))
       self.seconds.append(time.monotonic() - tick)

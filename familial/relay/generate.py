@@ -17,34 +17,14 @@ from familial.serving import sampling as sampling_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
-  """Traffic between the client and one server.
-
-  Attributes:
-    server: address of the server.
-    calls: number of calls.
-    positions: number of positions that the server computed.
-    bytes_sent, bytes_received: bytes of the calls.
-    milliseconds_median: median time of a call.
-  """
-
-  server: str
-  calls: int
-  positions: int
-  bytes_sent: int
-  bytes_received: int
-  milliseconds_median: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Relayed(generate.Generation):
   """Generated texts, and the traffic with each server.
 
   Attributes:
-    hops: traffic with each server, first to last.
+    stages: the servers, first to last, with what was sent and received.
   """
 
-  hops: tuple[Traffic, ...] = ()
+  stages: tuple[client.Remote, ...] = ()
 
   @property
   def degraded(self) -> int:
@@ -54,7 +34,17 @@ class Relayed(generate.Generation):
 
   def report(self) -> dict[str, Any]:
     """Returns the JSON object of `familial generate --out`."""
-    hops = [dataclasses.asdict(hop) for hop in self.hops]
+    hops = [
+      {
+        'server': stage.address,
+        'calls': len(stage.seconds),
+        'positions': stage.positions,
+        'bytes_sent': stage.sent,
+        'bytes_received': stage.received,
+        'milliseconds_median': 1e3 * float(np.median(stage.seconds or [0.0])),
+      }
+      for stage in self.stages
+    ]
     return {**super().report(), 'degraded': self.degraded, 'hops': hops}
 
 
@@ -93,37 +83,23 @@ def run(
   tokens = generate.encode(tokenizer, prompts)
   with client.connect(servers, dtype=dtype, say=say) as stages:
     what = stages[0].what
-    if what.vocab_size != tokenizer.vocab_size:
+    theirs = what.tokenizer, what.vocab_size
+    ours = tokenizer.mark, tokenizer.vocab_size
+    if theirs != ours:
       raise errors.UserError(
-        f'{servers[0]}: serves a model of {what.vocab_size} tokens, and the '
-        f'tokenizer has {tokenizer.vocab_size}'
-      )
-    if what.tokenizer != tokenizer.mark:
-      raise errors.UserError(
-        f'{servers[0]}: serves a model of tokenizer {what.tokenizer}, and the '
-        f'one here is {tokenizer.mark}'
+        f'{servers[0]}: serves a model of tokenizer {theirs[0]} with {theirs[1]} '
+        f'tokens, and the one here is {ours[0]} with {ours[1]}'
       )
     context = min(stage.what.context for stage in stages)
     limits = decoding.Limits(context, max_tokens, tokenizer.separator)
     tick = time.monotonic()
     completions = decoding.generate(stages, tokens, limits, policy, say)
     seconds = time.monotonic() - tick
-    hops = tuple(
-      Traffic(
-        stage.address,
-        len(stage.seconds),
-        stage.positions,
-        stage.sent,
-        stage.received,
-        1e3 * float(np.median(stage.seconds or [0.0])),
-      )
-      for stage in stages
-    )
   return Relayed(
     'relay',
     [tokenizer.decode(text.tokens) for text in completions],
     completions,
     what.exits,
     seconds,
-    hops=hops,
+    stages=tuple(stages),
   )

@@ -13,13 +13,13 @@ has at most `LARGEST` bytes; more positions are sent, and asked for, in several.
 import dataclasses
 import json
 import re
+from typing import Annotated
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
-from familial.core import errors
 from familial.core import schema
 from familial.serving import sampling as sampling_lib
 
@@ -65,15 +65,16 @@ class Description:
     tokenizer: mark of the tokenizer.
   """
 
-  version: str
+  version: Annotated[str, schema.one_of(VERSION)]
   fingerprint: str
   exits: tuple[int, ...]
-  index: int
-  width: int
-  vocab_size: int
-  slots: int
-  context: int
-  span: int
+  index: schema.Index
+  # No more than the arrays of a client can hold.
+  width: Annotated[int, schema.within(1, 2**20)]
+  vocab_size: Annotated[int, schema.within(1, 2**31 - 1)]
+  slots: Annotated[int, schema.within(1, 2**20)]
+  context: Annotated[int, schema.within(1, 2**31 - 1)]
+  span: Annotated[int, schema.within(1, 2**20)]
   tokenizer: str
 
   @property
@@ -96,14 +97,7 @@ class Description:
       found = schema.read(cls, json.loads(content))
     except (ValueError, AttributeError, RecursionError) as error:
       raise WireError(str(error)) from None
-    # No more than the arrays of a client can hold.
-    for name, most in (
-      ('width', 2**20), ('vocab_size', 2**31 - 1), ('slots', 2**20),
-      ('context', 2**31 - 1), ('span', 2**20),
-    ):  # fmt: skip
-      _check(1 <= getattr(found, name) <= most, f'{name} is out of range')
-    _check(0 <= found.index < len(found.exits), 'index is out of range')
-    _check(found.version == VERSION, f'version is not {VERSION}')
+    _check(found.index < len(found.exits), 'index is out of range')
     return found
 
 
@@ -167,7 +161,7 @@ def positions(width: int) -> int:
 
 def pack_request(request: Request, dtype: str) -> bytes:
   """Returns a request's bytes, with states in a type."""
-  policy, sampling = request.policy, request.policy.sampling
+  policy = request.policy
   arrays: dict[str, np.ndarray] = {'ids': request.ids}
   for name in _ROW:
     arrays[name] = np.asarray(getattr(request, name), np.int32)
@@ -181,12 +175,9 @@ def pack_request(request: Request, dtype: str) -> bytes:
       'fingerprint': request.fingerprint,
       'index': str(request.index),
       'confidence': policy.confidence,
-      'threshold': repr(float(policy.threshold)),
-      'temperature': repr(float(sampling.temperature)),
-      'top_k': str(int(sampling.top_k)),
-      'top_p': repr(float(sampling.top_p)),
-      'seed': str(int(sampling.seed)),
+      'threshold': str(float(policy.threshold)),
       'dtype': request.dtype,
+      **{k: str(v) for k, v in dataclasses.asdict(policy.sampling).items()},
     },
   )
 
@@ -215,22 +206,21 @@ def unpack_request(
   }
   starts, lengths, wanted = (numbers[name] for name in _ROW[:3])
   ends, count = starts + lengths, int(lengths.sum())
-  for holds, message in (
-    (
-      (starts >= 0).all() and (lengths >= 1).all(),
-      'positions must begin at 0 or above, and be 1 or more',
-    ),
-    (
-      (ends <= what.context).all(),
-      f'position {ends.max()} is beyond the context of {what.context}',
-    ),
-    (
-      (wanted >= 0).all() and (wanted <= ends).all(),
-      'states can be wanted of positions up to the last one only',
-    ),
-    (count <= most, f'{count} positions; allowed are up to {most} a message'),
-  ):
-    _check(holds, message)
+  _check(
+    (starts >= 0).all() and (lengths >= 1).all(),
+    'positions must begin at 0 or above, and be 1 or more',
+  )
+  _check(
+    (ends <= what.context).all(),
+    f'position {ends.max()} is beyond the context of {what.context}',
+  )
+  _check(
+    (wanted >= 0).all() and (wanted <= ends).all(),
+    'states can be wanted of positions up to the last one only',
+  )
+  _check(
+    count <= most, f'{count} positions; allowed are up to {most} a message'
+  )
   inputs = None
   if not bare and not what.index:
     inputs = _tokens(arrays, 'tokens', count, what.vocab_size)
@@ -345,19 +335,15 @@ def _policy(words: dict[str, str]) -> sampling_lib.Policy:
       words['confidence'],
       float(words['threshold']),
     )
-  except errors.UserError as error:
-    raise WireError(str(error)) from None
-  except (KeyError, ValueError):
-    raise WireError('the policy cannot be read') from None
+  except (KeyError, ValueError) as error:  # A UserError is a ValueError.
+    raise WireError(f'policy: {error}') from None
 
 
 def _whole(words: dict[str, str], name: str) -> int:
-  """Returns a number below 2^31, or of a seed 2^32."""
   text = words.get(name, '')
-  most = 2**32 if name == 'seed' else 2**31
   _check(
-    re.fullmatch('[0-9]{1,10}', text) is not None and int(text) < most,
-    f'{name} is not a whole number below {most}',
+    re.fullmatch('[0-9]{1,10}', text) is not None,
+    f'{name} is not a whole number',
   )
   return int(text)
 
@@ -424,7 +410,7 @@ def _tokens(
 
 def _check_empty(arrays: dict[str, np.ndarray]) -> None:
   """Refuses arrays that nothing has taken out of a message."""
-  _check(not arrays, f'array {next(iter(arrays), "")!r} is not known')
+  _check(not arrays, f'arrays {sorted(arrays)} are not known')
 
 
 def _check(holds: bool | np.bool_, message: str) -> None:

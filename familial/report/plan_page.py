@@ -16,6 +16,8 @@ def write(folder: pathlib.Path, plan: Mapping[str, Any]) -> pathlib.Path:
     folder: of the plan.
     plan: as `pod.make` returns it.
   """
+  layouts = [summary.layout_row(row) for row in plan['layouts']]
+  runs = [summary.run_row(row) for row in plan['cells']]
   return render.write(
     folder,
     'plan',
@@ -27,8 +29,8 @@ def write(folder: pathlib.Path, plan: Mapping[str, Any]) -> pathlib.Path:
     growth=list(summary.growth(plan)),
     measured=summary.measured(plan),
     chart=planning.limits(plan),
-    layouts=[summary.layout_row(row) for row in plan['layouts']],
-    layout_columns={name: name for name in summary.LAYOUTS},
-    runs=[summary.run_row(row) for row in plan['cells']],
-    run_columns={name: name for name in summary.RUNS},
+    layouts=layouts,
+    layout_columns={name: name for name in layouts[0]},
+    runs=runs,
+    run_columns={name: name for name in runs[0]},
   )

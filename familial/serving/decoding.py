@@ -167,13 +167,8 @@ class Stage(Protocol):
   ) -> tuple[np.ndarray, np.ndarray]:
     """Computes positions, and predictions at each row's last; see Engine.run.
 
-    Args:
-      work: positions, each row once.
-      inputs: tokens of each row, or the states of the stage below.
-      policy: how tokens are drawn; rows with a confidence below its threshold
-        go on to the next stage.
-      wanted: each row's first position whose state the next stage needs.
-      stays: number of each row's first positions whose states stay.
+    Rows with a confidence below the policy's threshold go on to the next stage;
+    `wanted` is each row's first position whose state that stage needs.
     """
 
   def forget(self, slot: int) -> None:

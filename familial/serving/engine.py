@@ -160,13 +160,12 @@ class Engine:
         inputs,
       )
       work = [w.after(stay) for w, stay in zip(work, stays, strict=True)]
-    for indices, places, length, numbers, x in self._filled(work, inputs):
-      slot, start, at, row = numbers
+    for indices, places, length, rows, x in self._filled(work, inputs):
       behind_T = None
       if stays:
-        behind_T = start.copy()
+        behind_T = rows.start_T.copy()
         behind_T[places] -= behind[indices]
-      reading = self.step(slot, start, at, row, x, length, policy, behind_T)
+      reading = self.step(rows, x, length, policy, behind_T)
       tokens[indices] = np.asarray(reading.tokens)[places, 0]
       confidence[indices] = np.asarray(reading.confidence)[places, 0]
     return tokens, confidence
@@ -177,19 +176,15 @@ class Engine:
     Each layer's keys and values are those of the states that they left with,
     which the next engine gets as well.
     """
-    for _, _, length, numbers, x in self._filled(work, inputs):
-      slot_T, start_T, _, _ = numbers
+    for _, _, length, rows, x in self._filled(work, inputs):
       self._cache, self.states = forward.propagate(
         self.segment.model, length, self._layers, self._rest, self._cache,
-        self.states, x, None if self._whole else slot_T, start_T,
+        self.states, x, self._placed(rows),
       )  # fmt: skip
 
   def step(
     self,
-    slot_T: np.ndarray,
-    start_T: np.ndarray,
-    at_T: np.ndarray | None,
-    row_T: np.ndarray,
+    rows: forward.Rows,
     x: Any,
     length: int,
     policy: sampling_lib.Policy,
@@ -198,10 +193,7 @@ class Engine:
     """Runs one compiled pass; the caller keeps `seen`.
 
     Args:
-      slot_T: slot of each row; in order where a pass has all slots.
-      start_T: each row's first position.
-      at_T: index of the position that is read out; None for all.
-      row_T: numbers of the rows, for their draws.
+      rows: rows of the pass, in the order of their slots where it has all.
       x: tokens [T, P], states [T, P, D], or the `states` of the engine below.
       length: P.
       policy: how tokens are drawn, and the kind of confidence.
@@ -209,10 +201,14 @@ class Engine:
     """
     reading, self._cache, self.states = forward.advance(
       self.segment.model, policy.confidence, length, self._layers, self._rest,
-      self._cache, self.states, x, None if self._whole else slot_T, start_T,
-      at_T, row_T, sampling_lib.numbers(policy.sampling), behind_T,
+      self._cache, self.states, x, self._placed(rows),
+      sampling_lib.numbers(policy.sampling), behind_T,
     )  # fmt: skip
     return reading
+
+  def _placed(self, rows: forward.Rows) -> forward.Rows:
+    """Returns rows without slots where a pass has all of them."""
+    return rows._replace(slot_T=None) if self._whole else rows
 
   def take(self, work: Sequence[Work]) -> list[np.ndarray]:
     """Returns the states [length, D] of some rows' positions, on the host."""
@@ -246,12 +242,11 @@ class Engine:
 
   def _filled(
     self, work: Sequence[Work], inputs: Sequence[Any] | Array
-  ) -> Iterator[tuple[list[int], list[int], int, np.ndarray, Any]]:
+  ) -> Iterator[tuple[list[int], list[int], int, forward.Rows, Any]]:
     """Yields the arguments of each pass, and updates `seen`.
 
     Yields:
-      Indices in `work`, their rows in the pass, P, the slots, starts, places
-      read out and numbers of the rows [4, T], and the inputs.
+      Indices in `work`, their places in the pass, P, the rows and the inputs.
     """
     of_all = isinstance(inputs, jax.Array)
     for length, parts in self._passes(work):
@@ -274,7 +269,8 @@ class Engine:
           done = part.start - work[index].start
           x[place, : part.length] = inputs[index][done : done + part.length]
         self.seen[part.slot] = part.end
-      yield [index for index, _ in parts], places, length, numbers, x
+      rows = forward.Rows(*numbers)
+      yield [index for index, _ in parts], places, length, rows, x
 
   def _passes(
     self, work: Sequence[Work]

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from familial.convert import load
+from familial.convert import segments
 from familial.core import errors
 from familial.core import storage
 from familial.data import batches as batches_lib
@@ -117,7 +117,10 @@ def evaluate(
       model whose losses are not finite.
   """
   config = model.config
-  chosen = _chosen(config.model, exits)
+  chosen = tuple(
+    range(1, config.model.granularity + 1) if exits is None else exits
+  )
+  segments.check_exits(config.model, chosen)
   corpus = corpus or packing.load(config.data)
   check_corpus(model, corpus)
   batches = heldout(model, tokens, corpus)
@@ -217,22 +220,6 @@ def check_corpus(model: load.Model, corpus: packing.Corpus) -> None:
       f'{corpus.fingerprint}, which is what data.corpus={corpus.name!r} gives '
       'here now'
     )
-
-
-def _chosen(
-  model: model_config.ModelConfig, exits: Sequence[int] | None
-) -> tuple[int, ...]:
-  """Returns the exits asked for; all by default."""
-  if exits is None:
-    return tuple(range(1, model.granularity + 1))
-  for exit_ in exits:
-    model.submodel(exit_)  # Refuses an exit that does not exist.
-  if not exits or any(a >= b for a, b in itertools.pairwise(exits)):
-    raise errors.UserError(
-      f'exits: {tuple(exits)} is not allowed; it must be increasing numbers '
-      f'from 1 to {model.granularity}'
-    )
-  return tuple(exits)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -23,6 +23,22 @@ Cache = tuple[Array, Array]
 BEHIND = 4  # positions of a row that `advance` takes in unchanged
 
 
+class Rows(NamedTuple):
+  """The rows of a pass.
+
+  Attributes:
+    slot_T: each row's slot; None where the pass has all slots, in order.
+    start_T: each row's first position.
+    at_T: index of the position that is read out; None for all.
+    number_T: numbers of the rows, for their draws.
+  """
+
+  slot_T: Any
+  start_T: Any
+  at_T: Any
+  number_T: Any
+
+
 class Reading(NamedTuple):
   """Predictions of an exit for each row of a pass, on the device.
 
@@ -47,10 +63,7 @@ def advance(
   cache: list[Cache],
   states: Array | None,
   x: Array,
-  slot_T: Array | None,
-  start_T: Array,
-  at_T: Array | None,
-  row_T: Array,
+  rows: Rows,
   numbers: sampling_lib.Numbers | None,
   behind_T: Array | None,
 ) -> tuple[Reading, list[Cache], Array | None]:
@@ -65,10 +78,7 @@ def advance(
     cache: cache of each layer, the branch's last; donated.
     states: the trunk's states at the segment's end [S, L, D], or None; donated.
     x: tokens [T, P], states [T, P, D], or the states of all slots [S, L, D].
-    slot_T: each row's slot; None where the pass has all slots, in order.
-    start_T: each row's first position.
-    at_T: index of the position that is read out; None for all.
-    row_T: numbers of the rows, for their draws.
+    rows: the rows of the pass.
     numbers: numbers of the sampling; None for greedy decoding.
     behind_T: first of `BEHIND` positions of each row whose states stay as they
       are and which are written to the caches before; those at or after the
@@ -77,6 +87,7 @@ def advance(
   Returns:
     The predictions, the caches, the states.
   """
+  slot_T, start_T, at_T, number_T = rows
   x_TxPxD: Any = _inputs(model, rest, x, slot_T, start_T, length)
   position_TxP = start_T[:, None] + np.arange(length)
   cos, sin = _turns(model, cache, position_TxP)
@@ -122,7 +133,7 @@ def advance(
     tokens_TxQ = sampling_lib.draw(
       sampling_lib.distribution(logits_TxQxV, numbers),
       sampling_lib.uniforms(
-        numbers.seed, row_T, position_TxP, sampling_lib.DRAW
+        numbers.seed, number_T, position_TxP, sampling_lib.DRAW
       ),
     )
   sure_TxQ = sampling_lib.confidence(logits_TxQxV, confidence)
@@ -138,10 +149,10 @@ def propagate(
   cache: list[Cache],
   states: Array | None,
   x: Array,
-  slot_T: Array | None,
-  start_T: Array,
+  rows: Rows,
 ) -> tuple[list[Cache], Array | None]:
   """Writes positions whose states stay as they are; see `advance`."""
+  slot_T, start_T, *_ = rows
   x_TxPxD = _inputs(model, rest, x, slot_T, start_T, length)
   turns = _turns(model, cache, start_T[:, None] + np.arange(length))
   every = layers + ([rest['branch']] if 'branch' in rest else [])

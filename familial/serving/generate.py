@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import time
+from typing import Annotated
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,12 @@ import numpy as np
 from familial.convert import load
 from familial.convert import segments
 from familial.core import errors
+from familial.core import schema
 from familial.data import tokenizers
 from familial.serving import decoding
 from familial.serving import engine as engine_lib
 from familial.serving import sampling as sampling_lib
 from familial.serving import speculation
-
-MODES = ('exit', 'confidence', 'speculative')
-_SLOTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +34,20 @@ class Options:
     slots: number of prompts at once.
   """
 
-  mode: str = 'exit'
+  mode: Annotated[str, schema.one_of('exit', 'confidence', 'speculative')] = (
+    'exit'
+  )
   exit: int = 0
   draft_exit: int = 1
   drafts: int = 3
-  max_tokens: int = 64
+  max_tokens: schema.Count = 64
   policy: sampling_lib.Policy = dataclasses.field(
     default_factory=sampling_lib.Policy
   )
-  slots: int = _SLOTS
+  slots: schema.Count = 16
 
   def __post_init__(self) -> None:
-    errors.require_one_of('mode', self.mode, MODES)
-    for name in ('max_tokens', 'slots'):
-      value = getattr(self, name)
-      errors.require(value >= 1, name, value, 'at least 1')
+    schema.check(self)
 
 
 @dataclasses.dataclass(frozen=True)

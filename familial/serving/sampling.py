@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Annotated
 from typing import Any
 from typing import NamedTuple
 
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from familial.core import errors
+from familial.core import schema
 
 Array = jax.Array
 CONFIDENCES = ('max_prob', 'gap', 'entropy')
-FILLS = ('defer', 'propagate')
 # Independent uses of `uniforms`.
 DRAW, ACCEPT, REPLACE = range(3)
 # Programs compute in float32: smaller numbers may round to 0 there.
@@ -32,26 +33,21 @@ class Sampling:
     seed: a row's draws depend on it, the row's number and the position alone.
   """
 
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  seed: int = 0
+  temperature: Annotated[
+    float,
+    schema.Bound(
+      lambda x: x == 0 or _LEAST <= x <= _MOST,
+      f'0, or from {_LEAST:.2g} to {_MOST:.2g}',
+    ),
+  ] = 0.0
+  top_k: Annotated[int, schema.within(0, 2**31 - 1)] = 0
+  top_p: Annotated[float, schema.within(_LEAST, 1)] = 1.0
+  seed: Annotated[int, schema.within(0, 2**32 - 1)] = 0
 
   def __post_init__(self) -> None:
-    greedy = self.temperature == 0
-    for name, holds, allowed in (
-      (
-        'temperature',
-        greedy or _LEAST <= self.temperature <= _MOST,
-        f'0, or from {_LEAST:.2g} to {_MOST:.2g}',
-      ),
-      ('top_k', 0 <= self.top_k < 2**31, 'from 0 to 2^31 - 1'),
-      ('top_p', _LEAST <= self.top_p <= 1, f'from {_LEAST:.2g} to 1'),
-      ('seed', 0 <= self.seed < 2**32, 'from 0 to 2^32 - 1'),
-    ):
-      errors.require(holds, name, getattr(self, name), allowed)
+    schema.check(self)
     for name, default in (('top_k', 0), ('top_p', 1.0)):
-      if greedy and getattr(self, name) != default:
+      if not self.temperature and getattr(self, name) != default:
         raise errors.UserError(
           f'{name}: {getattr(self, name)} has no effect at temperature 0, which '
           'takes the likeliest token'
@@ -64,7 +60,7 @@ class Policy:
 
   Attributes:
     sampling: how an exit's token is drawn.
-    confidence: kind of confidence, one of CONFIDENCES.
+    confidence: kind of confidence.
     threshold: confidence from which an exit answers; the last exit always does.
     fill: what deeper layers compute for a position that left before them, once
       a later position of its row reaches them. defer: all of it, as if it had
@@ -73,19 +69,18 @@ class Policy:
   """
 
   sampling: Sampling = Sampling()
-  confidence: str = 'max_prob'
-  threshold: float = math.inf
-  fill: str = 'defer'
+  confidence: Annotated[str, schema.one_of(*CONFIDENCES)] = 'max_prob'
+  threshold: Annotated[
+    float,
+    schema.Bound(
+      lambda x: abs(x) <= _MOST or x == math.inf,
+      f'a number of magnitude up to {_MOST:.2g}, or inf',
+    ),
+  ] = math.inf
+  fill: Annotated[str, schema.one_of('defer', 'propagate')] = 'defer'
 
   def __post_init__(self) -> None:
-    errors.require_one_of('fill', self.fill, FILLS)
-    errors.require_one_of('confidence', self.confidence, CONFIDENCES)
-    errors.require(
-      abs(self.threshold) <= _MOST or self.threshold == math.inf,
-      'threshold',
-      self.threshold,
-      f'a number of magnitude up to {_MOST:.2g}, or inf',
-    )
+    schema.check(self)
 
 
 class Numbers(NamedTuple):

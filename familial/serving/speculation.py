@@ -16,6 +16,7 @@ import numpy as np
 from familial.core import errors
 from familial.serving import decoding
 from familial.serving import engine as engine_lib
+from familial.serving import forward
 from familial.serving import sampling as sampling_lib
 
 Array = jax.Array
@@ -104,14 +105,14 @@ class _Speculation:
     self._draft, self._deep, self._drafts = draft, deep, drafts
     self._policy = sampling_lib.Policy(sampling)
     self._rows: dict[int, list[int]] = {}
-    self._row_T = np.zeros(self.slots, np.int32)
+    self._number_T = np.zeros(self.slots, np.int32)
 
   def open(self, texts: Mapping[int, tuple[int, decoding.Completion]]) -> None:
     """Begins texts: both engines compute the prompts but for their last token."""
     self._keep()
     work = []
     for slot, (number, text) in texts.items():
-      self._rows[slot], self._row_T[slot] = text.tokens, number
+      self._rows[slot], self._number_T[slot] = text.tokens, number
       if len(text.tokens) > 1:
         work.append(engine_lib.Work(slot, 0, len(text.tokens) - 1, number))
     if work:
@@ -133,30 +134,26 @@ class _Speculation:
     self._keep()
     draft, policy, count = self._draft, self._policy, self._drafts
     all_T, start_T = np.arange(self.slots, dtype=np.int32), draft.seen.copy()
+    rows = forward.Rows(all_T, start_T, np.zeros_like(all_T), self._number_T)
     token_TxP: Any = np.zeros((self.slots, 1), np.int32)
     for slot, tokens in self._rows.items():
       token_TxP[slot] = tokens[-1]
     drafted = []
     # The last pass's token is not used: it computes the last draft's state.
     for ahead in range(count + 1):
-      drafted.append(
-        draft.step(
-          all_T, start_T + ahead, np.zeros_like(all_T), self._row_T, token_TxP,
-          1, policy,
-        )
-      )  # fmt: skip
+      now = rows._replace(start_T=start_T + ahead)
+      drafted.append(draft.step(now, token_TxP, 1, policy))
       token_TxP = drafted[-1].tokens
     verdict = self._deep.step(
-      all_T, start_T, None, self._row_T, draft.states, count + 1, policy
+      rows._replace(at_T=None), draft.states, count + 1, policy
     )
     kept_T, new_TxP = jax.device_get(
       _verdict(
         sampling_lib.numbers(policy.sampling),
-        [reading.tokens for reading in drafted[:-1]],
-        [reading.logits for reading in drafted[:-1]],
+        drafted[:-1],
         verdict.logits,
         start_T,
-        self._row_T,
+        self._number_T,
       )
     )
     self.rounds += len(self._rows)
@@ -178,17 +175,16 @@ class _Speculation:
 @jax.jit
 def _verdict(
   numbers: sampling_lib.Numbers | None,
-  tokens: list[Array],
-  drafted: list[Array],
+  drafted: list[forward.Reading],
   logits_TxPxV: Array,
   start_T: Array,
-  row_T: Array,
+  number_T: Array,
 ) -> tuple[Array, Array]:
   """Returns the number of accepted drafts [T], and the new tokens [T, P].
 
   These are the drafts, with the deep exit's token after the last accepted one.
   """
-  draft_TxK = jnp.concatenate(tokens, axis=1)
+  draft_TxK = jnp.concatenate([each.tokens for each in drafted], axis=1)
   count = draft_TxK.shape[1]
   if numbers is None:
     own_TxP = jnp.argmax(logits_TxPxV, axis=-1).astype(jnp.int32)
@@ -196,7 +192,7 @@ def _verdict(
   else:
     p_TxPxV = sampling_lib.distribution(logits_TxPxV, numbers)
     q_TxKxV = sampling_lib.distribution(
-      jnp.concatenate(drafted, axis=1), numbers
+      jnp.concatenate([each.logits for each in drafted], axis=1), numbers
     )
     p_TxK, q_TxK = (
       jnp.take_along_axis(x[:, :count], draft_TxK[..., None], axis=-1)[..., 0]
@@ -204,7 +200,7 @@ def _verdict(
     )
     position_TxP = start_T[:, None] + jnp.arange(count + 1)
     accept_TxP, replace_TxP = (
-      sampling_lib.uniforms(numbers.seed, row_T, position_TxP, use)
+      sampling_lib.uniforms(numbers.seed, number_T, position_TxP, use)
       for use in (sampling_lib.ACCEPT, sampling_lib.REPLACE)
     )
     passed_TxK = accept_TxP[:, :count] * q_TxK < p_TxK

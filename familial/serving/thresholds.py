@@ -17,14 +17,14 @@ import statistics
 
 import numpy as np
 
+from familial.core import estimate
 from familial.training import evaluation
 
-LEVEL = 0.95
 _BINS = 15
 _POINTS = 101  # of a curve, both ends included
 # The least float32 that no confidence reaches: confidences are compared so.
 NEVER = float(np.nextafter(np.float32(1), np.float32(2)))
-_Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+_Z = statistics.NormalDist().inv_cdf((1 + estimate.LEVEL) / 2)
 _HALVINGS = 8
 
 

@@ -62,9 +62,6 @@ def _import(folder, exits=(1, 2), kind='head'):
     ('head', True),
     ('separate', False),
     ('branch', True),
-    pytest.param('head', False, marks=pytest.mark.slow),
-    pytest.param('separate', True, marks=pytest.mark.slow),
-    pytest.param('branch', False, marks=pytest.mark.slow),
   ],
 )
 def test_what_was_exported_comes_back_with_exits(llama, tied, kind):
@@ -193,21 +190,14 @@ def test_the_end_of_text_becomes_the_separator(llama):
     ('architectures', ['GPT2LMHeadModel']),
     ('architectures', None),
     ('hidden_act', 'gelu'),
-    ('attention_bias', True),
-    ('mlp_bias', True),
     ('sliding_window', 4096),
     ('rope_scaling', {'rope_type': 'llama3'}),
     ('rope_parameters', _YARN),
     ('rope_parameters', 'default'),
     ('partial_rotary_factor', 0.5),
-    ('quantization_config', {'bits': 4}),
     ('head_dim', 8),
     ('hidden_size', '16'),
     ('num_hidden_layers', 0),
-    ('num_attention_heads', None),
-    ('rms_norm_eps', 'small'),
-    ('rope_theta', True),
-    ('max_position_embeddings', -1),
     ('vocab_size', 255),
     ('eos_token_id', None),
     ('eos_token_id', 7),
@@ -215,20 +205,16 @@ def test_the_end_of_text_becomes_the_separator(llama):
 )
 def test_what_is_computed_otherwise_is_refused(llama, key, value):
   _, folder = llama()
-  path = folder / 'config.json'
-  config = storage.read_json(path)
-  if key == 'rope_theta':
-    del config['rope_parameters']
-  storage.write_json(path, {**config, key: value})
+  _change(folder / 'config.json', **{key: value})
   said = 'rope_type' if value == _YARN else key
-  _refused(folder, rf'config\.json.* {said} ')
+  _refused(folder, rf'config\.json: {said}\b')
 
 
 def test_a_mistral_has_a_window_unless_it_says_otherwise(llama):
   _, folder = llama()
   path = folder / 'config.json'
   _change(path, architectures=['MistralForCausalLM'])
-  _refused(folder, r'sliding_window is 4096')
+  _refused(folder, 'sliding_window: 4096')
   _change(path, sliding_window=None)
   lineage = storage.read_json(_import(folder).folder / 'lineage.json')
   assert lineage['import']['architecture'] == 'MistralForCausalLM'

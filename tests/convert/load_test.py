@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,7 +13,6 @@ from familial.convert import load
 from familial.core import errors
 from familial.core import run_folder
 from familial.expansion import config as growth_config
-from familial.model import transformer
 from familial.training import checkpoint
 from familial.training import config as train_config
 from familial.training import loop
@@ -69,40 +66,6 @@ def test_best_is_the_lowest_loss(run_config, tmp_path):
   checkpoints.close()
   assert load.load(tmp_path, 'best').step == 2
   assert load.load(tmp_path).step == 3
-
-
-@pytest.mark.slow
-def test_what_eight_devices_saved_one_reads(run_config, tmp_path):
-  """Saved with parameters split over eight devices."""
-  script = f"""
-import jax, numpy as np
-from familial.training import checkpoint, optimizer, step
-from familial.model import config
-model = config.ModelConfig(vocab_size=256, width=16, depth=2, heads=4,
-                           kv_heads=2, mlp_width=24, exits=(1, 2), base_width=32)
-from familial.training import config as tc
-h = optimizer.hyper(tc.TrainConfig(steps=24, batch_size=8, base_lr=0.02), (1, 2))
-state = step.init(model, 'all', jax.random.key(5), h)
-mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-def place(x):
-  spec = jax.sharding.PartitionSpec('data') if x.ndim and x.shape[0] % 8 == 0 else jax.sharding.PartitionSpec()
-  return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
-c = checkpoint.Checkpoints({str(tmp_path / 'checkpoints')!r}, 1)
-c.save(jax.tree.map(place, state)._replace(step=jax.numpy.int32(7)), 1.0)
-c.close()
-"""
-  subprocess.run(
-    [sys.executable, '-c', script], check=True,
-    env={**os.environ,
-         'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
-  )  # fmt: skip
-  config = run_config()
-  run_folder.open_folder(tmp_path, config)
-  found = load.load(tmp_path).params
-  expected = transformer.init(config.model, jax.random.key(5))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected
-  )
 
 
 def refused(said, *where):

@@ -90,11 +90,6 @@ def test_all_that_end_well(command, tmp_path):
       'process 1 of 2 ended with status 4; the others were stopped',
     ),
     (
-      ('alive(60)', 'alive(0.5); time.sleep(60)'),
-      124,
-      'process 1 of 2 did not answer for 1 s; the others were stopped',
-    ),
-    (
       ('alive(60)', 'alive(0.5); os.kill(os.getpid(), 19)'),
       124,
       'process 1 of 2 did not answer for 1 s; the others were stopped',

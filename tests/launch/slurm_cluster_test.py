@@ -277,22 +277,6 @@ def test_a_preempted_job_saves_on_all_nodes_and_starts_again(tmp_path):
   slurm('scancel', job)
 
 
-MEETS = """
-import jax
-jax.distributed.initialize()
-print(f'{jax.process_index()} of {jax.process_count()}', flush=True)
-jax.distributed.shutdown()
-"""
-
-
-def test_the_processes_of_a_job_find_each_other(tmp_path):
-  job = submit(tmp_path, '--nodes=2', '--', sys.executable, '-c', MEETS)
-  wait(lambda: field(job, 'JobState') in ('COMPLETED', 'FAILED'), 60)
-  log = text(tmp_path / 'logs' / f'familial-{job}.log')
-  assert field(job, 'JobState') == 'COMPLETED', log
-  assert '0 of 2' in log and '1 of 2' in log
-
-
 def test_a_run_over_nodes_is_that_of_as_many_processes_on_one_host(
   tmp_path, text_data
 ):

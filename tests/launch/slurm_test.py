@@ -110,28 +110,6 @@ def test_starts_are_counted(slurm, tmp_path):
   assert '--restarts=5' in done.stderr
 
 
-@pytest.mark.parametrize(
-  ('flags', 'words'),
-  [
-    (['--tasks=0'], "'0' is not a number of 1 or more"),
-    (['--tasks=2', '--nodes=2'], 'not allowed with'),
-    ([], '--tasks --nodes'),
-    (['--tasks=1', '--time=1\n#SBATCH --array=0-9'], 'one line of text'),
-    (['--tasks=1', '--sbatch=--comment=a\nb'], 'one line of text'),
-    (['--tasks=1', '--name=a/b'], "'a/b'"),
-    (['--tasks=1', '--sbatch=-N2'], '-N2'),
-    (['--tasks=1', '--sbatch=--signal=TERM'], '--signal'),
-    (['--tasks=1', '--task=1'], '--task=1'),
-  ],
-)
-def test_what_cannot_be_is_refused_in_one_line(slurm, capsys, flags, words):
-  with pytest.raises(SystemExit) as stop:
-    script(slurm, *flags)
-  assert stop.value.code == 2
-  line = capsys.readouterr().err
-  assert words in line and line.count('\n') == 1
-
-
 def test_a_dry_run_prints_what_would_be_submitted(
   slurm, tmp_path, monkeypatch, capsys
 ):
@@ -150,14 +128,3 @@ def test_a_dry_run_prints_what_would_be_submitted(
   assert slurm.main(flags) == 0
   assert submitted == [(['sbatch'], printed)]
   assert pathlib.Path('logs').is_dir()  # Without it, Slurm drops the job.
-
-
-def test_where_there_is_no_slurm_one_line_says_so(
-  slurm, tmp_path, monkeypatch, capsys
-):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv('PATH', str(tmp_path))
-  assert slurm.main(['--tasks=1', '--', *RUN]) == 2
-  assert capsys.readouterr().err == (
-    'slurm.py: sbatch: No such file or directory\n'
-  )

@@ -13,6 +13,8 @@ def test_every_layout_takes_all_devices_and_divides(toys, cell):
   devices, chip = toys(8, memory=1e9)
   found = layouts.ranked([cell], devices, chip)
   assert len(set(found)) == len(found)
+  # With memory enough nothing is computed twice or in parts.
+  assert (found[0].remat, found[0].microbatches) == (False, 1)
   for layout in found:
     assert layout.data * layout.fsdp * layout.tensor == 8
     rows = cell.train.batch_size // (layout.data * layout.fsdp)
@@ -22,11 +24,6 @@ def test_every_layout_takes_all_devices_and_divides(toys, cell):
   assert meshes == {
     (8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2),
   }  # fmt: skip
-
-
-def test_with_memory_enough_nothing_is_computed_twice_or_in_parts(toys, cell):
-  best = layouts.ranked([cell], *toys(8, memory=1e9))[0]
-  assert (best.remat, best.microbatches) == (False, 1)
 
 
 def test_first_what_fits_and_then_by_memory(toys, cell):

@@ -5,7 +5,6 @@ import types
 import jax
 import pytest
 
-from familial.cli import main
 from familial.core import errors
 from familial.expansion import config as growth_config
 from familial.model import flops
@@ -69,11 +68,8 @@ def test_the_largest_of_its_kind_is_compiled_for_all(planned, cells):
   assert plan['fits'] and all(row['fits'] for row in plan['cells'])
   # Three layouts of the widest, and each kind in the first of them.
   assert [cell.cell for cell in asked] == ['wide'] * 3 + ['deep']
-  best = layouts.Layout(
-    **{
-      key: value for key, value in plan['recommended'].items() if key != 'flags'
-    }
-  )
+  del plan['recommended']['flags']
+  best = layouts.Layout(**plan['recommended'])
   assert layouts.apply(cells[1], best) == asked[-1]
 
 
@@ -110,10 +106,8 @@ def test_of_layouts_that_fit_the_compiler_s_bytes_decide(planned):
   # The first by arithmetic sends most.
   sends = iter([3e9, 1e9, 2e9])
   plan, _ = planned(lambda cell: 1e6, sends=lambda cell: next(sends, 1e9))
-  best = plan['layouts'][1]
-  assert {key: best[key] for key in ('data', 'fsdp', 'tensor', 'remat')} == {
-    key: plan['recommended'][key] for key in ('data', 'fsdp', 'tensor', 'remat')
-  }
+  del plan['recommended']['flags']
+  assert plan['recommended'].items() <= plan['layouts'][1].items()
 
 
 def test_what_does_not_fit_leads_to_other_layouts(planned):
@@ -152,28 +146,10 @@ def test_a_plan_is_text_and_a_page(planned, tmp_path):
   html = plan_page.write(tmp_path, plan).read_text()
   assert 'Measured: a step of wide takes' in html
   plan['measured'] = None
-  assert (
-    'Nothing here is measured' in plan_page.write(tmp_path, plan).read_text()
-  )
-
-
-def test_a_single_device_sends_nothing_and_is_drawn(toys, planned, tmp_path):
-  plan, _ = planned(lambda cell: 1e6)
-  for row in plan['cells']:
+  for row in plan['cells']:  # As of one device.
     row['times']['links'] = 0.0
-  plan_page.write(tmp_path, plan)
-
-
-def test_the_command_refuses_in_one_line(capsys):
-  argv = [
-    'familial',
-    'plan',
-    '--config=experiments/single.py',
-    '--topology=v5p',
-  ]
-  assert main.run(argv) == 2
-  said = capsys.readouterr().err
-  assert 'v5p:4x4x8' in said and said.count('\n') == 1
+  html = plan_page.write(tmp_path, plan).read_text()
+  assert 'Nothing here is measured' in html
 
 
 def test_xla_counts_what_we_do_and_one_device_sends_nothing(run_config):

@@ -25,20 +25,20 @@ from familial.serving import benchmark
 from familial.serving import evaluate
 from familial.serving import generate
 from familial.serving import sampling
+from tests.relay.relays import chain
 
 PROMPTS = ['1: the exit of', '22: a', 'deep layer']
 POLICY = sampling.Policy(threshold=0.5)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def servers(model):
-  with contextlib.ExitStack() as stack:
-    found = []
-    for segment in segments.split(
-      model.params, model.config.model, model.context
-    ):
-      relay = server.Relay(segment, 3, model.context)
-      found.append(f'127.0.0.1:{stack.enter_context(server.serve(relay, 0))}')
+  parts = segments.split(model.params, model.config.model, model.context)
+  relays = [  # Of the passes that one process has.
+    server.Relay(part, 3, model.context, rows=min(part.index, 1))
+    for part in parts
+  ]
+  with chain(relays) as found:
     yield found
 
 
@@ -59,8 +59,8 @@ def test_a_relay_generates_what_one_process_does(model, servers):
 @pytest.mark.parametrize(
   ('tokenizer', 'changes', 'said'),
   [
-    ({'vocab_size': 200}, {}, 'the tokenizer has 200'),
-    ({'mark': 'f00d'}, {}, r'bytes, and .* here is f00d'),
+    ({'vocab_size': 200}, {}, 'here is bytes with 200'),
+    ({'mark': 'f00d'}, {}, r'bytes with .* here is f00d'),
     ({}, {'dtype': 'int9'}, "did you mean 'int8'"),
     ({}, {'max_tokens': 0}, 'max_tokens: 0'),
     (
@@ -114,10 +114,19 @@ def test_the_cost_of_packed_states(model, corpus):
 
 
 @pytest.mark.slow
-def test_the_traffic_of_each_type_is_measured(model, corpus):
+def test_each_mode_and_the_traffic_of_each_type_are_measured(model, corpus):
   measured = benchmark.measure(model, rows=(2,), corpus=corpus)
   found = relay_benchmark.add_hops(measured, model, corpus=corpus)
   assert found.speeds == measured.speeds and len(found.hops) == 9
+  assert [s.mode for s in found.speeds] == (
+    ['exit'] * 3 + ['confidence'] * 2 + ['speculative'] * 2
+  )
+  for speed in found.speeds:
+    assert speed.tokens == 2 * 16 and speed.seconds > 0
+  for speed in found.speeds[3:5]:
+    assert speed.loss_increase <= evaluate.LOSS_INCREASE
+    assert sum(speed.shares) == pytest.approx(1)
+    assert speed.layers <= 1
   for to in (1, 2, 3):  # States go out of the first, and into the others.
     full, half, byte = (hop.bytes for hop in found.hops if hop.to == to)
     assert full > max(half, byte)  # Of 16 numbers, bytes are mostly headers.

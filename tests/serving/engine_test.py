@@ -14,6 +14,14 @@ from tests.serving.families import Family
 GREEDY = sampling.Policy()
 # Each example compiles its programs: to shrink one takes longer than to read it.
 PHASES = (hypothesis.Phase.generate,)
+# All slots in a pass, or half of them: those of the tests of decoding and relays.
+SLOTS = pytest.mark.parametrize(('slots', 'rows'), [(3, 0), (6, 3)])
+
+
+@pytest.fixture
+def made(family):
+  """The family of most tests, whose engines have the same programs."""
+  return family(exit_kind='branch')
 
 
 def pieces(rng, length):
@@ -98,9 +106,9 @@ def logits_of(engine, slot, text, cut, others):
     readings = []
     step = engine.step
 
-    def spy(slot_T, start_T, *rest, step=step, readings=readings):
-      reading = step(slot_T, start_T, *rest)
-      [places] = np.nonzero(np.asarray(slot_T) == slot)
+    def spy(rows, *rest, step=step, readings=readings):
+      reading = step(rows, *rest)
+      [places] = np.nonzero(rows.slot_T == slot)
       readings.extend(np.asarray(reading.logits)[places])
       return reading
 
@@ -110,40 +118,43 @@ def logits_of(engine, slot, text, cut, others):
   return readings
 
 
-@pytest.mark.parametrize('rows', [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_row_does_not_depend_on_its_neighbours(family, rows):
+@SLOTS
+def test_a_row_does_not_depend_on_its_neighbours(made, slots, rows):
   rng = np.random.default_rng(0)
   a, b, c = (rng.integers(0, VOCAB, n) for n in (20, 30, 11))
-  [engine] = family().engines(4, 3, rows=rows)
+  engine = made.engines(slots, 1, 2, 3, rows=rows)[0]
   alone = logits_of(engine, 1, a, 16, {})
-  for slot in range(4):
+  for slot in range(3):
     engine.forget(slot)
   # Neighbours whose passes are as long, so that they share the row's.
-  beside = logits_of(engine, 1, a, 16, {0: (b, 16), 3: (c, 10)})
+  beside = logits_of(engine, 1, a, 16, {0: (b, 16), 2: (c, 10)})
   np.testing.assert_array_equal(beside[-1], alone[-1])
-  for slot in range(4):
+  for slot in range(3):
     engine.forget(slot)
   moved = logits_of(engine, 2, a, 16, {1: (c, 10), 0: (b, 16)})
   np.testing.assert_array_equal(moved[-1], alone[-1])
 
 
-def test_positions_are_forgotten_from_a_start_on(family):
+def confidence_of(made, place, text):
+  """The confidence of an exit at the end of a text, without a cache."""
+  sure = float(jax.nn.softmax(made.logits(text)[place, -1]).max())
+  return pytest.approx(sure, abs=1e-5)
+
+
+def test_positions_are_forgotten_from_a_start_on(made):
   rng = np.random.default_rng(0)
   text, wrong = rng.integers(0, VOCAB, (2, 20))
-  made = family()
-  [engine] = made.engines(3, 3)
+  engine = made.engines(3, 1, 2, 3)[0]
   engine.run([engine_lib.Work(0, 0, 20, 0)], [wrong], GREEDY)
   engine.run([engine_lib.Work(0, 0, 12, 0)], [text[:12]], GREEDY)
   engine.run([engine_lib.Work(0, 12, 8, 0)], [wrong[:8]], GREEDY)
   _, sure = engine.run([engine_lib.Work(0, 12, 8, 0)], [text[12:]], GREEDY)
-  expected = jax.nn.softmax(made.logits(text)[2, -1]).max()
-  assert sure[0] == pytest.approx(float(expected), abs=1e-5)
+  assert sure[0] == confidence_of(made, 0, text)
   assert engine.seen.tolist() == [20, 0, 0]
 
 
-def test_a_forgotten_slot_hides_what_was_no_number(family):
-  made = family()
-  first, last = made.engines(2, 1, 3)
+def test_a_forgotten_slot_hides_what_was_no_number(made):
+  first, last, _ = made.engines(3, 1, 2, 3)
   # Longer than what comes after it: a mask does not hide a NaN, 0 x NaN is one.
   bad = np.full((20, made.config.width), np.nan, np.float32)
   last.run([engine_lib.Work(0, 0, 20, 0)], [bad], GREEDY)
@@ -152,14 +163,12 @@ def test_a_forgotten_slot_hides_what_was_no_number(family):
   text = np.arange(4)
   first.run(work, [text], GREEDY)
   _, sure = last.run(work, first.states, GREEDY)
-  expected = jax.nn.softmax(made.logits(text)[2, -1]).max()
-  assert sure[0] == pytest.approx(float(expected), abs=1e-5)
+  assert sure[0] == confidence_of(made, 1, text)
 
 
-@pytest.mark.parametrize('rows', [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_states_taken_out_are_those_handed_on(family, rows):
-  made = family()
-  first, last = made.engines(3, 2, 3, rows=rows)
+@SLOTS
+def test_states_taken_out_are_those_handed_on(made, slots, rows):
+  first, last, _ = made.engines(slots, 1, 2, 3, rows=rows)
   rng = np.random.default_rng(0)
   texts = [rng.integers(0, VOCAB, n) for n in (30, 5, 17)]
   work = [engine_lib.Work(s, 0, len(t), s) for s, t in enumerate(texts)]
@@ -174,17 +183,16 @@ def test_states_taken_out_are_those_handed_on(family, rows):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'rows'),
+  ('kind', 'slots', 'rows'),
   [
-    ('head', 0),
-    ('branch', 2),
-    pytest.param('head', 2, marks=pytest.mark.slow),
-    pytest.param('branch', 0, marks=pytest.mark.slow),
+    ('branch', 3, 0),
+    ('branch', 6, 3),
+    pytest.param('head', 3, 0, marks=pytest.mark.slow),
   ],
 )
-def test_filled_positions_stay_as_they_left(family, kind, rows):
+def test_filled_positions_stay_as_they_left(family, kind, slots, rows):
   made = family(exit_kind=kind)
-  engines = made.engines(3, 1, 2, 3, rows=rows)
+  engines = made.engines(slots, 1, 2, 3, rows=rows)
   rng = np.random.default_rng(0)
   text = rng.integers(0, VOCAB, 20)
   # 5 .. 11 left at the first exit, 12 .. 17 at the second.
@@ -207,8 +215,7 @@ def test_filled_positions_stay_as_they_left(family, kind, rows):
 
 
 @pytest.mark.parametrize('stay', [2, 9])
-def test_positions_that_stay_are_taken_in_with_the_pass(family, stay):
-  made = family(exit_kind='branch')
+def test_positions_that_stay_are_taken_in_with_the_pass(made, stay):
   rng = np.random.default_rng(0)
   text = rng.integers(0, VOCAB, 20)
   found = []

@@ -17,10 +17,12 @@ from familial.serving import benchmark
 from familial.serving import decoding
 from familial.serving import engine
 from familial.serving import evaluate
+from familial.serving import propagation
 from familial.serving import sampling
 from familial.serving import thresholds
 from familial.training import evaluation as evaluation_lib
 from familial.training import rows as rows_lib
+from tests.serving.families import Family
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +55,9 @@ def evaluation(model):
   return evaluate.evaluate(model)
 
 
-def test_losses_are_those_of_training(model, corpus, heldout, evaluation):
+def test_losses_are_those_of_training(
+  model, corpus, heldout, evaluation, readings
+):
   losses = evaluation_lib.losses(model.params, model.config.model, heldout)
   rows = rows_lib.of_evaluation(
     model.config, 'run', corpus.fingerprint, 24, 0.0, 1.0, losses,
@@ -64,6 +68,9 @@ def test_losses_are_those_of_training(model, corpus, heldout, evaluation):
       assert getattr(score, name) == row[name]
     for name in ('loss', 'loss_per_byte'):
       assert getattr(score, name) == pytest.approx(row[name], rel=1e-6)
+    correct = readings.correct_GxWxL[score.exit - 1][readings.counted_WxL]
+    assert score.accuracy == pytest.approx(correct.mean())
+    assert sum(b.tokens for b in score.bins) == 500
   assert (evaluation.tokens, evaluation.windows) == (500, 16)
   assert (evaluation.corpus, evaluation.step) == (corpus.fingerprint, 24)
 
@@ -94,28 +101,6 @@ def test_readings_are_those_of_all_logits(model, heldout, readings):
         sampling.confidence(log_p, kind),
         atol=1e-5,
       )
-
-
-def test_accuracy_and_calibration_are_of_counted_tokens(readings, evaluation):
-  for index, score in enumerate(evaluation.exits):
-    correct = readings.correct_GxWxL[index][readings.counted_WxL]
-    sure = readings.confidences['max_prob'][index][readings.counted_WxL]
-    assert score.accuracy == pytest.approx(correct.mean())
-    assert sum(b.tokens for b in score.bins) == 500
-    assert score.bins == thresholds.reliability(sure, correct)
-    assert score.calibration_error == thresholds.calibration_error(score.bins)
-
-
-def test_the_error_of_a_loss_is_that_of_windows(readings, evaluation):
-  rng = np.random.default_rng(0)
-  tokens = readings.counted_WxL.sum(axis=1)
-  for index, score in enumerate(evaluation.exits):
-    nats = evaluation_lib.by_window(
-      readings.nats_GxWxL[index], readings.counted_WxL
-    )
-    drawn = rng.integers(0, len(nats), (4000, len(nats)))
-    means = nats[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
-    np.testing.assert_allclose(score.loss_error, means.std(), rtol=0.1)
 
 
 def test_some_exits_have_the_scores_that_they_have_among_all(model, evaluation):
@@ -190,7 +175,8 @@ def test_outcomes_are_those_of_decoding(model):
     """Notes the layers and positions of each row that ends."""
 
     def forget(self, slot):
-      done.append(self.segment.depth * int(self.seen[slot]))
+      depth = self.segment.model.segment_depths[self.segment.index]
+      done.append(depth * int(self.seen[slot]))
       super().forget(slot)
 
   stages = [
@@ -223,3 +209,50 @@ def test_outcomes_are_those_of_decoding(model):
   ):
     places = benchmark.computed(texts, fill)
     np.testing.assert_allclose(np.array([1, 2, 3])[places].mean(), layers)
+
+
+def propagated(model, heldout, readings, threshold):
+  return propagation.at(
+    model.params, model.config.model, heldout, readings, 'max_prob', threshold
+  )
+
+
+@pytest.mark.parametrize(('threshold', 'place'), [(2.0, 2), (0.0, 0)])
+def test_without_a_choice_propagation_is_an_exit(
+  model, heldout, readings, threshold, place
+):
+  found = propagated(model, heldout, readings, threshold)
+  nats = readings.nats_GxWxL[place][readings.counted_WxL]
+  assert found.loss == pytest.approx(nats.mean(), rel=1e-6)
+  assert found.shares[place] == 1
+
+
+def test_propagation_equals_passes_that_are_told_who_left(
+  model, heldout, readings
+):
+  found = propagated(model, heldout, readings, 0.6)
+  made = Family()
+  made.params, made.config = model.params, model.config.model
+  nats, places = [], []
+  for batch in heldout:
+    for inputs, targets, weights in zip(
+      batch['inputs_BxL'], batch['targets_BxL'], batch['weights_BxL'],
+      strict=True,
+    ):  # fmt: skip
+      left = np.full(32, 2)
+      for place in range(2):  # Who left before is known when an exit is read.
+        logits = made.frozen(inputs, left)[place]
+        sure = np.asarray(sampling.confidence(logits, 'max_prob')) >= 0.6
+        left = np.where((left > place) & sure, place, left)
+      logits = made.frozen(inputs, left)
+      own = np.take_along_axis(logits, left[None, :, None], 0)[0]
+      own = own - np.log(np.exp(own).sum(-1, keepdims=True))
+      hit = np.take_along_axis(own, targets[:, None], 1)[:, 0]
+      nats.append(-hit[weights > 0])
+      places.append(left[weights > 0])
+  assert found.loss == pytest.approx(np.concatenate(nats).mean(), rel=1e-5)
+  shares = np.bincount(np.concatenate(places), minlength=3) / 500
+  np.testing.assert_allclose(found.shares, shares, atol=1e-9)
+  assert 0.02 < shares[0] < 0.98
+  exact = thresholds.at(readings, 'max_prob', 0.6)
+  assert abs(found.loss - exact.loss) > 1e-4

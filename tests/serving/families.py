@@ -11,6 +11,7 @@ from familial.convert import segments
 from familial.model import config as model_config
 from familial.model import transformer
 from familial.serving import engine as engine_lib
+from familial.serving import sampling
 
 VOCAB, CONTEXT = 23, 48
 
@@ -94,3 +95,27 @@ class Family:
       engine_lib.Engine(segment, slots, CONTEXT, rows=rows)
       for segment in self.segments(*exits)
     ]
+
+
+def uncached(family, prompt, policy, exits, limits):
+  """Decodes by the definition: whole forward passes.
+
+  With propagation, generated positions keep the state that they left with.
+  """
+  tokens, gave = list(prompt), []
+  while len(gave) < limits.max_tokens and len(tokens) < CONTEXT:
+    if policy.fill == 'propagate':
+      left = [99] * (len(prompt) - 1) + gave + [99]
+      logits = family.frozen(tokens, left)[:, -1]
+    else:
+      logits = family.logits(tokens)[:, -1]
+    sure = [
+      float(sampling.confidence(logits[e - 1], policy.confidence))
+      for e in exits[:-1]
+    ]
+    place = int(np.argmax([*(c >= policy.threshold for c in sure), True]))
+    tokens.append(int(np.argmax(logits[exits[place] - 1])))
+    gave.append(place)
+    if tokens[-1] == limits.stop:
+      break
+  return tokens, gave

@@ -110,26 +110,18 @@ def test_confidence_is_its_definition(logits):
 
 
 @pytest.mark.parametrize(
-  ('name', 'value'),
+  ('made', 'name', 'value'),
   [
-    *(('temperature', x) for x in (-1.0, np.nan, np.inf, 1e-39, 1e39)),
-    *(('top_k', x) for x in (-1, 2**31)),
-    *(('top_p', x) for x in (1e-50, 0.0, 1.1)),
-    *(('seed', x) for x in (-1, 2**32)),
+    *((sampling.Sampling, 'temperature', x) for x in (np.nan, 1e-39, 1e39)),
+    (sampling.Sampling, 'top_k', 2**31),
+    *((sampling.Sampling, 'top_p', x) for x in (1e-50, 0.0)),
+    (sampling.Sampling, 'seed', 2**32),
     # Without effect at temperature 0.
-    ('top_k', 3),
-    ('top_p', 0.5),
+    (sampling.Sampling, 'top_k', 3),
+    (sampling.Sampling, 'top_p', 0.5),
+    *((sampling.Policy, 'threshold', x) for x in (np.nan, 1e39, -np.inf)),
   ],
 )
-def test_numbers_that_are_not_allowed(name, value):
+def test_numbers_that_are_not_allowed(made, name, value):
   with pytest.raises(errors.UserError, match=f'^{name}: '):
-    sampling.Sampling(**{name: value})
-
-
-@pytest.mark.parametrize(
-  ('name', 'value'),
-  [('confidence', 'entropi'), ('fill', 'defr'), ('threshold', np.nan)],
-)
-def test_policies_that_are_not_allowed(name, value):
-  with pytest.raises(errors.UserError, match=f'^{name}: '):
-    sampling.Policy(**{name: value})
+    made(**{name: value})

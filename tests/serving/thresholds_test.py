@@ -1,5 +1,5 @@
 import dataclasses
-import math
+import types
 
 import numpy as np
 import pytest
@@ -86,10 +86,7 @@ def test_the_ends_of_a_curve_are_the_first_and_the_last_exit(readings):
   assert first.threshold == 0 and last.threshold > 1
   assert first.shares == (1, 0, 0) and last.shares == (0, 0, 1)
   assert (last.increase, last.increase_low, last.increase_high) == (0, 0, 0)
-
-
-def test_no_confidence_reaches_the_end_of_a_curve(readings):
-  # Not even a probability that rounds to 1.
+  # Not even a probability that rounds to 1 reaches the last threshold.
   readings.confidences[KIND][:] = 1.0
   assert thresholds.curve(readings, KIND)[-1].shares == (0, 0, 1)
   assert thresholds.at(readings, KIND, 1.0).shares == (1, 0, 0)
@@ -157,19 +154,6 @@ def test_the_interval_has_its_coverage():
   assert 0.91 < held / runs < 0.98
 
 
-def test_a_single_window_has_no_interval(readings):
-  one = dataclasses.replace(
-    readings,
-    nats_GxWxL=readings.nats_GxWxL[:, :1],
-    confidences={KIND: readings.confidences[KIND][:, :1]},
-    counted_WxL=readings.counted_WxL[:1],
-    documents_WxL=readings.documents_WxL[:1],
-  )
-  found = thresholds.at(one, KIND, 0.5)
-  assert math.isfinite(found.increase)
-  assert found.increase_low is None and found.increase_high is None
-
-
 def test_the_lowest_threshold_that_is_good_enough_is_chosen(readings):
   outcomes = thresholds.curve(readings, KIND)
   for most in (0.0, 0.05, 10.0):
@@ -198,3 +182,12 @@ def test_calibration_is_its_definition():
   np.testing.assert_allclose(
     thresholds.calibration_error(bins), error, rtol=1e-6
   )
+
+
+def test_a_bisection_may_end_at_the_threshold_that_nothing_reaches():
+  def outcome_at(threshold):
+    increase = float(np.float32(1) >= np.float32(threshold))
+    return types.SimpleNamespace(increase=increase, threshold=threshold)
+
+  found = thresholds.bisect(outcome_at, 0.01)
+  assert found.increase == 0 and found.threshold == thresholds.NEVER
