@@ -243,13 +243,13 @@ def frontiers(
       np.geomspace(max(begin, least), last, frontier.POINTS)
       for last in (end, far)
     )
-    for kind, x, loss in (
+    for kind, at, loss in (
       ('frontier', flops, frontier.frontier(curves, flops)),
       ('line', ahead, frontier.line(curves, begin, end)(ahead)),
     ):
-      over = 100 * (loss / full(x) - 1)
+      over = 100 * (loss / full(at) - 1)
       rows += theme.rows(
-        policy=policy, kind=kind, flops=x, loss=loss, over=over
+        policy=policy, kind=kind, flops=at, loss=loss, over=over
       )
   series = look(row['policy'] for row in rows)
   x = theme.x('flops', **theme.log_axis([*(r['flops'] for r in rows), far]))
@@ -514,7 +514,7 @@ def prediction_errors(cells: Cells) -> theme.Chart:
 
 
 def _calibration(cells: Cells) -> tuple[theme.Rows, theme.Series]:
-  rows = [
+  rows: theme.Rows = [
     {
       'policy': name,
       'panel': label(cell),

@@ -227,9 +227,9 @@ def exits(runs: Runs, twins_: Sequence[comparison.Twin]) -> theme.Chart:
   shown, else one with most values of G, else that of the lowest loss.
   """
   twin_losses: dict[tuple[float, int, int], dict[int, float]] = {}
-  for twin in twins_:
-    shape = twin.budget, twin.width, twin.depth
-    twin_losses.setdefault(shape, {})[twin.layer] = twin.loss_twin
+  for row in twins_:
+    key = row.budget, row.width, row.depth
+    twin_losses.setdefault(key, {})[row.layer] = row.loss_twin
   by_shape: dict[tuple[float, int, int], list[study.Run]] = {}
   for run in runs:
     if run.arm == 'grid':
@@ -259,9 +259,12 @@ def exits(runs: Runs, twins_: Sequence[comparison.Twin]) -> theme.Chart:
       rows += theme.rows(
         **_identity(run), layer=layers, loss=losses, panel=panel, kind='exit'
       )
-    if losses := twin_losses.get(shape):
+    if measured := twin_losses.get(shape):
       rows += theme.rows(
-        layer=list(losses), loss=list(losses.values()), panel=panel, kind='twin'
+        layer=list(measured),
+        loss=list(measured.values()),
+        panel=panel,
+        kind='twin',
       )
   series = theme.granularity(r['exits'] for r in rows if 'exits' in r)
   twin = theme.only(alt.Chart(), 'twin').encode(x=_LAYER, y=_LOSS)
@@ -454,7 +457,11 @@ def law(fit: Fitted, title: str) -> theme.Chart:
       return {**held, name: values}
 
     along = np.geomspace(columns[name].min(), columns[name].max(), 40)
-    curve = {'x': along, 'loss': law_.predict(at(along)), 'kind': 'law'}
+    curve: dict[str, Any] = {
+      'x': along,
+      'loss': law_.predict(at(along)),
+      'kind': 'law',
+    }
     x = columns[name]
     if name == 'G':
       x = _beside(x)
@@ -464,6 +471,7 @@ def law(fit: Fitted, title: str) -> theme.Chart:
         curve['loss_lo'], curve['loss_hi'] = (
           law_.form.predict({**law_.params, 'gamma': end}, at(along))
           for end in (interval.lo, interval.hi)
+          if end is not None
         )
     rows = theme.rows(**curve) + theme.rows(
       x=x,

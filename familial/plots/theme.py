@@ -346,8 +346,8 @@ def tips(*fields: str) -> list[alt.Tooltip]:
   for field in fields:
     name, _, form = _described(field)
     kind = 'Q' if form else 'N'
-    given = {'format': form} if form else {}
-    found.append(alt.Tooltip(f'{field}:{kind}', title=name, **given))
+    tip = alt.Tooltip(f'{field}:{kind}', title=name)
+    found.append(tip.format(form) if form else tip)
   return found
 
 
@@ -368,7 +368,7 @@ def interval(
     **properties: of the mark.
   """
   field = channel.shorthand.partition(':')[0]
-  low = channel.copy()
+  low: Any = channel.copy()
   low.shorthand = f'{field}_lo:Q'
   drawn: alt.Chart = getattr(base, f'mark_{mark}')(**properties)
   if isinstance(channel, alt.X):
@@ -605,9 +605,8 @@ def panel(
 ) -> alt.LayerChart:
   """Returns layers in a panel; without rows it shows those of its figure."""
   layers = series.listening(layers) if series else layers
-  chart = alt.layer(*layers)
-  if rows is not None:
-    chart = chart.properties(data=data(rows))
+  shared = {} if rows is None else {'data': data(rows)}
+  chart = alt.layer(*layers, **shared)
   return chart.properties(width=size[0], height=size[1], title=title)
 
 
@@ -640,12 +639,12 @@ def concat(
     rows: data of panels that have none of their own.
     series: of all panels; the legend's filter is one for all.
   """
-  first, *others = charts
+  first: Any = charts[0]
   if series:
     first = first.copy(deep=False)
     first.layer = series.listening(first.layer)
-  chart = alt.concat(first, *others, columns=columns, title=title)
-  return chart if rows is None else chart.properties(data=data(rows))
+  shared = {} if rows is None else {'data': data(rows)}
+  return alt.concat(first, *charts[1:], columns=columns, title=title, **shared)
 
 
 def forest(

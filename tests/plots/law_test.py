@@ -56,7 +56,6 @@ def rows_of(chart):
   ('form', 'named'),
   [
     ('chinchilla', {'isoflop', 'frontier', 'optimum'}),
-    ('width_depth', {'predicted'}),
     ('own', {'predicted'}),
   ],
 )
