@@ -606,8 +606,11 @@ def panel(
   """Returns layers in a panel; without rows it shows those of its figure."""
   layers = series.listening(layers) if series else layers
   shared = {} if rows is None else {'data': data(rows)}
-  chart = alt.layer(*layers, **shared)
-  return chart.properties(width=size[0], height=size[1], title=title)
+  chart: Any = alt.layer(*layers, **shared)
+  made: alt.LayerChart = chart.properties(
+    width=size[0], height=size[1], title=title
+  )
+  return made
 
 
 def single(
