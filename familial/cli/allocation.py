@@ -21,20 +21,9 @@ from familial.report import replay_page
 from familial.studies import registry
 from familial.training import compilation
 
-# Flags of a --table; in a config they are keys.
-_OF_TABLES = (
-  'columns',
-  'curve',
-  'policy',
-  'budget',
-  'candidates',
-  'draws',
-  'eta',
-  'loss',
-  'form',
-  'where',
-  'seed',
-)
+# Flags that --config takes too; the others are of a --table, and in a config
+# they are keys.
+_OF_BOTH = ('out', 'config', 'draw')
 LIVE = 'allocation'  # kind of the study that trains its candidates
 
 
@@ -94,8 +83,8 @@ def _allocate(asked: Allocate) -> str:
   compilation.prepare()
   if asked.config is None:
     return _replay(_of_table(asked), asked)
-  for flag in _OF_TABLES:
-    if flag in asked.given:
+  for flag in [field.name for field in dataclasses.fields(asked)]:
+    if flag in asked.given and flag not in _OF_BOTH:
       raise errors.UserError(
         f'--{flag}: of a --table; in a config it is a key, --config.KEY=...'
       )
@@ -118,7 +107,6 @@ def _replay(config: config_lib.ReplayConfig, asked: Allocate) -> str:
   out = pathlib.Path(asked.out)
   result, cells = comparison.run(config, out)
   path = out / comparison.RESULT
-  path = out / comparison.RESULT
   if asked.draw:
     examples = [(cell.grid, cell.allocations) for cell in cells]
     path = replay_page.write(result, examples, out)
@@ -135,18 +123,14 @@ def _of_table(asked: Allocate) -> config_lib.ReplayConfig:
   if not candidates:
     pool = curves.read(asked.table, columns, asked.curve, asked.loss)
     candidates = len(pool.curves)
-  return config_lib.ReplayConfig(
+  return command.fill(
+    config_lib.ReplayConfig,
+    asked,
     title='Replayed allocation',
     cells=tuple((candidates, budget) for budget in asked.budget),
-    table=asked.table,
     columns=columns,
-    curve=asked.curve,
-    loss=asked.loss,
     policies=asked.policy,
-    eta=asked.eta,
-    draws=asked.draws,
     law=config_lib.Law(asked.form, asked.where),
-    seed=asked.seed,
   )
 
 

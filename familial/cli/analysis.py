@@ -71,7 +71,4 @@ def _depth(given: Depth) -> str:
   return depth_story.write(folders, given.out)
 
 
-COMMANDS = {
-  'probe': Command(Probe, _probe),
-  'depth': Command(Depth, _depth),
-}
+COMMANDS = {'probe': Command(Probe, _probe), 'depth': Command(Depth, _depth)}

@@ -12,6 +12,7 @@ import enum
 import typing
 from typing import Annotated
 from typing import Any
+from typing import TypeVar
 
 from absl import flags
 
@@ -30,6 +31,7 @@ class Mark(enum.Enum):
   REPEATED = enum.auto()
 
 
+Filled = TypeVar('Filled')
 FOLDER, REPEATED = Mark.FOLDER, Mark.REPEATED
 
 
@@ -118,19 +120,14 @@ def _define(field: schema.Field, values: flags.FlagValues) -> None:
     define: Any = (
       flags.DEFINE_integer if field.type is int else flags.DEFINE_float
     )
-    limits = {}
-    for bound in bounds:
-      for key, limit in (
-        ('lower_bound', bound.least), ('upper_bound', bound.most)
-      ):  # fmt: skip
-        if limit is not None:
-          limits[key] = limit
-    define(name, default, text, **limits, flag_values=values)
+    least = max((b.least for b in bounds if b.least is not None), default=None)
+    most = min((b.most for b in bounds if b.most is not None), default=None)
+    define(name, default, text, least, most, flag_values=values)
   elif REPEATED in field.metadata:
     numbers = typing.get_args(field.type)[0] is float
-    several: Any = flags.DEFINE_multi_string
-    if numbers:
-      several = flags.DEFINE_multi_float
+    several: Any = (
+      flags.DEFINE_multi_float if numbers else flags.DEFINE_multi_string
+    )
     start = None if default is None else list(default)
     several(name, start, text, flag_values=values)
   elif field.type in (str, str | None):
@@ -178,23 +175,33 @@ def _value(field: schema.Field, name: str, value: Any) -> Any:
   if item is str or REPEATED in field.metadata:
     return tuple(value)
   kind = {int: 'whole numbers', float: 'numbers'}[item]
+  bounds = [mark for mark in field.metadata if isinstance(mark, schema.Bound)]
   try:
     numbers = tuple(map(item, value))
-    for number in numbers:
-      for bound in _item_bounds(field):
-        if not bound.holds(number):
-          raise ValueError
+    if not all(bound.holds(x) for x in numbers for bound in bounds):
+      raise ValueError
   except ValueError:
-    allowed = ''.join(f' {bound.allowed}' for bound in _item_bounds(field))
+    allowed = ''.join(f' {bound.allowed}' for bound in bounds)
     raise errors.UserError(
       f'--{name}={",".join(value)!r}: {kind}{allowed}, joined by commas'
     ) from None
   return numbers
 
 
-def _item_bounds(field: schema.Field) -> list[schema.Bound]:
-  """Returns the bounds of a list's numbers, as marks of the list."""
-  return [item for item in field.metadata if isinstance(item, schema.Bound)]
+def fill(cls: type[Filled], given: Any, **values: Any) -> Filled:
+  """Returns a dataclass from the flags that have its fields' names.
+
+  Args:
+    cls: the dataclass.
+    given: flags.
+    **values: of fields that are not flags, or that differ from them.
+  """
+  named = {
+    field.name: getattr(given, field.name)
+    for field in schema.describe(cls)
+    if hasattr(given, field.name)
+  }
+  return cls(**{**named, **values})
 
 
 def integers(flag: str, texts: tuple[str, ...]) -> tuple[int, ...]:

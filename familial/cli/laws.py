@@ -90,13 +90,7 @@ def _fit(given: Fit) -> str:
   )
   for condition in given.where:
     rows = rows.take(rows.where(condition), where=list(given.where))
-  options = inference.Options(
-    **{
-      field.name: getattr(given, field.name)
-      for field in dataclasses.fields(inference.Options)
-      if hasattr(given, field.name)
-    }
-  )
+  options = command.fill(inference.Options, given)
   out = pathlib.Path(given.out)
   fits = selection.compare(
     rows.drop_highest(given.drop_highest),

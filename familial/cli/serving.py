@@ -72,7 +72,6 @@ class Evaluate:
 
 
 def _evaluate(values: Evaluate) -> str:
-
   compilation.prepare()
   exits = None
   if values.exits != ('all',):
@@ -107,7 +106,6 @@ def _evaluate(values: Evaluate) -> str:
 
 
 def _write(path: pathlib.Path, record: Any) -> None:
-
   values = {'schema': storage.SCHEMA, **dataclasses.asdict(record)}
   storage.write_json(path, values)
 
@@ -269,7 +267,6 @@ class Generate:
 
 
 def _generate(values: Generate) -> str:
-
   for flag, modes in _MODES.items():
     if flag in values.given and values.mode not in modes:
       raise errors.UserError(
@@ -279,13 +276,8 @@ def _generate(values: Generate) -> str:
   if values.mode == 'relay':
     _require_grpc('--mode=relay')
   compilation.prepare()
-  policy = sampling.Policy(
-    sampling.Sampling(
-      values.temperature, values.top_k, values.top_p, values.seed
-    ),
-    values.confidence,
-    values.threshold,
-    values.fill,
+  policy = command.fill(
+    sampling.Policy, values, sampling=command.fill(sampling.Sampling, values)
   )
   made: generate.Generation
   if values.mode == 'relay':
@@ -300,14 +292,7 @@ def _generate(values: Generate) -> str:
       policy, values.max_tokens, dtype=values.state_dtype, say=_warn,
     )  # fmt: skip
   else:
-    options = generate.Options(
-      mode=values.mode,
-      exit=values.exit,
-      draft_exit=values.draft_exit,
-      drafts=values.drafts,
-      max_tokens=values.max_tokens,
-      policy=policy,
-    )
+    options = command.fill(generate.Options, values, policy=policy)
     model = load.load(values.checkpoint, values.step)
     made = generate.run(model, values.prompt, options)
   for text in made.texts:

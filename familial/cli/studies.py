@@ -6,6 +6,7 @@ import pathlib
 from typing import Annotated
 from typing import Any
 
+from familial.cli import command
 from familial.cli.command import Command
 from familial.cli.command import ConfigFile
 from familial.cli.command import Folder
@@ -57,9 +58,7 @@ def _run(given: Run) -> str:
       '--config: this is not a study; a run is for familial train, and a replay '
       'for familial allocate'
     )
-  options = study_lib.Options(
-    given.workers, given.tensorboard, given.profile, given.plan_only
-  )
+  options = command.fill(study_lib.Options, given)
   return run_study(study, given.config, given.workdir, options)
 
 
@@ -122,10 +121,7 @@ def _train(given: Train) -> str:
         f'--workdir={given.workdir}: another process is training there'
       )
     loop.run(
-      run,
-      given.workdir,
-      tensorboard=given.tensorboard,
-      profile=given.profile,
+      run, given.workdir, tensorboard=given.tensorboard, profile=given.profile
     )
     outcome = run_folder.outcome(given.workdir)
   return f'{given.workdir}: {outcome}'

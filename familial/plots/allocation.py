@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,6 @@ from familial.allocation import envelope
 from familial.allocation import rounds as rounds_lib
 from familial.allocation import surrogate
 from familial.core import text
-from familial.core.estimate import Estimate
 from familial.plots import theme
 from familial.studies import live_allocation
 
@@ -38,22 +38,15 @@ _OTHER = ('#888888', 'triangle-left')
 _KEPT, _EARLY, _LATE = '#D55E00', (166, 206, 235), (33, 105, 180)
 _CROSS = 'M-1,-1L1,1M1,-1L-1,1'
 _TALL = 1.1  # upper end of a panel of curves over the highest of lowest losses
+_SIZE = (400, 270)  # of a panel of curves
 _LEAST = 0.3  # % to either side that an axis of gains shows
-_NATS = 'loss, nats per token (lower is better)'
 
 
-def look(
-  names: Iterable[str], field: str = 'policy'
-) -> tuple[alt.Color, alt.Shape]:
-  """Returns the colour and marker encodings of policies."""
-  domain = list(dict.fromkeys(names))
-  colours, shapes = zip(
-    *(_LOOKS.get(name, _OTHER) for name in domain), strict=True
+def look(names: Iterable[str]) -> theme.Series:
+  """Returns the series of policies."""
+  return theme.series(
+    'policy', {name: _LOOKS.get(name, _OTHER) for name in names}
   )
-  return (
-    alt.Color(f'{field}:N', title=None, scale=alt.Scale(domain=domain, range=list(colours))),
-    alt.Shape(f'{field}:N', title=None, scale=alt.Scale(domain=domain, range=list(shapes))),
-  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +97,16 @@ def courses(shown: Sequence[Course]) -> theme.Chart:
   last = max((n for course in shown for n in course.pruned.values()), default=0)
   shades = np.linspace(_EARLY, _LATE, max(last, 1)).round().astype(int)
   fates = {
-    **{_fate(n + 1): '#{:02x}{:02x}{:02x}'.format(*shades[n]) for n in range(last)},
-    _fate(None): _KEPT,
-  }  # fmt: skip
-  colour = alt.Color(
-    'fate:N',
-    title=None,
-    scale=alt.Scale(domain=list(fates), range=list(fates.values())),
+    _fate(n + 1): '#{:02x}{:02x}{:02x}'.format(*shades[n]) for n in range(last)
+  } | {_fate(None): _KEPT}
+  series = theme.series(
+    'fate', {fate: (colour, 'circle') for fate, colour in fates.items()}
   )
-  pick = theme.legend_filter('fate')
-  charts = [_course(course, colour, pick) for course in shown]
-  charts[0] = charts[0].add_params(pick)
+  charts = [_course(course, series) for course in shown]
   if shown[-1].predictions:
-    charts.append(_predictions(shown[-1], colour))
-  return alt.concat(
-    *charts, columns=len(charts), title='Training of the candidates'
+    charts.append(_predictions(shown[-1], series.colour))
+  return theme.concat(
+    charts, 'Training of the candidates', columns=len(charts), series=series
   )
 
 
@@ -126,26 +114,25 @@ def _fate(pruned: int | None) -> str:
   return 'not pruned' if pruned is None else f'pruned after round {pruned}'
 
 
-def _course(course: Course, colour: alt.Color, pick: alt.Parameter) -> Any:
+def _course(course: Course, series: theme.Series) -> alt.LayerChart:
   """Draws the curves of one allocation, above the lowest losses cut off."""
   pruned = course.pruned
-  rows: list[dict[str, Any]] = []
+  rows: theme.Rows = []
   for whole, known in zip(course.whole, course.known, strict=True):
     at = {'cell': whole.name, 'fate': _fate(pruned.get(whole.name))}
-    stop = known.end if len(known.flops) else 0.0
-    parts = {
-      'trained': known.flops <= stop,
-      'rest': whole.flops >= (known.flops[-1] if len(known.flops) else 0.0),
-    }
-    for part, curve in (('trained', known), ('rest', whole)):
-      rows += [
-        {**at, 'part': part, 'flops': float(flops), 'loss': float(loss)}
-        for flops, loss in zip(
-          curve.flops[parts[part]], curve.loss[parts[part]], strict=True
-        )
-      ]
-    if len(known.flops) and (whole.name in pruned or known.diverged):
-      rows.append({**at, 'part': 'end', 'flops': stop, 'loss': float(known.loss[-1])})  # fmt: skip
+    begun = len(known.flops) > 0
+    rest = whole.flops >= (known.flops[-1] if begun else 0.0)
+    rows += theme.rows(
+      **at, kind='rest', flops=whole.flops[rest], loss=whole.loss[rest]
+    )
+    if begun:
+      done = known.flops <= known.end
+      end = {'flops': known.end, 'loss': float(known.loss[-1])}
+      rows += theme.rows(
+        **at, kind='trained', flops=known.flops[done], loss=known.loss[done]
+      )
+      if whole.name in pruned or known.diverged:
+        rows.append({**at, 'kind': 'end', **end})
   trained = [curve for curve in course.known if len(curve.flops)] or [
     curve for curve in course.whole if len(curve.flops)
   ]
@@ -154,50 +141,44 @@ def _course(course: Course, colour: alt.Color, pick: alt.Parameter) -> Any:
     float(curve.flops[np.argmax(curve.loss <= top)]) for curve in trained
   )
   lowest = min(curve.best for curve in course.whole if len(curve.flops))
-  x = theme.log_axis([first, max(row['flops'] for row in rows)])
-  y = theme.log_axis([lowest, top])
-  base = alt.Chart().encode(
-    x=alt.X('flops:Q', title='training FLOPs of a candidate', **x),
-    y=alt.Y('loss:Q', title=_NATS, **y),
-    detail='cell:N',
-  )
-
-  def of(part: str) -> alt.Chart:
-    return base.transform_filter(f"datum.part == '{part}'")
-
-  tooltip = ['cell:N', 'fate:N', alt.Tooltip('flops:Q', format='.3s'),
-             alt.Tooltip('loss:Q', format='.4f')]  # fmt: skip
+  longest = theme.log_axis([first, max(row['flops'] for row in rows)])
+  x = theme.x('flops', 'training FLOPs of a candidate', **longest)
+  y = theme.y('loss', **theme.log_axis([lowest, top]))
+  base = series.chart(x=x, y=y, detail='cell:N')
+  of = functools.partial(theme.only, base)
   layers = [
-    of('rest').mark_line(strokeWidth=0.8, color=theme.MUTED, clip=True),
-    of('trained')
-    .mark_line(strokeWidth=1.6, clip=True)
-    .encode(color=colour, opacity=theme.shown(pick)),
+    theme.only(alt.Chart(), 'rest')
+    .mark_line(strokeWidth=0.8, color=theme.MUTED, clip=True)
+    .encode(x=x, y=y, detail='cell:N'),
+    of('trained').mark_line(strokeWidth=1.6, clip=True),
     of('trained')
     .mark_point(size=14, clip=True)
-    .encode(color=colour, opacity=theme.shown(pick), tooltip=tooltip),
-    of('end')
-    .mark_point(shape=_CROSS, filled=False, size=50, strokeWidth=2, clip=True)
-    .encode(color=colour, opacity=theme.shown(pick)),
+    .encode(tooltip=theme.tips('cell', 'fate', 'flops', 'loss')),
+    of('end').mark_point(
+      shape=_CROSS, filled=False, size=50, strokeWidth=2, clip=True
+    ),
   ]
-  return theme.panel(layers, rows, title=course.title, size=(400, 270))
+  return theme.panel(layers, rows, title=course.title, size=_SIZE)
 
 
-def _predictions(course: Course, colour: alt.Color) -> Any:
+def _predictions(course: Course, colour: alt.Color) -> alt.LayerChart:
   """Draws the last prediction of each candidate beside what it reached."""
   pruned = course.pruned
-  marks = {
-    'predicted': 'square',
-    'lowest so far': 'triangle-down',
-    'reached': 'circle',
-  }
   rows = theme.flat(
     course.predictions, fate=lambda r: _fate(pruned.get(r.cell))
   )
   base = alt.Chart().encode(
     x=alt.X('cell:N', title=None, sort=[row['cell'] for row in rows]),
-    tooltip=['cell:N', 'round:O', alt.Tooltip('end:Q', format='.3s'), 'predicted:Q',
-             'predicted_lo:Q', 'predicted_hi:Q', 'seen:Q', 'reached:Q'],
+    tooltip=theme.tips(
+      'cell', 'round', 'end', 'predicted', 'predicted_lo', 'predicted_hi',
+      'seen', 'reached',
+    ),
   )  # fmt: skip
+  marks = {
+    'predicted': 'square',
+    'lowest so far': 'triangle-down',
+    'reached': 'circle',
+  }
   shape = alt.Shape(
     'what:N',
     title=None,
@@ -207,35 +188,23 @@ def _predictions(course: Course, colour: alt.Color) -> Any:
     ),
   )
 
-  def point(field: str, what: str, **mark: Any) -> alt.Chart:
-    value = alt.Y(f'{field}:Q', title=_NATS, scale=alt.Scale(zero=False))
-    return (
-      base.transform_calculate(what=f"'{what}'")
-      .mark_point(**mark)
-      .encode(y=value, shape=shape)
-    )
+  def channel(field: str) -> alt.Y:
+    label = theme.axis_title('loss')
+    return theme.y(field, label, scale=alt.Scale(zero=False))
 
+  def point(field: str, what: str, **mark: Any) -> alt.Chart:
+    chart = base.transform_calculate(what=f"'{what}'").mark_point(**mark)
+    return chart.encode(y=channel(field), shape=shape)
+
+  hollow = {'color': theme.RULE, 'filled': False, 'size': 60}
   layers = [
-    base.mark_rule().encode(
-      y=alt.Y('predicted_lo:Q', title=_NATS), y2='predicted_hi:Q', color=colour
-    ),
+    theme.interval(base, channel('predicted')).encode(color=colour),
     point('predicted', 'predicted').encode(color=colour),
     point('seen', 'lowest so far', color=theme.MUTED, size=30),
-    point(
-      'reached',
-      'reached',
-      color=theme.RULE,
-      filled=False,
-      size=60,
-      strokeWidth=1.5,
-    ),
+    point('reached', 'reached', strokeWidth=1.5, **hollow),
   ]
-  return theme.panel(
-    layers,
-    rows,
-    title=f'Last predictions, intervals of {surrogate.LEVEL:.0%}',
-    size=(400, 270),
-  )
+  title = f'Last predictions, intervals of {surrogate.LEVEL:.0%}'
+  return theme.panel(layers, rows, title=title, size=_SIZE)
 
 
 def live_frontiers(tables: live_allocation.Tables) -> theme.Chart:
@@ -265,61 +234,49 @@ def frontiers(
   low, high = envelope.span(whole)
   full = envelope.line(whole, low, high)
   least = low / envelope.WIDTH  # Below it curves are all in one transient.
-  rows: list[dict[str, Any]] = []
+  rows: theme.Rows = []
   for policy, curves in {name: whole, **trained}.items():
     if not any(len(curve.flops) for curve in curves):
       continue
     begin, end = envelope.span(curves)
-    flops = np.geomspace(max(begin, least), end, envelope.POINTS)
-    line = envelope.line(curves, begin, end)
-    ahead = np.geomspace(max(begin, least), far, envelope.POINTS)
-    for kind, x, loss in (
-      ('frontier', flops, envelope.frontier(curves, flops)),
-      ('line', ahead, line(ahead)),
-    ):
-      over = 100 * (loss / full(x) - 1)
-      rows += [
-        {'policy': policy, 'kind': kind, 'flops': float(c), 'loss': float(value),
-         'over': float(off)}
-        for c, value, off in zip(x, loss, over, strict=True)
-        if math.isfinite(value)
-      ]  # fmt: skip
-  colour, _ = look(row['policy'] for row in rows)
-  pick = theme.legend_filter('policy')
-  compute = theme.log_axis([*(row['flops'] for row in rows), far])
-  charts: list[Any] = []
-  for field, title, axis in (
-    ('loss', _NATS, theme.log_axis(row['loss'] for row in rows)),
-    ('over', f'loss over the line of {name}, %', {}),
-  ):
-    base = alt.Chart().encode(
-      x=alt.X('flops:Q', title='training compute C, FLOPs', **compute),
-      y=alt.Y(f'{field}:Q', title=title, **axis),
-      color=colour,
-      opacity=theme.shown(pick),
-      tooltip=['policy:N', 'flops:Q', f'{field}:Q'],
+    flops, ahead = (
+      np.geomspace(max(begin, least), last, envelope.POINTS)
+      for last in (end, far)
     )
+    for kind, at, loss in (
+      ('frontier', flops, envelope.frontier(curves, flops)),
+      ('line', ahead, envelope.line(curves, begin, end)(ahead)),
+    ):
+      over = 100 * (loss / full(at) - 1)
+      rows += theme.rows(
+        policy=policy, kind=kind, flops=at, loss=loss, over=over
+      )
+  series = look(row['policy'] for row in rows)
+  x = theme.x('flops', **theme.log_axis([*(r['flops'] for r in rows), far]))
+  losses = [row['loss'] for row in rows if math.isfinite(row['loss'])]
+  thick = alt.condition(f"datum.policy == '{name}'", alt.value(4), alt.value(2))
+  charts = []
+  for y in (
+    theme.y('loss', **theme.log_axis(losses)),
+    theme.y('over', f'loss over the line of {name}, %'),
+  ):
+    base = series.chart(
+      x=x, y=y, tooltip=theme.tips('policy', 'flops', 'loss', 'over')
+    ).transform_filter('isValid(datum.loss)')
+    line, known = theme.only(base, 'line'), theme.only(base, 'frontier')
     layers = [
       theme.reference(high, 'x'),
-      base.transform_filter("datum.kind == 'line'").mark_line(
-        strokeWidth=1, strokeDash=[5, 3]
-      ),
-      base.transform_filter("datum.kind == 'frontier'")
-      .mark_line()
-      .encode(
-        strokeWidth=alt.condition(
-          f"datum.policy == '{name}'", alt.value(4), alt.value(2)
-        )
-      ),
+      line.mark_line(strokeWidth=1, strokeDash=[5, 3]),
+      known.mark_line().encode(strokeWidth=thick),
     ]
-    if not charts:
-      layers[-1] = layers[-1].add_params(pick)
-    charts.append(theme.panel(layers, rows, size=(400, 270)))
-  return alt.concat(
-    *charts,
-    columns=2,
-    title='Compute frontiers (dashed: line through the last factor of '
+    charts.append(theme.panel(layers, size=_SIZE))
+  return theme.concat(
+    charts,
+    'Compute frontiers (dashed: line through the last factor of '
     f"{envelope.WIDTH:g}, extrapolated; vertical: the grid's largest compute)",
+    columns=2,
+    rows=rows,
+    series=series,
   )
 
 
@@ -338,39 +295,35 @@ def _compared(cells: Cells) -> list[str]:
   return sorted(names, key=lambda name: name == comparison.BOUND)
 
 
-def _over(gain: Estimate) -> Estimate:
-  """Returns the loss over that of `sh`, in per cent."""
-  return gain.map(lambda value: -100 * value)
-
-
 def heat(cells: Cells) -> theme.Chart:
   """Draws the loss over Successive Halving's by policy and cell, by table."""
   rows = []
   for cell in cells:
+    at = f'{cell.candidates} at {text.scientific(cell.budget)}'
     for name, policy in cell.policies.items():
       if name != comparison.BASE and not math.isnan(policy.gain.value):
-        over = _over(policy.gain)
+        over = policy.gain.map(lambda value: -100 * value)
+        said = f'{over}'.replace(' [', '\n[')
         rows.append(
-          {'policy': name, 'table': cell.table,
-           'cell': f'{cell.candidates} at {text.scientific(cell.budget)}',
-           'over': over.value, 'over_lo': over.lo, 'over_hi': over.hi,
-           'sign': over.sign, 'said': f'{over}'.replace(' [', '\n[')}
+          {'policy': name, 'table': cell.table, 'cell': at, 'over': over,
+           'sign': over.sign, 'said': said}
         )  # fmt: skip
-  names = _compared(cells)
+  names, drawn = _compared(cells), theme.flat(rows)
+  flat = alt.Axis(labelAngle=0)
   base = alt.Chart().encode(
-    x=alt.X('cell:N', title='candidates at a budget in FLOPs', sort=None,
-            axis=alt.Axis(labelAngle=0)),
+    x=alt.X(
+      'cell:N', title='candidates at a budget in FLOPs', sort=None, axis=flat
+    ),
     y=alt.Y('policy:N', title=None, sort=names, axis=alt.Axis(labelLimit=220)),
-    tooltip=['policy:N', 'cell:N', 'said:N', 'sign:N'],
-  )  # fmt: skip
-  columns = len({row['cell'] for row in rows})
+    tooltip=theme.tips('policy', 'cell', 'said', 'sign'),
+  )
   return theme.panels(
-    theme.heat(base, rows, "loss over sh's, %"),
-    rows,
+    theme.heat(base, drawn, "loss over sh's, %"),
+    drawn,
     by='table',
     title="Lowest loss over Successive Halving's, %",
     columns=2,
-    size=(100 * columns, 36 * len(names)),
+    size=(100 * len({row['cell'] for row in rows}), 36 * len(names)),
   )
 
 
@@ -380,7 +333,9 @@ def gains(cells: Cells) -> theme.Chart:
   The band is the oracle's gain. A value far to the left is drawn at the edge.
   """
   names = _compared(cells)
-  colour, shape = look(names)
+  series = look(names)
+  y = alt.Y('policy:N', title=None, sort=names, axis=alt.Axis(labelLimit=180))
+  base = alt.Chart().encode(y=y, color=series.colour.legend(None))
   charts = []
   for cell in cells:
     of = {
@@ -388,50 +343,37 @@ def gains(cells: Cells) -> theme.Chart:
       for name in names
       if not math.isnan(cell.policies[name].gain.value)
     }
-    right = 1.12 * max([_LEAST, *(g.hi or g.value for g in of.values())])
-    least = min([-_LEAST, *(g.value if g.lo is None else g.lo for g in of.values())])  # fmt: skip
-    left = max(1.15 * least, -2 * right)
+    ends = {name: (g.lo, g.hi, g.value) for name, g in of.items()}
+    every = [x for three in ends.values() for x in three if x is not None]
+    right = 1.12 * max([_LEAST, *every])
+    left = max(1.15 * min([-_LEAST, *every]), -2 * right)
     rows = [
-      {'policy': name, 'gain': max(gain.value, left), 'value': gain.value,
-       'lo': max(gain.lo, left) if gain.lo is not None else None,
-       'hi': max(gain.hi, left) if gain.hi is not None else None,
-       'off': gain.value < left, 'cut': gain.lo is not None and gain.lo < left,
-       'said': f'{text.number(gain.value)} %'}
-      for name, gain in of.items()
+      {'policy': name, 'value': value, 'gain': max(value, left),
+       'gain_lo': lo if lo is None else max(lo, left),
+       'gain_hi': hi if hi is None else max(hi, left),
+       'off': value < left, 'cut': lo is not None and lo < left,
+       'said': f'{text.number(value)} %'}
+      for name, (lo, hi, value) in ends.items()
     ]  # fmt: skip
-    title = 'gain over sh, % (higher is better)'
-    x = alt.X(
-      'gain:Q',
-      title=title,
-      scale=alt.Scale(domain=[left, right], nice=False),
-    )
-    base = alt.Chart().encode(
-      y=alt.Y(
-        'policy:N', title=None, sort=names, axis=alt.Axis(labelLimit=180)
-      ),
-      color=colour.legend(None),
-    )
-    arrow = base.transform_filter('datum.off')
+    x = theme.x('gain', scale=alt.Scale(domain=[left, right], nice=False))
+    inside = base.transform_filter('!datum.off')
+    arrow = base.transform_filter('datum.off').encode(x=x)
     layers = [
       theme.reference(0, 'x'),
-      base.transform_filter('!datum.off')
-      .mark_rule()
-      .encode(x=alt.X('lo:Q', title=title), x2='hi:Q'),
-      base.transform_filter('!datum.off && datum.cut')
+      theme.interval(inside, x),
+      inside.transform_filter('datum.cut')
       .mark_point(shape='triangle-left', size=22)
-      .encode(x='lo:Q'),
-      base.transform_filter('!datum.off')
-      .mark_point(size=80)
-      .encode(
+      .encode(x='gain_lo:Q'),
+      inside.mark_point(size=80).encode(
         x=x,
-        shape=shape.legend(None),
-        tooltip=['policy:N', 'value:Q', 'lo:Q', 'hi:Q'],
+        shape=series.shape.legend(None),
+        tooltip=theme.tips('policy', 'gain', 'gain_lo', 'gain_hi'),
       ),
       arrow.mark_point(shape='triangle-left', size=70).encode(
-        x=x, tooltip=['policy:N', 'value:Q']
+        tooltip=theme.tips('policy', 'said')
       ),
       arrow.mark_text(align='left', dx=9, fontSize=11).encode(
-        x=x, text='said:N', color=alt.value(theme.RULE)
+        text='said:N', color=alt.value(theme.RULE)
       ),
     ]
     if comparison.BOUND in of and of[comparison.BOUND].value > 0:
@@ -439,11 +381,11 @@ def gains(cells: Cells) -> theme.Chart:
     charts.append(
       theme.panel(layers, rows, title=label(cell), size=(300, 26 * len(names)))
     )
-  return alt.concat(
-    *charts,
-    columns=2,
-    title=f"Gain over Successive Halving: {cells[0].table} (band: the oracle's; "
+  return theme.concat(
+    charts,
+    f"Gain over Successive Halving: {cells[0].table} (band: the oracle's; "
     'arrow: beyond the panel)',
+    columns=2,
   )
 
 
@@ -468,139 +410,127 @@ def law_errors(cells: Cells, beyond: float) -> theme.Chart:
     beyond: compute of the comparison, as a multiple of the grid's largest.
   """
   names = _policies(cells)
-  colour, shape = look(names)
-  pick = theme.legend_filter('policy')
-  charts: list[Any] = []
+  series = look(names)
+  shift = theme.beside(
+    range(len(names)), math.exp(0.08 / max(len(names) - 1, 1))
+  )
+  charts = []
   for field, title in (
     ('law_error', 'Law'),
     ('line_error', 'Line through the frontier'),
   ):
     rows = []
     for place, name in enumerate(names):
-      # Side by side, so that no interval hides another.
-      shift = math.exp(0.08 * (place / max(len(names) - 1, 1) - 0.5))
       for cell in cells:
         policy = cell.policies[name]
         error = getattr(policy, field)
         if error.value > 0:  # False for NaN; 0 has no place on a log axis.
           share = (1 - policy.saving.value) * policy.spent.value / cell.budget
           rows.append(
-            {'policy': name, 'spent': 100 * share * shift, 'error': 100 * error.value,
-             'lo': 100 * error.lo if error.lo else None,
-             'hi': 100 * error.hi if error.hi and error.hi < math.inf else None}
-          )  # fmt: skip
+            {
+              'policy': name,
+              'spent': 100 * share * shift[place],
+              'error': error.map(lambda value: 100 * value),
+            }
+          )
     if not rows:
       continue
-    values = [row[key] for row in rows for key in ('error', 'lo', 'hi')]
-    base = alt.Chart().encode(
-      x=alt.X(
-        'spent:Q',
-        title='spent, % of training all to their ends',
-        **theme.log_axis(row['spent'] for row in rows),
-      ),
-      color=colour,
-      opacity=theme.shown(pick),
+    drawn = theme.flat(rows)
+    ends = [
+      row[key] for row in drawn for key in ('error', 'error_lo', 'error_hi')
+    ]
+    y = theme.y(
+      'error', **theme.log_axis(x for x in ends if x and math.isfinite(x))
     )
-    axis = theme.log_axis(value for value in values if value is not None)
-    label_y = 'median error, % (lower is better)'
-    y = alt.Y('error:Q', title=label_y, **axis)
+    base = series.chart(
+      x=theme.x('spent', **theme.log_axis(row['spent'] for row in drawn))
+    )
+    bounded = 'datum.error_lo > 0 && isValid(datum.error_hi)'
+    tooltip = theme.tips('policy', 'spent', 'error', 'error_lo', 'error_hi')
     layers = [
       base.mark_line(strokeWidth=1.2).encode(y=y),
-      base.transform_filter('isValid(datum.lo) && isValid(datum.hi)')
-      .mark_rule(strokeWidth=1)
-      .encode(y=alt.Y('lo:Q', title=label_y, **axis), y2='hi:Q'),
-      base.mark_point(size=80).encode(
-        y=y,
-        shape=shape,
-        tooltip=['policy:N', 'spent:Q', 'error:Q', 'lo:Q', 'hi:Q'],
-      ),
+      theme.interval(base.transform_filter(bounded), y, strokeWidth=1),
+      base.mark_point(size=80).encode(y=y, shape=series.shape, tooltip=tooltip),
     ]
-    if not charts:
-      layers[-1] = layers[-1].add_params(pick)
-    charts.append(theme.panel(layers, rows, title=title, size=(340, 250)))
-  return alt.concat(
-    *charts,
-    columns=2,
-    title=f'Error of the loss at {beyond:g} times the largest compute, '
+    charts.append(theme.panel(layers, drawn, title=title, size=(340, 250)))
+  return theme.concat(
+    charts,
+    f'Error of the loss at {beyond:g} times the largest compute, '
     f'{cells[0].candidates} candidates: {cells[0].table}',
+    columns=2,
+    series=series,
   )
 
 
 def coverage(cells: Cells) -> theme.Chart:
   """Draws the share of losses within their predicted intervals, by round."""
-  rows, colour, shape = _calibration(cells)
-  pick = theme.legend_filter('policy')
-  y = alt.Y('share:Q', title='losses within the interval, %',
-            scale=alt.Scale(domain=[0, 100]))  # fmt: skip
-  base = _by_round(colour, pick).encode(y=y)
+  rows, series = _calibration(cells)
+  scale = alt.Scale(domain=[0, 100])
+  base = _by_round(series).encode(
+    y=theme.y('share', 'losses within the interval, %', scale=scale)
+  )
   layers = [
     theme.reference(100 * surrogate.LEVEL, dashed=True),
     base.mark_line(),
-    base.mark_point()
-    .encode(
-      shape=shape,
-      tooltip=['policy:N', 'round:O', 'share:Q', 'predictions:Q'],
-    )
-    .add_params(pick),
+    base.mark_point().encode(
+      shape=series.shape,
+      tooltip=theme.tips('policy', 'round', 'share', 'predictions'),
+    ),
   ]
   return theme.panels(
     layers,
     rows,
-    by='panel',
     title=f'Coverage of predicted intervals: {cells[0].table} (dashed: nominal)',
     columns=2,
     size=(300, 190),
+    series=series,
   )
 
 
 def prediction_errors(cells: Cells) -> theme.Chart:
   """Draws median errors of predictions beside those of the last loss."""
-  rows, colour, shape = _calibration(cells)
-  pick = theme.legend_filter('policy')
-  axis = theme.log_axis(row[key] for row in rows for key in ('mean', 'held'))
-  title = 'median error, % (lower is better)'
-  layers: list[Any] = []
-  for field, dash in (('held', [2, 3]), ('mean', [1, 0])):
-    base = (
-      _by_round(colour, pick)
-      .transform_filter(f'datum.{field} > 0')
-      .encode(y=alt.Y(f'{field}:Q', title=title, **axis))
-    )
+  rows, series = _calibration(cells)
+  axis = theme.log_axis(row[key] for row in rows for key in ('error', 'held'))
+  layers = []
+  for field, dash in (('held', [2, 3]), ('error', [1, 0])):
+    y = theme.y(field, theme.axis_title('error'), **axis)
+    base = _by_round(series).encode(y=y).transform_filter(f'datum.{field} > 0')
     layers += [
       base.mark_line(strokeDash=dash),
-      base.mark_point(filled=field == 'mean').encode(
-        shape=shape, tooltip=['policy:N', 'round:O', 'mean:Q', 'held:Q']
+      base.mark_point(filled=field == 'error').encode(
+        shape=series.shape,
+        tooltip=theme.tips('policy', 'round', 'error', 'held'),
       ),
     ]
-  layers[-1] = layers[-1].add_params(pick)
   return theme.panels(
     layers,
     rows,
-    by='panel',
     title=f'Error of predicted losses: {cells[0].table} (dotted: of assuming the '
     'last loss)',
     columns=2,
     size=(300, 190),
+    series=series,
   )
 
 
-def _calibration(
-  cells: Cells,
-) -> tuple[list[dict[str, Any]], alt.Color, alt.Shape]:
-  rows: list[dict[str, Any]] = [
-    {'policy': name, 'panel': label(cell), 'round': row.round,
-     'share': 100 * row.coverage.value, 'predictions': row.predictions,
-     'mean': 100 * row.error, 'held': 100 * row.held_error}
+def _calibration(cells: Cells) -> tuple[theme.Rows, theme.Series]:
+  rows: theme.Rows = [
+    {
+      'policy': name,
+      'panel': label(cell),
+      'round': row.round,
+      'share': 100 * row.coverage.value,
+      'predictions': row.predictions,
+      'error': 100 * row.error,
+      'held': 100 * row.held_error,
+    }
     for cell in cells
     for name, by_round in cell.calibration.items()
     for row in by_round
-  ]  # fmt: skip
-  return rows, *look(row['policy'] for row in rows)
+  ]
+  return rows, look(row['policy'] for row in rows)
 
 
-def _by_round(colour: alt.Color, pick: alt.Parameter) -> alt.Chart:
-  return alt.Chart().encode(
-    x=alt.X('round:O', title='round', axis=alt.Axis(labelAngle=0)),
-    color=colour,
-    opacity=theme.shown(pick),
-  )
+def _by_round(series: theme.Series) -> alt.Chart:
+  flat = alt.Axis(labelAngle=0)
+  return series.chart(x=alt.X('round:O', title='round', axis=flat))

@@ -17,7 +17,6 @@ from familial.plots import theme
 from familial.studies import depth_law
 
 _TICKS = 8  # values of a column, beyond which its axis has round numbers
-_NATS = 'loss, nats per token (lower is better)'
 _AXES = {'depth': 'depth, layers', 'width': 'width'}
 
 
@@ -56,127 +55,93 @@ def shapes(law: Law, table: tables_lib.Table, title: str) -> theme.Chart:
   """
   ends = table.take(diagnostics.last_rows(table))
   columns = ends.columns
-  rows: list[dict[str, Any]] = [
-    {'run': str(run), 'width': int(w), 'depth': int(d), 'loss': float(loss),
-     'law': float(predicted)}
-    for run, w, d, loss, predicted in zip(
-      ends.run, columns['width'], columns['depth'], columns['loss'],
-      law.predict(columns), strict=True,
-    )
-  ]  # fmt: skip
-  charts: list[Any] = []
+  rows = theme.rows(
+    run=ends.run,
+    width=columns['width'].astype(int),
+    depth=columns['depth'].astype(int),
+    loss=columns['loss'],
+    law=law.predict(columns),
+  )
+  charts = []
   for along, each in (('depth', 'width'), ('width', 'depth')):
-    values = sorted({row[each] for row in rows})
-    pick = theme.legend_filter(each)
-    axis = theme.log_axis(row[along] for row in rows)
+    series = theme.graded(
+      each,
+      sorted({row[each] for row in rows}),
+      each,
+      'O',
+      scheme=alt.SchemeParams(name='viridis', extent=[0.2, 0.9]),
+    )
     ticks = sorted({row[along] for row in rows})
+    axis = theme.log_axis(ticks)
     if len(ticks) <= _TICKS:
       axis['axis'] = alt.Axis(values=ticks, format='d')
-    base = alt.Chart().encode(
-      x=alt.X(f'{along}:Q', title=_AXES[along], **axis),
-      color=alt.Color(
-        f'{each}:O',
-        title=each,
-        legend=alt.Legend(columns=6),
-        scale=alt.Scale(
-          domain=values,
-          scheme=alt.SchemeParams(name='viridis', extent=[0.2, 0.9]),
-        ),
-      ),
-      opacity=theme.shown(pick),
+    base = series.chart(x=theme.x(along, _AXES[along], **axis)).encode(
+      color=series.colour.legend(alt.Legend(columns=6))
     )
-    y = alt.Scale(zero=False, padding=10)
+    loss = theme.y('loss', scale=theme.near(10))
+    line = theme.y('law', theme.axis_title('loss'), scale=theme.near(10))
     point = base.mark_point().encode(
-      y=alt.Y('loss:Q', title=_NATS, scale=y),
-      shape=alt.Shape(
-        f'{each}:O',
-        title=each,
-        scale=alt.Scale(
-          domain=values,
-          range=[
-            theme.SHAPES[i % len(theme.SHAPES)] for i in range(len(values))
-          ],
-        ),
-      ),
-      tooltip=[
-        'run:N',
-        'width:Q',
-        'depth:Q',
-        *(alt.Tooltip(f'{name}:Q', format='.4f') for name in ('loss', 'law')),
-      ],
+      y=loss,
+      shape=series.shape,
+      tooltip=theme.tips('run', 'width', 'depth', 'loss', 'law'),
     )
-    line = base.mark_line().encode(y=alt.Y('law:Q', title=_NATS, scale=y))
     charts.append(
-      alt.layer(line, point.add_params(pick)).properties(
-        width=theme.PANEL[0], height=220, title=f'a line for each {each}'
+      theme.panel(
+        [base.mark_line().encode(y=line), point],
+        title=f'a line for each {each}',
+        size=(theme.PANEL[0], 220),
+        series=series,
       )
     )
-  return alt.concat(
-    *charts, columns=2, data=theme.data(rows), title=title
-  ).resolve_scale(color='independent', shape='independent')
+  return theme.concat(charts, title, columns=2, rows=rows).resolve_scale(
+    color='independent', shape='independent'
+  )
 
 
 def forms(candidates: Sequence[selection.Candidate]) -> theme.Chart:
   """Draws each form's AIC above the lowest, and its error on held-out models."""
   order = [candidate.form for candidate in candidates]
   y = alt.Y('form:N', sort=order, title=None, axis=alt.Axis(labelLimit=200))
-  size = {'width': 200, 'height': 44 * len(order)}
-  behind = theme.flat(
-    [{'form': c.form, 'behind': c.aic_behind} for c in candidates],
-    said=lambda row: text.number(row['behind']),
-  )
-  bars = alt.Chart(theme.data(behind)).encode(
-    x=alt.X(
-      'behind:Q',
-      title='AIC above the lowest',
-      scale=alt.Scale(
-        domain=[0, 1.2 * max(c.aic_behind for c in candidates) or 1]
-      ),
-    ),
-    y=y,
-  )
-  charts: list[Any] = [
-    alt.layer(
-      bars.mark_bar(color=theme.CYCLE[0], height=16),
-      bars.mark_text(align='left', dx=4, color=theme.RULE).encode(
-        text='said:N'
-      ),
-    ).properties(**size)
+  size = (200, 44 * len(order))
+  behind = [
+    {'form': c.form, 'behind': c.aic_behind, 'said': text.number(c.aic_behind)}
+    for c in candidates
   ]
-  errors: list[dict[str, Any]] = []
+  most = alt.Scale(domain=[0, 1.2 * max(c.aic_behind for c in candidates) or 1])
+  bars = alt.Chart().encode(
+    x=theme.x('behind', 'AIC above the lowest', scale=most), y=y
+  )
+  said = bars.mark_text(align='left', dx=4, color=theme.RULE)
+  layers = [
+    bars.mark_bar(color=theme.CYCLE[0], height=16),
+    said.encode(text='said:N'),
+  ]
+  charts = [theme.panel(layers, behind, size=size)]
+  errors: theme.Rows = []
   for candidate in candidates:
-    if candidate.by_model:
-      mean = candidate.by_model.error.map(lambda x: 100 * x)
-      errors += [
-        {'form': candidate.form, 'kind': 'model', 'error': 100 * error}
-        for error in candidate.by_model.errors
-      ]
+    if held := candidate.by_model:
+      here = {'form': candidate.form}
+      mean = held.error.map(lambda x: 100 * x)
+      errors += theme.rows(
+        **here, kind='model', error=100 * np.array(held.errors)
+      )
       errors += theme.flat(
-        [{'form': candidate.form, 'kind': 'mean', 'error': mean}],
-        said=f'{mean}',
+        [here | {'kind': 'mean', 'error': mean, 'said': f'{mean}'}]
       )
   if errors:
-    base = alt.Chart(theme.data(errors)).encode(
-      x=alt.X('error:Q', title='relative error on held-out models, %'),
-      y=y,
-    )
-    means = base.transform_filter("datum.kind == 'mean'")
-    charts.append(
-      alt.layer(
-        base.transform_filter("datum.kind == 'model'").mark_tick(
-          color=theme.MUTED, size=16
-        ),
-        means.mark_rule(color=theme.CYCLE[1], strokeWidth=3).encode(
-          x='error_lo:Q', x2='error_hi:Q'
-        ),
-        means.mark_point(color=theme.CYCLE[1], size=80, opacity=1).encode(
-          tooltip=['form:N', 'said:N']
-        ),
-      ).properties(**size)
-    )
-  return alt.concat(
-    *charts, columns=2, title='Which form the data prefer (lower is better)'
-  )
+    x = theme.x('error', 'relative error on held-out models, %')
+    base = alt.Chart().encode(x=x, y=y)
+    mean_ = theme.only(base, 'mean')
+    layers = [
+      theme.only(base, 'model').mark_tick(color=theme.MUTED, size=16),
+      theme.interval(mean_, x, color=theme.CYCLE[1], strokeWidth=3),
+      mean_.mark_point(color=theme.CYCLE[1], size=80, opacity=1).encode(
+        tooltip=theme.tips('form', 'said')
+      ),
+    ]
+    charts.append(theme.panel(layers, errors, size=size))
+  title = 'Which form the data prefer (lower is better)'
+  return theme.concat(charts, title, columns=2)
 
 
 def cutoffs(form: str, rows: Sequence[sensitivity.Cutoff]) -> theme.Chart:
@@ -198,20 +163,18 @@ def cutoffs(form: str, rows: Sequence[sensitivity.Cutoff]) -> theme.Chart:
     first=lambda row: rows[0].params[row['constant']].value,
   )  # fmt: skip
   base = alt.Chart().encode(
-    x=alt.X('dropped:Q', title='points left out', axis=alt.Axis(tickMinStep=1))
+    x=theme.x('dropped', 'points left out', axis=alt.Axis(tickMinStep=1))
   )
-  y = alt.Scale(zero=False, padding=8)
+  y = theme.y('fit', 'value', scale=theme.near(8))
+  band, line = theme.curve(base, y, color=theme.CYCLE[0])
   layers = [
-    base.mark_area(opacity=0.2, color=theme.CYCLE[0]).encode(
-      y=alt.Y('fit_lo:Q', title='value', scale=y), y2='fit_hi:Q'
-    ),
+    band,
     base.mark_line(color=theme.RULE, strokeDash=[5, 3], strokeWidth=1.2).encode(
-      y=alt.Y('first:Q', scale=y)
+      y=theme.y('first', 'value', scale=theme.near(8))
     ),
-    base.mark_line(color=theme.CYCLE[0]).encode(y=alt.Y('fit:Q', scale=y)),
+    line,
     base.mark_point(color=theme.CYCLE[0], opacity=1).encode(
-      y=alt.Y('fit:Q', scale=y),
-      tooltip=['constant:N', 'dropped:Q', 'said:N', 'flags:N'],
+      y=y, tooltip=theme.tips('constant', 'dropped', 'said', 'flags')
     ),
   ]
   return theme.panels(
@@ -219,6 +182,6 @@ def cutoffs(form: str, rows: Sequence[sensitivity.Cutoff]) -> theme.Chart:
     fits,
     by='constant',
     order=names,
-    independent=('y',),
+    own_y=True,
     title=f'Constants of {form} without the points of highest loss',
   )

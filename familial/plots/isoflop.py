@@ -10,7 +10,6 @@ import altair as alt
 import numpy as np
 
 from familial.core import text
-from familial.core.estimate import Estimate
 from familial.laws import definitions
 from familial.laws import fit_record
 from familial.laws import table as tables_lib
@@ -26,75 +25,71 @@ LOSS_TITLES = {
   'exit': 'Each exit',
 }
 PUBLISHED_GAMMA = 0.033  # of one summary of the paper, for the mean over exits
-_NATS = 'loss, nats per token (lower is better)'
-_FLOPS = 'training compute C, FLOPs'
 _MOST_SHAPES = 3  # panels of the exits' figure
+_AXES = {
+  'N': 'parameters N',
+  'D': 'tokens D',
+  'G': 'exits G',
+  'layer': 'layer of the exit (depth if dense)',
+}
 
 
 def paired(tables: isoflop.Tables) -> theme.Chart:
   """Draws families' loss over that of dense models of the same shape, by budget."""
-  granularities = sorted({row.exits for row in tables.paired_ratios})
-  shift = {
-    g: 1.13 ** (place - (len(granularities) - 1) / 2)
-    for place, g in enumerate(granularities)
-  }
-
-  def place(row: Any) -> float:
-    return row.budget * shift[row.exits]
-
+  series = theme.granularity(row.exits for row in tables.paired_ratios)
+  shift = theme.beside(row.exits for row in tables.paired_ratios)
   means = [row for row in tables.paired_ratios if row.budget is not None]
   if not means:  # One budget: the mean over all is that of the budget.
     budget = tables.paired_blocks[0].budget
     means = [
-      comparison.Ratio(r.loss, r.exits, budget, r.log_ratio, r.blocks)
-      for r in tables.paired_ratios
+      dataclasses.replace(row, budget=budget) for row in tables.paired_ratios
     ]
   rows = theme.percentages(
     means,
     kind='mean of the shapes',
-    x=place,
+    x=lambda r: r.budget * shift[r.exits],
     panel=lambda r: LOSS_TITLES[r.loss],
   )
   rows += theme.flat(
     tables.paired_blocks,
     kind='one shape',
-    x=lambda r: place(r) * 1.04,
+    x=lambda r: r.budget * shift[r.exits] * 1.04,
     over=lambda r: theme.percent(r.log_ratio),
     panel=lambda r: LOSS_TITLES[r.loss],
   )
-  colour, shape = theme.granularity(granularities)
-  pick = theme.legend_filter('exits')
-  base = alt.Chart().encode(
-    x=alt.X('x:Q', title=_FLOPS, **theme.log_axis(r['x'] for r in rows)),
-    y=alt.Y('over:Q', title="loss over the dense model's, %"),
-    color=colour,
-    opacity=theme.shown(pick),
+  x = theme.x(
+    'x', theme.axis_title('C'), **theme.log_axis(r['x'] for r in rows)
   )
-  mean = base.transform_filter("datum.kind != 'one shape'")
-  tooltip = [
-    'kind:N',
-    'budget:Q',
-    'exits:O',
-    alt.Tooltip('over:Q', format='.2f'),
-  ]
-  layers = [
-    theme.reference(0),
-    base.transform_filter("datum.kind == 'one shape'")
-    .mark_point(size=16)
-    .encode(
-      tooltip=[*tooltip, 'width:Q', 'depth:Q'], opacity=theme.shown(pick, 0.45)
-    ),
-    mean.mark_line(),
-    mean.mark_rule().encode(y='over_lo:Q', y2='over_hi:Q'),
-    mean.mark_point().encode(shape=shape, tooltip=tooltip).add_params(pick),
-  ]
+  y = theme.y('over', "loss over the dense model's, %")
   return theme.panels(
-    layers,
+    [theme.reference(0), *_means_over_points(series, x, y, 'one shape')],
     rows,
-    by='panel',
     title='Families beside dense models of the same shape, at equal FLOPs',
     size=(340, 230),
+    series=series,
   )
+
+
+def _means_over_points(
+  series: theme.Series, x: alt.X, y: alt.Y, kind: str
+) -> list[alt.Chart]:
+  """Returns layers of faint points of one kind, and of means of the other."""
+  base = series.chart(x=x)
+  return [
+    theme.only(base, kind)
+    .mark_point(size=16)
+    .encode(
+      y=y,
+      opacity=series.shown(0.45),
+      tooltip=theme.tips('exits', 'over', 'budget', 'width', 'depth', 'layer'),
+    ),
+    *theme.means(
+      base.transform_filter(f"datum.kind != '{kind}'"),
+      y,
+      series.shape,
+      'kind', 'exits', 'over', 'budget', 'layer',
+    ),
+  ]  # fmt: skip
 
 
 def heat(tables: isoflop.Tables) -> theme.Chart:
@@ -103,10 +98,11 @@ def heat(tables: isoflop.Tables) -> theme.Chart:
     [r for r in tables.paired_ratios if r.loss == 'final'],
     at=lambda r: 'all' if r.budget is None else text.scientific(r.budget),
   )
+  flat = alt.Axis(labelAngle=0)
   base = alt.Chart().encode(
-    x=alt.X('at:N', title=_FLOPS, sort=None, axis=alt.Axis(labelAngle=0)),
+    x=alt.X('at:N', title=theme.axis_title('C'), sort=None, axis=flat),
     y=alt.Y('exits:O', title='exits G'),
-    tooltip=['said:N', 'sign:N', 'blocks:Q'],
+    tooltip=theme.tips('said', 'sign', 'blocks'),
   )
   return theme.single(
     theme.heat(base, rows, 'last exit over dense, %'),
@@ -125,39 +121,17 @@ def twins(tables: isoflop.Tables) -> theme.Chart:
     over=lambda r: theme.percent(r.log_ratio),
   )
   rows += theme.percentages(
-    tables.twin_depths,
-    kind='mean of the shapes',
-    x=lambda r: r.layer / r.depth,
+    tables.twin_depths, kind='mean of the shapes', x=lambda r: r.layer / r.depth
   )
-  colour, shape = theme.granularity(row.exits for row in tables.twins)
-  pick = theme.legend_filter('exits')
-  base = alt.Chart().encode(
-    x=alt.X(
-      'x:Q',
-      title='layer of the exit over depth',
-      scale=alt.Scale(domain=[0, 1.02]),
-    ),
-    y=alt.Y('over:Q', title="loss over the twin's, %"),
-    color=colour,
-    opacity=theme.shown(pick),
-  )
-  mean = base.transform_filter("datum.kind != 'one exit'")
-  tooltip = ['exits:O', 'layer:Q', alt.Tooltip('over:Q', format='.2f')]
+  series = theme.granularity(row.exits for row in tables.twins)
+  scale = alt.Scale(domain=[0, 1.02])
+  x = theme.x('x', 'layer of the exit over depth', scale=scale)
+  y = theme.y('over', "loss over the twin's, %")
   return theme.single(
-    [
-      theme.reference(0),
-      base.transform_filter("datum.kind == 'one exit'")
-      .mark_point(size=18)
-      .encode(
-        opacity=theme.shown(pick, 0.5),
-        tooltip=[*tooltip, 'width:Q', 'loss_exit:Q', 'loss_twin:Q', 'seeds:Q'],
-      ),
-      mean.mark_line(),
-      mean.mark_rule().encode(y='over_lo:Q', y2='over_hi:Q'),
-      mean.mark_point().encode(shape=shape, tooltip=tooltip).add_params(pick),
-    ],
+    [theme.reference(0), *_means_over_points(series, x, y, 'one exit')],
     rows,
     title='Each exit beside a dense model of its exact shape, at equal FLOPs',
+    series=series,
   )
 
 
@@ -172,20 +146,17 @@ def curves(
       inside the sampled sizes.
     loss: `final` or `mean`.
   """
-  rows: list[dict[str, Any]] = []
-  grid = sorted(
-    (run for run in runs if run.arm in definitions.GRID),
-    key=lambda run: run.budget,
-  )
-  for run in grid:
-    rows.append(
-      {
-        **_identity(run),
-        'kind': 'run' if run.arm == 'grid' else 'other seed',
-        'loss': run.loss(loss),
-        'panel': _budget(run.budget),
-      }
-    )
+  grid = [run for run in runs if run.arm in definitions.GRID]
+  grid.sort(key=lambda run: run.budget)
+  rows: theme.Rows = [
+    _identity(run)
+    | {
+      'kind': 'run' if run.arm == 'grid' else 'other seed',
+      'loss': run.loss(loss),
+      'panel': _budget(run.budget),
+    }
+    for run in grid
+  ]
   for low in minima:
     if low.loss != loss:
       continue
@@ -199,54 +170,39 @@ def curves(
         if (run.budget, run.exits) == (low.budget, low.exits)
       ]
       along = np.geomspace(min(sizes), max(sizes), 40)
-      rows += [
-        {**at, 'kind': 'parabola', 'N': float(n), 'loss': float(value)}
-        for n, value in zip(along, low.curve(along), strict=True)
-      ]
-  colour, shape = theme.granularity(run.exits for run in grid)
-  pick = theme.legend_filter('exits')
-  base = alt.Chart().encode(
-    x=alt.X(
-      'N:Q', title='parameters N', **theme.log_axis(r['N'] for r in rows)
-    ),
-    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=12)),
-    color=colour,
-    opacity=theme.shown(pick),
+      rows += theme.rows(**at, kind='parabola', N=along, loss=low.curve(along))
+  series = theme.granularity(run.exits for run in grid)
+  base = series.chart(
+    x=theme.x('N', **theme.log_axis(r['N'] for r in rows)),
+    y=theme.y('loss', scale=theme.near()),
   )
-
-  def of(kind: str) -> alt.Chart:
-    return base.transform_filter(f"datum.kind == '{kind}'")
-
-  tooltip = _TOOLTIP
+  minimum = theme.only(base, 'minimum')
   layers = [
-    of('parabola').mark_line(strokeWidth=1.4),
-    of('other seed').mark_point(filled=False, size=26).encode(tooltip=tooltip),
-    of('run')
+    theme.only(base, 'parabola').mark_line(strokeWidth=1.4),
+    theme.only(base, 'other seed')
+    .mark_point(filled=False, size=26)
+    .encode(tooltip=_TOOLTIP),
+    theme.only(base, 'run')
     .mark_point(size=45)
-    .encode(shape=shape, tooltip=tooltip, href='folder:N'),
-    of('lowest run').mark_point(filled=False, size=180, shape='circle'),
-    of('minimum')
-    .mark_point(size=150, shape=theme.STAR)
-    .encode(tooltip=['exits:O', 'N:Q', 'loss:Q'])
-    .add_params(pick),
+    .encode(shape=series.shape, tooltip=_TOOLTIP, href='folder:N'),
+    theme.only(base, 'lowest run').mark_point(
+      filled=False, size=180, shape='circle'
+    ),
+    minimum.mark_point(size=150, shape=theme.STAR).encode(
+      tooltip=theme.tips('exits', 'N', 'loss')
+    ),
   ]
   return theme.panels(
     layers,
     rows,
-    by='panel',
     title=f'IsoFLOP curves, {LOSS_TITLES[loss].lower()} (star: fitted minimum;'
     ' circle: lowest run, no minimum inside)',
-    independent=('y',),
+    own_y=True,
+    series=series,
   )
 
 
-_TOOLTIP = [
-  'cell:N',
-  alt.Tooltip('N:Q', format='.4s'),
-  alt.Tooltip('D:Q', format='.4s'),
-  alt.Tooltip('exits:O', title='G'),
-  alt.Tooltip('loss:Q', format='.4f'),
-]
+_TOOLTIP = theme.tips('cell', 'N', 'D', 'exits', 'loss')
 
 
 def _identity(run: study.Run) -> dict[str, Any]:
@@ -256,7 +212,6 @@ def _identity(run: study.Run) -> dict[str, Any]:
     'folder': f'../cells/{run.cell}',
     'N': run.params_full,
     'D': run.tokens,
-    'C': run.flops,
     'exits': run.exits,
   }
 
@@ -271,65 +226,78 @@ def exits(runs: Runs, twins_: Sequence[comparison.Twin]) -> theme.Chart:
   Budgets with dense twins come first. Of a budget's shapes, one with twins is
   shown, else one with most values of G, else that of the lowest loss.
   """
-  with_twin = {(r.budget, r.width, r.depth) for r in twins_}
-  chosen = []
-  grid = [run for run in runs if run.arm == 'grid']
-  for budget in sorted({run.budget for run in grid}):
-    by_shape: dict[tuple[int, int], list[study.Run]] = {}
-    for run in grid:
-      if run.budget == budget:
-        by_shape.setdefault((run.width, run.depth), []).append(run)
-    shape, group = min(
-      by_shape.items(),
-      key=lambda item: (
-        (budget, *item[0]) not in with_twin,
-        -len({run.exits for run in item[1]}),
-        min(run.loss('final') for run in item[1]),
+  twin_losses: dict[tuple[float, int, int], dict[int, float]] = {}
+  for row in twins_:
+    key = row.budget, row.width, row.depth
+    twin_losses.setdefault(key, {})[row.layer] = row.loss_twin
+  by_shape: dict[tuple[float, int, int], list[study.Run]] = {}
+  for run in runs:
+    if run.arm == 'grid':
+      key = run.budget, run.width, run.depth
+      by_shape.setdefault(key, []).append(run)
+  chosen = [
+    min(
+      (shape for shape in by_shape if shape[0] == budget),
+      key=lambda shape: (
+        shape not in twin_losses,
+        -len({run.exits for run in by_shape[shape]}),
+        min(run.loss('final') for run in by_shape[shape]),
       ),
     )
-    chosen.append(((budget, *shape), group))
-  first = _spread([c for c in chosen if c[0] in with_twin], _MOST_SHAPES)
-  others = [c for c in chosen if c[0] not in with_twin]
-  shown = first + _spread(others, _MOST_SHAPES - len(first))
-  rows = []
-  for (budget, width, depth), group in sorted(shown, key=lambda c: c[0]):
-    panel = f'{_budget(budget)}, {width} wide'
-    for run in group:
-      rows += [
-        {**_identity(run), 'layer': row['layer'], 'loss': row['loss'],
-         'panel': panel, 'kind': 'exit'}
-        for row in run.rows
-      ]  # fmt: skip
-    rows += [
-      {'layer': r.layer, 'loss': r.loss_twin, 'panel': panel, 'kind': 'twin'}
-      for r in {
-        r.layer: r
-        for r in twins_
-        if (r.budget, r.width, r.depth) == (budget, width, depth)
-      }.values()
-    ]
-  colour, shape_by = theme.granularity(r['exits'] for r in rows if 'exits' in r)
-  pick = theme.legend_filter('exits')
-  base = alt.Chart().encode(
-    x=alt.X('layer:Q', title='layer of the exit', axis=alt.Axis(tickMinStep=1)),
-    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=12)),
-  )
-  of_exits = base.transform_filter("datum.kind == 'exit'").encode(
-    color=colour, opacity=theme.shown(pick)
-  )
-  layers = [
-    of_exits.mark_line(),
-    of_exits.mark_point()
-    .encode(shape=shape_by, tooltip=_TOOLTIP)
-    .add_params(pick),
-    base.transform_filter("datum.kind == 'twin'")
-    .mark_point(shape='diamond', size=70, filled=False, color=theme.RULE)
-    .encode(tooltip=['layer:Q', alt.Tooltip('loss:Q', format='.4f')]),
+    for budget in sorted({budget for budget, _, _ in by_shape})
   ]
+  first = _spread([c for c in chosen if c in twin_losses], _MOST_SHAPES)
+  others = [c for c in chosen if c not in twin_losses]
+  shown = sorted(first + _spread(others, _MOST_SHAPES - len(first)))
+  rows: theme.Rows = []
+  for shape in shown:
+    panel = f'{_budget(shape[0])}, {shape[1]} wide'
+    for run in by_shape[shape]:
+      layers, losses = zip(
+        *((r['layer'], r['loss']) for r in run.rows), strict=True
+      )
+      rows += theme.rows(
+        **_identity(run), layer=layers, loss=losses, panel=panel, kind='exit'
+      )
+    if measured := twin_losses.get(shape):
+      rows += theme.rows(
+        layer=list(measured),
+        loss=list(measured.values()),
+        panel=panel,
+        kind='twin',
+      )
+  series = theme.granularity(r['exits'] for r in rows if 'exits' in r)
+  twin = theme.only(alt.Chart(), 'twin').encode(x=_LAYER, y=_LOSS)
   title = 'Loss at every exit'
-  if with_twin:
+  if twin_losses:
     title += ' (hollow diamond: dense twin of the same shape and budget)'
-  return theme.panels(layers, rows, by='panel', title=title, independent=('y',))
+  return theme.panels(
+    [
+      *_by_layer(theme.only(series.chart(), 'exit'), series, 'cell', 'exits'),
+      twin.mark_point(
+        shape='diamond', size=70, filled=False, color=theme.RULE
+      ).encode(tooltip=theme.tips('layer', 'loss')),
+    ],
+    rows,
+    title=title,
+    own_y=True,
+    series=series,
+  )
+
+
+_LAYER = theme.x('layer', 'layer of the exit', axis=alt.Axis(tickMinStep=1))
+_LOSS = theme.y('loss', scale=theme.near())
+
+
+def _by_layer(
+  base: alt.Chart, series: theme.Series, *tooltip: str
+) -> list[alt.Chart]:
+  """Returns layers of losses by layer: lines and their points."""
+  base = base.encode(x=_LAYER, y=_LOSS)
+  point = base.mark_point().encode(
+    shape=series.shape, tooltip=theme.tips(*tooltip, 'layer', 'loss')
+  )
+  return [base.mark_line(), point]
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:
@@ -340,51 +308,33 @@ def _spread(items: list[Any], most: int) -> list[Any]:
 
 def gamma(tables: isoflop.Tables) -> theme.Chart:
   """Draws every estimate of gamma with its interval, measured ones first."""
-  rows: list[dict[str, Any]] = []
   equal = {'flops': 'equal FLOPs', 'tokens': 'equal N and D'}
-  for row in tables.paired_gamma:
-    if row.budget is None:
-      name = f'{LOSS_TITLES[row.loss]}: same shape, {equal[row.equal]}'
-      rows.append(_estimate(name, row.gamma, LOSS_TITLES[row.loss], False))
-  for twin in tables.twin_gamma[:1]:
-    rows.append(
-      _estimate('Each exit: dense twins', twin.gamma, 'Each exit', False)
-    )
-  for fit in tables.gamma:
-    rows.append(
-      {
-        **_estimate(
-          f'{LOSS_TITLES[fit.loss]}: {form_name(fit.form)} form',
-          fit.gamma,
-          LOSS_TITLES[fit.loss],
-          bool(fit.flags),
-        ),
-        'profile_lo': fit.profile_lo,
-        'profile_hi': fit.profile_hi,
-        'flags': '; '.join(fit.flags),
-      }
-    )
+  estimates: list[tuple[str, str, Any]] = [
+    (row.loss, f'same shape, {equal[row.equal]}', row)
+    for row in tables.paired_gamma
+    if row.budget is None
+  ]
+  estimates += [('exit', 'dense twins', row) for row in tables.twin_gamma[:1]]
+  estimates += [
+    (row.loss, f'{form_name(row.form)} form', row) for row in tables.gamma
+  ]
   return theme.forest(
-    rows,
+    [
+      {
+        'name': f'{LOSS_TITLES[loss]}: {of}',
+        'value': row.gamma,
+        'group': LOSS_TITLES[loss],
+        'flags': '; '.join(getattr(row, 'flags', ())),
+        'profile_lo': getattr(row, 'profile_lo', None),
+        'profile_hi': getattr(row, 'profile_hi', None),
+      }
+      for loss, of, row in estimates
+    ],
     title='Exponent of G under every definition of the loss and every form',
     axis='gamma (line: 95 % interval; band: by profile; hollow: flagged;'
     f' dashed: published {PUBLISHED_GAMMA})',
     dashed=PUBLISHED_GAMMA,
   )
-
-
-def _estimate(
-  name: str, value: Any, group: str, flagged: bool
-) -> dict[str, Any]:
-  return {
-    'name': name,
-    'value': value.value,
-    'lo': value.lo,
-    'hi': value.hi,
-    'said': f'{value}',
-    'group': group,
-    'flagged': flagged,
-  }
 
 
 def form_name(form: str) -> str:
@@ -394,31 +344,37 @@ def form_name(form: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
-  """A constant of a fitted law."""
-
-  name: str
-  value: Estimate
-  identified: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Fitted:
   """The law of one loss in the form of lowest AIC, and the rows it was fitted to.
 
   Attributes:
     law: as read from `fit.json`.
     table: rows of the fit.
-    constants: of the law.
-    spread: standard deviation of its residuals in log loss.
     noise: standard deviation of log loss between seeds; None if unknown.
   """
 
   law: fit_record.Law
   table: tables_lib.Table
-  constants: tuple[Constant, ...]
-  spread: float
   noise: float | None
+
+  @property
+  def residuals(self) -> np.ndarray:
+    """Residuals of log loss [rows]."""
+    columns = self.table.columns
+    return np.log(columns['loss'] / self.law.predict(columns))
+
+  @property
+  def constants(self) -> theme.Rows:
+    """Rows of the law's constants."""
+    known = self.law.record.identified
+    return [
+      {
+        'name': name,
+        'value': isoflop.constant(self.law, name),
+        'identified': known.get(name, True),
+      }
+      for name in self.law.params
+    ]
 
 
 def laws(results: study.Results, tables: isoflop.Tables) -> dict[str, Fitted]:
@@ -435,21 +391,8 @@ def laws(results: study.Results, tables: isoflop.Tables) -> dict[str, Fitted]:
     source = law_.record.table
     arms = source.filters.get('arms') if source else None
     table = tables_lib.from_rows(rows, loss, arms=arms, mix_corpora=True)
-    left = np.log(table.columns['loss'] / law_.predict(table.columns))
-    found[loss] = Fitted(
-      law_,
-      table,
-      tuple(
-        Constant(
-          name,
-          isoflop.constant(law_, name),
-          law_.record.identified.get(name, True),
-        )
-        for name in law_.params
-      ),
-      float(left.std()),
-      getattr(tables.noise[0], loss) if tables.noise else None,
-    )
+    noise = getattr(tables.noise[0], loss) if tables.noise else None
+    found[loss] = Fitted(law_, table, noise)
   return found
 
 
@@ -459,242 +402,203 @@ def profile(fits: Mapping[str, Fitted]) -> theme.Chart:
   Args:
     fits: by loss.
   """
-  rows, cutoff = [], 0.0
+  rows: theme.Rows = []
   for loss, fit in fits.items():
-    name = f'{LOSS_TITLES[loss]}, {form_name(fit.law.form.name)}'
     found = fit.law.record.profile['gamma']
-    cutoff = max(cutoff, found.cutoff)
-    rows += [
-      {'name': name, 'gamma': value, 'deviance': deviance}
-      for value, deviance in zip(found.values, found.deviance, strict=True)
-      if np.isfinite(deviance)
-    ]
-  top = 4 * cutoff
-  colour, _ = theme.category('name', [row['name'] for row in rows])
-  base = alt.Chart().encode(
-    x=alt.X('gamma:Q', title='gamma, held; all other constants refitted'),
-    color=colour,
+    rows += theme.rows(
+      name=f'{LOSS_TITLES[loss]}, {form_name(fit.law.form.name)}',
+      gamma=found.values,
+      deviance=found.deviance,
+    )
+  cutoff = max(f.law.record.profile['gamma'].cutoff for f in fits.values())
+  series = theme.category('name', [row['name'] for row in rows])
+  base = series.chart(
+    x=theme.x('gamma', 'gamma, held; all other constants refitted'),
+    y=theme.y('deviance', 'deviance (dashed: 95 % cut-off)'),
+  ).transform_filter(
+    f'isValid(datum.deviance) && datum.deviance <= {4 * cutoff}'
   )
-  layers = [
-    theme.reference(cutoff, dashed=True),
-    theme.reference(0, 'x'),
-    base.transform_filter(f'datum.deviance <= {top}')
-    .mark_line()
-    .encode(y=alt.Y('deviance:Q', title='deviance (dashed: 95 % cut-off)')),
-  ]
-  return theme.single(layers, rows, title='Profile of gamma')
+  return theme.single(
+    [
+      theme.reference(cutoff, dashed=True),
+      theme.reference(0, 'x'),
+      base.mark_line(),
+    ],
+    rows,
+    title='Profile of gamma',
+    series=series,
+  )
 
 
-def law(
-  law_: fit_record.Law, table: tables_lib.Table, title: str
-) -> theme.Chart:
+def law(fit: Fitted, title: str) -> theme.Chart:
   """Draws loss against N, D and G with a law through it.
 
   Each point is moved along the law to the panel's values of the other two
   columns, so that its distance from the line is its own residual.
 
   Args:
-    law_: of N, D and G.
-    table: rows that it was fitted to.
+    fit: law of N, D and G.
     title: of the figure.
   """
-  columns = table.columns
+  law_, columns = fit.law, fit.table.columns
   middle = {
     'N': float(np.exp(np.mean(np.log(columns['N'])))),
     'D': float(np.exp(np.mean(np.log(columns['D'])))),
     'G': float(columns['G'].min()),
   }
-  ratio = columns['loss'] / law_.predict(columns)
   interval = law_.record.bootstrap.get('gamma')
-  names = {'N': 'parameters N', 'D': 'tokens D', 'G': 'exits G'}
-  colour, shape = theme.granularity(columns['G'])
-  pick = theme.legend_filter('exits')
-  charts: list[Any] = []
-  for name, label in names.items():
-    x, others = columns[name], [key for key in names if key != name]
-    held = {
-      key: x if key == name else np.full_like(x, middle[key]) for key in names
+  series = theme.granularity(columns['G'])
+  charts = []
+  for name in middle:
+    axis = theme.log_axis(columns[name])
+
+    def at(values: np.ndarray, name: str = name) -> dict[str, np.ndarray]:
+      held = {key: np.full_like(values, value) for key, value in middle.items()}
+      return {**held, name: values}
+
+    along = np.geomspace(columns[name].min(), columns[name].max(), 40)
+    curve: dict[str, Any] = {
+      'x': along,
+      'loss': law_.predict(at(along)),
+      'kind': 'law',
     }
-    moved = ratio * law_.predict(held)
-    along = np.geomspace(x.min(), x.max(), 40)
-    line = {
-      key: along if key == name else np.full_like(along, middle[key])
-      for key in names
-    }
-    spread = np.ones_like(x)
-    if name == 'G':  # Side by side, so that no point hides another.
-      spread = np.exp(np.linspace(-0.12, 0.12, len(x)))
-    rows: list[dict[str, Any]] = [
-      {'x': float(a), 'loss': float(b), 'exits': int(g), 'run': str(run),
-       'kind': 'run'}
-      for a, b, g, run in zip(
-        x * spread, moved, columns['G'], table.run, strict=True
-      )
-    ]  # fmt: skip
-    rows += [
-      {'x': float(a), 'loss': float(b), 'kind': 'law'}
-      for a, b in zip(along, law_.predict(line), strict=True)
-    ]
-    if name == 'G' and interval is not None and interval.bounded:
-      ends = [
-        law_.form.predict({**law_.params, 'gamma': end}, line)
-        for end in (interval.lo, interval.hi)
-        if end is not None
-      ]
-      rows += [
-        {'x': float(a), 'low': float(lo), 'high': float(hi), 'kind': 'band'}
-        for a, lo, hi in zip(along, *ends, strict=True)
-      ]
-    axis = theme.log_axis(row['x'] for row in rows)
+    x = columns[name]
     if name == 'G':
+      x = _beside(x)
       ticks = sorted({int(g) for g in columns['G']})
-      axis['axis'] = alt.Axis(values=ticks, format='d')
-    base = alt.Chart().encode(x=alt.X('x:Q', title=label, **axis))
-    y = alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=8))
-    layers = [
-      base.transform_filter("datum.kind == 'band'")
-      .mark_area(opacity=0.2, color=theme.RULE)
-      .encode(y=alt.Y('low:Q', title=_NATS), y2='high:Q'),
-      base.transform_filter("datum.kind == 'run'")
-      .mark_point(size=28)
-      .encode(
-        y=y,
-        color=colour,
-        shape=shape,
-        opacity=theme.shown(pick),
-        tooltip=['run:N', 'exits:O', alt.Tooltip('loss:Q', format='.4f')],
-      ),
-      base.transform_filter("datum.kind == 'law'")
-      .mark_line(color=theme.RULE)
-      .encode(y=y),
-    ]
-    at = ', '.join(f'{key} = {text.amount(middle[key])}' for key in others)
-    if not charts:
-      layers[1] = layers[1].add_params(pick)
-    charts.append(
-      alt.layer(*layers, data=theme.data(rows)).properties(
-        width=theme.PANEL[0], height=theme.PANEL[1], title=f'at {at}'
-      )
+      axis = theme.log_axis(x) | {'axis': alt.Axis(values=ticks, format='d')}
+      if interval is not None and interval.bounded:
+        curve['loss_lo'], curve['loss_hi'] = (
+          law_.form.predict({**law_.params, 'gamma': end}, at(along))
+          for end in (interval.lo, interval.hi)
+          if end is not None
+        )
+    rows = theme.rows(**curve) + theme.rows(
+      x=x,
+      loss=np.exp(fit.residuals) * law_.predict(at(columns[name])),
+      exits=columns['G'].astype(int),
+      run=fit.table.run,
+      kind='run',
     )
-  return alt.concat(*charts, columns=3, title=title)
+    y = theme.y('loss', scale=theme.near(8))
+    horizontal = theme.x('x', _AXES[name], **axis)
+    line = theme.only(alt.Chart().encode(x=horizontal), 'law')
+    point = theme.only(series.chart(x=horizontal, y=y), 'run')
+    layers = [
+      point.mark_point(size=28).encode(
+        shape=series.shape, tooltip=theme.tips('run', 'exits', 'loss')
+      ),
+      line.mark_line(color=theme.RULE).encode(y=y),
+    ]
+    if 'loss_lo' in curve:
+      band = theme.interval(line, y, 'area', opacity=0.2, color=theme.RULE)
+      layers.insert(0, band)
+    others = ', '.join(
+      f'{key} = {text.amount(value)}'
+      for key, value in middle.items()
+      if key != name
+    )
+    charts.append(theme.panel(layers, rows, title=f'at {others}'))
+  return theme.concat(charts, title, series=series)
 
 
-def residuals(
-  law_: fit_record.Law,
-  table: tables_lib.Table,
-  noise: float | None,
-  title: str,
-) -> theme.Chart:
+def _beside(values: np.ndarray) -> np.ndarray:
+  """Returns values set side by side, so that no point hides another."""
+  return values * np.exp(np.linspace(-0.12, 0.12, len(values)))
+
+
+def residuals(fit: Fitted, title: str) -> theme.Chart:
   """Draws residuals of log loss against N, D, G and layer, coloured by budget.
 
-  Args:
-    law_: the law.
-    table: rows that it was fitted to.
-    noise: standard deviation of log loss between seeds, drawn as a band; None
-      if it was not measured.
-    title: of the figure.
+  The band is the noise between seeds, where it was measured.
   """
-  columns = table.columns
-  left = 100 * np.log(columns['loss'] / law_.predict(columns))
-  labels = {'N': 'parameters N', 'D': 'tokens D', 'G': 'exits G'}
-  if len(np.unique(columns['layer'])) > 1:
-    labels['layer'] = 'layer of the exit (depth if dense)'
-  budgets = sorted({float(b) for b in columns['budget']})
-  names = [text.scientific(budget) for budget in budgets]
-  colour = alt.Color(
-    'budget:N',
-    title=_FLOPS,
-    sort=names,
-    scale=alt.Scale(domain=names, scheme='viridis'),
+  columns, noise = fit.table.columns, fit.noise
+  budgets = [text.scientific(b) for b in np.unique(columns['budget'])]
+  series = theme.graded(
+    'budget', budgets, theme.axis_title('C'), scheme='viridis'
   )
-  pick = theme.legend_filter('budget')
-  charts: list[Any] = []
-  for name, label in labels.items():
+  behind = [theme.reference(0)]
+  if noise is not None:
+    title += ' (hollow: dense; band: noise between seeds)'
+    behind.insert(0, theme.band(-100 * noise, 100 * noise))
+  else:
+    title += ' (hollow: dense)'
+  charts = []
+  for name, label in _AXES.items():
     x = columns[name]
+    if name == 'layer' and len(np.unique(x)) == 1:
+      continue
     if name in ('G', 'layer'):
-      x = x * np.exp(np.linspace(-0.12, 0.12, len(x)))
-    rows: list[dict[str, Any]] = [
-      {'x': float(a), 'residual': float(b), 'budget': text.scientific(c),
-       'exits': int(g), 'dense': bool(g == 1), 'run': str(run)}
-      for a, b, c, g, run in zip(
-        x, left, columns['budget'], columns['G'], table.run, strict=True
-      )
-    ]  # fmt: skip
-    base = alt.Chart().encode(
-      x=alt.X('x:Q', title=label, **theme.log_axis(x)),
-      y=alt.Y('residual:Q', title='residual of log loss, %'),
-      color=colour,
-      opacity=theme.shown(pick),
-      tooltip=['run:N', 'exits:O', alt.Tooltip('residual:Q', format='.2f')],
+      x = _beside(x)
+    rows = theme.rows(
+      x=x,
+      residual=100 * fit.residuals,
+      budget=[text.scientific(b) for b in columns['budget']],
+      exits=columns['G'].astype(int),
+      dense=columns['G'] == 1,
+      run=fit.table.run,
+    )
+    base = series.chart(
+      x=theme.x('x', label, **theme.log_axis(x)),
+      y=theme.y('residual'),
+      tooltip=theme.tips('run', 'exits', 'residual'),
     )
     layers = [
-      theme.reference(0),
-      base.transform_filter('!datum.dense').mark_point(size=26),
+      *behind,
       base.transform_filter('datum.dense').mark_point(size=30, filled=False),
+      base.transform_filter('!datum.dense').mark_point(size=26),
     ]
-    if not charts:
-      layers[1] = layers[1].add_params(pick)
-    if noise is not None:
-      layers.insert(0, theme.band(-100 * noise, 100 * noise))
-    charts.append(
-      alt.layer(*layers, data=theme.data(rows)).properties(
-        width=theme.PANEL[0], height=theme.PANEL[1]
-      )
-    )
-  shown = f'{title} (hollow: dense'
-  shown += '' if noise is None else '; band: noise between seeds'
-  return alt.concat(*charts, columns=3, title=f'{shown})')
+    charts.append(theme.panel(layers, rows))
+  return theme.concat(charts, title, series=series)
 
 
 def leverage(tables: isoflop.Tables) -> theme.Chart:
   """Draws Efficiency Leverage by budget and G; arrows stand for infinity."""
-  rows_ = tables.leverage
-  finite = [r.leverage for r in rows_ if r.leverage is not None] or [1.0]
+  finite = [r.leverage for r in tables.leverage if r.leverage is not None]
   top = 2.0 * max(*finite, 1.0)
-  order = sorted({row.exits for row in rows_})
-  shift = {g: 1.13 ** (i - (len(order) - 1) / 2) for i, g in enumerate(order)}
+  series = theme.granularity(row.exits for row in tables.leverage)
+  shift = theme.beside(row.exits for row in tables.leverage)
   rows = theme.flat(
-    rows_,
+    tables.leverage,
     x=lambda r: r.budget * shift[r.exits],
     shown=lambda r: top if r.infinite else r.leverage,
-    hi_shown=lambda r: top if r.hi is None else min(r.hi, top),
+    shown_lo=lambda r: r.lo,
+    shown_hi=lambda r: top if r.hi is None else min(r.hi, top),
     clipped=lambda r: r.lo is not None and (r.hi is None or r.hi > top),
   )
-  colour, shape = theme.granularity(order)
-  pick = theme.legend_filter('exits')
-  values = [*finite, top, *(r.lo for r in rows_ if r.lo), 0.8]
-  base = alt.Chart().encode(
-    x=alt.X('x:Q', title=_FLOPS, **theme.log_axis(r['x'] for r in rows)),
-    color=colour,
-    opacity=theme.shown(pick),
+  ends = [*finite, top, 0.8, *(r.lo for r in tables.leverage if r.lo)]
+  title = 'Efficiency Leverage (above 1, sharing pays)'
+  y = theme.y('shown', title, **theme.log_axis(ends))
+  base = series.chart(
+    x=theme.x(
+      'x', theme.axis_title('C'), **theme.log_axis(r['x'] for r in rows)
+    )
   )
-  y = alt.Y(
-    'shown:Q',
-    title='Efficiency Leverage (above 1, sharing pays)',
-    **theme.log_axis(values),
+  faint = base.encode(opacity=series.shown(0.35))
+  point = base.encode(
+    y=y,
+    tooltip=theme.tips('run', 'exits', 'leverage', 'lo', 'hi', 'unreachable'),
   )
-  tooltip = ['run:N', 'exits:O', 'leverage:Q', 'lo:Q', 'hi:Q', 'unreachable:Q']
+  layers = [
+    theme.reference(1),
+    theme.interval(faint, y, strokeWidth=1),
+    faint.transform_filter('datum.clipped')
+    .mark_point(shape='triangle-up', size=22)
+    .encode(y='shown_hi:Q'),
+    point.transform_filter('datum.infinite').mark_point(
+      shape='arrow', size=160
+    ),
+    point.transform_filter('!datum.infinite')
+    .mark_point()
+    .encode(shape=series.shape),
+  ]
   return theme.single(
-    [
-      theme.reference(1),
-      base.mark_rule(strokeWidth=1).encode(
-        y='lo:Q', y2='hi_shown:Q',
-        opacity=theme.shown(pick, 0.35),
-      ),
-      base.transform_filter('datum.clipped')
-      .mark_point(shape='triangle-up', size=22)
-      .encode(y='hi_shown:Q', opacity=theme.shown(pick, 0.35)),
-      base.transform_filter('!datum.infinite')
-      .mark_point()
-      .encode(y=y, shape=shape, tooltip=tooltip)
-      .add_params(pick),
-      base.transform_filter('datum.infinite')
-      .mark_point(shape='arrow', size=160)
-      .encode(y=y, tooltip=tooltip),
-    ],
+    layers,
     rows,
-    title='Efficiency Leverage (arrow: infinite; small triangle: the interval goes on)',
-  )  # fmt: skip
+    title='Efficiency Leverage (arrow: infinite; small triangle: the interval'
+    ' goes on)',
+    series=series,
+  )
 
 
 def weighting(tables: isoflop.Tables) -> theme.Chart:
@@ -704,86 +608,51 @@ def weighting(tables: isoflop.Tables) -> theme.Chart:
     panel=lambda r: f'{_budget(r.budget)}, G = {r.exits}',
     weighting=lambda r: r.weighting.replace('_', ' '),
   )
-  return _by_layer(
-    rows,
-    'weighting',
-    "Weights of the exits' losses",
-    sorted({r['weighting'] for r in rows}),
-  )
+  names = sorted({row['weighting'] for row in rows})
+  series = theme.category('weighting', names)
+  layers = _by_layer(series.chart(), series, 'weighting')
+  title = "Weights of the exits' losses"
+  return theme.panels(layers, rows, title=title, series=series)
 
 
 def frozen(tables: isoflop.Tables) -> theme.Chart:
   """Draws exits on a frozen dense trunk beside exits trained jointly."""
-  rows = theme.flat(
-    tables.frozen,
-    trained='on a frozen trunk',
-    panel=lambda r: f'{r.exit_kind}, {_budget(r.flops)}',
-  )
-  rows += theme.flat(
-    [r for r in tables.frozen if r.loss_joint is not None],
-    trained='jointly',
-    loss=lambda r: r.loss_joint,
-    panel=lambda r: f'{r.exit_kind}, {_budget(r.flops)}',
-  )
-  return _by_layer(
-    rows, 'trained', 'Exits on a frozen dense trunk, and trained jointly',
-    ['jointly', 'on a frozen trunk'],
-  )  # fmt: skip
-
-
-def _by_layer(
-  rows: Sequence[Mapping[str, Any]], field: str, title: str, names: list[str]
-) -> theme.Chart:
-  colour, shape = theme.category(field, names)
-  pick = theme.legend_filter(field)
-  base = alt.Chart().encode(
-    x=alt.X('layer:Q', title='layer of the exit', axis=alt.Axis(tickMinStep=1)),
-    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=12)),
-    color=colour,
-    opacity=theme.shown(pick),
-  )
-  layers = [
-    base.mark_line(),
-    base.mark_point()
-    .encode(
-      shape=shape,
-      tooltip=[f'{field}:N', 'layer:Q', alt.Tooltip('loss:Q', format='.4f')],
-    )
-    .add_params(pick),
+  names = ['jointly', 'on a frozen trunk']
+  rows = [
+    {
+      'trained': trained,
+      'layer': row.layer,
+      'loss': loss,
+      'panel': f'{row.exit_kind}, {_budget(row.flops)}',
+    }
+    for row in tables.frozen
+    for trained, loss in zip(names, (row.loss_joint, row.loss), strict=True)
+    if loss is not None
   ]
-  return theme.panels(layers, rows, by='panel', title=title)
+  series = theme.category('trained', names)
+  layers = _by_layer(series.chart(), series, 'trained')
+  title = 'Exits on a frozen dense trunk, and trained jointly'
+  return theme.panels(layers, rows, title=title, series=series)
 
 
 def gradients(tables: isoflop.Tables) -> theme.Chart:
   """Draws the cosine of exits' gradients over training, mean of shared layers."""
-  groups: dict[tuple[int, int, int], list[float]] = {}
+  groups: dict[tuple[int, str], list[float]] = {}
   for row in tables.gradients:
-    key = (row.step, row.exit_a, row.exit_b)
+    key = row.step, f'exits {row.exit_a} and {row.exit_b}'
     groups.setdefault(key, []).append(row.cosine)
-  rows: list[dict[str, Any]] = [
-    {
-      'step': step,
-      'pair': f'exits {a} and {b}',
-      'cosine': float(np.mean(values)),
-    }
-    for (step, a, b), values in groups.items()
+  rows = [
+    {'step': step, 'pair': pair, 'cosine': float(np.mean(values))}
+    for (step, pair), values in groups.items()
   ]
-  colour, shape = theme.category('pair', sorted({r['pair'] for r in rows}))
-  pick = theme.legend_filter('pair')
-  base = alt.Chart().encode(
-    x=alt.X('step:Q', title='training step'),
-    y=alt.Y('cosine:Q', title='cosine'),
-    color=colour,
-    opacity=theme.shown(pick),
+  series = theme.category('pair', sorted({pair for _, pair in groups}))
+  base = series.chart(x=theme.x('step', 'training step'), y=theme.y('cosine'))
+  point = base.mark_point(size=24).encode(
+    shape=series.shape, tooltip=theme.tips('pair', 'step', 'cosine')
   )
   return theme.single(
-    [
-      theme.reference(0),
-      base.mark_line(),
-      base.mark_point(size=24)
-      .encode(shape=shape, tooltip=['pair:N', 'step:Q', 'cosine:Q'])
-      .add_params(pick),
-    ],
+    [theme.reference(0), base.mark_line(), point],
     rows,
     title="Cosine between the exits' gradients in the layers they share",
+    series=series,
   )

@@ -1,5 +1,6 @@
 """Figures of a fitted law: what it says of loss, size and compute, how surely."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from familial.laws import levenberg_marquardt
 from familial.laws import table as tables
 from familial.plots import theme
 
-Rows = list[dict[str, Any]]
 _BUDGETS = 8  # of a figure
 _NEAR = 1.25  # largest over smallest C that count as one budget
 _RESAMPLES = 500  # of the bands
@@ -28,13 +28,11 @@ _CENTRE = 0.99  # share of the resamples that an axis of the pair plot holds
 _SPAN = 1e6  # an axis of a profile reaches from the estimate, over and times
 _RANGE = 3.0  # how far past the sampled sizes an optimum is still drawn
 _BINS = 8  # of the medians along residuals
-_NATS = 'loss, nats per token (lower is better)'
-_FLOPS = 'training compute C, FLOPs'
 _LABELS = {
   'N': 'parameters N',
   'D': 'tokens D',
   'G': 'exits G',
-  'C': _FLOPS,
+  'C': 'training compute C, FLOPs',
 }
 
 
@@ -88,64 +86,55 @@ def residuals(result: inference.Result) -> theme.Chart:
   scale = 100 * result.fit.scale
   charts = []
   for label, x in against.items():
-    rows: Rows = [
-      {'x': float(x[i]), 'residual': float(left[i]), 'run': str(result.table.run[i]),
-       'kind': 'row'}
-      for i in some
-    ]  # fmt: skip
-    rows += [
-      {'x': a, 'residual': b, 'kind': 'median'} for a, b in _medians(x, left)
-    ]
+    rows = theme.rows(
+      x=x[some], residual=left[some], run=result.table.run[some], kind='row'
+    )
+    middle = np.array(_medians(x, left)).T
+    rows += theme.rows(x=middle[0], residual=middle[1], kind='median')
     axis = theme.log_axis(x) if (x > 0).all() else {}
     base = alt.Chart().encode(
-      x=alt.X('x:Q', title=label, **axis),
-      y=alt.Y('residual:Q', title='residual of log loss, %'),
+      x=theme.x('x', label, **axis), y=theme.y('residual')
     )
+    points = theme.only(base, 'row').mark_point(size=16, color=theme.CYCLE[0])
     layers = [
       theme.band(-scale, scale),
       theme.reference(0),
-      base.transform_filter("datum.kind == 'row'")
-      .mark_point(size=16, color=theme.CYCLE[0])
-      .encode(
-        tooltip=['run:N', 'x:Q', alt.Tooltip('residual:Q', format='.2f')]
-      ),
-      base.transform_filter("datum.kind == 'median'").mark_line(
+      points.encode(tooltip=theme.tips('run', 'x', 'residual')),
+      theme.only(base, 'median').mark_line(
         color=theme.CYCLE[1], point=alt.OverlayMarkDef(color=theme.CYCLE[1])
       ),
     ]
     charts.append(theme.panel(layers, rows))
-  return alt.concat(
-    *charts,
-    columns=3,
-    title=_title(result, 'Residuals')
-    + ' (band: robust scale; line: median of neighbours)',
+  title = _title(result, 'Residuals')
+  return theme.concat(
+    charts, f'{title} (band: robust scale; line: median of neighbours)'
   )
 
 
 def predicted(result: inference.Result) -> theme.Chart:
   """Draws the law's loss against the observed one."""
   loss, law = result.table.columns['loss'], result.predict(result.table.columns)
-  rows = [
-    {'observed': float(loss[i]), 'predicted': float(law[i]),
-     'run': str(result.table.run[i])}
-    for i in _some(result.table.rows)
-  ]  # fmt: skip
+  some = _some(result.table.rows)
+  rows = theme.rows(
+    observed=loss[some],
+    predicted=law[some],
+    run=result.table.run[some],
+    kind='run',
+  )
   both = np.append(loss, law)
-  line = alt.Data(values=[{'at': float(both.min())}, {'at': float(both.max())}])
+  ends = np.array([both.min(), both.max()])
+  rows += theme.rows(observed=ends, predicted=ends, kind='equal')
   axis = theme.log_axis(both)
+  base = alt.Chart().encode(
+    x=theme.x('observed', **axis),
+    y=theme.y('predicted', **axis),
+  )
   layers = [
-    alt.Chart(line)
-    .mark_line(color=theme.RULE)
-    .encode(x=alt.X('at:Q', title='observed loss, nats per token', **axis),
-            y=alt.Y('at:Q', title='predicted loss', **axis)),
-    alt.Chart()
+    theme.only(base, 'equal').mark_line(color=theme.RULE),
+    theme.only(base, 'run')
     .mark_point(size=22)
-    .encode(
-      x=alt.X('observed:Q', title='observed loss, nats per token', **axis),
-      y=alt.Y('predicted:Q', title='predicted loss', **axis),
-      tooltip=['run:N', 'observed:Q', 'predicted:Q'],
-    ),
-  ]  # fmt: skip
+    .encode(tooltip=theme.tips('run', 'observed', 'predicted')),
+  ]
   title = _title(result, 'Predicted and observed loss')
   return theme.single(layers, rows, title=title, size=(420, 380))
 
@@ -160,10 +149,8 @@ def profile_curves(
   """
   charts = []
   for profile in profiles:
-    spread, best = (
-      result.interval(profile.name),
-      result.fit.params[profile.name],
-    )
+    spread = result.interval(profile.name)
+    best = result.fit.params[profile.name]
     shown = profile.deviance <= 4 * profile.cutoff
     values = profile.values[shown]
     wide = values[0] > 0 and values[-1] > 1e3 * values[0]
@@ -171,39 +158,34 @@ def profile_curves(
       shown &= profile.values >= best / _SPAN
       shown &= profile.values <= best * _SPAN
       values = profile.values[shown]
-    rows: Rows = [
-      {'value': float(v), 'deviance': float(d), 'kind': 'profile'}
-      for v, d in zip(values, profile.deviance[shown], strict=True)
-    ]
+    rows = theme.rows(
+      value=values, deviance=profile.deviance[shown], kind='profile'
+    )
     if spread.lo is not None and spread.hi is not None:
       ends = np.array([spread.lo, spread.hi])
       low, high = ends.clip(values[0], values[-1]) if wide else ends
-      rows.append(
-        {'low': float(low), 'high': float(high), 'deviance': 0.0,
-         'kind': 'bootstrap'}
-      )  # fmt: skip
+      rows += theme.rows(
+        value_lo=low, value_hi=high, deviance=0.0, kind='bootstrap'
+      )
     axis = theme.log_axis(values) if wide else {'scale': alt.Scale(zero=False)}
-    x = alt.X('value:Q', title=profile.name, **axis)
-    y = alt.Y('deviance:Q', title='deviance')
+    x = theme.x('value', profile.name, **axis)
+    base = alt.Chart().encode(y=theme.y('deviance'))
+    bar = theme.interval(base, x, strokeWidth=6, color=theme.CYCLE[1])
+    line = base.mark_line(color=theme.CYCLE[0]).encode(
+      x=x, tooltip=theme.tips('value', 'deviance')
+    )
     layers = [
       theme.reference(profile.cutoff, dashed=True),
-      alt.Chart()
-      .transform_filter("datum.kind == 'bootstrap'")
-      .mark_rule(strokeWidth=6, color=theme.CYCLE[1])
-      .encode(x=alt.X('low:Q', title=profile.name), x2='high:Q', y=y),
-      alt.Chart()
-      .transform_filter("datum.kind == 'profile'")
-      .mark_line(color=theme.CYCLE[0])
-      .encode(x=x, y=y, tooltip=['value:Q', 'deviance:Q']),
+      theme.only(bar, 'bootstrap'),
+      theme.only(line, 'profile'),
     ]
     title = f'{profile.name}: {text.interval(profile.lo, profile.hi)}'
     charts.append(theme.panel(layers, rows, title=title))
-  return alt.concat(
-    *charts,
-    columns=3,
-    title=_title(result, 'Profiles')
-    + ' (dashed: cut-off of the interval; bar: by bootstrap; axes end at most a'
-    ' million times off the estimate)',
+  title = _title(result, 'Profiles')
+  return theme.concat(
+    charts,
+    f'{title} (dashed: cut-off of the interval; bar: by bootstrap; axes end at'
+    ' most a million times off the estimate)',
   )
 
 
@@ -224,52 +206,31 @@ def pairs(result: inference.Result, names: Sequence[str]) -> theme.Chart:
   low = np.minimum(ends[0], optimum_)
   high = np.maximum(ends[1], optimum_)
   some = np.linspace(0, len(cloud) - 1, min(len(cloud), _PAIRS)).astype(int)
+  inside = (low <= cloud[some]) & (cloud[some] <= high)
   ranks = np.argsort(np.argsort(cloud, axis=0), axis=0)
+  scale = alt.Scale(zero=False, nice=False)
   charts = []
   for i in range(1, len(names)):
     for j in range(i):
-      inside = [
-        s
-        for s in some
-        if low[i] <= cloud[s, i] <= high[i] and low[j] <= cloud[s, j] <= high[j]
-      ]
-      rows: Rows = [
-        {'x': float(cloud[s, j]), 'y': float(cloud[s, i]), 'kind': 'resample'}
-        for s in inside
-      ]
-      best = {
-        'x': float(optimum_[j]),
-        'y': float(optimum_[i]),
-        'kind': 'optimum',
-      }
-      rows.append(best)
-      r = float(np.corrcoef(ranks[:, i], ranks[:, j])[0, 1])
+      shown = cloud[some[inside[:, i] & inside[:, j]]]
+      rows = theme.rows(x=shown[:, j], y=shown[:, i], kind='resample')
+      rows += theme.rows(x=optimum_[j], y=optimum_[i], kind='optimum')
       base = alt.Chart().encode(
-        x=alt.X(
-          'x:Q', title=labels[j], scale=alt.Scale(zero=False, nice=False)
-        ),
-        y=alt.Y(
-          'y:Q', title=labels[i], scale=alt.Scale(zero=False, nice=False)
-        ),
+        x=theme.x('x', labels[j], scale=scale),
+        y=theme.y('y', labels[i], scale=scale),
       )
       layers = [
-        base.transform_filter("datum.kind == 'resample'").mark_point(
-          size=12, color=theme.CYCLE[0]
-        ),
-        base.transform_filter("datum.kind == 'optimum'").mark_point(
+        theme.only(base, 'resample').mark_point(size=12, color=theme.CYCLE[0]),
+        theme.only(base, 'optimum').mark_point(
           size=110, color=theme.CYCLE[1], shape='cross'
         ),
       ]
-      charts.append(
-        theme.panel(
-          layers, rows, title=f'rank correlation {r:.2f}', size=(190, 150)
-        )
-      )
+      r = np.corrcoef(ranks[:, i], ranks[:, j])[0, 1]
+      title = f'rank correlation {r:.2f}'
+      charts.append(theme.panel(layers, rows, title=title, size=(190, 150)))
   title = _title(result, 'Resampled parameters, pair by pair')
-  return alt.concat(
-    *charts,
-    columns=4,
-    title=f'{title} (cross: optimum; log: natural logarithm)',
+  return theme.concat(
+    charts, f'{title} (cross: optimum; log: natural logarithm)', columns=4
   )
 
 
@@ -326,15 +287,18 @@ class Family:
     """Whether the law has an optimum at any C of the grid."""
     return bool(self.optimum.interior[0, len(self.budgets) :].any())
 
-  def along(self, values: np.ndarray, level: float) -> Rows:
+  def along(self, values: np.ndarray, level: float) -> theme.Rows:
     """Returns values [1 + s, c] of `optimum` along the grid as rows."""
     values = values[:, len(self.budgets) :]
     low, high = _ends(values[1:], level)
-    return [
-      {'C': float(c), 'value': _finite(v), 'low': _finite(a), 'high': _finite(b),
-       'family': self.label}
-      for c, v, a, b in zip(self.grid, values[0], low, high, strict=True)
-    ]  # fmt: skip
+    return theme.rows(
+      C=self.grid,
+      value=values[0],
+      value_lo=low,
+      value_hi=high,
+      family=self.label,
+      kind='law',
+    )
 
 
 def families(result: inference.Result) -> list[Family]:
@@ -410,7 +374,7 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
   inside the runs.
   """
   columns, level = result.table.columns, result.bootstrap.level
-  rows: Rows = []
+  rows: theme.Rows = []
   for family in drawn:
     for i, budget in enumerate(family.budgets):
       here = {'panel': family.label, 'budget': text.scientific(budget.name, 2)}
@@ -425,64 +389,68 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
       spread = levenberg_marquardt.predict(
         result.fit.form, models, _theta(result)
       )
-      ends = _ends(np.exp(spread), level)
-      rows += [
-        {**here, 'kind': 'law', 'N': float(n), 'loss': float(loss),
-         'low': _finite(a), 'high': _finite(b)}
-        for n, loss, a, b in zip(along, result.predict(models), *ends, strict=True)
-      ]  # fmt: skip
-      rows += [
-        {**here, 'kind': 'run', 'N': float(columns['N'][row]),
-         'loss': float(columns['loss'][row]), 'run': str(result.table.run[row])}
-        for row in budget.rows[_some(len(budget.rows))]
-      ]  # fmt: skip
+      lo, hi = _ends(np.exp(spread), level)
+      rows += theme.rows(
+        **here,
+        kind='law',
+        N=along,
+        loss=result.predict(models),
+        loss_lo=lo,
+        loss_hi=hi,
+      )
+      some = budget.rows[_some(len(budget.rows))]
+      rows += theme.rows(
+        **here,
+        kind='run',
+        N=columns['N'][some],
+        loss=columns['loss'][some],
+        run=result.table.run[some],
+      )
       if inside:
-        left, right = (_finite(end) for end in _ends(best[1:], level))
-        rows.append(
-          {**here, 'kind': 'optimum', 'N': float(best[0]),
-           'loss': float(family.optimum.loss[0, i]), 'left': left, 'right': right}
-        )  # fmt: skip
-      if budget.minimum is not None:
-        rows.append(
-          {**here, 'kind': 'parabola', 'N': budget.minimum.n_opt,
-           'loss': budget.minimum.loss}
-        )  # fmt: skip
+        lo, hi = _ends(best[1:], level)
+        rows += theme.rows(
+          **here,
+          kind='optimum',
+          N=best[0],
+          N_lo=lo,
+          N_hi=hi,
+          loss=family.optimum.loss[0, i],
+        )
+      if (minimum := budget.minimum) is not None:
+        point = {'N': minimum.n_opt, 'loss': minimum.loss}
+        rows.append({**here, 'kind': 'parabola', **point})
   budgets = {
     text.scientific(b.name, 2): b.name for f in drawn for b in f.budgets
   }
-  names = sorted(budgets, key=lambda name: budgets[name])
-  pick = theme.legend_filter('budget')
-  base = alt.Chart().encode(
-    x=alt.X('N:Q', title=_LABELS['N'], **theme.log_axis(r['N'] for r in rows)),
-    y=alt.Y('loss:Q', title=_NATS, scale=alt.Scale(zero=False, padding=8)),
-    color=alt.Color(
-      'budget:N', title=_FLOPS, scale=alt.Scale(domain=names, scheme='viridis')
-    ),
-    opacity=theme.shown(pick),
+  series = theme.graded(
+    'budget',
+    sorted(budgets, key=budgets.__getitem__),
+    theme.axis_title('C'),
+    scheme='viridis',
   )
-
-  def of(kind: str) -> alt.Chart:
-    return base.transform_filter(f"datum.kind == '{kind}'")
-
+  x = theme.x('N', **theme.log_axis(r['N'] for r in rows))
+  y = theme.y('loss', scale=theme.near(8))
+  base = series.chart(x=x, y=y)
+  law, optimum_ = theme.only(base, 'law'), theme.only(base, 'optimum')
   layers = [
-    of('law').mark_area().encode(
-      y=alt.Y('low:Q', title=_NATS), y2='high:Q', opacity=theme.shown(pick, 0.2)
+    theme.interval(law, y, 'area').encode(opacity=series.shown(0.2)),
+    law.mark_line(strokeWidth=1.4),
+    theme.only(base, 'run')
+    .mark_point(size=20)
+    .encode(tooltip=theme.tips('run', 'N', 'loss', 'budget')),
+    theme.interval(optimum_, x, strokeWidth=2.4),
+    theme.only(base, 'parabola').mark_point(
+      size=50, shape='diamond', filled=False, fill='white'
     ),
-    of('law').mark_line(strokeWidth=1.4),
-    of('run').mark_point(size=20).encode(
-      tooltip=['run:N', 'N:Q', 'loss:Q', 'budget:N']
-    ),
-    of('optimum').mark_rule(strokeWidth=2.4).encode(x='left:Q', x2='right:Q'),
-    of('optimum').mark_point(size=130, shape=theme.STAR).add_params(pick),
-    of('parabola').mark_point(size=50, shape='diamond', filled=False, fill='white'),
-  ]  # fmt: skip
+    optimum_.mark_point(size=130, shape=theme.STAR),
+  ]
+  title = _title(result, 'IsoFLOP curves')
   return theme.panels(
     layers,
     rows,
-    by='panel',
-    title=_title(result, 'IsoFLOP curves')
-    + " (star: the law's optimum; diamond: a parabola's)",
+    title=f"{title} (star: the law's optimum; diamond: a parabola's)",
     size=theme.SINGLE if len(drawn) == 1 else theme.PANEL,
+    series=series,
   )
 
 
@@ -492,102 +460,100 @@ def loss_frontier(
   """Draws the runs' loss against compute, and the law's best at each C."""
   columns, cost = result.table.columns, result.table.cost
   assert cost is not None
-  rows: Rows = []
+  rows: theme.Rows = []
   for family in drawn:
-    rows += [
-      {'C': float(cost[row]), 'value': float(columns['loss'][row]), 'kind': 'run',
-       'family': family.label, 'run': str(result.table.run[row]),
-       'N': float(columns['N'][row])}
-      for row in family.rows[_some(len(family.rows))]
-    ]  # fmt: skip
-    line = family.along(family.optimum.loss, result.bootstrap.level)
-    rows += [{**row, 'kind': 'law'} for row in line]
-  return _along_compute(
-    rows, drawn, cost.max(), _NATS, _title(result, 'Loss against compute')
-  )
+    some = family.rows[_some(len(family.rows))]
+    rows += theme.rows(
+      C=cost[some],
+      value=columns['loss'][some],
+      kind='run',
+      family=family.label,
+      run=result.table.run[some],
+      N=columns['N'][some],
+    )
+    rows += family.along(family.optimum.loss, result.bootstrap.level)
+  title = _title(result, 'Loss against compute')
+  label = theme.axis_title('loss')
+  return _along_compute(rows, drawn, cost.max(), label, title, theme.SINGLE)
 
 
 def optimum(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
   """Draws compute-optimal N, D and D / N against C, with parabolas' minima."""
-  cost = result.table.cost
+  cost, level = result.table.cost, result.bootstrap.level
   assert cost is not None
+  quantities: dict[str, Callable[[Any, Any], Any]] = {
+    'optimal parameters N': lambda n, d: n,
+    'optimal tokens D': lambda n, d: d,
+    'tokens per parameter D / N': lambda n, d: d / n,
+  }
   charts = []
-  for label, of, point in (
-    ('optimal parameters N', lambda best: best.params, lambda n, d: n),
-    ('optimal tokens D', lambda best: best.tokens, lambda n, d: d),
-    ('tokens per parameter D / N', lambda best: best.tokens / best.params,
-     lambda n, d: d / n),
-  ):  # fmt: skip
-    rows: Rows = []
+  for label, of in quantities.items():
+    rows: theme.Rows = []
     for family in drawn:
-      line = family.along(of(family.optimum), result.bootstrap.level)
-      rows += [{**row, 'kind': 'law'} for row in line]
-      for budget in family.budgets:
-        if budget.minimum is not None:
-          n = budget.minimum.n_opt
-          d = budget.cost / float(family.cost(n))
-          rows.append(
-            {'C': budget.cost, 'value': point(n, d), 'kind': 'parabola',
-             'family': family.label}
-          )  # fmt: skip
-    charts.append(
-      _along_compute(rows, drawn, cost.max(), label, '', theme.PANEL)
-    )
+      best = family.optimum
+      rows += family.along(of(best.params, best.tokens), level)
+      rows += [
+        {
+          'C': budget.cost,
+          'value': of(
+            budget.minimum.n_opt,
+            budget.cost / float(family.cost(budget.minimum.n_opt)),
+          ),
+          'kind': 'parabola',
+          'family': family.label,
+        }
+        for budget in family.budgets
+        if budget.minimum is not None
+      ]
+    charts.append(_along_compute(rows, drawn, cost.max(), label))
   exponents = []
   for family in drawn:
     last = np.searchsorted(family.grid, cost.max() * (1 - 1e-9))
-    row = family.along(family.optimum.exponent, result.bootstrap.level)[last]
-    shown = text.estimate(row['value'], row['low'], row['high'])
-    exponents.append(f'{family.label}: {shown}')
-  title = _title(result, 'Compute-optimal N and D')
-  return alt.concat(
-    *charts,
-    columns=3,
-    title=alt.TitleParams(
-      title,
-      subtitle=f'exponent of N in C at the largest run: {"; ".join(exponents)}'
-      " (diamond: a parabola's minimum; dashed: beyond the runs)",
-    ),
+    row = family.along(family.optimum.exponent, level)[last]
+    ends = (row[key] for key in ('value', 'value_lo', 'value_hi'))
+    exponents.append(f'{family.label}: {text.estimate(*map(_finite, ends))}')
+  title = alt.TitleParams(
+    _title(result, 'Compute-optimal N and D'),
+    subtitle=f'exponent of N in C at the largest run: {"; ".join(exponents)}'
+    " (diamond: a parabola's minimum; dashed: beyond the runs)",
   )
+  return theme.concat(charts, title)
 
 
 def _along_compute(
-  rows: Rows,
+  rows: theme.Rows,
   drawn: Sequence[Family],
   last: float,
   label: str,
-  title: str,
-  size: tuple[int, int] = theme.SINGLE,
-) -> Any:
+  title: str = '',
+  size: tuple[int, int] = theme.PANEL,
+) -> alt.LayerChart:
   """Draws quantities against C: points, the law's line and band, dashed beyond."""
-  colour, shape = theme.category('family', [family.label for family in drawn])
-  known = [row['value'] for row in rows if row['value']]
+  series = theme.category('family', [family.label for family in drawn])
+  known = [row['value'] for row in rows if np.isfinite(row['value'])]
   low, high = min(known) / 3, max(known) * 3
   for row in rows:  # A band that spans all numbers must not flatten the axis.
-    for end in ('low', 'high'):
-      if row.get(end) is not None:
-        row[end] = min(max(row[end], low), high)
-  values = [
-    v for row in rows for v in (row['value'], row.get('low'), row.get('high'))
-  ]
-  x = alt.X('C:Q', title=_FLOPS, **theme.log_axis(row['C'] for row in rows))
-  axis = theme.log_axis(value for value in values if value)
+    for end in ('value_lo', 'value_hi'):
+      if end in row:
+        row[end] = float(np.clip(row[end], low, high))
+  values = [row[key] for row in rows for key in row if key.startswith('value')]
+  y = theme.y('value', label, **theme.log_axis(filter(np.isfinite, values)))
   base = alt.Chart().encode(
-    x=x, y=alt.Y('value:Q', title=label, **axis), color=colour
+    x=theme.x('C', **theme.log_axis(row['C'] for row in rows)),
+    y=y,
+    color=series.colour,
   )
-  line = base.transform_filter("datum.kind == 'law'")
+  band, line = theme.curve(theme.only(base, 'law'), y, 0.18)
   layers = [
-    line.mark_area(opacity=0.18).encode(
-      y=alt.Y('low:Q', title=label, **axis), y2='high:Q'
+    band,
+    line.transform_filter(f'datum.C <= {last * (1 + 1e-9)}'),
+    line.mark_line(strokeDash=[5, 3]).transform_filter(
+      f'datum.C >= {last * (1 - 1e-9)}'
     ),
-    line.transform_filter(f'datum.C <= {last * (1 + 1e-9)}').mark_line(),
-    line.transform_filter(f'datum.C >= {last * (1 - 1e-9)}').mark_line(
-      strokeDash=[5, 3]
-    ),
-    base.transform_filter("datum.kind == 'run'")
+    theme.only(base, 'run')
     .mark_point(size=18)
-    .encode(shape=shape, tooltip=['run:N', 'C:Q', 'N:Q', 'value:Q']),
-    base.transform_filter("datum.kind == 'parabola'").mark_point(
+    .encode(shape=series.shape, tooltip=theme.tips('run', 'C', 'N', 'value')),
+    theme.only(base, 'parabola').mark_point(
       size=50, shape='diamond', filled=False, fill='white'
     ),
   ]

@@ -20,38 +20,32 @@ def limits(plan: Mapping[str, Any]) -> theme.Chart:
     for part, seconds in row['times'].items()
     if seconds
   ]
-  colour, shape = theme.category('part', ['compute', 'memory', 'links'])
+  series = theme.category('part', ['compute', 'memory', 'links'])
   y = alt.Y('run:N', sort=names, title=None, axis=alt.Axis(labelLimit=240))
   size = (330, max(60, 20 * len(names)))
+  axis = theme.log_axis(row['seconds'] for row in times)
   points = alt.Chart().mark_point(size=50).encode(
-    x=alt.X(
-      'seconds:Q',
-      title='seconds per step, at full speed',
-      **theme.log_axis(row['seconds'] for row in times),
-    ),
+    x=theme.x('seconds', 'seconds per step, at full speed', **axis),
     y=y,
-    color=colour,
-    shape=shape,
-    tooltip=['run:N', 'part:N', 'seconds:Q'],
+    color=series.colour,
+    shape=series.shape,
+    tooltip=theme.tips('run', 'part', 'seconds'),
   )  # fmt: skip
   memory = [
     {'run': row['cell'], 'memory': row['memory'] / _GIB, 'fits': row['fits']}
     for row in runs
   ]
   bars = alt.Chart().mark_bar().encode(
-    x=alt.X('memory:Q', title='GiB per device (dashed: all there is)'),
+    x=theme.x('memory', 'GiB per device (dashed: all there is)'),
     y=y,
     color=alt.condition(
       'datum.fits', alt.value(theme.CYCLE[2]), alt.value(theme.CYCLE[1])
     ),
-    tooltip=['run:N', 'memory:Q', 'fits:N'],
+    tooltip=theme.tips('run', 'memory', 'fits'),
   )  # fmt: skip
-  capacity = plan['chip']['memory'] / _GIB
-  return alt.concat(
+  capacity = theme.reference(plan['chip']['memory'] / _GIB, 'x', dashed=True)
+  charts = [
     theme.panel([points], times, size=size),
-    theme.panel(
-      [bars, theme.reference(capacity, 'x', dashed=True)], memory, size=size
-    ),
-    columns=2,
-    title='What a step needs',
-  )
+    theme.panel([bars, capacity], memory, size=size),
+  ]
+  return theme.concat(charts, 'What a step needs', columns=2)

@@ -40,76 +40,49 @@ def trajectory(probe: probe_lib.Probe) -> theme.Chart:
   Reference lines: the right angle of random vectors; the layer by which a token
   must settle to have stopped early.
   """
-  x = theme.layer_axis(probe.model.depth)
   charts = []
   for quantity, title in (*_ANGLES.items(), *_LENGTHS.items()):
     rows = [
       {
         'layer': row.layer,
         'mean': row.mean,
-        'low': row.quantiles[0],
-        'high': row.quantiles[-1],
+        'mean_lo': row.quantiles[0],
+        'mean_hi': row.quantiles[-1],
       }
       for row in probe.quantities[quantity]
       if row.mean is not None and row.quantiles is not None
     ]
     axis: dict[str, Any] = {}
-    references: list[alt.Chart] = []
+    references = [theme.reference(math.pi / 2, dashed=True)]
     if quantity in _LENGTHS:
       axis = theme.log_axis(
-        value for row in rows for value in (row['low'], row['high']) if value
+        v for row in rows for v in (row['mean_lo'], row['mean_hi']) if v
       )
-    else:
-      references.append(theme.reference(math.pi / 2, dashed=True))
-    if quantity == 'bend':
+      references = []
+    elif quantity == 'bend':
       spread = 1.96 * probe.model.width**-0.5  # of random pairs
       references.append(theme.band(math.pi / 2 - spread, math.pi / 2 + spread))
-    y = alt.Y('mean:Q', title=title, **axis)
-    base = alt.Chart().encode(x=x, y=y)
-    charts.append(
-      theme.panel(
-        [
-          *references,
-          alt.Chart()
-          .mark_area(color=_BLUE, opacity=0.2)
-          .encode(x=x, y=alt.Y('low:Q', title=title, **axis), y2='high:Q'),
-          base.mark_line(color=_BLUE),
-          base.mark_point(color=_BLUE, size=30, opacity=1).encode(
-            tooltip=['layer:Q', 'mean:Q', 'low:Q', 'high:Q']
-          ),
-        ],
-        rows,
-        size=_SIZE,
-      )
+    y = theme.y('mean', title, **axis)
+    base = alt.Chart().encode(x=theme.layer_axis(probe.model.depth))
+    point = base.mark_point(color=_BLUE, size=30, opacity=1).encode(
+      y=y, tooltip=theme.tips('layer', 'mean', 'mean_lo', 'mean_hi')
     )
+    curve = theme.curve(base, y, color=_BLUE)
+    charts.append(theme.panel([*references, *curve, point], rows, size=_SIZE))
   charts.append(_settled(probe))
-  return alt.concat(
-    *charts, columns=3, title=f'{name(probe)}: how its states move'
+  return theme.concat(charts, f'{name(probe)}: how its states move')
+
+
+def _settled(probe: probe_lib.Probe) -> alt.LayerChart:
+  rows = theme.rows(layer=range(len(probe.settled)), settled=probe.settled)
+  line = alt.Chart().mark_line(
+    color=_RED, interpolate='step-after', point=alt.OverlayMarkDef(color=_RED)
   )
-
-
-def _settled(probe: probe_lib.Probe) -> Any:
-  rows: list[dict[str, Any]] = [
-    {'layer': layer, 'settled': share}
-    for layer, share in enumerate(probe.settled)
-  ]
-  line = (
-    alt.Chart()
-    .mark_line(
-      color=_RED,
-      interpolate='step-after',
-      point=alt.OverlayMarkDef(color=_RED),
-    )
-    .encode(
-      x=theme.layer_axis(probe.model.depth),
-      y=alt.Y(
-        'settled:Q',
-        title='tokens that have settled',
-        axis=alt.Axis(format='%'),
-        scale=alt.Scale(domain=[0, 1]),
-      ),
-      tooltip=['layer:Q', alt.Tooltip('settled:Q', format='.2%')],
-    )
+  percent, unit = alt.Axis(format='%'), alt.Scale(domain=[0, 1])
+  line = line.encode(
+    x=theme.layer_axis(probe.model.depth),
+    y=theme.y('settled', axis=percent, scale=unit),
+    tooltip=theme.tips('layer', 'settled'),
   )
   by = theme.reference(trajectories.EARLY * probe.model.depth, 'x', dashed=True)
   return theme.panel([by, line], rows, size=_SIZE)
@@ -118,12 +91,12 @@ def _settled(probe: probe_lib.Probe) -> Any:
 def layers(probe: probe_lib.Probe) -> theme.Chart:
   """Draws the loss by layer, the cost of changes, and early stops by position."""
   charts = [_loss(probe), _changes(probe), _by_position(probe)]
-  return alt.concat(
-    *charts, columns=3, title=f'{name(probe)}: what its layers are worth'
+  return theme.concat(
+    charts, f'{name(probe)}: what its layers are worth'
   ).resolve_scale(color='independent', shape='independent')
 
 
-def _loss(probe: probe_lib.Probe) -> Any:
+def _loss(probe: probe_lib.Probe) -> alt.LayerChart:
   return _by_kind(
     [
       {'layer': row.layer, 'value': row.mean, 'kind': kind}
@@ -136,7 +109,7 @@ def _loss(probe: probe_lib.Probe) -> Any:
   )
 
 
-def _changes(probe: probe_lib.Probe) -> Any:
+def _changes(probe: probe_lib.Probe) -> alt.LayerChart:
   rows = theme.flat(
     {
       # Between the two layers that are exchanged.
@@ -160,7 +133,7 @@ def _changes(probe: probe_lib.Probe) -> Any:
   )
 
 
-def _by_position(probe: probe_lib.Probe) -> Any:
+def _by_position(probe: probe_lib.Probe) -> alt.LayerChart:
   return _by_kind(
     [
       {
@@ -190,13 +163,13 @@ def _by_position(probe: probe_lib.Probe) -> Any:
 def depths(scaling: probe_lib.DepthScaling) -> theme.Chart:
   """Draws what the layers of several models do, by their depth."""
   charts = [_turns(scaling.probes), _power(scaling), _regimes(scaling.probes)]
-  return alt.concat(
-    *charts, columns=3, title='Layers by depth of the model'
-  ).resolve_scale(color='independent', shape='independent')
+  return theme.concat(charts, 'Layers by depth of the model').resolve_scale(
+    color='independent', shape='independent'
+  )
 
 
-def _turns(probes: Sequence[probe_lib.Probe]) -> Any:
-  rows: list[dict[str, Any]] = [
+def _turns(probes: Sequence[probe_lib.Probe]) -> alt.LayerChart:
+  rows: theme.Rows = [
     {
       'run': probe.model.run,
       'depth': probe.model.depth,
@@ -207,38 +180,34 @@ def _turns(probes: Sequence[probe_lib.Probe]) -> Any:
     for row in probe.quantities['turn']
     if row.mean
   ]
-  turns = [row['turn'] for row in rows]
+  axis = theme.log_axis(row['turn'] for row in rows)
   base = alt.Chart().encode(
-    x=alt.X('place:Q', title='layer / depth'),
-    y=alt.Y('turn:Q', title='turn × depth, rad', **theme.log_axis(turns)),
+    x=theme.x('place', 'layer / depth'),
+    y=theme.y('turn', 'turn × depth, rad', **axis),
     color=alt.Color('depth:O', title='layers'),
     detail='run:N',
-    tooltip=['run:N', 'depth:Q', 'turn:Q'],
+    tooltip=theme.tips('run', 'depth', 'turn'),
   )
-  return theme.panel(
-    [base.mark_line(), base.mark_point(size=25, opacity=1)], rows, size=_SIZE
-  )
+  layers = [base.mark_line(), base.mark_point(size=25, opacity=1)]
+  return theme.panel(layers, rows, size=_SIZE)
 
 
-def _power(scaling: probe_lib.DepthScaling) -> Any:
+def _power(scaling: probe_lib.DepthScaling) -> alt.LayerChart:
   points = [
     (probe.model.depth, turn)
     for probe, turn in zip(scaling.probes, scaling.turns, strict=True)
     if turn
   ]
-  rows: list[dict[str, Any]] = []
+  rows: theme.Rows = []
   exponent = scaling.angle_exponent
   if exponent is not None:
     x, y = np.log(points).T
-    for at in (x.min(), x.max()):
-      fitted = y.mean() + exponent.value * (at - x.mean())
-      rows.append(
-        {
-          'depth': float(np.exp(at)),
-          'value': float(np.exp(fitted)),
-          'kind': f'depth^{exponent}',
-        }
-      )
+    at = np.array([x.min(), x.max()])
+    rows = theme.rows(
+      depth=np.exp(at),
+      value=np.exp(y.mean() + exponent.value * (at - x.mean())),
+      kind=f'depth^{exponent}',
+    )
   rows += [
     {'depth': depth, 'value': turn, 'kind': 'model', 'line': False}
     for depth, turn in points
@@ -251,7 +220,7 @@ def _power(scaling: probe_lib.DepthScaling) -> Any:
   )
 
 
-def _regimes(probes: Sequence[probe_lib.Probe]) -> Any:
+def _regimes(probes: Sequence[probe_lib.Probe]) -> alt.LayerChart:
   rows = theme.flat(
     {
       'run': probe.model.run,
@@ -268,7 +237,9 @@ def _regimes(probes: Sequence[probe_lib.Probe]) -> Any:
   return _by_kind(rows, _depth_axis(probes), title='statistic of the regimes')
 
 
-def _by_kind(rows: Sequence[dict[str, Any]], x: alt.X, **y: Any) -> Any:
+def _by_kind(
+  rows: Sequence[dict[str, Any]], x: alt.X, **y: Any
+) -> alt.LayerChart:
   """Returns a panel of points by kind, with lines and intervals.
 
   Args:
@@ -277,21 +248,19 @@ def _by_kind(rows: Sequence[dict[str, Any]], x: alt.X, **y: Any) -> Any:
     x: the horizontal channel.
     **y: title, scale and axis of the vertical channel.
   """
-  colour, shape = theme.category('kind', [row['kind'] for row in rows])
-  base = alt.Chart().encode(x=x, color=colour)
-  value = base.encode(y=alt.Y('value:Q', **y))
+  series = theme.category('kind', [row['kind'] for row in rows])
+  base = alt.Chart().encode(x=x, color=series.colour)
+  channel = alt.Y('value:Q', **y)
+  value = base.encode(y=channel)
   fields = dict.fromkeys(key for row in rows for key in row if key != 'line')
-  return theme.panel(
-    [
-      base.mark_rule().encode(y=alt.Y('value_lo:Q', **y), y2='value_hi:Q'),
-      value.mark_line().transform_filter('datum.line !== false'),
-      value.mark_point(opacity=1).encode(
-        shape=shape, tooltip=[f'{field}:N' for field in fields]
-      ),
-    ],
-    rows,
-    size=_SIZE,
-  )
+  layers = [
+    theme.interval(base, channel),
+    value.mark_line().transform_filter('datum.line !== false'),
+    value.mark_point(opacity=1).encode(
+      shape=series.shape, tooltip=theme.tips(*fields)
+    ),
+  ]
+  return theme.panel(layers, rows, size=_SIZE)
 
 
 def _depth_axis(probes: Sequence[probe_lib.Probe]) -> alt.X:

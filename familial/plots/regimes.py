@@ -34,7 +34,7 @@ def depths(tables: depth_regimes.Tables) -> list[int]:
 def statistics(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
   """Draws the statistics of the regimes by G: each seed, and the mean."""
   seeds = [row for row in tables.seeds if row.depth == depth]
-  rows: list[dict[str, Any]] = []
+  rows: theme.Rows = []
   for name, title in STATISTICS.items():
     for exits in sorted({row.exits for row in seeds}):
       values = {r.seed: getattr(r, name) for r in seeds if r.exits == exits}
@@ -43,26 +43,23 @@ def statistics(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
         mean = mean.within(0, 1)
       here = {'statistic': title, 'exits': exits}
       rows += [here | {'seed': s, 'value': v} for s, v in values.items()]
-      rows += theme.flat([here | {'mean': mean, 'text': f'{mean}'}])
-  colour, shape = theme.granularity(row.exits for row in seeds)
+      rows += theme.flat([here | {'mean': mean, 'said': f'{mean}'}])
+  series = theme.granularity(row.exits for row in seeds)
   base = alt.Chart().encode(
     x=alt.X('exits:O', title='exits G', axis=alt.Axis(labelAngle=0)),
-    color=colour,
+    color=series.colour,
   )
-  scale = alt.Scale(zero=False, padding=8)
-  mean_y = alt.Y('mean:Q', title=None, scale=scale)
+  mean_y = alt.Y('mean:Q', title=None, scale=theme.near(8))
   layers = [
-    base.mark_rule().encode(
-      y=alt.Y('mean_lo:Q', title=None, scale=scale), y2='mean_hi:Q'
-    ),
+    theme.interval(base, mean_y),
     base.mark_point(
       size=18, filled=False, strokeWidth=1, xOffset=9, opacity=1
     ).encode(
-      y=alt.Y('value:Q', title=None, scale=scale),
-      tooltip=['exits:O', 'seed:Q', alt.Tooltip('value:Q', format='.4f')],
+      y=alt.Y('value:Q', title=None, scale=theme.near(8)),
+      tooltip=theme.tips('exits', 'seed', 'value'),
     ),
     base.mark_point(size=70, opacity=1).encode(
-      y=mean_y, shape=shape, tooltip=['exits:O', 'text:N']
+      y=mean_y, shape=series.shape, tooltip=theme.tips('exits', 'said')
     ),
   ]
   return theme.panels(
@@ -70,7 +67,7 @@ def statistics(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
     rows,
     by='statistic',
     title=f'Statistics of the middle layers, {depth} layers',
-    independent=('y',),
+    own_y=True,
     size=_SIZE,
   )
 
@@ -78,30 +75,19 @@ def statistics(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
 def layers(tables: depth_regimes.Tables, depth: int) -> theme.Chart:
   """Draws what each layer does by G, means over seeds."""
   rows = [row for row in tables.layers if row.depth == depth]
-  pick = theme.legend_filter('exits')
-  colour, shape = theme.granularity(row.exits for row in rows)
-  charts: list[Any] = []
+  series = theme.granularity(row.exits for row in rows)
+  charts = []
   for name, title in LAYERS.items():
     here = [row for row in rows if row.name == name]
-    axis = (
-      theme.symlog_axis((row.mean for row in here), _LINEAR)
-      if name == 'skip'
-      else {'scale': alt.Scale(zero=False, padding=8)}
-    )
-    base = alt.Chart().encode(
-      x=theme.layer_axis(depth),
-      y=alt.Y('mean:Q', title=title, **axis),
-      color=colour,
-      opacity=theme.shown(pick),
+    axis: dict[str, Any] = {'scale': theme.near(8)}
+    if name == 'skip':
+      axis = theme.symlog_axis((row.mean for row in here), _LINEAR)
+    base = series.chart(
+      x=theme.layer_axis(depth), y=theme.y('mean', title, **axis)
     )
     point = base.mark_point().encode(
-      shape=shape,
-      tooltip=['exits:O', 'layer:Q', alt.Tooltip('mean:Q', format='.4f')],
+      shape=series.shape, tooltip=theme.tips('exits', 'layer', 'mean')
     )
-    charts.append(
-      theme.panel(
-        [base.mark_line(), point if charts else point.add_params(pick)],
-        theme.flat(here),
-      )
-    )
-  return alt.concat(*charts, columns=2, title=f'Layer by layer, {depth} layers')
+    charts.append(theme.panel([base.mark_line(), point], theme.flat(here)))
+  title = f'Layer by layer, {depth} layers'
+  return theme.concat(charts, title, columns=2, series=series)

@@ -15,11 +15,13 @@ import pathlib
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from familial.core import storage
 from familial.core.estimate import Estimate
 
 Chart = alt.TopLevelMixin
+Rows = list[dict[str, Any]]
 PANEL = (250, 190)  # width and height of a panel in pixels
 SINGLE = (560, 260)  # of a chart with one panel
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -51,6 +53,62 @@ _BY_G = {
   16: ('#CC79A7', 'triangle-down'),
 }
 _OTHER_G = ('#7570B3', 'wedge')
+# Name, unit and format of a field, for axes and tooltips; a field with a format
+# is a number, others are shown as they are.
+_NATS = 'nats per token (lower is better)'
+FIELDS = {
+  'C': ('training compute C', 'FLOPs', '.3s'),
+  'D': ('tokens D', '', '.4s'),
+  'G': ('exits G', '', ''),
+  'N': ('parameters N', '', '.4s'),
+  'budget': ('training compute C', 'FLOPs', ''),
+  'accuracy': ('accuracy', '', '.3f'),
+  'bytes': ('bytes per token, both ways', '', '.0f'),
+  'confidence': ('largest probability', '', '.3f'),
+  'cosine': ('cosine', '', '.3f'),
+  'deviance': ('deviance', '', '.3g'),
+  'early': ('tokens that stopped early', '', '.2%'),
+  'end': ('FLOPs', '', '.3s'),
+  'error': ('median error', '% (lower is better)', '.3g'),
+  'exits': ('exits G', '', ''),
+  'exponent': ('exponent of depth', '', '.3g'),
+  'flops': ('training compute C', 'FLOPs', '.3s'),
+  'gain': ('gain over sh', '% (higher is better)', '.3g'),
+  'gradient_norm': ('gradient norm', '', '.3g'),
+  'hi': ('upper end', '', '.3g'),
+  'held': ('median error of the last loss', '%', '.3g'),
+  'js': ('Jensen-Shannon divergence', 'nats', '.4f'),
+  'kl': ('KL(smaller ‖ larger)', 'nats', '.4f'),
+  'kl_back': ('KL(larger ‖ smaller)', 'nats', '.4f'),
+  'law': ('loss by the law', _NATS, '.4f'),
+  'layers': ('layers per token', '', '.3g'),
+  'leverage': ('Efficiency Leverage', '', '.3g'),
+  'lo': ('lower end', '', '.3g'),
+  'loss': ('loss', _NATS, '.4f'),
+  'loss_exit': ('loss of the exit', _NATS, '.4f'),
+  'loss_twin': ('loss of the twin', _NATS, '.4f'),
+  'memory': ('memory', 'GiB', '.3g'),
+  'mean': ('mean', '', '.4g'),
+  'observed': ('observed loss', 'nats per token', '.4f'),
+  'over': ('over', '%', '.2f'),
+  'params': ('parameters N', '', '.4s'),
+  'predicted': ('predicted loss', 'nats per token', '.4f'),
+  'rate': ('learning rate', '', '.3g'),
+  'reached': ('loss reached', _NATS, '.4f'),
+  'residual': ('residual of log loss', '%', '.2f'),
+  'said': ('estimate', '', ''),
+  'seconds': ('seconds', '', '.3g'),
+  'seen': ('lowest loss so far', _NATS, '.4f'),
+  'settled': ('tokens that have settled', '', '.2%'),
+  'share': ('share', '', '.3g'),
+  'spent': ('spent', '% of training all to their ends', '.3g'),
+  'threshold': ('threshold', '', '.3f'),
+  'tokens': ('tokens', '', '.3s'),
+  'tokens_per_second': ('tokens per second', '', ',.0f'),
+  'top1': ('same top-1 token', 'share', '.4f'),
+  'turn': ('turn', 'rad', '.3g'),
+  'value': ('value', '', '.4g'),
+}
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 _CONFIG: dict[str, Any] = {
   'font': 'DejaVu Sans, system-ui, sans-serif',
@@ -82,7 +140,7 @@ _CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def flat(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
+def flat(rows: Iterable[Any], **more: Any) -> Rows:
   """Returns records as flat rows of a chart.
 
   An `Estimate` in field `x` becomes `x`, `x_lo` and `x_hi`; tuples become text.
@@ -114,6 +172,16 @@ def flat(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
   return made
 
 
+def rows(**columns: Any) -> Rows:
+  """Returns rows from columns; a single value stands in every row."""
+  arrays = np.broadcast_arrays(*map(np.atleast_1d, columns.values()))
+  lists = [array.tolist() for array in arrays]
+  return [
+    dict(zip(columns, values, strict=True))
+    for values in zip(*lists, strict=True)
+  ]
+
+
 def data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
   """Returns rows as a chart's data; numbers that are not finite become null."""
   return alt.Data(
@@ -129,42 +197,205 @@ def data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
   )
 
 
-def granularity(
-  values: Iterable[int], field: str = 'exits'
-) -> tuple[alt.Color, alt.Shape]:
-  """Returns the colour and marker encodings of G; both share one legend."""
-  domain = sorted({int(value) for value in values})
-  looks = [_BY_G.get(g, _OTHER_G) for g in domain]
-  title = 'exits G (1 is dense)'
-  return (
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """How the values of a field look, and a filter that a click on the legend sets.
+
+  Attributes:
+    field: of the rows.
+    colour: encoding; shares its legend with `shape`.
+    shape: encoding of the markers.
+  """
+
+  field: str
+  colour: alt.Color
+  shape: alt.Shape
+
+  @property
+  def filter(self) -> alt.Parameter:
+    """The selection that a click on the legend sets; `concat` etc. add it."""
+    return alt.selection_point(
+      name=f'of_{self.field}', fields=[self.field], bind='legend', toggle='true'
+    )
+
+  def shown(self, opacity: float = 1.0) -> Any:
+    """Returns an opacity that fades what the legend's filter leaves out."""
+    return alt.condition(self.filter, alt.value(opacity), alt.value(0.08))
+
+  def chart(self, **channels: Any) -> alt.Chart:
+    """Returns a chart in the series' colours, without data and mark."""
+    return alt.Chart().encode(
+      color=self.colour, opacity=self.shown(), **channels
+    )
+
+  def listening(self, layers: Sequence[alt.Chart]) -> list[alt.Chart]:
+    """Returns layers, the last in the series' colours with the filter."""
+    made = list(layers)
+    for place in reversed(range(len(made))):
+      if isinstance(made[place].encoding.color, alt.Color):
+        made[place] = made[place].add_params(self.filter)
+        break
+    return made
+
+
+def series(
+  field: str,
+  looks: Mapping[Any, tuple[str, str]],
+  title: str | None = None,
+  kind: str = 'N',
+) -> Series:
+  """Returns the series of a field.
+
+  Args:
+    field: of the rows.
+    looks: colour and marker by value, in the order of the legend.
+    title: of the legend.
+    kind: `N` for names, `O` for numbers in order.
+  """
+  colours, shapes = zip(*looks.values(), strict=True) if looks else ((), ())
+  name, domain = f'{field}:{kind}', list(looks)
+  return Series(
+    field,
     alt.Color(
-      f'{field}:O',
-      title=title,
-      scale=alt.Scale(domain=domain, range=[colour for colour, _ in looks]),
+      name, title=title, scale=alt.Scale(domain=domain, range=list(colours))
     ),
     alt.Shape(
-      f'{field}:O',
-      title=title,
-      scale=alt.Scale(domain=domain, range=[shape for _, shape in looks]),
+      name, title=title, scale=alt.Scale(domain=domain, range=list(shapes))
     ),
   )
+
+
+def granularity(values: Iterable[int]) -> Series:
+  """Returns the series of G, whose field is `exits`."""
+  domain = sorted({int(value) for value in values})
+  looks = {g: _BY_G.get(g, _OTHER_G) for g in domain}
+  return series('exits', looks, 'exits G (1 is dense)', 'O')
 
 
 def category(
-  field: str, domain: Iterable[str], title: str | None = None
-) -> tuple[alt.Color, alt.Shape]:
-  """Returns the colour and marker encodings of names; both share one legend."""
-  names = list(dict.fromkeys(domain))
-  colours = [CYCLE[i % len(CYCLE)] for i in range(len(names))]
-  markers = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
-  return (
-    alt.Color(
-      f'{field}:N', title=title, scale=alt.Scale(domain=names, range=colours)
-    ),
-    alt.Shape(
-      f'{field}:N', title=title, scale=alt.Scale(domain=names, range=markers)
-    ),
+  field: str, names: Iterable[Any], title: str | None = None, kind: str = 'N'
+) -> Series:
+  """Returns the series of names in the order in which they come."""
+  looks = {
+    name: (CYCLE[i % len(CYCLE)], SHAPES[i % len(SHAPES)])
+    for i, name in enumerate(dict.fromkeys(names))
+  }
+  return series(field, looks, title, kind)
+
+
+def graded(
+  field: str,
+  names: Sequence[Any],
+  title: str | None = None,
+  kind: str = 'N',
+  **scale: Any,
+) -> Series:
+  """Returns the series of names that have an order, in the colours of a scheme."""
+  colour = alt.Color(
+    f'{field}:{kind}',
+    title=title,
+    sort=list(names),
+    scale=alt.Scale(domain=list(names), **scale),
   )
+  made = category(field, names, title, kind)
+  return dataclasses.replace(made, colour=colour)
+
+
+def beside(values: Iterable[Any], factor: float = 1.13) -> dict[Any, float]:
+  """Returns factors that set values side by side on a logarithmic axis."""
+  order = sorted(set(values))
+  return {
+    value: factor ** (place - (len(order) - 1) / 2)
+    for place, value in enumerate(order)
+  }
+
+
+def x(field: str, title: str | None = None, **properties: Any) -> alt.X:
+  """Returns the horizontal channel of a number; its title is that of FIELDS."""
+  return alt.X(f'{field}:Q', title=title or axis_title(field), **properties)
+
+
+def y(field: str, title: str | None = None, **properties: Any) -> alt.Y:
+  """Returns the vertical channel of a number; its title is that of FIELDS."""
+  return alt.Y(f'{field}:Q', title=title or axis_title(field), **properties)
+
+
+def axis_title(field: str) -> str:
+  """Returns the title of a field's axis, with its unit."""
+  name, unit, _ = _described(field)
+  return f'{name}, {unit}' if unit else name
+
+
+def _described(field: str) -> tuple[str, str, str]:
+  """Returns name, unit and format of a field, or of an end of its interval."""
+  stem, _, end = field.rpartition('_')
+  if end in ('lo', 'hi') and stem in FIELDS:
+    name, unit, form = FIELDS[stem]
+    return f'{name}: {"lower" if end == "lo" else "upper"} end', unit, form
+  return FIELDS.get(field, (field.replace('_', ' '), '', ''))
+
+
+def near(padding: int = 12) -> alt.Scale:
+  """Returns the scale of values that need not be near 0."""
+  return alt.Scale(zero=False, padding=padding)
+
+
+def tips(*fields: str) -> list[alt.Tooltip]:
+  """Returns the tooltip of fields, with the titles and formats of FIELDS."""
+  found = []
+  for field in fields:
+    name, _, form = _described(field)
+    kind = 'Q' if form else 'N'
+    tip = alt.Tooltip(f'{field}:{kind}', title=name)
+    found.append(tip.format(form) if form else tip)
+  return found
+
+
+def only(chart: alt.Chart, kind: str, field: str = 'kind') -> alt.Chart:
+  """Returns a chart of the rows whose field has this value."""
+  return chart.transform_filter(f"datum.{field} == '{kind}'")
+
+
+def interval(
+  base: alt.Chart, channel: alt.X | alt.Y, mark: str = 'rule', **properties: Any
+) -> alt.Chart:
+  """Returns the intervals of a channel's field: from `x_lo` to `x_hi` of `x`.
+
+  Args:
+    base: what is drawn.
+    channel: of the field; the intervals share its axis.
+    mark: `rule`, `area` or `bar`.
+    **properties: of the mark.
+  """
+  field = channel.shorthand.partition(':')[0]
+  low: Any = channel.copy()
+  low.shorthand = f'{field}_lo:Q'
+  drawn: alt.Chart = getattr(base, f'mark_{mark}')(**properties)
+  if isinstance(channel, alt.X):
+    return drawn.encode(x=low, x2=f'{field}_hi:Q')
+  return drawn.encode(y=low, y2=f'{field}_hi:Q')
+
+
+def means(
+  base: alt.Chart, channel: alt.Y, shape: alt.Shape, *tooltip: str
+) -> list[alt.Chart]:
+  """Returns the layers of means: a line, intervals, and points in front."""
+  base = base.encode(y=channel)
+  return [
+    base.mark_line(),
+    interval(base, channel),
+    base.mark_point().encode(shape=shape, tooltip=tips(*tooltip)),
+  ]
+
+
+def curve(
+  base: alt.Chart, channel: alt.Y, opacity: float = 0.2, **properties: Any
+) -> list[alt.Chart]:
+  """Returns the layers of a curve: its band of intervals, and the line."""
+  return [
+    interval(base, channel, 'area', opacity=opacity, **properties),
+    base.mark_line(**properties).encode(y=channel),
+  ]
 
 
 def log_axis(values: Iterable[float]) -> dict[str, Any]:
@@ -307,7 +538,7 @@ def percent(log_ratio: float) -> float:
   return 100 * math.expm1(log_ratio)
 
 
-def percentages(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
+def percentages(rows: Iterable[Any], **more: Any) -> Rows:
   """Returns records with a `log_ratio` as flat rows of a chart.
 
   The rows' `over`, `over_lo` and `over_hi` are percentages above 1, `said` is
@@ -326,28 +557,17 @@ def percentages(rows: Iterable[Any], **more: Any) -> list[dict[str, Any]]:
   )
 
 
-def legend_filter(field: str) -> alt.Parameter:
-  """Returns a selection that a click on the legend sets."""
-  return alt.selection_point(
-    name=f'of_{field}', fields=[field], bind='legend', toggle='true'
-  )
-
-
-def shown(selection: alt.Parameter, opacity: float = 1.0) -> Any:
-  """Returns an opacity that fades what the legend's selection leaves out."""
-  return alt.condition(selection, alt.value(opacity), alt.value(0.08))
-
-
 def panels(
   layers: Sequence[alt.Chart],
   rows: Sequence[Mapping[str, Any]],
   *,
-  by: str,
+  by: str = 'panel',
   order: Sequence[str] | None = None,
   title: str = '',
   columns: int = 3,
-  independent: Sequence[str] = (),
+  own_y: bool = False,
   size: tuple[int, int] = PANEL,
+  series: Series | None = None,
 ) -> Chart:
   """Returns layers repeated in a panel for each value of a field.
 
@@ -358,10 +578,12 @@ def panels(
     order: of the panels; as they come in `rows` if None.
     title: of the figure.
     columns: panels side by side; a page sets it by its width.
-    independent: channels (`x`, `y`) with a scale of their own in each panel.
+    own_y: whether each panel has a vertical scale of its own.
     size: width and height of a panel in pixels.
+    series: whose legend filters what is shown.
   """
   order = order or list(dict.fromkeys(row[by] for row in rows))
+  layers = series.listening(layers) if series else layers
   chart = alt.layer(*layers).properties(width=size[0], height=size[1])
   facet = chart.facet(
     facet=alt.Facet(f'{by}:N', title=None, sort=list(order)),
@@ -370,11 +592,25 @@ def panels(
   )
   if title:
     facet = facet.properties(title=title)
-  if independent:
-    facet = facet.resolve_scale(
-      **{channel: 'independent' for channel in independent}  # type: ignore[arg-type]
-    )
-  return facet
+  return facet.resolve_scale(y='independent') if own_y else facet
+
+
+def panel(
+  layers: Sequence[alt.Chart],
+  rows: Sequence[Mapping[str, Any]] | None = None,
+  *,
+  title: str = '',
+  size: tuple[int, int] = PANEL,
+  series: Series | None = None,
+) -> alt.LayerChart:
+  """Returns layers in a panel; without rows it shows those of its figure."""
+  layers = series.listening(layers) if series else layers
+  shared = {} if rows is None else {'data': data(rows)}
+  chart: Any = alt.layer(*layers, **shared)
+  made: alt.LayerChart = chart.properties(
+    width=size[0], height=size[1], title=title
+  )
+  return made
 
 
 def single(
@@ -383,10 +619,35 @@ def single(
   *,
   title: str = '',
   size: tuple[int, int] = SINGLE,
+  series: Series | None = None,
 ) -> Chart:
   """Returns layers in one panel, which a page stretches to its width."""
-  chart = alt.layer(*layers, data=data(rows))
-  return chart.properties(width=size[0], height=size[1], title=title)
+  return panel(layers, rows, title=title, size=size, series=series)
+
+
+def concat(
+  charts: Sequence[alt.LayerChart],
+  title: Any,
+  *,
+  columns: int = 3,
+  rows: Sequence[Mapping[str, Any]] | None = None,
+  series: Series | None = None,
+) -> alt.ConcatChart:
+  """Returns panels side by side.
+
+  Args:
+    charts: the panels.
+    title: of the figure.
+    columns: panels in a row at most; a page sets it by its width.
+    rows: data of panels that have none of their own.
+    series: of all panels; the legend's filter is one for all.
+  """
+  first: Any = charts[0]
+  if series:
+    first = first.copy(deep=False)
+    first.layer = series.listening(first.layer)
+  shared = {} if rows is None else {'data': data(rows)}
+  return alt.concat(first, *charts[1:], columns=columns, title=title, **shared)
 
 
 def forest(
@@ -399,62 +660,37 @@ def forest(
   """Draws estimates below one another.
 
   Args:
-    rows: `name`, `value`, `lo`, `hi`, `said` (the estimate as text), `group`
-      (colour), `flagged` (hollow), and perhaps `profile_lo`, `profile_hi`.
+    rows: `name`, `value` (an Estimate), `group` (colour), `flags` (text; what
+      has any is hollow), and perhaps `profile_lo`, `profile_hi`.
     title: of the figure.
     axis: title of the axis.
     dashed: value of a dashed reference line.
   """
-  colour, _ = category('group', [row['group'] for row in rows])
+  drawn = flat(rows, said=lambda row: f'  {row["value"]}')
   names = [row['name'] for row in rows]
-  base = alt.Chart().encode(
-    y=alt.Y(
-      'name:N',
-      sort=names,
-      title=None,
-      axis=alt.Axis(labelLimit=330, grid=False),
-    ),
-    color=colour,
-  )
-  x = alt.X('value:Q', title=axis)
-  pick = legend_filter('group')
-  point = base.encode(
-    x=x, opacity=shown(pick), tooltip=['name:N', 'said:N', 'flags:N']
-  )
+  groups = category('group', [row['group'] for row in rows])
+  wide = alt.Axis(labelLimit=330, grid=False)
+  base = groups.chart(y=alt.Y('name:N', sort=names, title=None, axis=wide))
+  value = x('value', axis)
+  point = base.encode(x=value, tooltip=tips('name', 'said', 'flags'))
   layers = [
     reference(0, 'x'),
-    base.mark_bar(height=9, opacity=0.25).encode(
-      x=alt.X('profile_lo:Q', title=axis), x2='profile_hi:Q'
+    interval(base, x('profile', axis), 'bar', height=9).encode(
+      opacity=groups.shown(0.25)
     ),
-    base.mark_rule(strokeWidth=2).encode(
-      x=alt.X('lo:Q', title=axis), x2='hi:Q', opacity=shown(pick)
-    ),
-    point.transform_filter('!datum.flagged')
-    .mark_point(size=70)
-    .add_params(pick),
-    point.transform_filter('datum.flagged').mark_point(
+    interval(base, value, strokeWidth=2),
+    point.transform_filter('datum.flags').mark_point(
       size=70, filled=False, fill='white', strokeWidth=2
     ),
+    point.transform_filter('!datum.flags').mark_point(size=70),
     alt.Chart()
     .mark_text(align='left', fontSize=11, color=RULE)
     .encode(y=alt.Y('name:N', sort=names), x=alt.value('width'), text='said:N'),
   ]
-  layers[-1] = layers[-1].transform_calculate(said="'  ' + datum.said")
   if dashed is not None:
     layers.insert(0, reference(dashed, 'x', dashed=True))
-  return single(layers, rows, title=title, size=(430, 26 * len(rows)))
-
-
-def panel(
-  layers: Sequence[alt.Chart],
-  rows: Sequence[Mapping[str, Any]],
-  *,
-  title: str = '',
-  size: tuple[int, int] = PANEL,
-) -> Any:
-  """Returns layers in a panel of a concatenation, with data of its own."""
-  chart = alt.layer(*layers, data=data(rows))
-  return chart.properties(width=size[0], height=size[1], title=title)
+  size = 430, 26 * len(rows)
+  return single(layers, drawn, title=title, size=size, series=groups)
 
 
 def specification(chart: Chart) -> dict[str, Any]:
@@ -470,8 +706,8 @@ def save(chart: Chart, path: pathlib.Path) -> dict[str, Any]:
   import vl_convert
 
   made = specification(chart)
-  text = json.dumps(made)
-  png = vl_convert.vegalite_to_png(text, scale=2)
+  svg = vl_convert.vegalite_to_svg(json.dumps(made))
+  png = vl_convert.svg_to_png(svg, scale=2)
   storage.write_bytes(path.with_suffix('.png'), png)
-  storage.write_text(path.with_suffix('.svg'), vl_convert.vegalite_to_svg(text))
+  storage.write_text(path.with_suffix('.svg'), svg)
   return made

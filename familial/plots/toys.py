@@ -1,6 +1,5 @@
 """Figures of toy networks: loss by depth, exponents and what moves them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -9,7 +8,6 @@ import numpy as np
 from familial.plots import theme
 from familial.studies import depth_toys
 
-Curves = Sequence[depth_toys.Curve]
 _EXPECTED = {'averaging': 1.0, 'smooth': 3.0}  # exponents of the two regimes
 _SIZE = (230, 190)
 
@@ -31,7 +29,7 @@ def loss(tables: depth_toys.Tables) -> theme.Chart:
 
   A dashed line: the curve is not a power law of depth.
   """
-  rows: list[dict[str, Any]] = []
+  rows: theme.Rows = []
   for curve in tables.curves:
     here = {'panel': _panel(curve), 'temperature': _temperature(curve)}
     points = [
@@ -40,10 +38,15 @@ def loss(tables: depth_toys.Tables) -> theme.Chart:
       if _of(row) == _of(curve) and row.error is not None and row.loss
     ]
     rows += [
-      {**here, 'kind': 'student', 'depth': r.depth, 'loss': r.loss,
-       'teacher': r.number}
+      here
+      | {
+        'kind': 'student',
+        'depth': r.depth,
+        'loss': r.loss,
+        'teacher': r.number,
+      }
       for r in points
-    ]  # fmt: skip
+    ]
     logs = np.array(
       [
         [np.log(r.loss) for r in points if r.number == number and r.loss]
@@ -53,73 +56,67 @@ def loss(tables: depth_toys.Tables) -> theme.Chart:
     if not len(points) or logs.shape[-1] != len(curve.depths):
       continue
     slope, level = np.polyfit(np.log(curve.depths), logs.mean(axis=0), 1)
-    rows += [
-      {**here, 'kind': 'bent' if curve.bent else 'line', 'depth': depth,
-       'loss': float(np.exp(level) * depth**slope),
-       'exponent': f'{curve.exponent}'}
-      for depth in curve.depths
-    ]  # fmt: skip
-  colour, shape = theme.category(
-    'temperature', [row['temperature'] for row in rows]
-  )
-  pick = theme.legend_filter('temperature')
+    rows += theme.rows(
+      **here,
+      kind='bent' if curve.bent else 'line',
+      depth=curve.depths,
+      loss=np.exp(level) * np.array(curve.depths, float) ** slope,
+      said=f'{curve.exponent}',
+    )
+  series = theme.category('temperature', [r['temperature'] for r in rows])
+  scale = alt.Scale(type='log', nice=False, padding=8)
   depths = sorted({row['depth'] for row in rows})
-  base = alt.Chart().encode(
-    x=alt.X(
-      'depth:Q',
-      title='layers l of the students',
-      scale=alt.Scale(type='log', nice=False, padding=8),
+  base = series.chart(
+    x=theme.x(
+      'depth',
+      'layers l of the students',
+      scale=scale,
       axis=alt.Axis(values=depths, format='d'),
     ),
-    y=alt.Y(
-      'loss:Q',
-      title='test loss (lower is better)',
-      scale=alt.Scale(type='log', nice=False, padding=8),
+    y=theme.y(
+      'loss',
+      'test loss (lower is better)',
+      scale=scale,
       axis=alt.Axis(format='.1e', tickCount=4),
     ),
-    color=colour,
-    opacity=theme.shown(pick),
   )
-
-  def of(kind: str) -> alt.Chart:
-    return base.transform_filter(f"datum.kind == '{kind}'")
-
-  tooltip = ['panel:N', 'temperature:N', 'exponent:N']
+  line = base.encode(tooltip=theme.tips('panel', 'temperature', 'said'))
   layers = [
-    of('line').mark_line().encode(tooltip=tooltip),
-    of('bent').mark_line(strokeDash=[5, 3]).encode(tooltip=tooltip),
-    of('student')
+    theme.only(line, 'line').mark_line(),
+    theme.only(line, 'bent').mark_line(strokeDash=[5, 3]),
+    theme.only(base, 'student')
     .mark_point(size=30)
     .encode(
-      shape=shape,
-      tooltip=['teacher:Q', 'depth:Q', alt.Tooltip('loss:Q', format='.3e')],
-    )
-    .add_params(pick),
+      shape=series.shape,
+      tooltip=[
+        *theme.tips('teacher', 'depth'),
+        alt.Tooltip('loss:Q', format='.3e'),
+      ],
+    ),
   ]
   return theme.panels(
     layers,
     rows,
-    by='panel',
     title='Test loss by depth (a point: one teacher and its student; dashed: not'
     ' a power law)',
-    independent=('y',),
+    own_y=True,
     size=_SIZE,
+    series=series,
   )
 
 
 def exponents(tables: depth_toys.Tables) -> theme.Chart:
   """Draws the exponent of depth of every group with its interval."""
-  rows = theme.flat(
-    [curve for curve in tables.curves if curve.exponent is not None],
-    name=lambda c: f'{_panel(c)}, {_temperature(c)}',
-    value=lambda c: c.exponent.value,
-    lo=lambda c: c.exponent.lo,
-    hi=lambda c: c.exponent.hi,
-    said=lambda c: f'{c.exponent}',
-    group=lambda c: f'{c.teacher} layers of the teacher',
-    flagged=lambda c: c.bent,
-    flags=lambda c: 'not a power law' if c.bent else '',
-  )
+  rows = [
+    {
+      'name': f'{_panel(curve)}, {_temperature(curve)}',
+      'value': curve.exponent,
+      'group': f'{curve.teacher} layers of the teacher',
+      'flags': 'not a power law' if curve.bent else '',
+    }
+    for curve in tables.curves
+    if curve.exponent is not None
+  ]
   return theme.forest(
     rows,
     title='Exponent of depth',
@@ -134,13 +131,8 @@ def temperatures(tables: depth_toys.Tables) -> theme.Chart:
     [c for c in tables.curves if c.temperature is not None and c.exponent],
     panel=lambda c: c.study.replace('_', ' '),
   )
-  return _exponent(
-    rows,
-    'temperature',
-    'temperature T',
-    'teacher',
-    'Exponent of depth by temperature',
-  )
+  title = 'Exponent of depth by temperature'
+  return _exponent(rows, 'temperature', 'temperature T', 'teacher', title)
 
 
 def evolution(tables: depth_toys.Tables) -> theme.Chart:
@@ -153,40 +145,26 @@ def evolution(tables: depth_toys.Tables) -> theme.Chart:
     panel=_panel,
     temperature=_temperature,
   )
-  return _exponent(
-    rows,
-    'steps',
-    'training steps',
-    'temperature',
-    'Exponent of depth along training',
-  )
+  title = 'Exponent of depth along training'
+  return _exponent(rows, 'steps', 'training steps', 'temperature', title)
 
 
 def _exponent(
-  rows: list[dict[str, Any]], x: str, label: str, field: str, title: str
+  rows: theme.Rows, along: str, label: str, field: str, title: str
 ) -> theme.Chart:
-  colour, shape = theme.category(field, [row[field] for row in rows])
-  pick = theme.legend_filter(field)
-  base = alt.Chart().encode(
-    x=alt.X(f'{x}:Q', title=label, **theme.log_axis(row[x] for row in rows)),
-    color=colour,
-    opacity=theme.shown(pick),
+  series = theme.category(field, [row[field] for row in rows])
+  base = series.chart(
+    x=theme.x(along, label, **theme.log_axis(row[along] for row in rows))
   )
-  y = alt.Y('exponent:Q', title='exponent of depth')
+  y = theme.y('exponent')
   layers = [
     *(theme.reference(value, dashed=True) for value in _EXPECTED.values()),
-    base.mark_rule().encode(
-      y=alt.Y('exponent_lo:Q', title='exponent of depth'), y2='exponent_hi:Q'
-    ),
-    base.mark_line().encode(y=y),
-    base.mark_point()
-    .encode(y=y, shape=shape, tooltip=[f'{x}:Q', f'{field}:N', 'exponent:Q'])
-    .add_params(pick),
+    *theme.means(base, y, series.shape, along, field, 'exponent'),
   ]
   return theme.panels(
     layers,
     rows,
-    by='panel',
     title=f'{title} (dashed: 1, averaging, and 3, smooth dynamics)',
     size=_SIZE,
+    series=series,
   )

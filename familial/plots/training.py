@@ -15,10 +15,10 @@ from familial.plots import theme
 
 # Keys of `progress.jsonl` and their axes.
 _QUANTITIES = {
-  'loss': 'training loss, nats per token (lower is better)',
-  'rate': 'learning rate',
-  'gradient_norm': 'gradient norm',
-  'tokens_per_second': 'tokens per second',
+  'loss': 'training loss, nats per token',
+  'rate': None,
+  'gradient_norm': None,
+  'tokens_per_second': None,
 }
 _POINTS = 5000  # in one figure
 _LEAST = 12  # of a run
@@ -46,68 +46,44 @@ def curves(folders: Sequence[pathlib.Path]) -> theme.Chart | None:
   if not rows:
     return None
   names = sorted({row['run'] for row in rows})
-  legend = alt.Legend(columns=4, symbolLimit=40, labelLimit=220)
-  colour = alt.Color(
-    'run:N',
-    title=None,
-    legend=legend,
-    scale=alt.Scale(scheme='category20', domain=names),
-  )
-  pick = theme.legend_filter('run')
-  charts: list[alt.Chart] = []
+  series = theme.graded('run', names, scheme='category20')
+  # All runs: Vega would leave out those beyond a few, with their filters.
+  legend = alt.Legend(columns=4, symbolLimit=len(names), labelLimit=220)
+  axis = theme.log_axis(row['tokens'] for row in rows)
+  charts = []
   for key, title in _QUANTITIES.items():
-    known = [row[key] for row in rows if row.get(key)]
-    if not known:
-      continue
-    y = alt.Y(f'{key}:Q', title=title, scale=alt.Scale(zero=False))
-    chart = (
-      alt.Chart()
-      .mark_line(strokeWidth=1.2)
-      .encode(
-        x=alt.X(
-          'tokens:Q',
-          title='tokens',
-          **theme.log_axis(r['tokens'] for r in rows),
-        ),
-        y=y,
-        color=colour,
-        opacity=theme.shown(pick),
-        tooltip=['run:N', alt.Tooltip('tokens:Q', format='.3s'), f'{key}:Q'],
-      )
-      .properties(width=theme.PANEL[0], height=theme.PANEL[1])
-    )
-    charts.append(chart if charts else chart.add_params(pick))
-  return alt.concat(
-    *charts, columns=2, data=theme.data(rows), title='Training curves'
-  )
+    known = [row for row in rows if row.get(key)]
+    if known:
+      line = series.chart(
+        x=theme.x('tokens', **axis),
+        y=theme.y(key, title, scale=alt.Scale(zero=False)),
+        tooltip=theme.tips('run', 'tokens', key),
+      ).mark_line(strokeWidth=1.2)
+      line = line.encode(color=series.colour.legend(legend))
+      charts.append(theme.panel([line]))
+  title = 'Training curves'
+  return theme.concat(charts, title, columns=2, rows=rows, series=series)
 
 
 def losses(rows: Iterable[Mapping[str, Any]]) -> theme.Chart:
   """Draws held-out loss by exit against tokens, of one run's rows."""
-  shown: list[dict[str, Any]] = [
-    {
-      'tokens': row['tokens'],
-      'loss': row['loss'],
-      'exit': f'exit {row["exit"]}',
-    }
-    for row in rows
-    if row['loss'] is not None and row['tokens']
+  shown = [
+    {'tokens': r['tokens'], 'loss': r['loss'], 'exit': f'exit {r["exit"]}'}
+    for r in rows
+    if r['loss'] is not None and r['tokens']
   ]
-  colour, shape = theme.category('exit', [row['exit'] for row in shown])
-  pick = theme.legend_filter('exit')
-  base = alt.Chart().encode(
-    x=alt.X('tokens:Q', title='tokens', **theme.log_axis(r['tokens'] for r in shown)),
-    y=alt.Y(
-      'loss:Q',
-      title='held-out loss, nats per token (lower is better)',
+  series = theme.category('exit', [row['exit'] for row in shown])
+  base = series.chart(
+    x=theme.x('tokens', **theme.log_axis(r['tokens'] for r in shown)),
+    y=theme.y(
+      'loss',
+      f'held-out {theme.axis_title("loss")}',
       scale=alt.Scale(zero=False),
     ),
-    color=colour,
-    opacity=theme.shown(pick),
-  )  # fmt: skip
+  )
   point = base.mark_point().encode(
-    shape=shape, tooltip=['exit:N', 'tokens:Q', 'loss:Q']
+    shape=series.shape, tooltip=theme.tips('exit', 'tokens', 'loss')
   )
   return theme.single(
-    [base.mark_line(), point.add_params(pick)], shown, title='Held-out loss'
+    [base.mark_line(), point], shown, title='Held-out loss', series=series
   )

@@ -1,6 +1,5 @@
 """Pages of `familial fit`: one for each law, and one that compares several."""
 
-import dataclasses
 import pathlib
 import shlex
 import sys
@@ -65,8 +64,7 @@ def _law(
     result=result,
     constants=law.constants(result),
     derived=[
-      {'name': name, 'value': dataclasses.replace(value)}
-      for name, value in result.derived.items()
+      {'name': name, 'value': value} for name, value in result.derived.items()
     ],
     rows=rows,
     row_columns=shown,

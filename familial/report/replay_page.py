@@ -52,14 +52,10 @@ def write(
     calibration=list(_calibration(result)),
     bound=_range(result, comparison.BOUND),
     draws=[
-      _draw(cell, *example)
+      _draw(cell, *example, result.config.law.beyond)
       for cell, example in zip(result.cells, examples, strict=False)
     ],
     flags=list(_flags(result)),
-    far=[
-      result.config.law.beyond * max(curve.end for curve in grid)
-      for grid, _ in examples
-    ],
     config=json.dumps(dataclasses.asdict(result.config), indent=1),
     command=shlex.join(sys.argv),
     plots=allocation,
@@ -71,10 +67,6 @@ def _outcomes(result: comparison.ReplaySummary) -> Iterator[dict[str, Any]]:
   """Yields a row for each cell and policy; what is NaN is None."""
   for cell in result.cells:
     for name, policy in cell.policies.items():
-      values = {
-        field.name: getattr(policy, field.name)
-        for field in dataclasses.fields(policy)
-      }
       yield {
         **_place(cell),
         'policy': name,
@@ -84,7 +76,7 @@ def _outcomes(result: comparison.ReplaySummary) -> Iterator[dict[str, Any]]:
           key: None
           if isinstance(value, Estimate) and math.isnan(value.value)
           else value
-          for key, value in values.items()
+          for key, value in vars(policy).items()
         },
       }
 
@@ -146,6 +138,7 @@ def _draw(
   cell: comparison.CellSummary,
   grid: Sequence[curves_lib.Curve],
   allocations: Mapping[str, rounds_lib.Allocation],
+  beyond: float,
 ) -> dict[str, Any]:
   """Returns the first draw: courses of `sh` and of the best surrogate."""
   gains = {name: cell.policies[name].gain.value for name in cell.calibration}
@@ -156,6 +149,7 @@ def _draw(
   return {
     'label': f'{cell.table}: {allocation.label(cell)}',
     'grid': grid,
+    'far': beyond * max(curve.end for curve in grid),
     'trained': {name: each.curves for name, each in allocations.items()},
     'courses': [
       allocation.Course(

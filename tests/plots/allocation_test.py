@@ -63,7 +63,7 @@ def test_a_curve_is_solid_as_far_as_it_was_trained(grid, allocate):
   [rows] = panels(allocation.courses([shown]))
   last = {}
   for row in rows:
-    end = last.setdefault(row['part'], {})
+    end = last.setdefault(row['kind'], {})
     end[row['cell']] = max(end.get(row['cell'], 0.0), row['flops'])
   spent = dict(zip([c.name for c in grid], found.spent, strict=True))
   assert last['trained'] == spent
@@ -102,7 +102,7 @@ def test_a_policy_that_trains_nobody_in_a_round_is_drawn(grid):
   ranking = list(rounds.ranking([one, none], grid))
   shown = allocation.Course('law', grid, known, ranking)
   [rows] = panels(allocation.courses([shown]))
-  assert {r['cell'] for r in rows if r['part'] == 'trained'} == {grid[0].name}
+  assert {r['cell'] for r in rows if r['kind'] == 'trained'} == {grid[0].name}
 
 
 def test_lines_go_as_far_as_laws_are_asked(grid, allocate):
@@ -207,13 +207,9 @@ def test_every_figure_of_a_replay_is_drawn(tmp_path):
 
 
 def test_every_policy_has_a_look_of_its_own():
-  colour, shape = allocation.look(policies.POLICIES)
-  for channel in (colour, shape):
-    scale = channel.to_dict()['scale']
+  series = allocation.look(policies.POLICIES)
+  scales = [each.to_dict()['scale'] for each in (series.colour, series.shape)]
+  for scale in scales:
     assert scale['domain'] == list(policies.POLICIES)
-  pairs = zip(
-    colour.to_dict()['scale']['range'],
-    shape.to_dict()['scale']['range'],
-    strict=True,
-  )
-  assert len(set(pairs)) == len(policies.POLICIES)
+  looks = zip(*(scale['range'] for scale in scales), strict=True)
+  assert len(set(looks)) == len(policies.POLICIES)

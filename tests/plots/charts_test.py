@@ -50,8 +50,8 @@ def isoflop_charts():
   yield isoflop.curves, (runs, tables.minima, 'mean')
   yield isoflop.exits, (runs, tables.twins)
   yield isoflop.profile, (laws,)
-  yield isoflop.law, (one.law, one.table, 'a title')
-  yield isoflop.residuals, (one.law, one.table, one.noise, 'a title')
+  yield isoflop.law, (one, 'a title')
+  yield isoflop.residuals, (one, 'a title')
 
 
 def other_charts(folder):

@@ -65,7 +65,7 @@ def test_an_evaluation_is_drawn_whole(exits, windows):
     assert all(sum(each) == pytest.approx(1) for each in by_threshold.values())
     assert len(layers['data']['values']) == 2 * len(by_threshold)
     # A single window has no interval.
-    known = [row['low'] is not None for row in losses['data']['values']]
+    known = [row['increase_lo'] is not None for row in losses['data']['values']]
     assert all(known) if windows > 1 else not any(known)
 
 

@@ -56,7 +56,6 @@ def rows_of(chart):
   ('form', 'named'),
   [
     ('chinchilla', {'isoflop', 'frontier', 'optimum'}),
-    ('width_depth', {'predicted'}),
     ('own', {'predicted'}),
   ],
 )
@@ -101,7 +100,7 @@ def test_optima_are_those_of_the_equation():
     assert [row['C'] for row in along] == pytest.approx(family.grid)
     for row, value in zip(along, best[len(family.budgets) :], strict=True):
       assert row['value'] == pytest.approx(value, rel=1e-5)
-      assert row['low'] < row['value'] < row['high']
+      assert row['value_lo'] < row['value'] < row['value_hi']
 
 
 def test_minima_of_parabolas_lie_inside():
@@ -151,7 +150,7 @@ def test_curves_are_the_law_and_points_its_rows():
     {'N': n, 'D': budget / (6 * n * 1.2), 'G': np.full_like(n, 2)}
   )
   assert [row['loss'] for row in curve] == pytest.approx(expected, rel=1e-6)
-  assert all(row['low'] < row['loss'] < row['high'] for row in curve)
+  assert all(row['loss_lo'] < row['loss'] < row['loss_hi'] for row in curve)
 
 
 def test_frontier_is_the_least_loss_of_the_law():
@@ -217,7 +216,7 @@ def test_flat_profiles_and_lost_resamples_are_drawn():
   charts = law.figures(found)
   assert 'pairs' not in charts and {'frontier', 'profiles'} <= set(charts)
   for row in rows_of(charts['profiles']):
-    assert row['kind'] == 'profile' or row['low'] is None
+    assert row['kind'] == 'profile' or row['value_lo'] is None
   for chart in charts.values():
     theme.specification(chart)
 
@@ -230,12 +229,12 @@ def test_profiles_and_the_bootstrap_s_intervals():
   kept = profile.deviance <= 4 * profile.cutoff
   assert [row['value'] for row in curve] == pytest.approx(profile.values[kept])
   [bar] = [row for row in rows if row['kind'] == 'bootstrap']
-  assert (bar['low'], bar['high']) == (spread.lo, spread.hi)
+  assert (bar['value_lo'], bar['value_hi']) == (spread.lo, spread.hi)
   # Without an end it may go on for hundreds of decades.
   values = profile.values * 10.0 ** np.linspace(-290, 290, len(profile.values))
   flat = dataclasses.replace(profile, values=values, deviance=0 * values)
   rows = rows_of(law.profile_curves(found, [flat]))
   best = found.fit.params['alpha']
   for row in rows:
-    for key in ('value', 'low', 'high'):
+    for key in ('value', 'value_lo', 'value_hi'):
       assert best / 1e6 <= row.get(key, best) <= best * 1e6

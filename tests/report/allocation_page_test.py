@@ -1,7 +1,6 @@
 """The page of a live allocation, at every moment of one."""
 
 import pathlib
-import re
 import shutil
 
 import pytest
@@ -10,33 +9,28 @@ from familial.core import run_folder
 from familial.core import storage
 from familial.report import page
 from familial.studies import live_allocation
+from tests.report.conftest import Page
 
 TESTS = pathlib.Path(__file__).parents[1]
 RESULTS = TESTS.parent / 'experiments' / 'results' / 'allocation_live_cpu'
 TINY = TESTS / 'data' / 'schema_1' / 'allocation_live'
 
 
-def sections(path):
-  html = path.read_text('utf-8')
-  assert path.stat().st_size < 4e6
-  assert not re.search(r'(src|href)="https?:', html)
-  figures = {file.stem for file in (path.parent / 'figures').glob('*.png')}
-  assert figures == set(re.findall(r'id="figure-(\w+)"', html))
-  return html, re.findall(r'<section id="(\w+)"', html), figures
-
-
-def test_results_without_their_runs_have_a_page(tmp_path):
+def test_results_without_their_runs_have_a_page(tmp_path, undrawn):
   shutil.copytree(RESULTS, tmp_path / 'results')
-  html, names, figures = sections(page.write(tmp_path / 'results'))
-  assert names == ['answer', 'laws', 'rounds', 'candidates', 'replays', 'runs',
-                   'record', 'terms']  # fmt: skip
+  found = Page(page.write(tmp_path / 'results'))
+  assert found.sections == [
+    'answer', 'laws', 'rounds', 'candidates', 'replays', 'runs', 'record', 'terms'
+  ]  # fmt: skip
   # Of the curves the losses at the rounds' ends are kept: too few for a frontier.
-  assert figures == {'curves'}
+  assert found.figures == {'curves'}
   tables = live_allocation.LIVE.read_summary(RESULTS).tables
   for candidate in tables.candidates:
-    assert f'>{candidate.cell}<' in html
+    assert candidate.cell in found.content
   for quantity in tables.quantities:
-    assert quantity.allocated is None or f'{quantity.allocated}' in html
+    assert (
+      quantity.allocated is None or f'{quantity.allocated}' in found.content
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +42,9 @@ def test_results_without_their_runs_have_a_page(tmp_path):
     (3, 0.5, {'curves'}),  # All rounds are decided; no law is fitted yet.
   ],
 )
-def test_it_is_a_page_at_every_moment(tmp_path, rounds, share, figures):
+def test_it_is_a_page_at_every_moment(
+  tmp_path, undrawn, rounds, share, figures
+):
   config = storage.read_json(TINY / 'config.json')
   storage.write_json(tmp_path / 'config.json', config)
   shutil.copy(TINY / 'plan.json', tmp_path)
@@ -64,9 +60,10 @@ def test_it_is_a_page_at_every_moment(tmp_path, rounds, share, figures):
       folder = tmp_path / 'cells' / path.parent.name
       folder.mkdir(parents=True)
       storage.append(folder / run_folder.ROWS, rows)
-  html, names, drawn = sections(page.write(tmp_path))
-  assert drawn == figures
-  assert {'answer', 'rounds', 'candidates', 'runs'} <= set(names)
-  assert 'laws' not in names
+  found = Page(page.write(tmp_path))
+  assert found.figures == figures
+  assert {'answer', 'rounds', 'candidates', 'runs'} <= set(found.sections)
+  assert 'laws' not in found.sections
   planned = len(storage.read_rows(TINY / live_allocation.ROUNDS))
-  assert (f'{rounds} of {planned} rounds' in html) == (rounds < planned)
+  said = f'{rounds} of {planned} rounds' in found.content
+  assert said == (rounds < planned)

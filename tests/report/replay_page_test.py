@@ -1,7 +1,6 @@
 """The page of a replay shows what its record holds."""
 
 import dataclasses
-import re
 
 import pytest
 
@@ -12,6 +11,7 @@ from familial.allocation import halving
 from familial.allocation import policies
 from familial.allocation import surrogate
 from familial.report import replay_page
+from tests.report.conftest import Page
 
 
 def bold(observed, keys):
@@ -37,20 +37,19 @@ def replayed(tmp_path_factory):
 
 
 def test_it_holds_every_section_and_figure(replayed):
-  out, result, page = replayed
-  for key in ('answer', 'gains', 'law', 'predictions', 'draws', 'record'):
-    assert f'id="{key}"' in page
+  out, result, _ = replayed
+  found = Page(out / 'index.html')
+  assert set(found.sections) >= {
+    'answer', 'gains', 'law', 'predictions', 'draws', 'record'
+  }  # fmt: skip
   names = {'heat', 'gains_0', 'coverage_0', 'predictions_0', 'draw_0',
            'frontiers_0'}  # fmt: skip
   assert {path.stem for path in (out / 'figures').iterdir()} == names
-  for name in names:
-    assert f'id="figure-{name}"' in page
-  assert result.summary_line.partition('|')[0][:40] in page
-  assert len(page) < 4e6
-  assert not re.findall(r'(?:src|href)="https?:', page)
+  assert found.figures == names
+  assert result.summary_line.partition('|')[0][:40] in found.content
 
 
-def test_the_page_of_a_stored_record_has_no_draws(replayed, tmp_path):
+def test_the_page_of_a_stored_record_has_no_draws(replayed, tmp_path, undrawn):
   out, result, _ = replayed
   stored = comparison.ReplaySummary.read(out / comparison.RESULT)
   page = replay_page.write(stored, (), tmp_path).read_text('utf-8')
@@ -69,7 +68,7 @@ def flags(result, tmp_path, **changes):
   return page[page.index('<aside>') : page.index('</aside>')].count('<li>')
 
 
-def test_what_makes_it_unreliable_is_flagged(replayed, tmp_path):
+def test_what_makes_it_unreliable_is_flagged(replayed, tmp_path, undrawn):
   _, result, _ = replayed
   [cell] = result.cells
   base = flags(result, tmp_path)
