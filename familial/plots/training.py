@@ -15,7 +15,7 @@ from familial.plots import theme
 
 # Keys of `progress.jsonl` and their axes.
 _QUANTITIES = {
-  'loss': 'training loss, nats per token',
+  'loss': 'training loss, nats per token (lower is better)',
   'rate': None,
   'gradient_norm': None,
   'tokens_per_second': None,

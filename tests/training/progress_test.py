@@ -64,6 +64,6 @@ def test_every_curve_is_drawn_of_the_rows_that_are_written(make, tmp_path):
   (tmp_path / 'a').mkdir()
   storage.append(tmp_path / 'a' / run_folder.PROGRESS, run.rows)
   panels = plots.curves([tmp_path / 'a']).to_dict()['concat']
-  assert [panel['encoding']['y']['field'] for panel in panels] == [
+  assert [panel['layer'][0]['encoding']['y']['field'] for panel in panels] == [
     'loss', 'rate', 'gradient_norm', 'tokens_per_second'
   ]  # fmt: skip
