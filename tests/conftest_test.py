@@ -16,7 +16,7 @@ def test_tests_run_without_pytest_s_cache(tmp_path):
   done = subprocess.run(
     [
       sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', '1',
-      'tests/report/words_test.py',
+      'tests/core/text_test.py',
     ],
     cwd=pathlib.Path(__file__).parents[1],
     env=environment,

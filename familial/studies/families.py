@@ -803,7 +803,7 @@ def _agreement(
 ) -> Iterator[Pair]:
   """Yields how far members agree: adjacent sizes of a family, and, as a scale,
   the same member of two seeds."""
-  if not results.run_folders():
+  if not results.keeps_models:
     return
   from familial.convert import load
   from familial.data import batches

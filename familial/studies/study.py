@@ -134,6 +134,14 @@ class Results:
       sorted((r for r in self.runs if r.finished), key=lambda run: run.cell)
     )
 
+  @property
+  def keeps_models(self) -> bool:
+    """Whether every started run has its config, without which it is no model."""
+    folders = self.run_folders()
+    return bool(folders) and all(
+      (folder / 'config.json').exists() for folder in folders
+    )
+
   def run_folders(self) -> list[pathlib.Path]:
     """Returns the folders of all started runs; [] for results kept without."""
     cells = self.folder / 'cells'
