@@ -232,9 +232,14 @@ def fit_groups(
     Coordinates [groups, parameters], and whether the rows of each group have
     more distinct points than the form has parameters, bool [groups].
   """
+  # Rows of weight 0 pad the table to few sizes: each size is compiled.
+  more = 2 ** max(6, math.ceil(math.log2(table.rows))) - table.rows
+  padded = np.append(np.arange(table.rows), np.zeros(more, int))
+  columns = {name: values[padded] for name, values in table.columns.items()}
   problem = levenberg_marquardt.Problem(
-    form, table.columns, np.log(table.columns['loss']), weights * table.weight,
-    delta, 1.0, np.ones(len(form.names), bool),
+    form, columns, np.log(columns['loss']),
+    np.pad(weights * table.weight, ((0, 0), (0, more))), delta, 1.0,
+    np.ones(len(form.names), bool),
   )  # fmt: skip
   ends = screening.search_groups(
     problem, starts_lib.draw(form, starts, seed), np.zeros((0, len(form.names)))
