@@ -191,4 +191,4 @@ def test_page_answers_to_its_reader(tmp_path, undrawn):
   assert found['ascending'] == sorted(found['ascending'])
   assert found['descending'] == found['ascending'][::-1]
   assert set(found['filtered']) == {cell for cell in runs if 'twin' in cell}
-  assert found['filtered'] and found['charts'] == len(FIGURES) - 1
+  assert found['filtered'] and found['figures'] == len(FIGURES) - 1
