@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 from familial.core import errors
@@ -102,7 +103,7 @@ def write(folders: Mapping[str, str], out: str | os.PathLike[str]) -> str:
   for name, folder in given.items():
     try:
       kind = registry.STUDIES[KINDS[name]]
-      tables[name] = kind.read_summary(folder).tables
+      tables[name] = page.summary_of(kind, pathlib.Path(folder)).tables
       if name == 'law':
         rows = study.read(folder).rows
     except errors.UserError as error:

@@ -52,23 +52,39 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     study.kind,
     title=results.plan.get('title') or f'Study: {study.kind}',
     results=results,
-    summary=_summary(study, results),
+    summary=summary_of(study, workdir),
     curves=training.curves(results.run_folders()),
     plots=PLOTS,
     links=_files(workdir),
   )
 
 
-def _summary(
-  study: study_lib.Study[Any, Any], results: study_lib.Results
+def summary_of(
+  study: study_lib.Study[Any, Any], folder: pathlib.Path
 ) -> study_lib.Summary[Any]:
-  path = results.folder / study_lib.SUMMARY
+  """Returns a study's summary, computed where an earlier version left no tables.
+
+  Args:
+    study: kind of the study.
+    folder: of the study; nothing is written to it.
+
+  Raises:
+    UserError: if the folder is of another kind, damaged, or has neither tables
+      nor a config to compute them by.
+  """
+  path = folder / study_lib.SUMMARY
   if path.exists() and 'tables' in storage.read_own(path):
-    return study.read_summary(results.folder)
-  config = results.folder / 'config.json'
+    return study.read_summary(folder)
+  config = folder / 'config.json'
   if not config.exists():
     raise errors.UserError(
       f'{path}: has no tables, and there is no config.json to compute them by'
+    )
+  results = study_lib.read(folder)
+  kind = registry.of_plan(results.plan).kind
+  if kind != study.kind:
+    raise errors.UserError(
+      f'{folder}: of a study of kind {kind!r}, not {study.kind!r}'
     )
   values = storage.read_own(config)
   values.pop('schema', None)

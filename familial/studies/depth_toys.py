@@ -503,9 +503,7 @@ def trained(
   like = jax.eval_shape(
     lambda: _named(depths, start(config, name).state.params, kept)
   )
-  arrays = arrays_lib.load(
-    _file(pathlib.Path(workdir), name).with_suffix('.npz'), like
-  )
+  arrays = arrays_lib.load(_students(pathlib.Path(workdir), name), like)
   for i, place in enumerate(kept):
     found: dict[int, toys.Params] = {depth: {} for depth in depths}
     for key, leaf in arrays.items():
@@ -522,6 +520,10 @@ def _first(config: Config, name: str) -> list[int]:
 
 def _file(workdir: pathlib.Path, name: str) -> pathlib.Path:
   return workdir / 'toys' / f'{name}.json'
+
+
+def _students(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  return _file(workdir, name).with_suffix('.npz')
 
 
 def _named(
@@ -670,6 +672,14 @@ class DepthToys(study_lib.Study[Config, Tables]):
     for curve in tables.curves:
       if curve.bent:
         yield f'{curve.study}, {curve.teacher}: not a power law of depth'
+    lost = {
+      curve.study: None
+      for curve in tables.curves
+      if not curve.one_layer
+      and not _students(results.folder, curve.study).exists()
+    }
+    if lost:
+      yield f'students were not kept, and have no regime: {text.some([*lost])}'
 
   def analyse(
     self, config: Config, results: study_lib.Results
@@ -679,7 +689,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
     for name, group in config.studies.items():
       path = _file(results.folder, name)
       found.add(name, group, storage.read_own(path))
-      if not group.one_layer:
+      if not group.one_layer and _students(results.folder, name).exists():
         for member, by_depth in trained(config, results.folder, name):
           found.classify(name, member, by_depth, group.stages, config.seed)
     tables = found.tables()

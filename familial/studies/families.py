@@ -559,6 +559,14 @@ class Families(execution.TrainedStudy[Config, Tables]):
       )
       yield f'{row["way"]}: {row["flops"]:.3g} FLOPs in all{least}'
 
+  def flags(
+    self, results: study.Results, tables: Tables, cost: study.Cost
+  ) -> Iterator[str]:
+    """Yields what may make the runs unreliable, and what could not be measured."""
+    yield from super().flags(results, tables, cost)
+    if not results.keeps_models:
+      yield 'models were not kept: how far members agree is not measured'
+
   def analyse(
     self, config: Config, results: study.Results
   ) -> tuple[str, Tables]:
