@@ -11,7 +11,7 @@ from familial.core import schema
 
 
 class ExitKind(NamedTuple):
-  """What an exit has beside its norm.
+  """Parts of an exit beside its norm.
 
   Attributes:
     layer: whether it has a decoder layer.

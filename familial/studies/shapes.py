@@ -1,4 +1,4 @@
-"""What a study's trained runs share, and the runs that follow from shapes."""
+"""Settings that all trained runs of a study share, and runs made from shapes."""
 
 from collections.abc import Mapping
 import dataclasses
