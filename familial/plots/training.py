@@ -56,7 +56,8 @@ def curves(folders: Sequence[pathlib.Path]) -> theme.Chart | None:
     if known:
       line = series.chart(
         x=theme.x('tokens', **axis),
-        y=theme.y(key, title, scale=alt.Scale(zero=False)),
+        # A constant rate would have an axis without a length.
+        y=theme.y(key, title, scale=alt.Scale(zero=key == 'rate')),
         tooltip=theme.tips('run', 'tokens', key),
       ).mark_line(strokeWidth=1.2)
       line = line.encode(color=series.colour.legend(legend))

@@ -77,6 +77,14 @@ def test_a_study_of_one_seed_and_one_budget_has_a_page(
   assert Page(path).sections == [s for s in SECTIONS if s != 'compute']
 
 
+def test_models_that_were_not_kept_are_a_flag(tmp_path, text_data):
+  config = families_rows.config(text_data)
+  families_rows.write(config, tmp_path)
+  summary = families.FAMILIES.summarise(config, study.read(tmp_path))
+  assert summary.tables.agreement == ()
+  assert any('models were not kept' in flag for flag in summary.flags)
+
+
 def test_figures_hold_the_intervals_of_the_tables(full):
   tables = full[0].tables
   for chart in (plots.heat(tables), plots.compared(tables)):
