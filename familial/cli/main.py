@@ -1,6 +1,7 @@
 """The `familial` command: finds the subcommand and turns errors into one line."""
 
-import importlib
+from collections.abc import Callable
+from collections.abc import Mapping
 import pathlib
 import re
 import sys
@@ -14,42 +15,78 @@ from familial.core import errors
 
 
 class Entry(NamedTuple):
-  """A subcommand that is not loaded yet: its help, and its module in `cli`."""
+  """A subcommand that is not loaded yet: its help, and how to load it."""
 
   help: str
-  module: str
+  load: Callable[[], Mapping[str, command_lib.Command]]
+
+
+def _studies() -> Mapping[str, command_lib.Command]:
+  from familial.cli import studies
+
+  return studies.COMMANDS
+
+
+def _models() -> Mapping[str, command_lib.Command]:
+  from familial.cli import models
+
+  return models.COMMANDS
+
+
+def _laws() -> Mapping[str, command_lib.Command]:
+  from familial.cli import laws
+
+  return laws.COMMANDS
+
+
+def _allocation() -> Mapping[str, command_lib.Command]:
+  from familial.cli import allocation
+
+  return allocation.COMMANDS
+
+
+def _serving() -> Mapping[str, command_lib.Command]:
+  from familial.cli import serving
+
+  return serving.COMMANDS
+
+
+def _analysis() -> Mapping[str, command_lib.Command]:
+  from familial.cli import analysis
+
+  return analysis.COMMANDS
 
 
 # In the order in which `familial --help` lists them; a command's module is
 # imported when it is called.
 COMMANDS = {
-  'run': Entry('Run a study: plan, train, fit, report; resumable.', 'studies'),
-  'train': Entry('Train one run; resumable.', 'studies'),
+  'run': Entry('Run a study: plan, train, fit, report; resumable.', _studies),
+  'train': Entry('Train one run; resumable.', _studies),
   'plan': Entry(
     'Estimate memory, step time and device-hours by ahead-of-time compilation.',
-    'studies',
+    _studies,
   ),
-  'report': Entry('Write the page of a study or a run.', 'studies'),
-  'export': Entry('Write one exit as a model, or segments to serve.', 'models'),
-  'import': Entry('Add exits to a Llama-like Hugging Face model.', 'models'),
-  'expand': Entry('Grow a trained model into a larger one.', 'models'),
-  'fit': Entry('Fit laws to a table of runs, with intervals.', 'laws'),
+  'report': Entry('Write the page of a study or a run.', _studies),
+  'export': Entry('Write one exit as a model, or segments to serve.', _models),
+  'import': Entry('Add exits to a Llama-like Hugging Face model.', _models),
+  'expand': Entry('Grow a trained model into a larger one.', _models),
+  'fit': Entry('Fit laws to a table of runs, with intervals.', _laws),
   'allocate': Entry(
     'Allocate a budget among candidates: replay known curves, or train.',
-    'allocation',
+    _allocation,
   ),
   'evaluate': Entry(
-    'Evaluate exits: loss, calibration and early-exit trade-off.', 'serving'
+    'Evaluate exits: loss, calibration and early-exit trade-off.', _serving
   ),
   'generate': Entry(
     'Generate text (fixed exit, early exit, speculative decoding or relay).',
-    'serving',
+    _serving,
   ),
-  'relay': Entry('Serve one segment of a relay.', 'serving'),
+  'relay': Entry('Serve one segment of a relay.', _serving),
   'probe': Entry(
-    'Measure what the layers do, and name their regime.', 'analysis'
+    'Measure what the layers do, and name their regime.', _analysis
   ),
-  'depth': Entry('Write one page of the studies of depth.', 'analysis'),
+  'depth': Entry('Write one page of the studies of depth.', _analysis),
 }
 
 
@@ -100,9 +137,7 @@ def run(argv: list[str]) -> int:
 
 def load(name: str) -> command_lib.Command:
   """Returns a command, importing its module."""
-  module = importlib.import_module(f'familial.cli.{COMMANDS[name].module}')
-  commands: dict[str, command_lib.Command] = module.COMMANDS
-  return commands[name]
+  return COMMANDS[name].load()[name]
 
 
 def _fail(line: str, status: int) -> int:
