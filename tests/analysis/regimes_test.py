@@ -180,3 +180,11 @@ def test_early_is_by_three_quarters_of_the_layers(twelve):
   )
   assert found['early'] == 0.5
   assert found['stop_spread'] == pytest.approx(np.std([8, 9, 10, 11]) / 12)
+
+
+def test_depth_that_nobody_uses_is_not_compositional():
+  states = paths.stopping(12, 8, tokens=320)
+  states[5:] = states[5]
+  answer = regimes.classify([trajectories.of_states(states, 16)])
+  assert answer.regime == 'undecided'
+  assert any('idle' in note for note in answer.notes)

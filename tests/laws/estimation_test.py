@@ -305,3 +305,23 @@ def test_gemstones_published_optima_are_reached(form, table, rows, columns):
     assert fit.params['E'] < 1e-6
     for exponent in ('a_width', 'a_depth', 'a_tokens'):
       assert fit.params[exponent] == pytest.approx(law[exponent], abs=2e-4)
+
+
+def test_asymptotic_deviation_is_the_spread_over_repeats(make):
+  form = forms.get('familial_total')
+  repeats = [
+    estimation.fit(form, make(noise=0.01, seed=seed), starts=16)
+    for seed in range(16)
+  ]
+  spread = np.std([f.params['gamma'] for f in repeats], ddof=1)
+  typical = np.median([f.sd['gamma'] for f in repeats])
+  assert 0.6 < typical / spread < 1.7
+  assert 0.006 < np.median([f.scale for f in repeats]) < 0.014
+
+
+def test_rows_of_one_run_are_not_independent(make):
+  form = forms.get('familial_total')
+  once = make(noise=0.01)
+  twice = once.take(np.repeat(np.arange(once.rows), 2))
+  assert estimation.fit(form, once, starts=8).degrees == 36 - 6
+  assert estimation.fit(form, twice, starts=8).degrees == 36 - 6

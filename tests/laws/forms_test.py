@@ -101,3 +101,13 @@ def test_errors_name_the_nearest():
     forms.get('chinchilla').index('bet')
   with pytest.raises(errors.UserError, match='beta'):
     forms.get('chinchilla').theta({'E': 1, 'A': 1, 'B': 1, 'alpha': 1})
+
+
+def test_dense_is_the_null_of_both_families(columns, truth):
+  dense = forms.get('chinchilla').predict(truth, columns)
+  for name in ('familial_total', 'familial_reducible'):
+    form = forms.get(name)
+    at_null = form.predict({**truth, 'gamma': 0.0}, columns)
+    np.testing.assert_allclose(at_null, dense, rtol=1e-14)
+    alone = {**columns, 'G': np.ones(len(dense))}
+    np.testing.assert_allclose(form.predict(truth, alone), dense, rtol=1e-14)

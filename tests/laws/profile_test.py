@@ -60,3 +60,10 @@ def test_any_parameter_in_its_own_units(make):
   assert (found.null, found.p_value) == (None, None)
   found = profiles.profile(TOTAL, make(noise=0.003), fit, 'A')
   assert 0 < found.lo < fit.params['A'] < found.hi
+
+
+def test_with_least_squares_the_inflation_is_the_residual_variance(make):
+  fit = estimation.fit(TOTAL, make(noise=0.01), starts=32, delta=10.0)
+  variance = 2 * fit.objective / fit.degrees
+  ratio = fit.inflation[TOTAL.names.index('gamma')] / variance
+  assert 0.5 < ratio < 2

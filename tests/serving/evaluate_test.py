@@ -256,3 +256,25 @@ def test_propagation_equals_passes_that_are_told_who_left(
   assert 0.02 < shares[0] < 0.98
   exact = thresholds.at(readings, 'max_prob', 0.6)
   assert abs(found.loss - exact.loss) > 1e-4
+
+
+def test_accuracy_and_calibration_are_of_counted_tokens(readings, evaluation):
+  for index, score in enumerate(evaluation.exits):
+    correct = readings.correct_GxWxL[index][readings.counted_WxL]
+    sure = readings.confidences['max_prob'][index][readings.counted_WxL]
+    assert score.accuracy == pytest.approx(correct.mean())
+    assert sum(b.tokens for b in score.bins) == 500
+    assert score.bins == thresholds.reliability(sure, correct)
+    assert score.calibration_error == thresholds.calibration_error(score.bins)
+
+
+def test_the_error_of_a_loss_is_that_of_windows(readings, evaluation):
+  rng = np.random.default_rng(0)
+  tokens = readings.counted_WxL.sum(axis=1)
+  for index, score in enumerate(evaluation.exits):
+    nats = evaluation_lib.by_window(
+      readings.nats_GxWxL[index], readings.counted_WxL
+    )
+    drawn = rng.integers(0, len(nats), (4000, len(nats)))
+    means = nats[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
+    np.testing.assert_allclose(score.loss_error, means.std(), rtol=0.1)

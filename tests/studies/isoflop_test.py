@@ -314,3 +314,17 @@ def test_real_fits_find_gamma_and_leverage(
     'chinchilla': ('grid', 'seed', 'twin'),
     'branch': ('grid', 'seed', 'twin', 'branch'),
   }
+
+
+def test_runs_of_200_steps_are_within_a_quarter_percent(make_study):
+  config = make_study(
+    grid={
+      'budgets': (4e8, 3.3e9, 1.7e10),
+      'shapes': ((8, 2, 1), (16, 4, 2), (24, 6, 2)),
+    },
+    rules={'batch_exponent': 0.5},
+  )
+  long = [run for run in STUDY.runs(config) if run.train.steps >= 200]
+  assert len(long) > 6
+  for run in long:
+    assert shapes.cost(run) == pytest.approx(run.budget, rel=0.0025)

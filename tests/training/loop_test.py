@@ -396,3 +396,13 @@ def test_it_pauses_where_it_is_told_and_goes_on_to_the_bit(
   )
   assert [row[0] for row in whole] == list(range(1, 25))
   assert resumed == whole
+
+
+def test_a_folder_of_another_run_is_refused(undisturbed, corpus, run_config):
+  _, folder = undisturbed
+  before = runs.rows(folder)
+  with pytest.raises(errors.UserError, match=r'train\.seed = 0, not 1'):
+    loop.run(
+      run_config(checkpoint_seconds=0.0, seed=1), folder, corpus, quiet=True
+    )
+  assert runs.rows(folder) == before
