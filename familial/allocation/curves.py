@@ -7,7 +7,6 @@ linear in (ln C, L); before the first it is unknown, and after the last constant
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import itertools
 import math
 import pathlib
 from typing import Any
@@ -149,7 +148,7 @@ def read(
       fewer than two curves.
   """
   path = pathlib.Path(path)
-  records, sha256 = files.read(path)
+  records, sha256, _ = files.read(path)
   ended: dict[str, float] = {}
   keys: list[str] = []
   if not columns and tables.is_ours(records):
@@ -173,38 +172,38 @@ def read(
     records = [r for r in records if r.get(name, 0) not in (None, '')]
     if not records:
       raise errors.UserError(f'{path}: no row has a loss')
-    finite = np.array([_finite(record.get(name)) for record in records])
     table = tables.from_records(
-      # The table takes finite losses alone; those of other rows are not used.
+      # A loss that is not finite stands as the largest number of a table.
       [
-        record if known else {**record, name: 1.0}
-        for record, known in zip(records, finite, strict=True)
+        r if _finite(r.get(name)) else {**r, name: tables.MOST} for r in records
       ],
       columns,
       str(path),
       sha256,
     )
+    finite = table.columns['loss'] < tables.MOST
     keys = list(dict.fromkeys(curve)) or [table.mapping.get('run', '')]
     if keys == ['']:
       raise errors.UserError(
         f'--curve: {path} has no column run; name those that tell its curves'
-        f' apart; it has {", ".join(records[0])}'
+        f' apart; it has {", ".join(table.labels)}'
       )
-    for key, record in itertools.product(keys, records):
-      if key not in record:
+    for key in keys:
+      if key not in table.labels:
         raise errors.UserError(
-          f'--curve: {path} has no column {key!r}{errors.nearest(key, record)};'
-          f' it has {", ".join(record)}'
+          f'--curve: {path} has no column {key!r}'
+          f'{errors.nearest(key, table.labels)}; it has {", ".join(table.labels)}'
         )
     names = [
-      ', '.join(f'{key} {record[key]}' for key in keys) for record in records
+      ', '.join(f'{key} {cell}' for key, cell in zip(keys, row, strict=True))
+      for row in zip(*(table.labels[key] for key in keys), strict=True)
     ]
   if table.cost is None:
     raise errors.UserError(
       f'{path} has no column flops, nor params and tokens, of which compute'
       ' follows: map them by --columns'
     )
-  labels = {key: _floats([record[key] for record in records]) for key in keys}
+  labels = {key: _floats(list(table.labels[key])) for key in keys}
   return _curves(
     table,
     table.cost,
@@ -353,15 +352,18 @@ def _curves(
       Curve(name, flops[order], loss, columns, features, ended.get(name))
     )
   flags = [
-    f'{count} of {len(rows_of)} curves {what}'
-    for count, what in (
-      (unsorted, 'were not in order of compute, and were sorted'),
-      (repeated, 'had several rows at one compute; the last of them counts'),
-      (short, 'had fewer than two points, and were left out'),
-      (gaps, 'had losses between others that are not finite, left out'),
-      (len(ended), 'end where a loss was not finite'),
-    )
-    if count
+    *table.flags,
+    *(
+      f'{count} of {len(rows_of)} curves {what}'
+      for count, what in (
+        (unsorted, 'were not in order of compute, and were sorted'),
+        (repeated, 'had several rows at one compute; the last of them counts'),
+        (short, 'had fewer than two points, and were left out'),
+        (gaps, 'had losses between others that are not finite, left out'),
+        (len(ended), 'end where a loss was not finite'),
+      )
+      if count
+    ),
   ]
   if len(curves) < 2:
     raise errors.UserError(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import enum
+import math
 import typing
 from typing import Annotated
 from typing import Any
@@ -214,7 +215,26 @@ def integers(flag: str, texts: tuple[str, ...]) -> tuple[int, ...]:
     ) from None
 
 
-def mapping(pairs: tuple[str, ...]) -> Mapping[str, str]:
+def numbers(flag: str, pairs: tuple[str, ...]) -> dict[str, float]:
+  """Returns {'params': 1e9} for ('params=1e9',); see `mapping`.
+
+  Raises:
+    UserError: for a value that is not a number above 0.
+  """
+  found = {}
+  for name, value in mapping(pairs, flag).items():
+    try:
+      found[name] = float(value)
+    except ValueError:
+      found[name] = math.nan
+    if not 0 < found[name] < math.inf:
+      raise errors.UserError(
+        f'--{flag}: {name}={value} is not allowed; it must be a number above 0'
+      )
+  return found
+
+
+def mapping(pairs: tuple[str, ...], flag: str = 'columns') -> Mapping[str, str]:
   """Returns {'params': 'Model Size'} for ('params=Model Size',).
 
   A text may hold several pairs, joined by commas.
@@ -226,11 +246,11 @@ def mapping(pairs: tuple[str, ...]) -> Mapping[str, str]:
   for pair in ','.join(pairs).split(','):
     ours, _, theirs = (part.strip() for part in pair.partition('='))
     if ours in found:
-      raise errors.UserError(f'--columns: {ours!r} is mapped twice')
-    if ours and theirs:
+      raise errors.UserError(f'--{flag}: {ours!r} is mapped twice')
+    if ours and '=' in pair:
       found[ours] = theirs
     elif pair.strip():
       raise errors.UserError(
-        f"--columns: {pair!r} is not of the form 'ours=theirs'"
+        f"--{flag}: {pair!r} is not of the form 'ours=theirs'"
       )
   return found

@@ -8,11 +8,13 @@ from familial.cli import command
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Repeated
+from familial.core import errors
 from familial.core import estimate
 from familial.core import schema
 from familial.core import text
 from familial.laws import forms
 from familial.laws import inference
+from familial.laws import parametric
 from familial.laws import selection
 from familial.laws import table
 from familial.report import fit_page
@@ -29,13 +31,15 @@ class Fit:
     table: CSV, JSONL or Parquet file of runs, or a folder of this project's runs.
     out: folder of the result.
     columns: column mapping of a foreign table, 'params=Model Size,flops=Training
-      FLOP,loss=loss'; may be repeated.
+      FLOP,loss=loss'; an empty name unmaps a column; may be repeated.
     form: law to fit: a name, columns joined by * and + (width*depth+tokens), or
       FILE.py:FUNCTION; may be repeated.
     loss: loss of a familial run.
     rows: evaluations used.
     cluster: column whose equal values are resampled together, or row.
-    where: condition on the rows that are used, as 'tokens>=1e9'; may be repeated.
+    units: what one in the file stands for, 'params=1e9,tokens=1e9,flops=8.64e19'.
+    where: condition on the rows that are used, as 'tokens>=1e9' or
+      'State==finished', on any column of the table; may be repeated.
     hold_out: condition on rows that are predicted, not fitted, as 'flops>1e21';
       may be repeated.
     drop_highest: number of rows of highest loss left out.
@@ -59,6 +63,7 @@ class Fit:
   table: str
   out: Folder
   columns: Repeated = ()
+  units: Repeated = ()
   form: Repeated = ('familial_total',)
   loss: Annotated[str, schema.one_of('mean', 'final', 'exit')] = 'final'
   rows: Annotated[str, schema.one_of('last', 'all')] = 'last'
@@ -76,6 +81,7 @@ class Fit:
   compute: Annotated[tuple[float, ...], schema.above(0), schema.FINITE] = ()
   seed: schema.Index = 0
   draw: bool = True
+  given: frozenset[str] = frozenset()
 
 
 def _fit(given: Fit) -> str:
@@ -87,9 +93,11 @@ def _fit(given: Fit) -> str:
     rows_used=given.rows,
     cluster=given.cluster,
     needs=[c for name in given.form for c in forms.get(name).columns],
+    where=given.where,
+    units=command.numbers('units', given.units),
   )
-  for condition in given.where:
-    rows = rows.take(rows.where(condition), where=list(given.where))
+  if rows.mapping:
+    rows = _foreign(given, rows)
   options = command.fill(inference.Options, given)
   out = pathlib.Path(given.out)
   fits = selection.compare(
@@ -111,9 +119,32 @@ def _fit(given: Fit) -> str:
   return f'{" | ".join(lines)} -> {out / "selection.json"}'
 
 
+def _foreign(given: Fit, rows: table.Table) -> table.Table:
+  """Returns the rows of a table that is not of this project's runs.
+
+  Raises:
+    UserError: for --loss, or for --rows=last without a column run.
+  """
+  if 'loss' in given.given:
+    raise errors.UserError(
+      f"--loss={given.loss}: of this project's runs; the loss of {given.table} is"
+      f' its column {rows.mapping["loss"]!r} (--columns=loss=...)'
+    )
+  if 'rows' not in given.given or given.rows == 'all':
+    return rows
+  if rows.unit != 'run':
+    raise errors.UserError(
+      '--rows=last: the last row of each run; the table has no column run with'
+      ' several rows of one (--columns=run=..., --cluster=...)'
+    )
+  return rows.last()
+
+
 def summary(result: inference.Result) -> str:
   """One line: the constants with their intervals, and every flag."""
   fit, design, held = result.fit, result.design, result.held_out
+  of_file = result.table.mapping.get('loss')
+  loss = f'column {of_file}' if of_file else f'{result.loss_definition} loss'
   first = [p.name for p in fit.form.parameters if p.null is not None]
   names = [*first, *(n for n in fit.form.names if n not in first)]
   numbers = ', '.join(
@@ -129,19 +160,43 @@ def summary(result: inference.Result) -> str:
     for pair in design.correlations
     if pair.value is not None and abs(pair.value) > _COLLINEAR
   ]
-  if 'tokens' in result.table.filters:
-    notes.append(f'tokens = {result.table.filters["tokens"]}')
   if held is not None:
     notes.append(
       f'{held.rows} held-out rows predicted with an rms log error of'
       f' {held.rms:.4f}'
     )
   return (
-    f'{fit.form.name}, {result.loss_definition} loss, {fit.rows} rows:'
+    f'{fit.form.name}, {loss}, {fit.rows} rows:'
     f' {numbers} ({result.bootstrap.level:.0%} bootstrap intervals by'
-    f' {result.bootstrap.unit}); flags:'
+    f' {result.bootstrap.unit}){_reading(result.table)}; flags:'
     f' {"; ".join([*result.flags, *notes]) or "none"}'
   )
+
+
+def _reading(rows: table.Table) -> str:
+  """Returns what a foreign table's columns and rows were taken for."""
+  filters, mapping = rows.filters, rows.mapping
+  notes = [
+    f'{theirs} read as {ours}'
+    for ours, theirs in mapping.items()
+    if parametric.SYMBOLS.get(ours) == theirs
+  ]
+  if 'units' in filters:
+    notes += [f'{name} x {unit:g}' for name, unit in filters['units'].items()]
+  if 'tokens' in filters:
+    notes.append(f'tokens = {filters["tokens"]}')
+  if 'weight' in mapping:
+    notes.append(f'rows weighted by {mapping["weight"]}')
+  if 'dialect' in filters:
+    notes.append(filters['dialect'])
+  for name, numbers in filters.get('left_out', {}).items():
+    notes.append(
+      f'{len(numbers)} rows left out without a number in {name} (rows'
+      f' {text.some([str(number) for number in numbers])})'
+    )
+  for name in filters.get('unused', ()):
+    notes.append(f'{name} not used: some of its rows have no number')
+  return f'; {", ".join(notes)}' if notes else ''
 
 
 def _preferred(chosen: selection.Selection) -> str:

@@ -1,4 +1,4 @@
-"""Files of rows, read as they are: CSV, JSON lines, Parquet, run folders.
+"""Files of rows, read as they are: CSV, JSON, Parquet, run folders.
 
 What comes from outside is parsed and no more: nothing in it is executed.
 """
@@ -8,13 +8,39 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 from typing import Any
+from typing import NamedTuple
 
 from familial.core import errors
 
+SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
+_COMPRESSED = ('.gz', '.zst')
+_DECIMAL_COMMA = re.compile(r'[+-]?\d+,\d+([eE][+-]?\d+)?')
+_DECIMAL_POINT = re.compile(r'[+-]?\d*\.\d+([eE][+-]?\d+)?')
+_POINT_GROUPS = re.compile(r'[+-]?\d{1,3}(\.\d{3})+(,\d+)?')
 
-def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+
+class File(NamedTuple):
+  """A file's rows.
+
+  Attributes:
+    records: the rows, by the file's own column names.
+    sha256: hash of the file's bytes.
+    dialect: how cells were read where that is not plain CSV; '' otherwise.
+  """
+
+  records: list[dict[str, Any]]
+  sha256: str
+  dialect: str = ''
+
+
+def read(path: pathlib.Path) -> File:
   """The rows of a file, or of all runs below a folder, and their SHA-256.
+
+  Files are .csv and .tsv (separated by a comma, semicolon, tab or bar; with
+  decimal points or decimal commas), .jsonl and .json (objects by line, or one
+  array of them), each also as .gz or .zst; and .parquet.
 
   Raises:
     UserError: where there are none, or the file is not what its name says.
@@ -27,7 +53,12 @@ def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
   contents = [file.read_bytes() for file in files]
   sha256 = hashlib.sha256(b''.join(contents)).hexdigest()
   records: list[dict[str, Any]]
-  suffix = path.suffix.lower()
+  dialect = ''
+  suffixes = [suffix.lower() for suffix in path.suffixes]
+  if suffixes and suffixes[-1] in _COMPRESSED and not path.is_dir():
+    suffixes.pop()
+    contents = [_decompressed(contents[0], path)]
+  suffix = suffixes[-1] if suffixes else ''
   if path.is_dir():
     # A run is named by its place: two studies may have cells of one name.
     records = [
@@ -35,32 +66,46 @@ def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
       for file, content in zip(files, contents, strict=True)
       for record in _json_lines(content, file)
     ]
-  elif suffix == '.csv':
-    records = _csv(contents[0], path)
+  elif suffix in ('.csv', '.tsv'):
+    records, dialect = _csv(contents[0], path)
   elif suffix == '.parquet':
     records = _parquet(contents[0], path)
+  elif suffix == '.json' and contents[0].lstrip()[:1] == b'[':
+    records = _json_array(contents[0], path)
   elif suffix in ('.jsonl', '.json'):
     records = _json_lines(contents[0], path)
   else:
     raise errors.UserError(
-      f'table {str(path)!r}: allowed are .csv, .jsonl, .parquet and'
-      ' folders of runs'
+      f'table {str(path)!r}: allowed are .csv, .tsv, .jsonl, .json (each also as'
+      ' .gz or .zst), .parquet and folders of runs'
     )
   if not records:
     raise errors.UserError(f'table {str(path)!r} has no rows')
-  return records, sha256
+  return File(records, sha256, dialect)
 
 
-def _csv(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
+def _decompressed(content: bytes, path: pathlib.Path) -> bytes:
+  import polars as pl
+
+  try:
+    lines = pl.read_lines(content).to_series().to_list()
+  except pl.exceptions.PolarsError as error:
+    line = str(error).partition('\n')[0]
+    raise errors.UserError(f'{path} is not a compressed text: {line}') from None
+  return '\n'.join(lines).encode()
+
+
+def _csv(
+  content: bytes, path: pathlib.Path
+) -> tuple[list[dict[str, Any]], str]:
+  """Rows of cells, and the dialect where it is not commas and decimal points."""
   try:
     text = content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise errors.UserError(f'{path} is not UTF-8: {error.reason}') from None
+  separator = _separator(text)
   try:
-    rows = [
-      row for row in csv.reader(io.StringIO(text, newline=''), strict=True)
-      if row
-    ]  # fmt: skip
+    rows = _cells(text, separator)
   except csv.Error as error:
     raise errors.UserError(f'{path} is not CSV: {error}') from None
   header = [name.strip() for name in rows[0]] if rows else []
@@ -72,23 +117,73 @@ def _csv(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
       raise errors.UserError(
         f'{path} has {len(row)} cells in row {i}, and {len(header)} columns'
       )
-  return [dict(zip(header, row, strict=True)) for row in rows[1:]]
+  dialect = []
+  if separator != ',':
+    dialect.append(f'cells separated by {SEPARATORS[separator]}')
+    if _has_decimal_commas(rows[1:]):
+      dialect.append('decimal commas')
+      rows[1:] = [[_with_point(cell) for cell in row] for row in rows[1:]]
+  records = [dict(zip(header, row, strict=True)) for row in rows[1:]]
+  return records, ', '.join(dialect)
+
+
+def _separator(text: str) -> str:
+  """The separator that gives the header most cells; a comma where none does."""
+  line = next((line for line in text.splitlines() if line.strip()), '')
+  found = {}
+  for separator in SEPARATORS:
+    try:
+      found[separator] = len(_cells(line, separator)[0]) if line else 1
+    except csv.Error:  # A quoted name goes on in the next line.
+      found[separator] = line.count(separator) + 1
+  return max(found, key=found.__getitem__)
+
+
+def _cells(text: str, separator: str) -> list[list[str]]:
+  lines = io.StringIO(text, newline='')
+  rows = csv.reader(lines, delimiter=separator, strict=True)
+  return [row for row in rows if row]
+
+
+def _has_decimal_commas(rows: list[list[str]]) -> bool:
+  """Whether cells have decimal commas, and none a decimal point."""
+  cells = [cell.strip() for row in rows for cell in row]
+  points = [c for c in cells if _DECIMAL_POINT.fullmatch(c)]
+  return any(_DECIMAL_COMMA.fullmatch(c) for c in cells) and all(
+    _POINT_GROUPS.fullmatch(c) for c in points
+  )
+
+
+def _with_point(cell: str) -> str:
+  """A number with a decimal comma, and points between groups, as Python's."""
+  plain = cell.strip()
+  if _DECIMAL_COMMA.fullmatch(plain) or _POINT_GROUPS.fullmatch(plain):
+    return plain.replace('.', '').replace(',', '.')
+  return cell
 
 
 def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
+  import polars as pl
+
   try:
-    from pyarrow import lib
-    from pyarrow import parquet
-  except ImportError:
-    raise errors.UserError(
-      f"{path}: needs the extra, pip install 'familial[parquet]'"
-    ) from None
-  try:
-    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
-  except (lib.ArrowException, OSError, ValueError) as error:
+    return pl.read_parquet(content).to_dicts()
+  except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
     line = str(error).partition('\n')[0]
     raise errors.UserError(f'{path} is not Parquet: {line}') from None
-  return [dict(row) for row in rows]
+
+
+def _json_array(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    records = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    line = str(error).partition('\n')[0]
+    raise errors.UserError(f'{path} is not JSON: {line}') from None
+  for number, record in enumerate(records, start=1):
+    if not isinstance(record, dict):
+      raise errors.UserError(
+        f'{path}: item {number} of the array is not a JSON object'
+      )
+  return list(records)
 
 
 def _json_lines(content: bytes, file: pathlib.Path) -> list[dict[str, Any]]:

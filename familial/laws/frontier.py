@@ -23,6 +23,7 @@ from familial.laws import table as tables
 
 _FAMILIES = 6  # values of G
 _OFF = 0.01  # C / (6 N D) - 1 at which a table has its own count of FLOPs
+_MARGIN = 1e3  # of N and D below a table's least
 _STEP = 0.05  # of log C, for the exponent of the optima
 
 TOO_FEW = 'fewer than three sizes'
@@ -110,8 +111,8 @@ class Optimum:
     loss: in nats.
     exponent: d log N / d log C along the optima.
     token_exponent: d log D / d log C.
-    interior: False where the loss has no minimum between one parameter and one
-      token; the other arrays hold NaN there.
+    interior: False where the loss has no minimum between the least N and the
+      least D; the other arrays hold NaN there.
   """
 
   params: np.ndarray
@@ -144,6 +145,7 @@ def optimum(
   compute: Sequence[float],
   cost: TokenCost = TokenCost(),
   columns: Mapping[str, float] | None = None,
+  least: tuple[float, float] = (1.0, 1.0),
 ) -> Optimum:
   """Minimises a law along each budget: d log L / d log N = 0 by bisection.
 
@@ -156,6 +158,7 @@ def optimum(
     compute: FLOPs of each budget.
     cost: FLOPs a token.
     columns: values of the form's other columns.
+    least: smallest N and D that count; see `least_of`.
   """
   budgets = np.asarray(compute, np.float64)
   with jax.enable_x64(True):
@@ -165,6 +168,7 @@ def optimum(
       np.log(budgets),
       TokenCost(*map(float, cost)),
       {name: float(value) for name, value in (columns or {}).items()},
+      np.log(least),
     )
   log_n, exponent, token_exponent, turns, log_loss = (
     np.asarray(values)[: len(theta)] for values in arrays
@@ -184,6 +188,7 @@ def _optima(
   log_c: jax.Array,
   cost: TokenCost,
   columns: dict[str, jax.Array],
+  log_least: jax.Array,
 ) -> tuple[jax.Array, ...]:
   """Log N, both exponents, whether the loss turns there, log L; each [s, c]."""
 
@@ -201,7 +206,8 @@ def _optima(
       falls = slope(theta, middle, log_c) < 0
       return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros(()), log_c))
+    ends = (log_least[0], log_c - log_least[1])
+    low, high = jax.lax.fori_loop(0, 60, halve, ends)
     falls_before = slope(theta, low - 1e-3, log_c) < 0
     rises_after = slope(theta, high + 1e-3, log_c) > 0
     return (low + high) / 2, falls_before & rises_after
@@ -220,6 +226,19 @@ def _optima(
 
   over_compute = jax.vmap(one, in_axes=(None, 0))
   return jax.vmap(over_compute, in_axes=(0, None))(theta, log_c)
+
+
+def least_of(table: tables.Table) -> tuple[float, float]:
+  """Returns the smallest N and D at which a minimum of the loss counts.
+
+  One parameter and one token, or a thousandth of the table's least where its
+  unit makes them smaller than that.
+  """
+  columns = table.columns
+  return (
+    min(1.0, float(columns['N'].min()) / _MARGIN),
+    min(1.0, float(columns['D'].min()) / _MARGIN),
+  )
 
 
 def granularities(

@@ -120,6 +120,7 @@ class Result:
   def flags(self) -> tuple[str, ...]:
     """The flags of the fit, the bootstrap and the profiles."""
     return (
+      *self.table.flags,
       *self.fit.flags,
       *(
         f'{name} not identified by the resamples'
@@ -352,7 +353,9 @@ def _derived(
   theta = np.concatenate([fit.theta[None], bootstrap.theta(form)])
   for label, _, others, rows in frontier.granularities(form, table):
     cost = frontier.cost_of(table, rows)
-    best = frontier.optimum(form, theta, compute, cost, others)
+    best = frontier.optimum(
+      form, theta, compute, cost, others, frontier.least_of(table)
+    )
     for j, c in enumerate(compute):
       at = f'({label}, C={c:.4g})' if others else f'(C={c:.4g})'
       for name, value in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import pathlib
@@ -203,9 +204,7 @@ def compare(
   ]  # fmt: skip
   folders = [out]
   if len(chosen) > 1:
-    folders = [
-      out / re.sub(r'[^\w.-]+', '_', form.name).strip('_') for form in chosen
-    ]
+    folders = [out / name for name in folder_names(f.name for f in chosen)]
   by_folder = dict(zip(folders, results, strict=True))
   scans = {}
   for folder, result in by_folder.items():
@@ -224,6 +223,22 @@ def compare(
   return Comparison(by_folder, scans, selection)
 
 
+def folder_names(names: Iterable[str]) -> list[str]:
+  """Returns a folder's name for each form, no two alike.
+
+  Characters that a path should not have become `_`; `width*depth` and
+  `width+depth` are told apart by a number.
+  """
+  found: list[str] = []
+  for name in names:
+    plain = re.sub(r'[^\w.-]+', '_', name).strip('_')
+    count = 1
+    while (folder := plain if count == 1 else f'{plain}-{count}') in found:
+      count += 1
+    found.append(folder)
+  return found
+
+
 def select(fits: Sequence[estimation.Fit], table: tables.Table) -> Selection:
   """Compares fits of several forms to one table.
 
@@ -234,6 +249,7 @@ def select(fits: Sequence[estimation.Fit], table: tables.Table) -> Selection:
   lowest_bic = min(f.bic for f in fits)
   by_budget, by_model = budgets(table), models(table)
   largest, rule = largest_budget(table)
+  extrapolated_from = [] if largest is None else [largest]
   candidates = sorted(
     (
       Candidate(
@@ -244,7 +260,7 @@ def select(fits: Sequence[estimation.Fit], table: tables.Table) -> Selection:
         bic=f.bic,
         aic_behind=f.aic - lowest_aic,
         bic_behind=f.bic - lowest_bic,
-        hold_out=_validate(f, table, [largest], rule),
+        hold_out=_validate(f, table, extrapolated_from, rule),
         by_budget=cross_validation(f, table, by_budget, 'each budget'),
         by_model=cross_validation(f, table, by_model, 'each model'),
       )
@@ -301,6 +317,8 @@ def _validate(
   rule: str,
 ) -> HoldOut | None:
   """Refits without the rows of each fold, bool [rows], and predicts them."""
+  if not folds:
+    return None
   left = min(int((~held).sum()) for held in folds)
   if left <= fit.free.sum() or not all(held.any() for held in folds):
     return None
@@ -356,11 +374,12 @@ def budgets(table: tables.Table) -> np.ndarray | None:
   return group
 
 
-def largest_budget(table: tables.Table) -> tuple[np.ndarray, str]:
+def largest_budget(table: tables.Table) -> tuple[np.ndarray | None, str]:
   """Rows of the largest budget, bool [rows], and the rule that chose them.
 
   The column budget; else C (or 6 N D) in groups with gaps of more than 10 %
-  between them; where that leaves no groups, the highest tenth of it.
+  between them; where that leaves no groups, the highest tenth of it; None for a
+  table that has neither.
   """
   group = budgets(table)
   if group is not None:
@@ -368,8 +387,5 @@ def largest_budget(table: tables.Table) -> tuple[np.ndarray, str]:
     return group == group.max(), f'largest {rule}'
   cost = table.cost
   if cost is None:
-    raise errors.UserError(
-      'to hold out the largest budget, a table needs budget, C, or N and D;'
-      f' it has {", ".join(table.columns)}'
-    )
+    return None, 'largest budget'
   return cost > np.quantile(cost, 0.9), 'highest tenth of C'

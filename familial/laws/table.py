@@ -6,6 +6,7 @@ share a `run` are not independent, and are resampled together.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -42,8 +43,12 @@ _POSITIVE = (
   'depth',
   'weight',
 )
+_GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
+_FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
+_FEW = 1e5  # parameters or tokens: fewer are flagged as of another unit
+_FAR = 100.0  # C / (6 N D) of another unit
 # Allowed magnitudes: within the range of single precision.
-_LEAST, _MOST = 1e-30, 1e30
+_LEAST, MOST = 1e-30, 1e30
 _KNOWN = (
   *parametric.SYMBOLS,
   'loss',
@@ -61,15 +66,29 @@ _KNOWN = (
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of runs. `filters` says how they were chosen, for fit.json."""
+  """Rows of runs.
 
-  columns: dict[str, np.ndarray]  # each [rows], float64
-  run: np.ndarray  # [rows] str: which rows belong together
+  Attributes:
+    columns: by symbol, each [rows] in float64.
+    run: names of the rows' runs [rows]: rows of one run belong together.
+    source: file or folder.
+    sha256: of its content.
+    mapping: our names to the file's.
+    filters: how the rows were chosen and read, for fit.json.
+    dropped: number of rows that were not chosen.
+    labels: the file's columns as they are, text included, each [rows].
+    flags: what in the file may make a fit unreliable.
+  """
+
+  columns: dict[str, np.ndarray]
+  run: np.ndarray
   source: str = ''
   sha256: str = ''
   mapping: dict[str, str] = dataclasses.field(default_factory=dict)
   filters: dict[str, Any] = dataclasses.field(default_factory=dict)
   dropped: int = 0
+  labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  flags: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if 'loss' not in self.columns:
@@ -120,31 +139,28 @@ class Table:
     return dataclasses.replace(
       self,
       columns={name: values[keep] for name, values in self.columns.items()},
+      labels={name: values[keep] for name, values in self.labels.items()},
       run=run,
       filters={**self.filters, **filters},
       dropped=self.dropped + max(0, self.rows - len(run)),
     )
 
   def where(self, condition: str) -> np.ndarray:
-    """Which rows meet a condition such as `tokens>=1e9`, bool [rows]."""
-    match = re.fullmatch(r'\s*(\w+)\s*(<=|>=|<|>|==|!=)\s*(\S+)\s*', condition)
-    name = parametric.SYMBOLS.get(match[1], match[1]) if match else ''
-    if not match or name not in self.columns:
-      known = [
-        *self.columns,
-        *(n for n, s in parametric.SYMBOLS.items() if s in self.columns),
-      ]
-      raise errors.UserError(
-        f'{condition!r}: a condition is COLUMN<=VALUE, or with >=, <, >, ==, '
-        f'!=; columns are {", ".join(known)}{errors.nearest(name, known)}'
-      )
-    try:
-      value = float(match[3])
-    except ValueError:
-      value = math.nan
-    if math.isnan(value):
-      raise errors.UserError(f'{condition!r}: {match[3]!r} is no number')
-    return np.asarray(_COMPARISONS[match[2]](self.columns[name], value))
+    """Which rows meet a condition such as `tokens>=1e9`, bool [rows].
+
+    A column is one of ours or of the file's, of numbers or of text.
+    """
+    return meets(condition, {**self.labels, **self.columns}, self.mapping)
+
+  def last(self) -> 'Table':
+    """The last row of each run: that of most tokens, else of most FLOPs."""
+    order = next(
+      (self.columns[n] for n in ('D', 'C') if n in self.columns),
+      np.arange(self.rows),
+    )
+    place = np.lexsort((np.arange(self.rows), order, self.clusters))
+    ends = np.append(np.diff(self.clusters[place]) > 0, True)
+    return self.take(np.sort(place[ends]), rows='last')
 
   def drop_highest(self, count: int) -> 'Table':
     """Without the rows whose loss is not below the count-th highest."""
@@ -220,8 +236,10 @@ def read(
   mix_corpora: bool = False,
   cluster: str = 'run',
   needs: Sequence[str] = (),
+  where: Sequence[str] = (),
+  units: Mapping[str, float] | None = None,
 ) -> Table:
-  """A table from a CSV, JSONL or Parquet file, or from this project's runs.
+  """A table from a file that `files.read` takes, or from this project's runs.
 
   Args:
     path: the file, or a folder with metrics.jsonl files anywhere below it.
@@ -234,21 +252,29 @@ def read(
     mix_corpora: as in from_rows.
     cluster: the column, ours or the file's, whose equal values make rows belong
       together; run, where there is none, is row: each by itself.
-    needs: further columns of the file, of a form.
+    needs: the columns of the form to fit, by symbol: a row without a number in
+      one of them is left out. Other columns are used where all rows have one.
+    where: conditions on the rows that are used, on any column of the file; see
+      `meets`.
+    units: our name -> what one in the file stands for, as 1e9 for parameters in
+      billions.
   """
   path = pathlib.Path(path)
-  records, sha256 = files.read(path)
-  if not columns and is_ours(records):
+  file = files.read(path)
+  if not columns and is_ours(file.records):
     table = from_rows(
-      records, loss, rows_used, None, mix_corpora, str(path), sha256
+      file.records, loss, rows_used, None, mix_corpora, str(path), file.sha256
     )
-    # Several records may make one row: their fields cannot label it.
-    return _clustered(table, {}, cluster)
-  # Spaces around a name are seldom meant, and a flag cannot say them.
-  records = [{k.strip(): v for k, v in r.items()} for r in records]
-  table = from_records(records, columns or {}, str(path), sha256, needs)
-  labels = {name: [r.get(name) for r in records] for name in records[0]}
-  return _clustered(table, labels, cluster)
+    for condition in where:
+      table = table.take(table.where(condition), where=list(where))
+    return _clustered(table, cluster)
+  table = from_records(
+    file.records, columns or {}, str(path), file.sha256, needs, where, units
+  )
+  if file.dialect:
+    filters = {**table.filters, 'dialect': file.dialect}
+    table = dataclasses.replace(table, filters=filters)
+  return _clustered(table, cluster)
 
 
 def is_ours(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -262,22 +288,94 @@ def from_records(
   source: str,
   sha256: str,
   needs: Sequence[str] = (),
+  where: Sequence[str] = (),
+  units: Mapping[str, float] | None = None,
 ) -> Table:
   """The table of a file's records, whose columns may have other names.
 
-  `columns` and `needs` are as in `read`.
+  Rows without a number in a column that is needed are left out and counted in
+  `filters`; more than a tenth of the rows is a flag. Needed are the loss, the
+  weight, the columns of `columns` and of `needs`; without `needs`, those of our
+  names in which most rows have a number. Others are used if all rows have one.
+
+  Args:
+    records: the file's rows.
+    columns: as in `read`; an empty name leaves a column unmapped.
+    source: file or folder.
+    sha256: of its content.
+    needs: as in `read`.
+    where: as in `read`.
+    units: as in `read`.
+
+  Raises:
+    UserError: if a needed column is missing or no row has a number in it.
   """
-  header = list(records[0])
+  # Spaces around a name are seldom meant, and a flag cannot say them.
+  records = [{k.strip(): v for k, v in record.items()} for record in records]
+  header = list(dict.fromkeys(name for record in records for name in record))
   mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
-  arrays = {
-    parametric.SYMBOLS.get(ours, ours): _numbers(records, theirs, source)
+  every = {
+    name: _objects(record.get(name) for record in records) for name in header
+  }
+  number = np.arange(1, len(records) + 1)  # of each row in the file
+  keep = np.ones(len(records), bool)
+  for condition in where:
+    keep &= meets(condition, every, mapping)
+  if not keep.any():
+    raise errors.UserError(f'{source}: no row is left by {", ".join(where)}')
+  labels = {name: values[keep] for name, values in every.items()}
+  number = number[keep]
+  values = {
+    ours: _numbers(labels[theirs])
     for ours, theirs in mapping.items()
     if ours != 'run'
   }
-  filters: dict[str, Any] = {}
+  filters: dict[str, Any] = {'where': list(where)} if where else {}
+  for name, unit in (units or {}).items():
+    ours = parametric.LONG_NAMES.get(name, name)
+    if ours not in values:
+      raise errors.UserError(
+        f'units={name!r}: {source} has no such column mapped'
+        f'{errors.nearest(ours, values)}; there are {", ".join(values)}'
+      )
+    values[ours] = values[ours] * unit
+    filters.setdefault('units', {})[ours] = unit
+  symbols = {ours: parametric.SYMBOLS.get(ours, ours) for ours in values}
+  asked = {parametric.LONG_NAMES.get(name, name) for name in columns}
+  wanted = {parametric.LONG_NAMES.get(name, name) for name in needs}
+  if 'tokens' not in values and (not needs or 'tokens' in wanted):
+    wanted |= {'flops', 'params'}
+  good = np.ones(len(number), bool)
+  left_out, unused = {}, []
+  for ours, column in values.items():
+    usable = _usable(symbols[ours], column)
+    needed = ours in {'loss', 'weight', *asked} or (
+      ours in wanted if needs else 2 * usable.sum() > len(usable)
+    )
+    if needed and not usable.all():
+      if not usable.any():
+        _refuse(
+          symbols[ours], labels[mapping[ours]], number, mapping[ours], source
+        )
+      left_out[mapping[ours]] = number[~usable].tolist()
+      good &= usable
+    elif not usable.all():
+      unused.append(ours)
+  if not good.any():
+    raise errors.UserError(
+      f'{source}: no row has a number in each of {", ".join(left_out)}'
+    )
+  if left_out:
+    filters['left_out'] = left_out
+  if unused:
+    filters['unused'] = [mapping.pop(name) for name in unused]
+  arrays = {
+    symbols[ours]: column[good]
+    for ours, column in values.items()
+    if ours not in unused
+  }
   if 'D' not in arrays and {'N', 'C'} <= set(arrays):
-    with np.errstate(all='ignore'):  # The table refuses such N and C.
-      arrays['D'] = arrays['C'] / (6 * arrays['N'])
+    arrays['D'] = arrays['C'] / (6 * arrays['N'])
     filters['tokens'] = 'flops / (6 params)'
   for name in needs:
     if name not in arrays:
@@ -286,16 +384,101 @@ def from_records(
         f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
         f' has {", ".join(header)}: map one by {ours}=...'
       )
-  run = [
-    str(record.get(mapping['run']) if 'run' in mapping else i)
-    for i, record in enumerate(records)
-  ]
-  return Table(arrays, np.array(run), source, sha256, mapping, filters)
+  labels = {name: column[good] for name, column in labels.items()}
+  lost = int((~good).sum())
+  return Table(
+    arrays,
+    np.array(list(map(str, labels[mapping['run']])))
+    if 'run' in mapping
+    else (number[good] - 1).astype(str),
+    source,
+    sha256,
+    mapping,
+    filters,
+    dropped=len(records) - int(good.sum()),
+    labels=labels,
+    flags=(
+      *(
+        [f'{lost} of {len(good)} rows left out, without a number']
+        if 10 * lost > len(good)
+        else []
+      ),
+      *_units(arrays, 'tokens' in filters),
+    ),
+  )
 
 
-def _clustered(
-  table: Table, labels_of: Mapping[str, Sequence[Any]], cluster: str
-) -> Table:
+def _units(columns: Mapping[str, np.ndarray], derived: bool) -> Iterator[str]:
+  """Yields flags of sizes that are hardly counts of parameters, tokens or FLOPs."""
+  for name, symbol in (('params', 'N'), ('tokens', 'D')):
+    if symbol in columns and not (name == 'tokens' and derived):
+      typical = float(np.median(columns[symbol]))
+      if typical < _FEW:
+        yield (
+          f'{name} are about {typical:.3g}: if in millions or billions,'
+          f' --units={name}=1e6 or 1e9'
+        )
+  if {'N', 'D', 'C'} <= set(columns):
+    ratio = columns['C'] / (6 * columns['N'] * columns['D'])
+    factor = float(np.median(ratio))
+    if not derived and not 1 / _FAR < factor < _FAR:
+      yield (
+        f'flops are {factor:.2g} x 6 params tokens: a wrong unit (--units) or a'
+        ' wrong column (--columns)'
+      )
+    elif derived and float(np.median(columns['D'])) < 1:
+      yield 'tokens = flops / (6 params) are below 1: a wrong unit (--units)'
+
+
+def meets(
+  condition: str,
+  columns: Mapping[str, np.ndarray],
+  mapping: Mapping[str, str],
+) -> np.ndarray:
+  """Which rows meet a condition, bool [rows].
+
+  A condition is COLUMN, one of <=, >=, <, >, ==, !=, and a value: `tokens>=1e9`,
+  `State==finished`. Numbers are compared as numbers, other cells as text, by ==
+  and != only; a row without a number meets no order.
+
+  Args:
+    condition: the condition.
+    columns: values by name, each [rows], numbers or cells of a file.
+    mapping: our names to names of `columns`.
+
+  Raises:
+    UserError: for another condition, or a column that does not exist.
+  """
+  match = re.fullmatch(
+    r'\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*(.*?)\s*', condition
+  )
+  name = match[1] if match else ''
+  for other in (parametric.SYMBOLS.get(name, name), mapping.get(name, name)):
+    if name not in columns and other in columns:
+      name = other
+  if not match or name not in columns:
+    long = (n for n, s in parametric.SYMBOLS.items() if s in columns)
+    known = list(dict.fromkeys([*columns, *long, *mapping]))
+    raise errors.UserError(
+      f'{condition!r}: a condition is COLUMN<=VALUE, or with >=, <, >, ==, '
+      f'!=; columns are {", ".join(known)}{errors.nearest(name, known)}'
+    )
+  cells, compare = columns[name], _COMPARISONS[match[2]]
+  [value] = _numbers(np.array([match[3]], object))
+  if not np.isnan(value):
+    numbers = _numbers(cells)
+    known_ = ~np.isnan(numbers)
+    return np.asarray(
+      np.where(known_, compare(numbers, value), match[2] == '!=')
+    )
+  if match[2] in ('==', '!='):
+    return np.asarray(
+      compare(np.array([str(cell).strip() for cell in cells]), match[3])
+    )
+  raise errors.UserError(f'{condition!r}: {match[3]!r} is no number')
+
+
+def _clustered(table: Table, cluster: str) -> Table:
   """The table with rows that share a value of a column belonging together."""
   symbol = parametric.SYMBOLS.get(cluster, cluster)
   if cluster == 'run':
@@ -304,35 +487,46 @@ def _clustered(
     labels = np.arange(table.rows)
   elif symbol in table.columns:
     labels = table.columns[symbol]
-  elif cluster in labels_of:
-    labels = np.array(labels_of[cluster])
+  elif cluster in table.labels:
+    labels = table.labels[cluster]
   else:
-    allowed = {'run', 'row', *table.columns, *labels_of}
+    allowed = {'run', 'row', *table.columns, *table.labels}
     raise errors.UserError(
       f'cluster={cluster!r}: {table.source} has no such column'
       f'{errors.nearest(cluster, allowed)}'
     )
   return dataclasses.replace(
     table,
-    run=labels.astype(str),
+    run=np.array(list(map(str, labels))),
     filters={**table.filters, 'cluster': cluster},
   )
+
+
+def _usable(name: str, values: np.ndarray) -> np.ndarray:
+  """Which values a fit can use, bool: finite, and above 0 where that is needed."""
+  usable = np.abs(values) <= MOST
+  return usable & (values >= _LEAST) if name in _POSITIVE else usable
 
 
 def _check_column(
   name: str, values: np.ndarray, source: str, theirs: str
 ) -> None:
-  bad = ~(np.abs(values) <= _MOST)
-  wanted = f'a number of at most {_MOST:g}'
+  if not _usable(name, values).all():
+    _refuse(name, values, np.arange(1, len(values) + 1), theirs, source)
+
+
+def _refuse(
+  name: str, cells: np.ndarray, number: np.ndarray, theirs: str, source: str
+) -> None:
+  """Raises a UserError that names the first cell that a fit cannot use."""
+  row = int(np.flatnonzero(~_usable(name, _numbers(cells)))[0])
+  wanted = f'a number of at most {MOST:g}'
   if name in _POSITIVE:
-    bad |= values < _LEAST
-    wanted = f'a number above 0, from {_LEAST:g} to {_MOST:g},'
-  if bad.any():
-    row = int(np.flatnonzero(bad)[0])
-    raise errors.UserError(
-      f'column {theirs!r} of {source or "the table"} is {values[row]} in row'
-      f' {row + 1}; {wanted} is needed'
-    )
+    wanted = f'a number above 0, from {_LEAST:g} to {MOST:g},'
+  raise errors.UserError(
+    f'column {theirs!r} of {source or "the table"} is {cells[row]} in row'
+    f' {number[row]}; {wanted} is needed'
+  )
 
 
 def _mapping(
@@ -342,7 +536,8 @@ def _mapping(
   known: Sequence[str],
 ) -> dict[str, str]:
   """Our name -> the file's: the mapped columns, then those of our names."""
-  mapping = {}
+  mapping: dict[str, str] = {}
+  unmapped = set()
   for ours, theirs in columns.items():
     name = parametric.LONG_NAMES.get(ours, ours)
     if name not in known:
@@ -350,17 +545,20 @@ def _mapping(
         f'column {ours!r} is unknown{errors.nearest(ours, known)}; allowed'
         f' are {", ".join(known)}'
       )
+    if name in mapping:
+      raise errors.UserError(f'column {name!r} is mapped twice')
+    if not theirs:
+      unmapped.add(name)
+      continue
     if theirs not in header:
       raise errors.UserError(
         f'{source} has no column {theirs!r} for {ours}'
         f'{errors.nearest(theirs, header)}; it has {", ".join(header)}'
       )
-    if name in mapping:
-      raise errors.UserError(f'column {name!r} is mapped twice')
     mapping[name] = theirs
   for name in (parametric.LONG_NAMES.get(name, name) for name in known):
     for theirs in (name, parametric.SYMBOLS.get(name, name)):
-      if name not in mapping and theirs in header:
+      if name not in mapping and name not in unmapped and theirs in header:
         mapping[name] = theirs
   if 'loss' not in mapping:
     raise errors.UserError(
@@ -370,18 +568,33 @@ def _mapping(
   return mapping
 
 
-def _numbers(
-  records: Sequence[Mapping[str, Any]], name: str, source: str
-) -> np.ndarray:
-  values = np.empty(len(records))
-  for i, record in enumerate(records):
-    try:
-      if isinstance(record[name], (bool, np.bool_)):
-        raise TypeError
-      values[i] = float(record[name])
-    except (KeyError, TypeError, ValueError, OverflowError):
-      raise errors.UserError(
-        f'column {name!r} of {source} is {record.get(name)!r} in row {i + 1};'
-        ' a number is needed'
-      ) from None
-  return values
+def _objects(cells: Iterable[Any]) -> np.ndarray:
+  """Cells of any kind as an array of one axis."""
+  cells = list(cells)
+  array = np.empty(len(cells), object)
+  array[:] = cells
+  return array
+
+
+def _numbers(cells: np.ndarray) -> np.ndarray:
+  """Cells as numbers; NaN where a cell is none."""
+  if cells.dtype != object:
+    return cells
+  return np.array([_number(cell) for cell in cells], np.float64)
+
+
+def _number(cell: Any) -> float:
+  """A cell as a number: '70M', '1.4B' and '22,500,000' too; NaN for none."""
+  if isinstance(cell, (bool, np.bool_)):
+    return math.nan
+  factor = 1.0
+  if isinstance(cell, str):
+    cell = cell.strip()
+    if _GROUPS.fullmatch(cell):
+      cell = cell.replace(',', '')
+    if cell[-1:].lower() in _FACTORS and cell[:-1][-1:].isdigit():
+      cell, factor = cell[:-1], _FACTORS[cell[-1].lower()]
+  try:
+    return float(cell) * factor
+  except (TypeError, ValueError, OverflowError):
+    return math.nan

@@ -319,8 +319,9 @@ def families(result: inference.Result) -> list[Family]:
     token_cost = frontier.cost_of(result.table, rows)
     compute = np.append([budget.cost for budget in budgets], grid)
     best = frontier.optimum(
-      result.fit.form, theta, compute.tolist(), token_cost, others
-    )
+      result.fit.form, theta, compute.tolist(), token_cost, others,
+      frontier.least_of(result.table),
+    )  # fmt: skip
     found.append(
       Family(label, exits, others, rows, token_cost, budgets, grid, best)
     )
