@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from familial.core import errors
+from familial.laws import parametric
 from familial.laws import table as tables
 from tests.laws import points
 
@@ -55,7 +56,6 @@ def jsonl(*records):
   [
     ('a.csv', '', 'has no rows'),
     ('a.csv', 'params,tokens,loss\n', 'has no rows'),
-    ('a.csv', points.text(GOOD).replace(',', ';'), 'no column loss'),
     ('a.csv', points.text(GOOD).replace('tokens', 'tokns'), "mean 'tokns'"),
     ('a.csv', points.text(GOOD).replace('params', 'parms'), "mean 'parms'"),
     ('a.csv', points.text(GOOD).replace('loss', 'los'), "mean 'los'"),
@@ -79,15 +79,14 @@ def jsonl(*records):
      'is True in row'),
     ('a.jsonl', '', 'has no rows'),
     ('a.jsonl', '[1, 2]\n' * 9, 'line 1 is not a JSON object'),
-    ('a.json', json.dumps(ROWS), 'one a line is needed'),
+    ('a.json', '[1, 2]', 'item 1 of the array is not a JSON object'),
+    ('a.json', '[{"loss": 1}', 'not JSON'),
+    ('a.csv.gz', RUBBISH, 'not a compressed text'),
+    ('a.csv.zst', RUBBISH, 'not a compressed text'),
     ('a.jsonl', '{}\n{}\n', 'no column loss'),
     ('a.jsonl', '[' * 10**5 + '\n1\n', 'nested too deep'),
     ('a.jsonl', '{"loss": ' + '1' * 5000 + '}\n{}\n', 'too long'),
     ('a.jsonl', jsonl({**ROWS[0], 'params': 10**400}), 'params'),
-    ('a.jsonl', jsonl(*ROWS, {'params': 1.0}), "'tokens' of"),
-    ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': None}), 'is None in row 13'),
-    ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': True}), 'is True in row 13'),
-    ('a.jsonl', jsonl(*ROWS, {**ROWS[0], 'loss': {}}), 'is {} in row 13'),
   ],
 )  # fmt: skip
 def test_files_that_are_no_table(unread, name, content, said):
@@ -107,13 +106,47 @@ def test_folders_without_runs(refused, tmp_path):
   assert 'does not exist' in refused(tmp_path / 'none')
 
 
+BAD = 'nan inf -inf 0 -1 1e31 1e-31 1e400 x - null'.split() + ['']
+
+
 @pytest.mark.parametrize('column', ['params', 'tokens', 'loss', 'weight'])
-def test_a_bad_number_names_its_column_and_row(unread, column):
+def test_rows_without_a_number_are_left_out_and_counted(tmp_path, column):
   columns = {**GOOD, 'weight': np.ones(12)}
-  for value in 'nan inf -inf 0 -1 1e31 1e-31 1e400 x'.split() + ['']:
-    spoiled = [*columns[column][:3], value, *columns[column][4:]]
-    line = unread(points.text({**columns, column: spoiled}))
-    assert f"'{column}'" in line and 'in row 4' in line and 'needed' in line
+  path = tmp_path / 'a.csv'
+  for value in BAD:
+    for count in (1, 2):  # Two of twelve are more than a tenth.
+      spoiled = [*columns[column][:3], *[value] * count]
+      spoiled += [*columns[column][3 + count :]]
+      path.write_text(points.text({**columns, column: spoiled}))
+      table = tables.read(path, needs=['N', 'D'])
+      numbers = list(range(4, 4 + count))
+      assert table.filters['left_out'] == {column: numbers}
+      assert (table.rows, table.dropped) == (12 - count, count)
+      kept = np.delete(columns[column], np.array(numbers) - 1)
+      symbol = parametric.SYMBOLS.get(column, column)
+      np.testing.assert_array_equal(table.columns[symbol], kept)
+      left_out = [flag for flag in table.flags if 'left out' in flag]
+      assert len(left_out) == (count == 2)
+
+
+@pytest.mark.parametrize('column', ['params', 'tokens', 'loss', 'weight'])
+def test_a_column_without_a_number_names_its_first_row(unread, column):
+  for value in BAD:
+    line = unread(points.text({**GOOD, column: [value] * 12}))
+    assert f"'{column}'" in line and 'in row 1;' in line and 'needed' in line
+
+
+@pytest.mark.parametrize('value', [None, True, {}, [1.0], 'x', 10**400])
+def test_json_cells_that_are_no_number_leave_their_rows_out(tmp_path, value):
+  path = tmp_path / 'a.jsonl'
+  path.write_text(jsonl(*ROWS, {**ROWS[0], 'loss': value}))
+  assert tables.read(path, needs=['N', 'D']).filters['left_out'] == {
+    'loss': [13]
+  }
+  path.write_text(jsonl(*ROWS, {'params': 1.0, 'loss': 2.0}))
+  assert tables.read(path, needs=['N', 'D']).filters['left_out'] == {
+    'tokens': [13]
+  }
 
 
 @pytest.mark.parametrize(
@@ -127,6 +160,10 @@ def test_a_bad_number_names_its_column_and_row(unread, column):
     (['--where=tokns>1'], "mean 'tokens'"),
     (['--where=tokens>x'], "'x' is no number"),
     (['--where=tokens>nan'], "'nan' is no number"),
+    (['--units=params=x'], '--units: params=x is not allowed'),
+    (['--units=exits=10'], "units='exits'"),
+    (['--loss=mean'], "this project's runs"),
+    (['--rows=last'], 'no column run'),
     (['--where=tokens>1e30'], 'no row is left'),
     (['--where=tokens<2e8'], 'more rows'),
     (['--hold_out=tokns>1'], "mean 'tokens'"),

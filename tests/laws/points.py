@@ -1,8 +1,9 @@
 """Tables for tests to spoil, as columns, as files and fitted."""
 
+import io
+
 import numpy as np
-import pyarrow
-from pyarrow import parquet
+import polars as pl
 
 from familial.laws import estimation
 from familial.laws import forms
@@ -27,9 +28,9 @@ def text(columns):
 
 
 def parquet_bytes(columns):
-  sink = pyarrow.BufferOutputStream()
-  parquet.write_table(pyarrow.table(columns), sink)
-  return sink.getvalue().to_pybytes()
+  sink = io.BytesIO()
+  pl.DataFrame(columns).write_parquet(sink)
+  return sink.getvalue()
 
 
 def table(columns):

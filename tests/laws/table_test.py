@@ -1,13 +1,14 @@
+import gzip
 import json
 
 import numpy as np
-import pyarrow
-from pyarrow import parquet
 import pytest
 
 from familial.core import errors
 from familial.laws import definitions
+from familial.laws import parametric
 from familial.laws import table as tables
+from tests.laws import points
 
 
 def by_run(table, column):
@@ -143,7 +144,7 @@ def test_reads_csv_by_a_mapping(tmp_path):
 def test_reads_parquet(tmp_path):
   path = tmp_path / 'points.PARQUET'
   columns = {'Size': [1, 2, 4], 'D': [3.5, 2.5, 1.5], 'loss': [6.0, 5.0, 4.0]}
-  parquet.write_table(pyarrow.table(columns), path)
+  path.write_bytes(points.parquet_bytes(columns))
   table = tables.read(path, {'params': 'Size'})
   np.testing.assert_array_equal(table.columns['N'], [1, 2, 4])
   np.testing.assert_array_equal(table.columns['D'], [3.5, 2.5, 1.5])
@@ -228,3 +229,123 @@ def test_quotes_and_line_ends(tmp_path):
   )
   records = tables.read(path, {'loss': 'Loss, nats'})
   np.testing.assert_array_equal(records.columns['loss'], [2, 4])
+
+
+def dialects():
+  """The table of `points.columns` as other programs write it."""
+  columns = points.columns(12)
+  plain = points.text(columns)
+  continental = plain.replace(',', ';').replace('.', ',')
+  rows = [
+    dict(zip(columns, row, strict=True))
+    for row in zip(*(v.tolist() for v in columns.values()), strict=True)
+  ]
+  return {
+    'a.csv': plain.encode(),
+    'b.csv': b'\xef\xbb\xbf' + continental.encode(),
+    'c.csv': plain.replace(',', '\t').replace('\n', '\r\n').encode(),
+    'd.tsv': plain.replace(',', '\t').encode(),
+    'e.csv': plain.replace(',', ' | ').encode(),
+    'f.csv.gz': gzip.compress(plain.encode()),
+    'g.tsv.gz': gzip.compress(plain.replace(',', '\t').encode()),
+    'h.jsonl': '\n'.join(map(json.dumps, rows)).encode(),
+    'i.json': json.dumps(rows, indent=1).encode(),
+    'j.parquet': points.parquet_bytes(columns),
+    'k.jsonl.gz': gzip.compress('\n'.join(map(json.dumps, rows)).encode()),
+  }
+
+
+@pytest.mark.parametrize('name', dialects())
+def test_files_of_other_programs_hold_the_same_numbers(tmp_path, name):
+  path = tmp_path / name
+  path.write_bytes(dialects()[name])
+  table = tables.read(path)
+  for column, values in points.columns(12).items():
+    symbol = parametric.SYMBOLS.get(column, column)
+    np.testing.assert_array_equal(table.columns[symbol], values)
+  assert not table.flags and not table.dropped
+  assert ('dialect' in table.filters) == (name[0] in 'bcdeg')
+
+
+def test_numbers_as_people_write_them(tmp_path):
+  path = write_csv(
+    tmp_path / 'points.csv',
+    'params,tokens,loss',
+    '70M,"22,500,000",3.5',
+    '1.4B,7.4e9,3',
+    '2T, 300k ,2.5',
+  )
+  table = tables.read(path)
+  assert table.columns['N'].tolist() == [70e6, 1.4e9, 2e12]
+  assert table.columns['D'].tolist() == [22.5e6, 7.4e9, 3e5]
+
+
+def test_conditions_take_any_column_and_come_first(tmp_path):
+  """Rows that a condition leaves out may hold what they like."""
+  path = write_csv(
+    tmp_path / 'points.csv',
+    'Name,State,step,params,tokens,loss',
+    'a,finished,1,1e8,1e9,3',
+    'b,crashed,1,1e8,2e9,',
+    'c,finished,0,1e8,0,nan',
+    'm3,finished,1,1e8,4e9,2',
+    'd,finished,1,1e8,3e9,2.5',
+  )
+  conditions = ('State==finished', 'step>0', 'Name!=m3')
+  table = tables.read(path, where=conditions)
+  assert table.columns['loss'].tolist() == [3, 2.5]
+  assert table.filters == {'where': list(conditions)} and not table.flags
+  assert table.dropped == 3
+  assert table.where('Name==d').tolist() == [False, True]
+  assert table.where('tokens<2e9').tolist() == [True, False]
+  for condition in ('Name<b', 'State>=finished'):
+    with pytest.raises(errors.UserError, match='is no number'):
+      tables.read(path, where=(condition,))
+
+
+def test_columns_that_a_form_does_not_need_do_not_block_it(tmp_path):
+  path = write_csv(
+    tmp_path / 'points.csv',
+    'depth,budget,C,D,params,tokens,flops,loss',
+    'd12,small,x,408,1e8,1e9,6e17,3',
+    'd14,small,y,512,1e8,2e9,1.2e18,2.5',
+  )
+  table = tables.read(path, needs=['N', 'D'])
+  assert {'N', 'D', 'C', 'loss'} == set(table.columns)
+  assert table.columns['D'].tolist() == [1e9, 2e9]
+  assert table.filters == {'unused': ['budget', 'depth']} and not table.dropped
+  with pytest.raises(errors.UserError, match=r"'depth' .* is d12 in row 1"):
+    tables.read(path, needs=['depth'])
+  assert 'depth' not in tables.read(path, {'depth': ''}).mapping
+
+
+def test_units(tmp_path):
+  """Sizes of another unit are a flag, and `units` says which."""
+  path = write_csv(
+    tmp_path / 'points.csv',
+    'params,tokens,flops,loss',
+    '0.1,1,6e17,3',
+    '0.1,2,1.2e18,2.5',
+  )
+  flags = tables.read(path).flags
+  assert [f.split()[0] for f in flags] == ['params', 'tokens', 'flops']
+  table = tables.read(path, units={'params': 1e9, 'tokens': 1e9})
+  assert not table.flags
+  assert table.columns['N'].tolist() == [1e8, 1e8]
+  assert table.filters['units'] == {'params': 1e9, 'tokens': 1e9}
+  derived = tables.read(path, {'tokens': ''}).flags
+  assert len(derived) == 1 and 'params' in derived[0]
+
+
+def test_the_last_row_of_each_run(tmp_path):
+  path = write_csv(
+    tmp_path / 'points.csv',
+    'run,params,tokens,loss',
+    'a,1e8,2e9,3',
+    'b,1e8,1e9,4',
+    'a,1e8,1e9,5',
+    'b,1e8,1e9,3.5',
+  )
+  table = tables.read(path).last()
+  assert by_run(table, 'loss') == {'a': 3.0, 'b': 3.5}
+  assert table.filters['rows'] == 'last' and table.unit == 'row'
