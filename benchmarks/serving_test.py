@@ -70,7 +70,7 @@ def plain(model, texts, new=_NEW):
   """Greedy decoding by the last exit."""
   last = model.config.model.granularity
   stages = generate.engines(model, len(texts), (last,), True)
-  limits = decoding.Limits(_CONTEXT, new, -1)
+  limits = decoding.Limits(_CONTEXT, new)
   return functools.partial(
     decoding.generate, stages, texts, limits, sampling.Policy()
   )
@@ -158,7 +158,7 @@ def test_a_relay_beside_the_unsplit_model(tmp_path, width, depth):
       servers.append(f'localhost:{said.split("port ")[1].split(";")[0]}')
     stages = stack.enter_context(client.connect(servers))
     relayed = functools.partial(
-      decoding.generate, stages, texts, decoding.Limits(_CONTEXT, _NEW, -1),
+      decoding.generate, stages, texts, decoding.Limits(_CONTEXT, _NEW),
       sampling.Policy(threshold=2.0),
     )  # fmt: skip
     assert [c.tokens for c in relayed()] == [c.tokens for c in unsplit()]

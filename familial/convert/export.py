@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import json
 import operator
 import os
 import pathlib
@@ -35,6 +36,11 @@ from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import step as step_lib
 
+TOKENIZER_CONFIG, GENERATION = 'tokenizer_config.json', 'generation_config.json'
+# Files of `transformers` that an import keeps and an export gives back.
+TOKENIZER_FILES = (
+  TOKENIZER_CONFIG, GENERATION, 'special_tokens_map.json', 'chat_template.jinja',
+)  # fmt: skip
 # Paths of a layer's parameters by their names in the files of a Llama, where a
 # matrix is (out, in).
 LAYER = {
@@ -107,15 +113,14 @@ def to_hugging_face(
 ) -> None:
   """Writes exit 1..G as a LlamaForCausalLM of `transformers`, in float32.
 
-  The scale of the logits is folded into the last norm. The tokenizer puts the
-  separator before a text, as prompts are encoded here.
+  The scale of the logits is folded into the last norm. The tokenizer begins a text
+  as prompts are encoded here; that of an import is as it was.
 
   Raises:
     UserError: if there is no such exit, or `out` is not empty.
   """
   params, shape = submodel(model.params, model.config.model, exit_)
-  separator = model.tokenizer.separator
-  ends = {'bos_token_id': separator, 'eos_token_id': separator}
+  tokenizer, files, ends = _hugging_face_tokenizer(model)
   with _whole(out) as folder:
     path = folder / 'model.safetensors'
     tensors = {
@@ -126,20 +131,11 @@ def to_hugging_face(
       safetensors.save_file(tensors, path, metadata={'format': 'pt'})
     except SafetensorError as error:
       raise storage.unwritten(path, str(error)) from None
-    storage.write_text(folder / load.TOKENIZER, _llama_tokenizer(model))
-    storage.write_json(
-      folder / 'tokenizer_config.json',
-      {
-        'tokenizer_class': 'PreTrainedTokenizerFast',
-        'bos_token': tokenizers_lib.SEPARATOR,
-        'eos_token': tokenizers_lib.SEPARATOR,
-        'clean_up_tokenization_spaces': False,
-        'model_max_length': model.context,
-        # A text that contains the separator's name is only text.
-        'split_special_tokens': True,
-      },
-    )
-    storage.write_json(folder / 'generation_config.json', ends)
+    storage.write_text(folder / load.TOKENIZER, tokenizer)
+    for name, value in files.items():
+      is_text = isinstance(value, str)
+      write = storage.write_text if is_text else storage.write_json
+      write(folder / name, value)
     storage.write_json(
       folder / 'config.json',
       {
@@ -320,16 +316,45 @@ def tokenizer_text(path: str) -> str:
   return pathlib.Path(path).read_text('utf-8') if path else ''
 
 
-def _llama_tokenizer(model: load.Model) -> str:
-  """Returns the text of a tokenizer file that puts the separator first."""
-  import tokenizers
-
-  text, name = tokenizer_text(model.tokenizer_path), tokenizers_lib.SEPARATOR
-  made = tokenizers.Tokenizer.from_str(text) if text else _bytes()
-  made.post_processor = tokenizers.processors.TemplateProcessing(
-    single=f'{name} $A', special_tokens=[(name, model.tokenizer.separator)]
-  )
-  return made.to_str(pretty=True)
+def _hugging_face_tokenizer(
+  model: load.Model,
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+  """Returns a tokenizer's file for `transformers`, the files beside it, and the
+  special tokens by their keys in a config.json."""
+  tokenizer, text = model.tokenizer, tokenizer_text(model.tokenizer_path)
+  if isinstance(tokenizer, tokenizers_lib.BPE) and tokenizer.facts is not None:
+    made = tokenizers_lib.unmarked(json.loads(text))
+    facts = tokenizer.facts
+  else:
+    made = json.loads(text or _bytes().to_str())
+    facts = {}
+    made['post_processor'] = tokenizers_lib.template(
+      {tokenizers_lib.SEPARATOR: tokenizer.separator}, {}
+    )
+  last, *others = tokenizer.separator, *sorted(tokenizer.stops)
+  others.remove(last)
+  first = next(iter(tokenizer.start), None)
+  ends = {
+    'bos_token_id': facts.get('bos', first),
+    'eos_token_id': [last, *others] if others else last,
+    'pad_token_id': facts.get('pad', last),
+  }
+  names = {token['id']: token['content'] for token in made['added_tokens']}
+  files = facts.get('files') or {
+    TOKENIZER_CONFIG: {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'bos_token': names.get(first),
+      'eos_token': names[last],
+      'pad_token': names[last],
+      'padding_side': 'left',
+      'clean_up_tokenization_spaces': False,
+      'model_max_length': model.context,
+      # A text that contains the separator's name is only text.
+      'split_special_tokens': True,
+    },
+    GENERATION: ends,
+  }
+  return json.dumps(made, ensure_ascii=False, indent=1), files, ends
 
 
 def _bytes() -> Any:

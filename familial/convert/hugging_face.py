@@ -56,7 +56,9 @@ class _Llama:
   head_dim: int | None = None
   rope_theta: schema.Positive = 10_000.0
   tie_word_embeddings: bool | None = False
+  bos_token_id: Any = None
   eos_token_id: Any = None
+  pad_token_id: Any = None
   hidden_act: Annotated[Any, _only('silu')] = 'silu'
   attention_bias: Annotated[Any, _only(False)] = False
   mlp_bias: Annotated[Any, _only(False)] = False
@@ -108,9 +110,10 @@ def from_hugging_face(
 
   The last exit equals that model to rounding. The other exits start from copies
   of its norm and unembedding, and a branch from the next trunk layer; they need
-  training. The tokenizer's end-of-text token (the first `eos_token_id`) becomes
-  the separator; rows of the vocabulary without a token are left out. The FLOPs
-  of earlier training are unknown and count as 0; `train` and the corpus of the
+  training. The tokenizer's end-of-text token (the first `eos_token_id`) is the
+  separator, all of them stop a generated text, and its template begins texts and
+  documents; rows of the vocabulary without a token are left out. The FLOPs of
+  earlier training are unknown and count as 0; `train` and the corpus of the
   written config have no meaning.
 
   To continue training, a run of this model (`model` in config.json) has the
@@ -135,7 +138,8 @@ def from_hugging_face(
     raise errors.UserError(f'{folder} holds no config.json: not a model')
   architecture, values = _read(path)
   stored = values.shape(exits, exit_kind)
-  text, name, size = _tokenizer(folder, values.eos_token_id)
+  text, tokenizer = _tokenizer(folder, values)
+  size = tokenizer.vocab_size
   if size > stored.vocab_size:
     raise errors.UserError(
       f'{path}: vocab_size is {stored.vocab_size}, and {load.TOKENIZER} has '
@@ -164,7 +168,7 @@ def from_hugging_face(
       'source': source,
       'architecture': architecture,
       'exits': list(model.exits),
-      'separator': name,
+      'separator': tokenizer.name,
     },
   }
   export.write(out, config, lineage, params, text)
@@ -196,40 +200,98 @@ def _read(path: pathlib.Path) -> tuple[str, _Llama]:
     raise errors.UserError(f'{path}: {error}') from None
 
 
-def _tokenizer(folder: pathlib.Path, end: Any) -> tuple[str, str, int]:
-  """Returns a tokenizer file with the token `end` renamed to the separator, that
-  token's former name, and the number of tokens."""
+def _tokenizer(
+  folder: pathlib.Path, known: _Llama
+) -> tuple[str, tokenizers.BPE]:
+  """Returns the text of a tokenizer's file whose separator is the first end of
+  text, and the tokenizer.
+
+  The file says which tokens stop a text, and what an export gives back.
+  """
   path = folder / load.TOKENIZER
   if not path.exists():
     raise errors.UserError(f'{folder} holds no {load.TOKENIZER}')
+  files = {
+    name: _file(folder / name)
+    for name in export.TOKENIZER_FILES
+    if (folder / name).exists()
+  }
+  generation = files.get(export.GENERATION, {})
+  ends = _ends(known.eos_token_id)
+  stops = _ends(generation.get('eos_token_id')) or ends
   made = storage.read_json(path)
-  if isinstance(end, tuple) and end:
-    end = end[0]
   try:
-    added = {token['id']: token for token in made['added_tokens']}
-    if end not in added or not added[end]['special']:
+    names = {
+      token['id']: token['content']
+      for token in made['added_tokens']
+      if token['special']
+    }
+    if not ends or ends[0] not in names:
       raise errors.UserError(
-        f'{folder / "config.json"}: eos_token_id is {end!r}; it must be a '
-        f'special token of {load.TOKENIZER}'
+        f'{folder / "config.json"}: eos_token_id is {known.eos_token_id!r}; it '
+        f'must be a special token of {load.TOKENIZER}'
       )
-    name, added[end]['content'] = added[end]['content'], tokenizers.SEPARATOR
-    numbers = made['model']['vocab']
-    if name in numbers:
-      numbers[tokenizers.SEPARATOR] = numbers.pop(name)
+    # Documents are encoded whole.
+    made |= {'truncation': None, 'padding': None}
+    _set_template(made, files.get(export.TOKENIZER_CONFIG, {}))
+    text = tokenizers.marked(
+      made,
+      names[ends[0]],
+      stops=sorted({*ends, *stops}),
+      bos=_number(known.bos_token_id),
+      pad=_number(known.pad_token_id),
+      files=files,
+    )
+    read = tokenizers.BPE(text)
+  except errors.UserError:
+    raise
   except (LookupError, TypeError, AttributeError):
     raise errors.UserError(f'{path} is no tokenizer with merges') from None
-  # Documents are encoded whole; separators are added by the packing.
-  made |= {'truncation': None, 'padding': None, 'post_processor': None}
-  text = json.dumps(made, ensure_ascii=False)
-  try:
-    read = tokenizers.BPE(text)
   except Exception as error:  # The library raises bare Exceptions.
     line = str(error).splitlines()[0]
     raise errors.UserError(f'{path}: {line}') from error
   # The library renumbers added tokens if their numbers have a gap.
-  if max(added) >= read.vocab_size or read.separator != end:
+  if max(names) >= read.vocab_size or read.separator != ends[0]:
     raise errors.UserError(f'{path}: its tokens are not numbered without gaps')
-  return text, name, read.vocab_size
+  return text, read
+
+
+def _file(path: pathlib.Path) -> Any:
+  """Returns the JSON object in a file, or the text of another kind of file."""
+  if path.suffix != '.json':
+    return path.read_text('utf-8')
+  value = storage.read_json(path)
+  if not isinstance(value, dict):
+    raise errors.UserError(f'{path}: not a JSON object')
+  return value
+
+
+def _set_template(made: dict[str, Any], settings: dict[str, Any]) -> None:
+  """Sets the template of a tokenizer as its tokenizer_config.json does.
+
+  As `transformers` reads them, `add_bos_token` and `add_eos_token` go before the
+  template in tokenizer.json, and each is False where only the other is there.
+  """
+  if 'add_bos_token' not in settings and 'add_eos_token' not in settings:
+    return
+  numbers = {token['content']: token['id'] for token in made['added_tokens']}
+  around: list[dict[str, int]] = []
+  for kind in ('bos', 'eos'):
+    name = settings.get(f'{kind}_token')
+    name = name.get('content') if isinstance(name, dict) else name
+    adds = settings.get(f'add_{kind}_token') and isinstance(name, str)
+    around.append({str(name): numbers[name]} if adds else {})
+  made['post_processor'] = tokenizers.template(*around)
+
+
+def _ends(value: Any) -> list[int]:
+  """Returns the tokens of an eos_token_id: a number, several, or none."""
+  values = value if isinstance(value, (list, tuple)) else [value]
+  return [number for number in values if _number(number) is not None]
+
+
+def _number(value: Any) -> int | None:
+  return value if type(value) is int and value >= 0 else None
 
 
 def _tensors(

@@ -134,6 +134,8 @@ def _differences(
   """Yields (key, was, now) where two JSON values differ."""
   if isinstance(known, dict) and isinstance(asked, dict):
     for name in sorted(known.keys() | asked.keys()):
+      if name not in known and asked[name] == '':
+        continue  # A key that is newer than the folder, at its default.
       yield from _differences(
         known.get(name), asked.get(name), f'{key}.{name}' if key else name
       )

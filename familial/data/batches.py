@@ -88,7 +88,8 @@ class Batches:
     """Returns this process's rows of the batch of a step, counted from 0.
 
     Keys: inputs_BxL and targets_BxL, int32; weights_BxL, float32, 0 where the
-    loss does not count; with document_mask also segments_BxL, int32, the number
+    loss does not count: where the target is a token that the tokenizer puts
+    before each text; with document_mask also segments_BxL, int32, the number
     of the document within the row, and weight 0 where the target is the start
     of another document.
     """
@@ -172,14 +173,19 @@ def heldout_bytes_per_token(
 ) -> float:
   """Returns UTF-8 bytes per target over the targets with weight 1.
 
-  A separator has no bytes. The loss per byte is the loss per token divided by
-  this number.
+  A separator has no bytes, and the first token of a document does not count the
+  space that its tokenizer puts before a text. The loss per byte is the loss per
+  token divided by this number.
   """
-  lengths_V = tokenizers.load(corpus.tokenizer_path).byte_lengths()
-  size = sum(
-    float((lengths_V[b['targets_BxL']] * b['weights_BxL']).sum())
-    for b in batches
-  )
+  tokenizer = tokenizers.load(corpus.tokenizer_path)
+  lengths_V = tokenizer.byte_lengths()
+  before = (corpus.separator, *corpus.start)[-1]
+  size = 0.0
+  for batch in batches:
+    bytes_BxL = lengths_V[batch['targets_BxL']]
+    first_BxL = (batch['inputs_BxL'] == before) & (bytes_BxL > 0)
+    bytes_BxL = bytes_BxL - tokenizer.prefix * first_BxL
+    size += float((bytes_BxL * batch['weights_BxL']).sum())
   return size / sum(float(b['weights_BxL'].sum()) for b in batches)
 
 
@@ -198,10 +204,12 @@ def _cut(
     'targets_BxL': np.ascontiguousarray(tokens[:, 1:]),
     'weights_BxL': np.ones(inputs_BxL.shape, np.float32),
   }
+  if corpus.start:
+    batch['weights_BxL'][np.isin(batch['targets_BxL'], corpus.start)] = 0
   if config.document_mask:
     # A separator is the last token of its document and occurs only there.
     ends_BxL = inputs_BxL == corpus.separator
-    batch['weights_BxL'] -= ends_BxL
+    batch['weights_BxL'][ends_BxL] = 0
     batch['segments_BxL'] = np.cumsum(ends_BxL, axis=1, dtype=np.int32)
     batch['segments_BxL'] -= ends_BxL
   return batch

@@ -37,8 +37,11 @@ class DataConfig:
     path: folder of text for `text_files`, read with its subfolders.
     cache_dir: folder of prepared data; '' for $FAMILIAL_CACHE, or
       ~/.cache/familial where that is unset.
-    tokenizer: `bytes`, `bpe` (byte-level, trained on the train split), or the
-      file FOLDER/tokenizer.json of a run, an export or an import.
+    tokenizer: `bytes`, `bpe` (byte-level, trained on the train split), or a file:
+      FOLDER/tokenizer.json of a run, an export or an import, or any BPE of the
+      `tokenizers` library that is byte-level or has byte fallback.
+    separator: name of the token that ends a document, of a tokenizer's file that is
+      from elsewhere; '' for the file's own.
     vocab_size: number of tokens in the vocabulary, including the separator; 256
       for `bytes`.
     seq_len: L, window length in tokens.
@@ -54,6 +57,7 @@ class DataConfig:
   path: str = ''
   cache_dir: str = ''
   tokenizer: _Tokenizer = 'bytes'
+  separator: str = ''
   vocab_size: schema.Count = 256
   seq_len: schema.Count = 128
   document_mask: bool = False
@@ -67,6 +71,9 @@ class DataConfig:
     else:
       allowed = f"'' for corpus {self.corpus!r}; only 'text_files' reads a path"
       errors.require(not self.path, 'data.path', self.path, allowed)
+    if self.separator and not self.tokenizer_file:
+      allowed = f"'' for tokenizer {self.tokenizer!r}; only a file has names"
+      errors.require(False, 'data.separator', self.separator, allowed)
     if self.tokenizer == 'bytes':
       right, allowed = self.vocab_size == 256, "256 for tokenizer 'bytes'"
     elif self.tokenizer == 'bpe':

@@ -1,6 +1,7 @@
 """Documents, tokenised once and laid end to end in memory-mapped arrays.
 
-Every document is followed by the separator. A packed corpus is a folder of the
+Every document is followed by the separator, and begins with the tokens that its
+tokenizer puts before a text. A packed corpus is a folder of the
 cache: raw little-endian arrays, and meta.json with their sizes and hashes.
 """
 
@@ -10,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,8 @@ class Corpus:
     heldout: documents that do not occur in train.
     vocab_size: number of tokens of the tokenizer.
     separator: the token that ends every document.
+    start: the tokens that begin every document, where these are not the
+      separator before it.
     tokenizer_path: file of the tokenizer, '' for bytes.
   """
 
@@ -72,6 +74,7 @@ class Corpus:
   vocab_size: int
   separator: int
   tokenizer_path: str
+  start: tuple[int, ...] = ()
 
 
 def load(config: config_lib.DataConfig) -> Corpus:
@@ -91,6 +94,8 @@ def load(config: config_lib.DataConfig) -> Corpus:
       f'cache_dir={str(root)!r} cannot be made: {error.strerror}'
     ) from error
   given = [_tokenizer_digest(config)] if config.tokenizer_file else []
+  if config.separator:
+    given.append(config.separator)
   source = sources.open_source(config)
   key = cache.digest(
     source.key, config.vocab_size, config.heldout_percent, VERSION, *given
@@ -101,13 +106,14 @@ def load(config: config_lib.DataConfig) -> Corpus:
   def make(folder: pathlib.Path) -> None:
     if config.tokenizer_file:
       # Checked before the text is prepared, which may take hours.
-      size = tokenizers.load(config.tokenizer_file).vocab_size
+      text, tokenizer = tokenizers.read(config.tokenizer_file, config.separator)
+      size = tokenizer.vocab_size
       if size != config.vocab_size:
         raise errors.UserError(
           f'data.vocab_size={config.vocab_size}: tokenizer='
           f'{config.tokenizer_file!r} has {size} tokens'
         )
-      shutil.copyfile(config.tokenizer_file, folder / _TOKENIZER)
+      (folder / _TOKENIZER).write_bytes(text.encode('utf-8'))
     source.use(lambda splits: _write(config, splits, folder))
 
   return cache.use(
@@ -136,6 +142,8 @@ def _write(
     'vocab_size': tokenizer.vocab_size,
     'separator': tokenizer.separator,
   }
+  if start := _start(tokenizer):
+    meta['start'] = start
   for name, split in splits.items():
     bar = tqdm.tqdm(
       split.texts(),
@@ -162,6 +170,7 @@ def _write_split(
 ) -> dict[str, Any]:
   """Writes a split's two arrays and returns its entry of meta.json."""
   dtype = _dtype(tokenizer.vocab_size)
+  begin = np.array(_start(tokenizer), dtype)
   end = np.array([tokenizer.separator], dtype)
   offsets = array.array('q', [0])
   size = 0
@@ -171,8 +180,9 @@ def _write_split(
     while chunk := list(itertools.islice(remaining, _CHUNK)):
       size += sum(len(text.encode('utf-8')) for text in chunk)
       for tokens in tokenizer.encode(chunk):
-        out.write(tokens.astype(dtype).tobytes() + end.tobytes())
-        offsets.append(offsets[-1] + len(tokens) + 1)
+        tokens = np.concatenate([begin, tokens.astype(dtype), end])
+        out.write(tokens.tobytes())
+        offsets.append(offsets[-1] + len(tokens))
   np.asarray(offsets, _OFFSETS).tofile(documents_file)
   return {
     'tokens': offsets[-1],
@@ -181,6 +191,11 @@ def _write_split(
     'tokens_sha256': cache.file_digest(tokens_file),
     'documents_sha256': cache.file_digest(documents_file),
   }
+
+
+def _start(tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Returns the tokens that begin a document, the separator left out."""
+  return [token for token in tokenizer.start if token != tokenizer.separator]
 
 
 def _map(name: str, folder: pathlib.Path) -> Corpus:
@@ -208,6 +223,7 @@ def _map(name: str, folder: pathlib.Path) -> Corpus:
       vocab_size=meta['vocab_size'],
       separator=meta['separator'],
       tokenizer_path=tokenizer_path,
+      start=tuple(meta.get('start', ())),
     )
   except cache.DamagedError:
     raise

@@ -91,7 +91,7 @@ def run(
         f'tokens, and the one here is {ours[0]} with {ours[1]}'
       )
     context = min(stage.what.context for stage in stages)
-    limits = decoding.Limits(context, max_tokens, tokenizer.separator)
+    limits = decoding.Limits(context, max_tokens, tokenizer.stops)
     tick = time.monotonic()
     completions = decoding.generate(stages, tokens, limits, policy, say)
     seconds = time.monotonic() - tick

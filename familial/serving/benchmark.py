@@ -165,7 +165,7 @@ def prompts(
 
 def limits(model: load.Model) -> decoding.Limits:
   """Returns limits that no stop token ends: all modes generate as many tokens."""
-  return decoding.Limits(model.context, model.context, -1)
+  return decoding.Limits(model.context, model.context)
 
 
 def _speeds(

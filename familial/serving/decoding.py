@@ -13,6 +13,7 @@ is defined by a pass in which the states of positions that left do not change.
 
 import collections
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -37,12 +38,12 @@ class Limits(NamedTuple):
   Attributes:
     context: largest number of positions of a row.
     max_tokens: largest number of tokens to generate for a prompt.
-    stop: token that ends a text.
+    stops: tokens that end a text.
   """
 
   context: int
   max_tokens: int
-  stop: int
+  stops: Collection[int] = ()
 
 
 @dataclasses.dataclass
@@ -55,7 +56,7 @@ class Completion:
     exits: index of the stage that gave each generated token.
     degraded: number of tokens given by a stage that was not confident, because
       the next one was gone or busy.
-    stopped: whether the text ended with the stop token.
+    stopped: whether the text ended with a stop token.
   """
 
   tokens: list[int]
@@ -73,7 +74,7 @@ class Completion:
     """Adds a token given by a stage; returns whether the text ends with it."""
     self.tokens.append(token)
     self.exits.append(place)
-    self.stopped = token == limits.stop
+    self.stopped = token in limits.stops
     return (
       self.stopped
       or len(self.tokens) >= limits.context

@@ -104,6 +104,8 @@ def encode(
 ) -> list[list[int]]:
   """Returns each prompt's tokens: those of a document that begins with it.
 
+  An empty prompt without a first token is one that follows the separator.
+
   Raises:
     UserError: for text that is not valid UTF-8, as a shell may pass it.
   """
@@ -113,7 +115,7 @@ def encode(
     except UnicodeEncodeError:
       raise errors.UserError(f'prompt: {prompt!r} is not valid UTF-8') from None
   return [
-    [tokenizer.separator, *map(int, tokens)]
+    [*tokenizer.start, *map(int, tokens)] or [tokenizer.separator]
     for tokens in tokenizer.encode(list(prompts))
   ]
 
@@ -176,7 +178,7 @@ def run(
     all_rows=options.mode != 'confidence',
   )
   limits = decoding.Limits(
-    model.context, options.max_tokens, model.tokenizer.separator
+    model.context, options.max_tokens, model.tokenizer.stops
   )
   tick, drafting = time.monotonic(), None
   if options.mode == 'speculative':

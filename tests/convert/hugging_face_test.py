@@ -16,6 +16,8 @@ from familial.core import errors
 from familial.core import storage
 from familial.data import config as data_config
 from familial.model import transformer
+from familial.serving import generate
+from tests.data import vocabularies
 
 _TOKENS = jnp.asarray(
   np.random.default_rng(1).integers(0, 255, (2, 8)), jnp.int32
@@ -166,22 +168,78 @@ def test_rows_without_a_token_are_left_out(llama):
   np.testing.assert_array_equal(last, before)
 
 
-def test_the_end_of_text_becomes_the_separator(llama):
+def test_first_tokens_stops_and_padding_come_and_go(llama, tmp_path):
   _, folder = llama()
-  path = folder / 'tokenizer.json'
-  text = path.read_text('utf-8').replace('<|separator|>', '<|endoftext|>')
-  made = library.Tokenizer.from_str(text)
+  path = vocabularies.byte_level(folder / 'tokenizer.json')
+  made = library.Tokenizer.from_file(str(path))
+  begin, end, turn = map(
+    made.token_to_id, (vocabularies.BEGIN, vocabularies.END, vocabularies.TURN)
+  )
   made.enable_truncation(4)
   made.save(str(path))
-  _change(folder / 'config.json', eos_token_id=[255, 3])
+  size = made.get_vocab_size()
+  tensors = _tensors(folder)
+  name = 'model.embed_tokens.weight'
+  tensors[name] = np.resize(tensors[name], (size, 16))
+  _save(folder, tensors)
+  _change(
+    folder / 'config.json',
+    vocab_size=size, bos_token_id=begin, eos_token_id=end, pad_token_id=None,
+  )  # fmt: skip
+  files = {
+    'tokenizer_config.json': {
+      'bos_token': vocabularies.BEGIN, 'eos_token': vocabularies.END,
+      'chat_template': 'any',
+    },
+    'generation_config.json': {'eos_token_id': [end, turn], 'top_p': 0.5},
+  }  # fmt: skip
+  for name, value in files.items():
+    storage.write_json(folder / name, value)
   read = _import(folder)
-  assert read.tokenizer.separator == 255
+  tokenizer = read.tokenizer
+  assert tokenizer.separator == end
+  assert tokenizer.start == (begin,)
+  assert tokenizer.stops == {end, turn}
   lineage = storage.read_json(read.folder / 'lineage.json')
-  assert lineage['import']['separator'] == '<|endoftext|>'
-  for text in ('<|endoftext|> <|separator|>', 'longer than it was cut'):
-    [tokens] = read.tokenizer.encode([text])
-    assert 255 not in tokens.tolist()
-    assert read.tokenizer.decode(tokens.tolist()) == text
+  assert lineage['import']['separator'] == vocabularies.END
+  for text in (vocabularies.END, 'longer than it was cut'):
+    [tokens] = generate.encode(tokenizer, [text])
+    assert tokens[0] == begin and end not in tokens
+    assert tokenizer.decode([*tokens, turn]) == text
+
+  export.to_hugging_face(read, 3, tmp_path / 'again')
+  config = storage.read_json(tmp_path / 'again' / 'config.json')
+  assert config['bos_token_id'] == begin
+  assert config['eos_token_id'] == [end, turn]
+  assert config['pad_token_id'] is None
+  for name, value in files.items():
+    assert storage.read_json(tmp_path / 'again' / name) == value
+  again, before = (
+    storage.read_json(where / 'tokenizer.json')
+    for where in (tmp_path / 'again', folder)
+  )
+  assert again == {**before, 'truncation': None}
+
+
+@pytest.mark.parametrize(
+  ('settings', 'starts'),
+  [
+    ({}, True),
+    ({'add_bos_token': True}, True),
+    ({'add_bos_token': False}, False),
+    ({'add_eos_token': True}, False),  # As in `transformers`.
+    ({'add_bos_token': True, 'add_eos_token': True}, True),
+  ],
+)
+def test_settings_of_a_tokenizer_go_before_its_template(
+  llama, settings, starts
+):
+  _, folder = llama()  # Its template puts the separator first.
+  named = {'bos_token': {'content': '<|separator|>'}, **settings}
+  named['eos_token'] = '<|separator|>'
+  storage.write_json(folder / 'tokenizer_config.json', named)
+  read = _import(folder)
+  assert read.tokenizer.start == ((255,) if starts else ())
 
 
 @pytest.mark.parametrize(
@@ -292,7 +350,7 @@ _UNIGRAM = {'type': 'Unigram', 'vocab': [['a', 0.0]], 'unk_id': 0}
   ('spoil', 'said'),
   [
     (_update(pre_tokenizer=_PREFIX), 'tokenizer.json: .*byte-level'),
-    (_update(normalizer={'type': 'NFC'}), 'tokenizer.json: .*byte-level'),
+    (_update(normalizer={'type': 'Lowercase'}), 'tokenizer.json: .*byte-level'),
     (_gapped, 'tokenizer.json: .*numbered'),
     (_update('model', 'vocab', a=400), 'tokenizer.json: .*numbered'),
     (_update('added_tokens', 0, special=False), 'eos_token_id'),

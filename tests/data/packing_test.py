@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from familial.core import errors
+from familial.data import batches
 from familial.data import config
 from familial.data import packing
 from familial.data import sources
 from familial.data import tokenizers
+from tests.data import vocabularies
 
 _TEXTS = [f'document {i} of the üsual kind\n' * (i % 7 + 1) for i in range(60)]
 
@@ -367,3 +369,40 @@ def test_python_source_in_a_fresh_process(tmp_path):
   assert train > 5e6
   assert 0.01 < heldout / train < 0.12
   assert seconds < 40
+
+
+@pytest.mark.parametrize('kind', ['byte_level', 'byte_fallback'])
+def test_documents_of_a_public_tokenizer_begin_as_its_template_does(
+  settings, tmp_path, kind
+):
+  path = tmp_path / 'theirs.json'
+  separator = '</s>' if kind == 'byte_fallback' else vocabularies.END
+  getattr(vocabularies, kind)(path)
+  size = tokenizers.read(str(path), separator)[1].vocab_size
+  public = dataclasses.replace(
+    settings, tokenizer=str(path), separator=separator, vocab_size=size
+  )
+  corpus = packing.load(public)
+  tokenizer = tokenizers.load(corpus.tokenizer_path)
+  assert corpus.start == tokenizer.start != (corpus.separator,)
+  for split in (corpus.train, corpus.heldout):
+    tokens, begins = np.asarray(split.tokens), split.documents[:-1]
+    assert (tokens[begins] == corpus.start[0]).all()
+    assert (tokens[split.documents[1:] - 1] == corpus.separator).all()
+    assert np.isin(tokens, corpus.start).sum() == len(begins)
+
+  # Windows of one token are every token: what counts is the text and its end.
+  tokens = np.asarray(corpus.heldout.tokens)
+  heldout = batches.heldout(
+    corpus, dataclasses.replace(public, seq_len=1), len(tokens), 64
+  )
+  counted = sum(float(batch['weights_BxL'].sum()) for batch in heldout)
+  assert counted == len(tokens) - len(corpus.heldout.documents) + 1
+  bytes_per_token = batches.heldout_bytes_per_token(corpus, heldout)
+  assert bytes_per_token * counted == pytest.approx(corpus.heldout.bytes)
+
+  # Without a separator the refusal names those that would do.
+  with pytest.raises(errors.UserError, match=r'data\.separator'):
+    packing.load(dataclasses.replace(public, separator=''))
+  with pytest.raises(errors.UserError, match=r'data\.separator'):
+    dataclasses.replace(settings, separator='</s>')

@@ -7,6 +7,7 @@ import tokenizers as library
 
 from familial.core import errors
 from familial.data import tokenizers
+from tests.data import vocabularies
 
 _TEXTS = ['def f(x):\n  return x + 1\n' * 9, 'the quick brown fox ' * 9]
 
@@ -136,3 +137,75 @@ def test_a_bpe_is_trained_on_the_first_bytes(
   tokenizers.train(iter(expected), 258, tmp_path / 'expected.json')
   limited, whole = (tmp_path / f'{n}.json' for n in ('limited', 'expected'))
   assert limited.read_bytes() == whole.read_bytes()
+
+
+@pytest.fixture(
+  scope='module', params=['bytes', 'NFC', 'fallback', 'metaspace']
+)
+def foreign(request, tmp_path_factory):
+  """A tokenizer from elsewhere, and the library's own of the same file."""
+  path = tmp_path_factory.mktemp('foreign') / 'tokenizer.json'
+  separator = '</s>'
+  if request.param in ('bytes', 'NFC'):
+    normalizer = '' if request.param == 'bytes' else request.param
+    vocabularies.byte_level(path, normalizer=normalizer)
+    separator = vocabularies.END
+  else:
+    vocabularies.byte_fallback(path, metaspace=request.param == 'metaspace')
+  _, ours = tokenizers.read(str(path), separator)
+  theirs = library.Tokenizer.from_file(str(path))
+  theirs.encode_special_tokens = True
+  return ours, theirs
+
+
+@hypothesis.given(strategies.text())
+@hypothesis.example('\N{PILE OF POO}\r\n\t é e\N{COMBINING ACUTE ACCENT}')
+@hypothesis.example('  the <|end_of_text|></s><s>\u2581 ')
+@hypothesis.settings(deadline=None)
+def test_tokens_and_text_are_those_of_the_library(foreign, text):
+  ours, theirs = foreign
+  [tokens] = ours.encode([text])
+  due = theirs.encode(text)
+  assert [*ours.start, *tokens.tolist()] == due.ids
+  assert not ours.stops & set(tokens.tolist())
+  back = theirs.decode(due.ids, skip_special_tokens=True)
+  assert ours.decode(due.ids) == back
+  # A corpus's bytes per token are those of the text that it reads.
+  size = ours.byte_lengths()[due.ids].sum() - ours.prefix * bool(len(tokens))
+  assert size == len(back.encode('utf-8'))
+
+
+@hypothesis.given(strategies.data())
+@hypothesis.settings(deadline=None)
+def test_text_that_is_settled_stays(foreign, data):
+  ours, theirs = foreign
+  # Bytes of long characters, and of none.
+  [tokens] = ours.encode(['\N{PILE OF POO}é the'])
+  pool = [*tokens.tolist(), *range(3, 259, 17)]
+  drawn = data.draw(strategies.lists(strategies.sampled_from(pool)))
+  text = theirs.decode([*ours.start, *drawn])
+  for count in range(len(drawn) + 1):
+    assert text.startswith(ours.settled([*ours.start, *drawn[:count]]))
+
+
+def test_a_first_token_is_that_of_the_template(tmp_path):
+  path = vocabularies.byte_level(tmp_path / 'a.json')
+  _, tokenizer = tokenizers.read(str(path), vocabularies.END)
+  made = library.Tokenizer.from_file(str(path))
+  assert tokenizer.start == (made.token_to_id(vocabularies.BEGIN),)
+  assert tokenizer.separator == made.token_to_id(vocabularies.END)
+  # Without one a text begins as it does behind the document before it.
+  path = vocabularies.byte_level(tmp_path / 'b.json', begin=False)
+  text, tokenizer = tokenizers.read(str(path), vocabularies.TURN)
+  assert tokenizer.start == (tokenizer.separator,)
+  # The file is one of the library still, which begins texts alike.
+  separator = made.token_to_id(vocabularies.TURN)
+  assert library.Tokenizer.from_str(text).encode('').ids == [separator]
+
+
+def test_a_file_without_our_separator_names_what_would_do(tmp_path):
+  path = vocabularies.byte_level(tmp_path / 'tokenizer.json')
+  with pytest.raises(errors.UserError, match=r'data\.separator.*end_of_text'):
+    tokenizers.load(str(path))
+  with pytest.raises(errors.UserError, match=r"'the' .*<\|eot_id\|>"):
+    tokenizers.read(str(path), 'the')

@@ -13,6 +13,8 @@ from familial.convert import load
 from familial.data import config as data_config
 from familial.data import tokenizers
 from familial.model import transformer
+from familial.serving import generate
+from tests.data import vocabularies
 
 pytestmark = pytest.mark.interop
 _CONTEXT = 48
@@ -221,3 +223,54 @@ def test_saved_again_by_them_an_export_comes_back(hub, family, tmp_path):
       for tokenizer in (model.tokenizer, read.tokenizer)
     )
     np.testing.assert_array_equal(theirs, ours)
+
+
+@pytest.mark.parametrize('kind', ['byte_level', 'byte_fallback'])
+@pytest.mark.parametrize('settings', [{}, {'add_bos_token': False}])
+def test_an_import_begins_and_ends_texts_as_theirs(
+  hub, tmp_path, kind, settings
+):
+  import torch
+
+  folder = tmp_path / 'theirs'
+  folder.mkdir()
+  getattr(vocabularies, kind)(folder / 'tokenizer.json')
+  begin, end, *others = {
+    'byte_level': (vocabularies.BEGIN, vocabularies.END, vocabularies.TURN),
+    'byte_fallback': ('<s>', '</s>', '<unk>'),
+  }[kind]
+  theirs = hub.PreTrainedTokenizerFast(
+    tokenizer_file=str(folder / 'tokenizer.json'),
+    bos_token=begin, eos_token=end, **settings,
+  )  # fmt: skip
+  theirs.save_pretrained(folder)
+  stops = [theirs.convert_tokens_to_ids(name) for name in (end, *others)]
+  config = hub.LlamaConfig(
+    vocab_size=len(theirs), hidden_size=32, intermediate_size=40,
+    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=_CONTEXT, initializer_range=0.4,
+    bos_token_id=theirs.bos_token_id, eos_token_id=stops,
+  )  # fmt: skip
+  llama = hub.LlamaForCausalLM(config)
+  llama.save_pretrained(folder)
+  hugging_face.from_hugging_face(folder, (1,), 'head', tmp_path / 'ours')
+  read = load.load(tmp_path / 'ours')
+  assert read.tokenizer.stops == {*stops}
+  export.to_hugging_face(read, 2, tmp_path / 'again')
+
+  prompts = ['the quick', 'fox é\n', 'x'] + ([''] if not settings else [])
+  found = generate.run(read, prompts, generate.Options(max_tokens=20))
+  for where in (folder, tmp_path / 'again'):
+    tokenizer = hub.AutoTokenizer.from_pretrained(where)
+    model = hub.AutoModelForCausalLM.from_pretrained(where)
+    for name in ('bos_token', 'eos_token', 'pad_token', 'padding_side'):
+      assert getattr(tokenizer, name) == getattr(theirs, name)
+    for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
+      assert getattr(model.config, name) == getattr(llama.config, name)
+    for prompt, completion in zip(prompts, found.completions, strict=True):
+      given = tokenizer(prompt, return_tensors='pt')
+      with torch.no_grad():
+        made = model.generate(**given, do_sample=False, max_new_tokens=20)[0]
+      assert made.tolist() == completion.tokens
+      text = tokenizer.decode(made, skip_special_tokens=True)
+      assert read.tokenizer.decode(completion.tokens) == text

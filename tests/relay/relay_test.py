@@ -208,7 +208,7 @@ def test_a_busy_server_is_asked_again_later():
   """The exit before answers only after the patience; a text that begins when
   there is a place again goes all the way."""
   relays, said = [relay(0), relay(1, clock=lambda: 0.0, slots=1)], []
-  limits = decoding.Limits(CONTEXT, 4, -1)
+  limits = decoding.Limits(CONTEXT, 4)
   work = [engine.Work(0, 0, 2, 0)]
   with chain(relays) as addresses:
     with connected(addresses) as stages, connected(addresses) as others:

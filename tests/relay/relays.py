@@ -13,7 +13,7 @@ from familial.serving import sampling
 from tests.serving.families import CONTEXT
 from tests.serving.families import Family
 
-LIMITS = decoding.Limits(CONTEXT, 10, stop=7)
+LIMITS = decoding.Limits(CONTEXT, 10, stops=(7,))
 POLICY = sampling.Policy(threshold=0.3)
 
 

@@ -9,7 +9,7 @@ from familial.serving import sampling
 from tests.serving.families import CONTEXT
 from tests.serving.families import uncached
 
-LIMITS = decoding.Limits(CONTEXT, 14, stop=7)
+LIMITS = decoding.Limits(CONTEXT, 14, stops=(7,))
 POLICY = sampling.Policy(threshold=0.3)
 
 
@@ -78,7 +78,7 @@ def test_draws_depend_on_row_and_position_alone(family, prompts):
 
 
 def test_a_row_ends_at_the_context(family):
-  prompt, limits = list(range(5)) * 9, decoding.Limits(CONTEXT, 99, -1)
+  prompt, limits = list(range(5)) * 9, decoding.Limits(CONTEXT, 99)
   [row] = decoding.generate(
     family(exit_kind='branch').engines(3, 1),
     [prompt],

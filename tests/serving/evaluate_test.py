@@ -184,7 +184,7 @@ def test_outcomes_are_those_of_decoding(model):
     for segment in segments.split(model.params, model.config.model, 12)
   ]
   texts = decoding.generate(
-    stages, [[65], [66], [67], [68]], decoding.Limits(12, 11, -1),
+    stages, [[65], [66], [67], [68]], decoding.Limits(12, 11),
     sampling.Policy(sampling.Sampling(temperature=1.0), threshold=0.6),
   )  # fmt: skip
   tokens = np.array([text.tokens for text in texts], np.int32)

@@ -116,6 +116,6 @@ def uncached(family, prompt, policy, exits, limits):
     place = int(np.argmax([*(c >= policy.threshold for c in sure), True]))
     tokens.append(int(np.argmax(logits[exits[place] - 1])))
     gave.append(place)
-    if tokens[-1] == limits.stop:
+    if tokens[-1] in limits.stops:
       break
   return tokens, gave

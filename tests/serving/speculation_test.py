@@ -11,7 +11,7 @@ from tests.serving.families import VOCAB
 from tests.serving.families import uncached
 
 GREEDY = sampling.Sampling()
-LIMITS = decoding.Limits(CONTEXT, 14, stop=7)
+LIMITS = decoding.Limits(CONTEXT, 14, stops=(7,))
 
 
 def greedy(family, prompt, limits=LIMITS):
@@ -71,7 +71,7 @@ def test_drawn_text_has_the_deep_exits_distribution(family, how):
   prompt, n = [1, 2, 3], 3000
   draft, deep = made.engines(500, 1, 3)
   found, drafting = speculation.speculate(
-    draft, deep, [prompt] * n, decoding.Limits(CONTEXT, 2, -1), how
+    draft, deep, [prompt] * n, decoding.Limits(CONTEXT, 2), how
   )
   counts = np.zeros((VOCAB, VOCAB))
   for completion in found:
@@ -100,7 +100,7 @@ def test_drawn_text_has_the_deep_exits_distribution(family, how):
 
 def test_drafts_end_at_the_context(family):
   made = family(exit_kind='branch')
-  prompt, limits = list(range(5)) * 9, decoding.Limits(CONTEXT, 99, -1)
+  prompt, limits = list(range(5)) * 9, decoding.Limits(CONTEXT, 99)
   draft, deep = made.engines(3, 2, 3)
   [found], _ = speculation.speculate(draft, deep, [prompt], limits, GREEDY)
   assert found.tokens == greedy(made, prompt, limits)
