@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import io
 import pathlib
 import re
 import sys
@@ -92,6 +93,9 @@ COMMANDS = {
 
 def main() -> None:
   """Runs the command of `sys.argv` and exits with its status."""
+  # Text that the terminal's encoding lacks is written as escapes.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
   sys.exit(run(sys.argv))
 
 
@@ -120,7 +124,8 @@ def run(argv: list[str]) -> int:
     values, rest = _parse(command, argv[:1] + argv[2:])
     if rest:
       raise errors.UserError(f'{rest[0]}: familial {name} takes flags only')
-    print(command.call(values))
+    if line := command.call(values):
+      print(line)
     return 0
   except errors.UserError as error:
     return _fail(str(error), 2)

@@ -23,8 +23,10 @@ from familial.core import errors
 from familial.core import schema
 from familial.core import storage
 from familial.core import text as text_lib
+from familial.data import tokenizers
 from familial.report import evaluation_page
 from familial.serving import benchmark
+from familial.serving import decoding
 from familial.serving import evaluate
 from familial.serving import generate
 from familial.serving import sampling
@@ -60,6 +62,8 @@ class Evaluate:
     decode: time every mode of familial generate too, and count what a relay sends
       and receives; takes minutes.
     out: folder of the result; evaluation/STEP in the model's folder by default.
+    json: write the result as JSON to the standard output, and the tables to the
+      standard error.
   """
 
   checkpoint: Folder
@@ -69,6 +73,7 @@ class Evaluate:
   draw: bool = True
   decode: bool = False
   out: str = ''
+  json: bool = False
 
 
 def _evaluate(values: Evaluate) -> str:
@@ -81,6 +86,7 @@ def _evaluate(values: Evaluate) -> str:
         f'--exits={",".join(values.exits)}: --decode decodes with all exits; '
         'leave one of the two out'
       )
+  tables = sys.stderr if values.json else sys.stdout
   tokens = values.tokens or None
   model = load.load(values.checkpoint, values.step)
   evaluation = evaluate.evaluate(model, exits, tokens=tokens)
@@ -99,10 +105,17 @@ def _evaluate(values: Evaluate) -> str:
         measured, model, tokens=tokens, say=_warn
       )
     _write(out / 'decoding.json', measured)
-    print(_decoding_text(measured))
+    print(_decoding_text(measured), file=tables)
   if values.draw:
     evaluation_page.write(evaluation, measured, out)
-  return f'{_evaluation_text(evaluation)} -> {out / "evaluation.json"}'
+  text = f'{_evaluation_text(evaluation)} -> {out / "evaluation.json"}'
+  if not values.json:
+    return text
+  print(text, file=tables)
+  found = {'evaluation': evaluation, 'decoding': measured}
+  return json.dumps(
+    {name: dataclasses.asdict(part) for name, part in found.items() if part}
+  )
 
 
 def _write(path: pathlib.Path, record: Any) -> None:
@@ -214,7 +227,10 @@ class Generate:
 
   Attributes:
     checkpoint: run or export, or one of its checkpoints.
-    prompt: text to continue; may be repeated.
+    prompt: text to continue, or - for the standard input; may be repeated.
+    prompt_file: file of a text to continue; may be repeated. Of a file *.jsonl each
+      line is an object with a `prompt`. A newline at the end of a file or of the
+      standard input is left out.
     step: checkpoint of a run: last, best, or a number of steps.
     mode: one exit for all tokens (exit), the first exit that is confident
       (confidence), the last exit from drafts of another (speculative), or a chain
@@ -222,8 +238,8 @@ class Generate:
     exit: number of the exit of mode exit, and of the deepest exit of the others,
       from 1; 0 for the last.
     threshold: confidence from which a token is taken from an exit.
-    confidence: largest probability (max_prob), the largest less the second (gap),
-      or 1 - entropy / log V (entropy).
+    confidence: largest probability (max_prob, 1 / V to 1), the largest less the
+      second (gap, 0 to 1), or 1 - entropy / log V (entropy, 0 to 1).
     fill: what deeper layers do with a position that left early: include it when a
       later position of its row gets there (defer, exact), or compute keys and
       values from the state it left with (propagate, skips the layers).
@@ -237,10 +253,13 @@ class Generate:
     top_p: probability of the most likely tokens that are drawn from.
     seed: seed of the draws.
     out: JSON file of the result; none by default.
+    json: write an object a line for each text instead of the text: prompt,
+      completion, finish_reason (stop, length or context) and tokens.
   """
 
   checkpoint: Folder
-  prompt: Repeated
+  prompt: Repeated = ()
+  prompt_file: Repeated = ()
   step: str = 'last'
   mode: Annotated[
     str, schema.one_of('exit', 'confidence', 'speculative', 'relay')
@@ -263,6 +282,7 @@ class Generate:
   top_p: float = 1.0
   seed: int = 0
   out: str = ''
+  json: bool = False
   given: frozenset[str] = frozenset()
 
 
@@ -275,6 +295,16 @@ def _generate(values: Generate) -> str:
       )
   if values.mode == 'relay':
     _require_grpc('--mode=relay')
+  if values.mode in _MODES['threshold'] and not 0 <= values.threshold <= 1:
+    raise errors.UserError(
+      f'--threshold={values.threshold:g}: is not allowed; the confidence '
+      f'{values.confidence} is from {sampling.CONFIDENCES[values.confidence]}'
+    )
+  if values.mode == 'relay':
+    from familial.relay import client
+
+    client.check_addresses(values.servers)
+  prompts = _prompts(values)
   compilation.prepare()
   policy = command.fill(
     sampling.Policy, values, sampling=command.fill(sampling.Sampling, values)
@@ -283,24 +313,109 @@ def _generate(values: Generate) -> str:
   if values.mode == 'relay':
     from familial.relay import generate as relay_generate
 
-    if not values.servers:
-      raise errors.UserError(
-        '--servers: mode relay needs HOST:PORT of each segment, in order'
-      )
+    tokenizer = load.tokenizer_of(values.checkpoint)
     made = relay_generate.run(
-      load.tokenizer_of(values.checkpoint), values.servers, values.prompt,
-      policy, values.max_tokens, dtype=values.state_dtype, say=_warn,
+      tokenizer, values.servers, prompts, policy, values.max_tokens,
+      dtype=values.state_dtype, say=_warn,
+      follow=_Writer(tokenizer, prompts, values.json),
     )  # fmt: skip
   else:
     options = command.fill(generate.Options, values, policy=policy)
     model = load.load(values.checkpoint, values.step)
-    made = generate.run(model, values.prompt, options)
-  for text in made.texts:
-    print(text, flush=True)
+    made = generate.run(
+      model, prompts, options, _Writer(model.tokenizer, prompts, values.json)
+    )
   report = made.report()
   if values.out:
     storage.write_json(values.out, report)
-  return _generation_line(made, report)
+  _warn(_generation_line(made, report))
+  return ''
+
+
+def _prompts(values: Generate) -> list[str]:
+  """Returns the prompts of the flags, the standard input and the files."""
+  found = []
+  for prompt in values.prompt:
+    if prompt == '-':
+      found.append(_decoded('--prompt=-', sys.stdin.buffer.read()))
+    else:
+      found.append(prompt)
+  for path in values.prompt_file:
+    text = _decoded(path, pathlib.Path(path).read_bytes())
+    if not path.endswith('.jsonl'):
+      found.append(text)
+      continue
+    for number, line in enumerate(text.splitlines(), start=1):
+      try:
+        record: Any = json.loads(line)
+      except ValueError:
+        record = None
+      if not isinstance(record, dict) or type(record.get('prompt')) is not str:
+        raise errors.UserError(
+          f"{path}:{number}: not an object with a text 'prompt'"
+        )
+      found.append(record['prompt'])
+  if not found:
+    raise errors.UserError(
+      '--prompt: there is none; a text, - for the standard input, or '
+      '--prompt_file=FILE'
+    )
+  return found
+
+
+def _decoded(where: str, content: bytes) -> str:
+  """Returns UTF-8 text without a newline at its end."""
+  try:
+    return content.decode('utf-8').removesuffix('\n').removesuffix('\r')
+  except UnicodeDecodeError:
+    raise errors.UserError(f'{where}: not UTF-8 text') from None
+
+
+class _Writer:
+  """Writes texts in the order of their prompts to the standard output.
+
+  On a terminal the text under way is written as far as it is settled.
+  """
+
+  def __init__(
+    self, tokenizer: tokenizers.Tokenizer, prompts: list[str], as_json: bool
+  ):
+    self._tokenizer, self._prompts, self._as_json = tokenizer, prompts, as_json
+    self._live = sys.stdout.isatty() and not as_json
+    self._texts: dict[int, decoding.Completion] = {}
+    self._at = self._written = 0
+
+  def __call__(self, number: int, text: decoding.Completion) -> None:
+    """Takes the text of a prompt, with the tokens that were added."""
+    self._texts[number] = text
+    while self._at in self._texts:
+      text = self._texts[self._at]
+      if text.finish:
+        print(
+          self._record(text) if self._as_json else self._rest(text), flush=True
+        )
+        self._at, self._written = self._at + 1, 0
+        continue
+      if self._live:
+        settled = self._tokenizer.settled(text.tokens)
+        print(settled[self._written :], end='', flush=True)
+        self._written = max(self._written, len(settled))
+      return
+
+  def _rest(self, text: decoding.Completion) -> str:
+    return self._tokenizer.decode(text.tokens)[self._written :]
+
+  def _record(self, text: decoding.Completion) -> str:
+    decode = self._tokenizer.decode
+    start = len(decode(text.tokens[: text.prompt]))
+    return json.dumps(
+      {
+        'prompt': self._prompts[self._at],
+        'completion': decode(text.tokens)[start:],
+        'finish_reason': text.finish,
+        'tokens': len(text.exits),
+      }
+    )
 
 
 def _generation_line(made: generate.Generation, report: dict[str, Any]) -> str:
@@ -311,6 +426,12 @@ def _generation_line(made: generate.Generation, report: dict[str, Any]) -> str:
     'tokens/s with compiling)',
     f'by exit {shares}',
   ]
+  cut = [text for text in made.completions if text.finish == 'context']
+  if cut:
+    parts.append(
+      f'{len(cut)} of {len(made.completions)} texts cut by the context of '
+      f'{len(cut[0].tokens)} tokens before --max_tokens'
+    )
   if made.drafting:
     parts.append(f'{made.drafting.acceptance:.0%} of drafts accepted')
   parts += [
@@ -384,7 +505,7 @@ def _require_grpc(what: str) -> None:
 
 
 def _warn(line: str) -> None:
-  print(f'familial: {line}', file=sys.stderr)
+  print(f'familial: {line}', file=sys.stderr, flush=True)
 
 
 COMMANDS = {

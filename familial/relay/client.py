@@ -279,6 +279,20 @@ class Remote:
         time.sleep(0.1)
 
 
+def check_addresses(addresses: Sequence[str]) -> None:
+  """Refuses addresses that are none, or not HOST:PORT each."""
+  if not addresses:
+    raise errors.UserError(
+      '--servers: mode relay needs HOST:PORT of each segment, in order'
+    )
+  for address in addresses:
+    host, _, port = address.rpartition(':')
+    if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+      raise errors.UserError(
+        f'--servers: {address!r} is not HOST:PORT, as localhost:7000'
+      )
+
+
 @contextlib.contextmanager
 def connect(
   addresses: Sequence[str],
@@ -299,6 +313,7 @@ def connect(
     UserError: if the first does not answer, or they are not the segments of
       one family, in order.
   """
+  check_addresses(addresses)
   stages: list[Remote] = []
   with contextlib.ExitStack() as stack:
     for place, address in enumerate(addresses):

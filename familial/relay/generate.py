@@ -57,6 +57,7 @@ def run(
   *,
   dtype: str = 'float32',
   say: Callable[[str], None] = lambda line: None,
+  follow: decoding.Follow = decoding.ignore,
 ) -> Relayed:
   """Completes prompts with a chain of servers.
 
@@ -68,6 +69,7 @@ def run(
     max_tokens: largest number of tokens to generate for a prompt.
     dtype: type of the states in messages.
     say: receives a line if a server does not answer.
+    follow: receives each text after each step that added to it.
 
   Raises:
     UserError: if the first server does not answer, the servers are not a chain
@@ -93,7 +95,7 @@ def run(
     context = min(stage.what.context for stage in stages)
     limits = decoding.Limits(context, max_tokens, tokenizer.stops)
     tick = time.monotonic()
-    completions = decoding.generate(stages, tokens, limits, policy, say)
+    completions = decoding.generate(stages, tokens, limits, policy, say, follow)
     seconds = time.monotonic() - tick
   return Relayed(
     'relay',

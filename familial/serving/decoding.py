@@ -56,14 +56,15 @@ class Completion:
     exits: index of the stage that gave each generated token.
     degraded: number of tokens given by a stage that was not confident, because
       the next one was gone or busy.
-    stopped: whether the text ended with a stop token.
+    finish: why the text ended: `stop` (a stop token), `length` (max_tokens) or
+      `context`; '' before it has.
   """
 
   tokens: list[int]
   prompt: int
   exits: list[int] = dataclasses.field(default_factory=list)
   degraded: int = 0
-  stopped: bool = False
+  finish: str = ''
 
   @property
   def generated(self) -> list[int]:
@@ -74,12 +75,21 @@ class Completion:
     """Adds a token given by a stage; returns whether the text ends with it."""
     self.tokens.append(token)
     self.exits.append(place)
-    self.stopped = token in limits.stops
-    return (
-      self.stopped
-      or len(self.tokens) >= limits.context
-      or len(self.exits) >= limits.max_tokens
-    )
+    if token in limits.stops:
+      self.finish = 'stop'
+    elif len(self.exits) >= limits.max_tokens:
+      self.finish = 'length'
+    elif len(self.tokens) >= limits.context:
+      self.finish = 'context'
+    return bool(self.finish)
+
+
+# Receives the number of a prompt and its text, after each step that added to it.
+Follow = Callable[[int, Completion], None]
+
+
+def ignore(number: int, text: Completion) -> None:
+  """Follows no text."""
 
 
 class Decoder(Protocol):
@@ -105,7 +115,10 @@ class Decoder(Protocol):
 
 
 def complete(
-  decoder: Decoder, prompts: Sequence[Sequence[int]], limits: Limits
+  decoder: Decoder,
+  prompts: Sequence[Sequence[int]],
+  limits: Limits,
+  follow: Follow = ignore,
 ) -> list[Completion]:
   """Completes prompts; a free slot takes the next one.
 
@@ -124,8 +137,10 @@ def complete(
       rows |= fresh
       decoder.open(fresh)
       for slot, tokens in decoder.step().items():
-        _, text = rows[slot]
-        if any(text.add(token, place, limits) for token, place in tokens):
+        number, text = rows[slot]
+        ended = any(text.add(token, place, limits) for token, place in tokens)
+        follow(number, text)
+        if ended:
           del rows[slot]
           decoder.close(slot)
           free.append(slot)
@@ -207,6 +222,7 @@ def generate(
   limits: Limits,
   policy: sampling_lib.Policy,
   say: Callable[[str], None] = lambda line: None,
+  follow: Follow = ignore,
 ) -> list[Completion]:
   """Completes prompts: each token by the first confident stage.
 
@@ -221,12 +237,13 @@ def generate(
     policy: how tokens are drawn, and the threshold of confidence; the last stage
       always answers.
     say: receives a line when a stage is gone, or busy for too long.
+    follow: receives each text after each step that added to it.
 
   Raises:
     UserError: for a prompt that does not fit, or if the first stage is gone or
       has no place for any row.
   """
-  return complete(Cascade(stages, policy, say), prompts, limits)
+  return complete(Cascade(stages, policy, say), prompts, limits, follow)
 
 
 @dataclasses.dataclass

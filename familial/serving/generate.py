@@ -88,6 +88,7 @@ class Generation:
     """Returns the JSON object of `familial generate --out`."""
     values = {
       'texts': self.texts,
+      'finish': [text.finish for text in self.completions],
       'mode': self.mode,
       'tokens': self.tokens,
       'seconds': self.seconds,
@@ -147,9 +148,18 @@ def engines(
 
 
 def run(
-  model: load.Model, prompts: Sequence[str], options: Options
+  model: load.Model,
+  prompts: Sequence[str],
+  options: Options,
+  follow: decoding.Follow = decoding.ignore,
 ) -> Generation:
   """Completes prompts.
+
+  Args:
+    model: the family.
+    prompts: texts.
+    options: mode, limits, and how tokens are drawn.
+    follow: receives each text after each step that added to it.
 
   Raises:
     UserError: for an exit that does not exist, a draft exit that is not before
@@ -184,10 +194,13 @@ def run(
   if options.mode == 'speculative':
     draft, deep = stages
     completions, drafting = speculation.speculate(
-      draft, deep, tokens, limits, options.policy.sampling, options.drafts
-    )
+      draft, deep, tokens, limits, options.policy.sampling, options.drafts,
+      follow,
+    )  # fmt: skip
   else:
-    completions = decoding.generate(stages, tokens, limits, options.policy)
+    completions = decoding.generate(
+      stages, tokens, limits, options.policy, follow=follow
+    )
   seconds = time.monotonic() - tick
   texts = [model.tokenizer.decode(text.tokens) for text in completions]
   return Generation(options.mode, texts, completions, cuts, seconds, drafting)

@@ -14,7 +14,12 @@ from familial.core import errors
 from familial.core import schema
 
 Array = jax.Array
-CONFIDENCES = ('max_prob', 'gap', 'entropy')
+# The range of each kind of confidence.
+CONFIDENCES = {
+  'max_prob': '1 / V (all V tokens alike) to 1',
+  'gap': '0 to 1',
+  'entropy': '0 (all tokens alike) to 1',
+}
 # Independent uses of `uniforms`.
 DRAW, ACCEPT, REPLACE = range(3)
 # Programs compute in float32: smaller numbers may round to 0 there.

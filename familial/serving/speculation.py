@@ -49,6 +49,7 @@ def speculate(
   limits: decoding.Limits,
   sampling: sampling_lib.Sampling,
   drafts: int = 3,
+  follow: decoding.Follow = decoding.ignore,
 ) -> tuple[list[decoding.Completion], Drafting]:
   """Completes prompts by the deep exit, from drafts of the shallow one.
 
@@ -64,6 +65,7 @@ def speculate(
     limits: when a text ends.
     sampling: how tokens are drawn.
     drafts: tokens drafted in a round.
+    follow: receives each text after each step that added to it.
 
   Raises:
     UserError: for a prompt that does not fit, or more drafts than a pass has
@@ -80,7 +82,7 @@ def speculate(
     f'from 1 to {most}, for a context of {limits.context}',
   )
   decoder = _Speculation(draft, deep, sampling, drafts)
-  texts = decoding.complete(decoder, prompts, limits)
+  texts = decoding.complete(decoder, prompts, limits, follow)
   accepted = sum(text.exits.count(0) for text in texts)
   return texts, Drafting(decoder.rounds, decoder.drafted, accepted)
 

@@ -1,8 +1,11 @@
+import io
 import json
 import re
+import sys
 
 import pytest
 
+from familial.cli import main
 from familial.core import errors
 from familial.serving import generate
 from familial.serving import sampling
@@ -58,14 +61,87 @@ def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
   assert [score['exit'] for score in values['exits']] == [1, 3]
   assert values['schema'] == 1
   given = ['--prompt=1: the', '--prompt=a', '--max_tokens=5']
-  status, out, _ = familial(
+  status, out, err = familial(
     'generate', checkpoint, *given, f'--out={tmp_path}/g.json'
   )
   report = json.loads((tmp_path / 'g.json').read_text())
   assert status == 0
-  assert out.startswith('\n'.join(report['texts']))
+  assert out == '\n'.join([*report['texts'], ''])
   assert report['tokens'] == 10 and report['share'] == {'exit_3': 1}
-  assert re.search(r'exit: 10 tokens in .* by exit 3: 100%', out)
+  assert report['finish'] == ['length'] * 2
+  assert re.search(r'exit: 10 tokens in .* by exit 3: 100%', err)
+
+
+def test_prompts_from_files_and_the_standard_input(
+  familial, run, tmp_path, monkeypatch
+):
+  plain, lines = tmp_path / 'prompt.txt', tmp_path / 'prompts.jsonl'
+  plain.write_bytes(b'22: a\n')
+  prompts = ['deep\nlayer', 'the exit of a layer is shallow', 'of']
+  lines.write_text(''.join(f'{json.dumps({"prompt": p})}\n' for p in prompts))
+  stdin = io.TextIOWrapper(io.BytesIO(b'1: the exit\n\n'))
+  monkeypatch.setattr(sys, 'stdin', stdin)
+  status, out, err = familial(
+    'generate', f'--checkpoint={run}', '--prompt=-', f'--prompt_file={plain}',
+    f'--prompt_file={lines}', '--json', '--max_tokens=5',
+  )  # fmt: skip
+  assert status == 0
+  found = [json.loads(line) for line in out.splitlines()]
+  assert [f['prompt'] for f in found] == ['1: the exit\n', '22: a', *prompts]
+  # Texts of the run end with a newline. Of a context of 32 the separator and 30
+  # bytes leave room for a token.
+  reasons = ['stop', 'length', 'length', 'context', 'length']
+  assert [f['finish_reason'] for f in found] == reasons
+  assert [f['tokens'] for f in found][1:] == [5, 5, 1, 5]
+  assert '1 of 5 texts cut by the context of 32' in err
+  _, alone, _ = familial(
+    'generate', f'--checkpoint={run}', '--prompt=22: a', '--max_tokens=5'
+  )
+  assert alone == f'22: a{found[1]["completion"]}\n'
+  for content in (b'{"prompt": 1}', b'[]', b'no', b'\xff'):
+    lines.write_bytes(content)
+    status, _, err = familial(
+      'generate', f'--checkpoint={run}', f'--prompt_file={lines}'
+    )
+    assert status == 2 and str(lines) in err and err.count('\n') == 1
+
+
+def test_text_is_written_as_it_comes_on_a_terminal(familial, run, monkeypatch):
+  given = ['generate', f'--checkpoint={run}', '--max_tokens=9']
+  given += [f'--prompt={prompt}' for prompt in PROMPTS]
+  _, due, _ = familial(*given)
+  writes = []
+  stdout = sys.stdout
+  monkeypatch.setattr(stdout, 'isatty', lambda: True)
+  write = stdout.write
+  monkeypatch.setattr(
+    stdout, 'write', lambda text: (writes.append(text), write(text))[1]
+  )
+  _, out, _ = familial(*given)
+  assert out == ''.join(writes) == due
+  assert len([text for text in writes if text.strip()]) > len(PROMPTS)
+
+
+def test_evaluations_are_json_on_request(familial, run, tmp_path):
+  status, out, err = familial(
+    'evaluate', f'--checkpoint={run}', '--tokens=100', '--nodraw', '--json',
+    f'--out={tmp_path}/e',
+  )  # fmt: skip
+  assert status == 0 and 'nats/token' in err
+  values = json.loads((tmp_path / 'e' / 'evaluation.json').read_text())
+  assert json.loads(out)['evaluation'] == {
+    key: value for key, value in values.items() if key != 'schema'
+  }
+
+
+def test_a_terminal_of_few_letters_gets_escapes(monkeypatch):
+  content = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(content, 'ascii'))
+  monkeypatch.setattr(main, 'run', lambda argv: print('a\u20ac'))
+  with pytest.raises(SystemExit):
+    main.main()
+  sys.stdout.flush()
+  assert content.getvalue() == b'a\\u20ac\n'
 
 
 def test_a_single_exit_has_one_mode_and_no_relay(familial, run, tmp_path):
@@ -101,6 +177,15 @@ def test_a_single_exit_has_one_mode_and_no_relay(familial, run, tmp_path):
       '--exit: not used by --mode=relay',
     ),
     (['generate', f'--prompt={"x" * 99}'], 'context of 32'),
+    (['generate'], '--prompt'),
+    (
+      ['generate', '--prompt=a', '--mode=confidence', '--threshold=1.5'],
+      'max_prob is from 1 / V',
+    ),
+    (
+      ['generate', '--prompt=a', '--mode=relay', '--servers=localhost'],
+      "'localhost' is not HOST:PORT",
+    ),
     (['export', '--exit=9'], 'exit: 9'),
   ],
 )
