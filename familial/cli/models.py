@@ -11,6 +11,7 @@ from familial.convert import expand
 from familial.convert import export
 from familial.convert import hugging_face
 from familial.convert import load
+from familial.core import errors
 from familial.core import schema
 from familial.model import config as model_config
 from familial.training import config as train_config
@@ -34,6 +35,7 @@ class Export:
     format: `familial` (a model of this project), `hugging_face` (Hugging Face
       files) or `segments` (a folder for each segment up to the exit, to be
       served).
+    dtype: type of the tensors of `hugging_face`: float32 or bfloat16.
   """
 
   checkpoint: Folder
@@ -41,12 +43,21 @@ class Export:
   step: str = 'last'
   exit: int = 0
   format: Annotated[str, schema.one_of(*_WRITERS)] = 'familial'
+  dtype: Annotated[str, schema.one_of(*export.DTYPES)] = 'float32'
 
 
 def _export(given: Export) -> str:
-  model = load.load(given.checkpoint, given.step)
+  if given.dtype != 'float32' and given.format != 'hugging_face':
+    raise errors.UserError(
+      f'--dtype={given.dtype}: not used by --format={given.format}, only by '
+      'hugging_face'
+    )
+  model = load.load(given.checkpoint, given.step, stored=True)
   number = given.exit or model.config.model.granularity
-  _WRITERS[given.format](model, number, given.out)
+  if given.format == 'hugging_face':
+    export.to_hugging_face(model, number, given.out, given.dtype)
+  else:
+    _WRITERS[given.format](model, number, given.out)
   what = 'segments up to exit' if given.format == 'segments' else 'exit'
   return f'wrote {what} {number} of {model.folder} to {given.out}'
 

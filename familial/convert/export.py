@@ -5,6 +5,8 @@ branch, norm and unembedding.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -19,11 +21,10 @@ import uuid
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
 
 from familial.convert import load
 from familial.convert import segments
+from familial.convert import tensor_file
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
@@ -37,6 +38,10 @@ from familial.training import optimizer
 from familial.training import step as step_lib
 
 TOKENIZER_CONFIG, GENERATION = 'tokenizer_config.json', 'generation_config.json'
+DTYPES = ('float32', 'bfloat16')
+SHARD_BYTES = (
+  5 * 10**9
+)  # of a file of tensors, as `transformers` has long had it
 # Files of `transformers` that an import keeps and an export gives back.
 TOKENIZER_FILES = (
   TOKENIZER_CONFIG, GENERATION, 'special_tokens_map.json', 'chat_template.jinja',
@@ -66,21 +71,34 @@ def submodel(
   """
   shape = model.submodel(exit_)
   head = params[f'exit_{exit_}']
-  layers = transformer.trunk(params, exit_)
-  if 'branch' in head:
-    layers = jax.tree.map(
-      lambda below, leaf: jnp.concatenate([below, leaf[None]]),
-      layers,
-      head['branch'],
-    )
   alone = {
     'embedding': params['embedding'],
-    'segment_0': layers,
+    'segment_0': jax.tree.map(
+      lambda *parts: parts[0] if len(parts) == 1 else _stacked(parts),
+      *(params[f'segment_{index}'] for index in range(exit_)),
+      *([head['branch']] if 'branch' in head else []),
+    ),
     'exit_1': {'norm': head['norm']},
   }
   if not shape.tied:
     alone['unembedding'] = transformer.unembedding(params, model, exit_)
   return alone, shape
+
+
+def _stacked(parts: Sequence[Any]) -> np.ndarray:
+  """Returns layers, stacked on axis 0, and the single layer of a branch."""
+  axes = max(part.ndim for part in parts)
+  counts = [part.shape[0] if part.ndim == axes else 1 for part in parts]
+  shape = parts[0].shape[1:] if parts[0].ndim == axes else parts[0].shape
+  stacked, at = np.empty((sum(counts), *shape), parts[0].dtype), 0
+  for part, count in zip(parts, counts, strict=True):
+    out = stacked[at : at + count] if part.ndim == axes else stacked[at]
+    if isinstance(part, checkpoint.Stored):
+      part.read(out)
+    else:
+      out[...] = part
+    at += count
+  return stacked
 
 
 def to_familial(
@@ -109,28 +127,32 @@ def to_familial(
 
 
 def to_hugging_face(
-  model: load.Model, exit_: int, out: str | os.PathLike[str]
+  model: load.Model,
+  exit_: int,
+  out: str | os.PathLike[str],
+  dtype: str = 'float32',
 ) -> None:
-  """Writes exit 1..G as a LlamaForCausalLM of `transformers`, in float32.
+  """Writes exit 1..G as a LlamaForCausalLM of `transformers`.
 
   The scale of the logits is folded into the last norm. The tokenizer begins a text
-  as prompts are encoded here; that of an import is as it was.
+  as prompts are encoded here; that of an import is as it was. A model of more than
+  SHARD_BYTES is written as several files with an index.
+
+  Args:
+    model: the family; its parameters may be stored ones, see `load.load`.
+    exit_: number of the exit.
+    out: the folder to make.
+    dtype: type of the tensors, one of DTYPES.
 
   Raises:
-    UserError: if there is no such exit, or `out` is not empty.
+    UserError: if there is no such exit or type, or `out` is not empty.
   """
-  params, shape = submodel(model.params, model.config.model, exit_)
+  errors.require_one_of('dtype', dtype, DTYPES)
+  shape = model.config.model.submodel(exit_)
+  tensors = llama_tensors(model.params, model.config.model, exit_)
   tokenizer, files, ends = _hugging_face_tokenizer(model)
   with _whole(out) as folder:
-    path = folder / 'model.safetensors'
-    tensors = {
-      name: np.ascontiguousarray(tensor, np.float32)
-      for name, tensor in llama_tensors(params, shape).items()
-    }
-    try:
-      safetensors.save_file(tensors, path, metadata={'format': 'pt'})
-    except SafetensorError as error:
-      raise storage.unwritten(path, str(error)) from None
+    _write_shards(folder, tensors, jnp.dtype(dtype))
     storage.write_text(folder / load.TOKENIZER, tokenizer)
     for name, value in files.items():
       is_text = isinstance(value, str)
@@ -160,28 +182,98 @@ def to_hugging_face(
         },
         'max_position_embeddings': model.context,
         'tie_word_embeddings': shape.tied,
-        'torch_dtype': 'float32',
+        'torch_dtype': dtype,
         **ends,
       },
     )
 
 
+def _write_shards(
+  folder: pathlib.Path, tensors: Mapping[str, tensor_file.Tensor], dtype: Any
+) -> None:
+  """Writes model.safetensors, or files of up to SHARD_BYTES each and an index."""
+  shards: list[dict[str, tensor_file.Tensor]] = [{}]
+  total = size = 0
+  for name, tensor in tensors.items():
+    more = tensor_file.nbytes(tensor, dtype)
+    if shards[-1] and size + more > SHARD_BYTES:
+      shards.append({})
+      size = 0
+    shards[-1][name] = tensor
+    size, total = size + more, total + more
+  where: dict[str, str] = {}
+  for number, shard in enumerate(shards, start=1):
+    name = 'model.safetensors'
+    if len(shards) > 1:
+      name = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+    tensor_file.write(folder / name, shard, dtype, {'format': 'pt'})
+    where |= dict.fromkeys(shard, name)
+  if len(shards) > 1:
+    storage.write_json(
+      folder / 'model.safetensors.index.json',
+      {'metadata': {'total_size': total}, 'weight_map': where},
+    )
+
+
 def llama_tensors(
-  params: transformer.Params, shape: model_config.ModelConfig
-) -> dict[str, jax.Array]:
-  """Returns the tensors of a model of one exit by their names in a Llama."""
-  gain_D = params['exit_1']['norm']['gain'] * (shape.base_width / shape.width)
+  params: transformer.Params, model: model_config.ModelConfig, exit_: int
+) -> dict[str, tensor_file.Tensor]:
+  """Returns the tensors of exit 1..G by their names in a Llama.
+
+  Args:
+    params: parameters of the family, their shapes, or stored ones; they are read
+      with each tensor.
+    model: shape of the family.
+    exit_: number of the exit.
+  """
+  head = params[f'exit_{exit_}']
+  layers: list[tuple[transformer.Params, int | None]] = []
+  for index in range(exit_):
+    tree = params[f'segment_{index}']
+    count = jax.tree.leaves(tree)[0].shape[0]
+    layers += [(tree, place) for place in range(count)]
+  if 'branch' in head:
+    layers.append((head['branch'], None))
+  scale = np.float32(model.base_width / model.width)
+  gain_D, embedding = head['norm']['gain'], params['embedding']
   tensors = {
-    'model.embed_tokens.weight': params['embedding'],
-    'model.norm.weight': gain_D,
+    'model.embed_tokens.weight': tensor_file.Tensor(
+      embedding.shape, lambda: np.asarray(embedding)
+    ),
+    'model.norm.weight': tensor_file.Tensor(
+      gain_D.shape, lambda: np.asarray(gain_D) * scale
+    ),
   }
+  latest = _Latest()
   for name, path in LAYER.items():
-    stacked = functools.reduce(operator.getitem, path, params['segment_0'])
-    for layer in range(shape.depth):
-      tensors[f'model.layers.{layer}.{name}.weight'] = stacked[layer].T
-  if not shape.tied:
-    tensors['lm_head.weight'] = params['unembedding'].T
+    for number, (tree, place) in enumerate(layers):
+      leaf: Any = functools.reduce(operator.getitem, path, tree)
+      tensors[f'model.layers.{number}.{name}.weight'] = tensor_file.Tensor(
+        (leaf.shape if place is None else leaf.shape[1:])[::-1],
+        functools.partial(latest.transposed, leaf, place),
+      )
+  if not model.submodel(exit_).tied:
+    owner = head if model.owns_unembedding(exit_) else params
+    matrix = owner['unembedding']
+    tensors['lm_head.weight'] = tensor_file.Tensor(
+      matrix.shape[::-1], functools.partial(latest.transposed, matrix, None)
+    )
   return tensors
+
+
+class _Latest:
+  """The array that was read last: a chunk of a stored one holds many layers."""
+
+  def __init__(self) -> None:
+    self._leaf: Any = None
+    self._array = np.zeros(0)
+
+  def transposed(self, leaf: Any, place: int | None) -> np.ndarray:
+    """Returns an array, or the one at a place in a stack, transposed."""
+    if self._leaf is not leaf:
+      self._array = np.zeros(0)  # Freed before the next one is read.
+      self._leaf, self._array = leaf, np.asarray(leaf)
+    return (self._array if place is None else self._array[place]).T
 
 
 def to_segments(
@@ -231,22 +323,26 @@ def write(
     own = str(pathlib.Path(out).absolute() / load.TOKENIZER)
     data = dataclasses.replace(config.data, tokenizer=own)
     config = dataclasses.replace(config, data=data)
-  if opt_state is None:
+  arrays = {'params': params}
+  if opt_state is None:  # A fresh one, which is of zeros.
     hyper = optimizer.hyper(config.train, config.model.exits)
-    opt_state = optimizer.adamw(hyper, config.model).init(params)
+    fresh = optimizer.adamw(hyper, config.model).init
+    opt_state = jax.eval_shape(fresh, params)
+  else:
+    arrays['opt_state'] = opt_state
+  zeros = jax.tree.map(
+    checkpoint.zeros, step_lib.State(params, opt_state, jnp.int32(0))
+  )
   with _whole(out) as folder:
     run_folder.open_folder(folder, config, lineage)
     if tokenizer:
       storage.write_text(folder / load.TOKENIZER, tokenizer)
-    # One array at a time, so that a large model is not in memory twice.
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-    checkpoints = checkpoint.Checkpoints(
-      folder / 'checkpoints', 1, at_once=largest // 10**9 + 1
-    )
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', 1)
     try:
-      checkpoints.save(step_lib.State(params, opt_state, jnp.int32(0)))
+      checkpoints.save(zeros)
     finally:
       checkpoints.close()
+    checkpoint.fill(folder / 'checkpoints', 0, arrays)
 
 
 def derived_config(

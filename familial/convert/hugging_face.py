@@ -1,5 +1,6 @@
 """Import of a Llama of `transformers` as a family, with exits added."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -11,7 +12,6 @@ from typing import Annotated
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 
@@ -296,16 +296,13 @@ def _number(value: Any) -> int | None:
 
 def _tensors(
   folder: pathlib.Path, model: model_config.ModelConfig
-) -> dict[str, np.ndarray]:
-  """Reads a model's tensors as float32, after checking their shapes."""
+) -> Callable[[str], np.ndarray]:
+  """Returns a function that reads a tensor as float32; checks all shapes."""
   dense = model.submodel(model.granularity)
+  like = jax.eval_shape(lambda: transformer.init(dense, jax.random.key(0)))
   shapes = {
-    name: like.shape
-    for name, like in jax.eval_shape(
-      lambda: export.llama_tensors(
-        transformer.init(dense, jax.random.key(0)), dense
-      )
-    ).items()
+    name: tensor.shape
+    for name, tensor in export.llama_tensors(like, dense, 1).items()
   }
   where = _files(folder)
   if missing := sorted(shapes.keys() - where.keys()):
@@ -316,7 +313,6 @@ def _tensors(
       raise errors.UserError(
         f'{folder}: tensor {name} is no part of the model of its config.json'
       )
-  tensors = {}
   for path in sorted({where[name] for name in shapes}):
     with _opened(path) as file:
       for name in (name for name in shapes if where[name] == path):
@@ -327,8 +323,13 @@ def _tensors(
             f'{path}: {name} is {kind} {shape}; it must be '
             f'{" or ".join(_DTYPES)} {shapes[name]}'
           )
-        tensors[name] = file.get_tensor(name).astype(np.float32)
-  return tensors
+
+  def read(name: str) -> np.ndarray:
+    # Each time anew: what was read of a file that stays open stays in memory.
+    with _opened(where[name]) as file:
+      return np.asarray(file.get_tensor(name), np.float32)
+
+  return read
 
 
 @contextlib.contextmanager
@@ -368,30 +369,40 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _params(
-  tensors: dict[str, np.ndarray], model: model_config.ModelConfig
+  read: Callable[[str], np.ndarray], model: model_config.ModelConfig
 ) -> transformer.Params:
-  """Returns a family's parameters; removes the tensors from the dict."""
-  trunk: transformer.Params = {}
-  for name, path in export.LAYER.items():
-    at = trunk
-    for key in path[:-1]:
-      at = at.setdefault(key, {})
-    layers = [f'model.layers.{i}.{name}.weight' for i in range(model.depth)]
-    stacked = np.stack([tensors.pop(layer).T for layer in layers])
-    at[path[-1]] = jnp.asarray(stacked)
-  embedding = jnp.asarray(
-    tensors['model.embed_tokens.weight'][: model.vocab_size]
-  )
-  params = {'embedding': embedding, **transformer.cut(trunk, model.exits)}
-  unembedding = embedding.T
+  """Returns a family's parameters, with one tensor in memory twice at a time."""
+  segments = []
+  starts = (0, *model.exits[:-1])
+  for start, stop in zip(starts, model.exits, strict=True):
+    layers: transformer.Params = {}
+    for name, path in export.LAYER.items():
+      at = layers
+      for key in path[:-1]:
+        at = at.setdefault(key, {})
+      stacked = None
+      for index, layer in enumerate(range(start, stop)):
+        tensor = read(f'model.layers.{layer}.{name}.weight').T
+        if stacked is None:
+          stacked = np.empty((stop - start, *tensor.shape), np.float32)
+        stacked[index] = tensor
+      at[path[-1]] = stacked
+    segments.append(layers)
+  params: transformer.Params = {
+    f'segment_{index}': layers for index, layers in enumerate(segments)
+  }
+  vocab = model.vocab_size
+  params['embedding'] = read('model.embed_tokens.weight')[:vocab].copy()
+  unembedding = params['embedding'].T
   if not model.tied:
-    unembedding = jnp.asarray(tensors['lm_head.weight'][: model.vocab_size].T)
+    unembedding = read('lm_head.weight')[:vocab].T.copy()
     params['unembedding'] = unembedding
-  norm = {'gain': jnp.asarray(tensors['model.norm.weight'])}
-  for exit_, stop in enumerate(model.exits, start=1):
+  norm = {'gain': read('model.norm.weight')}
+  for exit_ in range(1, model.granularity + 1):
     head: transformer.Params = {'norm': norm}
     if model.owns_layer(exit_):
-      head['branch'] = jax.tree.map(lambda leaf, at=stop: leaf[at], trunk)
+      # The layer of the trunk after the exit, the first of the next segment.
+      head['branch'] = jax.tree.map(lambda leaf: leaf[0], segments[exit_])
     if model.owns_unembedding(exit_):
       head['unembedding'] = unembedding
     params[f'exit_{exit_}'] = head

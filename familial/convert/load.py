@@ -45,13 +45,17 @@ class Model:
     return self.config.data.seq_len
 
 
-def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
+def load(
+  folder: str | os.PathLike[str], step: str = 'last', *, stored: bool = False
+) -> Model:
   """Loads a model.
 
   Args:
     folder: folder of a run or an export, or one of its checkpoints.
     step: last, best (lowest held-out loss of the last exit), or a number; not
       used for a folder that is a checkpoint.
+    stored: whether the parameters stay on the disk, as arrays of which NumPy reads
+      what is asked for.
 
   Raises:
     UserError: if there is no such checkpoint, it is damaged, or its shape is
@@ -63,7 +67,8 @@ def load(folder: str | os.PathLike[str], step: str = 'last') -> Model:
   like = jax.eval_shape(
     lambda: transformer.init(config.model, jax.random.key(0))
   )
-  params = checkpoint.read_params(folder / 'checkpoints', number, like)
+  read = checkpoint.stored_params if stored else checkpoint.read_params
+  params = read(folder / 'checkpoints', number, like)
   tokenizer, path = read_tokenizer(folder, config.model.vocab_size)
   if config.data.tokenizer_file:  # Which may have been moved, with the folder.
     data = dataclasses.replace(config.data, tokenizer=path)

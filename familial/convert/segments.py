@@ -7,6 +7,7 @@ is a choice of keys, and every layer is in one segment.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -20,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from familial.convert import tensor_file
 from familial.core import errors
 from familial.core import schema
 from familial.core import storage
@@ -181,9 +183,15 @@ def save(
 ) -> None:
   """Writes a segment: its config, its parameters, the tokenizer's file."""
   folder = pathlib.Path(folder)
-  arrays = {n: np.asarray(leaf) for n, leaf in _flat(segment.params).items()}
-  content = safetensors.save(arrays)
-  storage.write_bytes(folder / _PARAMS, content)
+  with storage.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  sha256 = tensor_file.write(
+    folder / _PARAMS,
+    {
+      name: tensor_file.Tensor(leaf.shape, functools.partial(np.asarray, leaf))
+      for name, leaf in _flat(segment.params).items()
+    },
+  )
   if tokenizer:
     storage.write_bytes(
       folder / _TOKENIZER, pathlib.Path(tokenizer).read_bytes()
@@ -191,7 +199,7 @@ def save(
   config = Config(
     **_fields(segment),
     bytes=nbytes(segment),
-    sha256=hashlib.sha256(content).hexdigest(),
+    sha256=sha256,
   )
   schema.write_json(folder / CONFIG, config)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -30,6 +31,8 @@ from familial.training import step as step_lib
 POLICY = ocp.checkpoint_managers
 # Bytes of a chunk of an array, the unit of reading.
 _CHUNK = 2**24
+# Bytes of a file of chunks that `fill` writes; memory holds it until it is full.
+_FILE = 2**25
 
 
 class DamagedError(errors.UserError):
@@ -162,24 +165,22 @@ class Checkpoints:
     with self._writing():
       self._manager.close()
 
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Converts errors of Orbax and TensorStore about a disk into UserErrors."""
-    try:
-      yield
-    except (
-      Exception
-    ) as error:  # TensorStore's, of any type, contain the number.
-      number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-      if number:
-        raise storage.unwritten(
-          self._folder, os.strerror(int(number[1]))
-        ) from None
-      if isinstance(error, OSError):
-        raise storage.unwritten(
-          self._folder, error.strerror or str(error)
-        ) from None
-      raise
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return _disk(self._folder)
+
+
+@contextlib.contextmanager
+def _disk(folder: pathlib.Path) -> Iterator[None]:
+  """Converts errors of Orbax and TensorStore about a disk into UserErrors."""
+  try:
+    yield
+  except Exception as error:  # TensorStore's, of any type, contain the number.
+    number = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if number:
+      raise storage.unwritten(folder, os.strerror(int(number[1]))) from None
+    if isinstance(error, OSError):
+      raise storage.unwritten(folder, error.strerror or str(error)) from None
+    raise
 
 
 def check_metrics(folder: pathlib.Path) -> None:
@@ -240,6 +241,95 @@ def steps(folder: str | os.PathLike[str]) -> dict[str, int]:
   if last is None:
     raise errors.UserError(f'{folder}: holds no checkpoint')
   return {'last': last, 'best': last if best is None else best}
+
+
+class _Zeros(np.ndarray):
+  """Zeros of any shape that take no memory, and that Orbax does not copy."""
+
+  def __deepcopy__(self, memo: Any) -> '_Zeros':
+    return self
+
+
+def zeros(leaf: Any) -> np.ndarray:
+  """Returns zeros of an array's shape and type that take no memory."""
+  zero = np.zeros((), leaf.dtype)
+  return np.broadcast_to(zero, leaf.shape).view(_Zeros)
+
+
+def fill(
+  folder: str | os.PathLike[str], step: int, arrays: dict[str, Any]
+) -> None:
+  """Writes sections of a checkpoint of zeros; memory holds a chunk at a time.
+
+  Orbax would hold all arrays once more while it writes them.
+
+  Args:
+    folder: folder of the checkpoints.
+    step: step of the checkpoint.
+    arrays: trees of arrays by section, such as `params`.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  path = pathlib.Path(folder).absolute() / str(step) / 'state'
+  leaf: Any
+  for name, leaf in _names(arrays)[0]:
+    with _disk(path):
+      stored = tensorstore.open(_spec(path, name), write=True).result()
+      source = leaf if isinstance(leaf, Stored) else np.asarray(leaf)
+      for part in _chunks(stored):
+        stored[part].write(source[part]).result()
+
+
+def _chunks(stored: Any) -> Iterator[tuple[slice, ...]]:
+  """Yields the parts of an array that are stored together."""
+  chunk = stored.chunk_layout.write_chunk.shape or ()  # None of a scalar.
+  axes = list(zip(stored.shape, chunk, strict=True))
+  for corner in itertools.product(*(range(0, n, step) for n, step in axes)):
+    yield tuple(
+      slice(at, min(at + step, n))
+      for at, (n, step) in zip(corner, axes, strict=True)
+    )
+
+
+class Stored:
+  """An array of a checkpoint, of which what is asked for is read."""
+
+  def __init__(self, folder: pathlib.Path, name: str, stored: Any, like: Any):
+    self._folder, self._name, self._stored = folder, name, stored
+    self.shape, self.dtype = tuple(like.shape), np.dtype(like.dtype)
+    self.ndim, self.size = like.ndim, like.size
+    self.nbytes = self.size * self.dtype.itemsize
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    try:
+      return np.asarray(self._stored[index].read().result(), self.dtype)
+    except Exception:  # Its type depends on the damage.
+      raise DamagedError(self._folder, self._name) from None
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    out = np.empty(self.shape, dtype or self.dtype)
+    self.read(out)
+    return out
+
+  def read(self, out: np.ndarray) -> None:
+    """Reads the array, a chunk at a time, into another one of its shape."""
+    for part in _chunks(self._stored):
+      out[part] = self[part]
+
+
+def stored_params(
+  folder: str | os.PathLike[str], step: int, like: transformer.Params
+) -> transformer.Params:
+  """Returns a checkpoint's parameters as `Stored` arrays; see `read_params`."""
+  path = pathlib.Path(folder).absolute() / str(step)
+  stored = _open(path, {'params': like})
+  names, treedef = _names({'params': like})
+  leaves = [Stored(path, name, stored[name], leaf) for name, leaf in names]
+  params: transformer.Params = jax.tree_util.tree_unflatten(treedef, leaves)
+  return params['params']
 
 
 def read_params(
@@ -335,7 +425,7 @@ def _open(
   if not path.is_dir():
     raise DamagedError(folder, 'its state')
   storage.check_schema(folder, _metadata(folder))
-  base = {'driver': 'ocdbt', 'base': f'file://{path}/'}
+  base = _database(path)
   needed = dict(_names(like)[0])
   what = 'its list of arrays'
   try:
@@ -346,13 +436,7 @@ def _open(
     stored = {}
     for name in sorted(n for n in names if n.partition('.')[0] in like):
       what = name
-      stored[name] = tensorstore.open(
-        {
-          'driver': 'zarr',
-          'kvstore': {**base, 'path': f'{name}/'},
-          'fill_missing_data_reads': False,
-        }
-      ).result()
+      stored[name] = tensorstore.open(_spec(path, name)).result()
   except Exception:  # Its type depends on the damage.
     raise DamagedError(folder, what) from None
   for name in sorted(stored.keys() | needed.keys()):
@@ -364,6 +448,22 @@ def _open(
         f'{due} is what this model has there'
       )
   return stored
+
+
+def _database(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the TensorStore spec of a checkpoint's arrays."""
+  return {
+    'driver': 'ocdbt', 'base': f'file://{path}/', 'target_data_file_size': _FILE,
+  }  # fmt: skip
+
+
+def _spec(path: pathlib.Path, name: str) -> dict[str, Any]:
+  """Returns the TensorStore spec of one of a checkpoint's arrays."""
+  return {
+    'driver': 'zarr',
+    'kvstore': {**_database(path), 'path': f'{name}/'},
+    'fill_missing_data_reads': False,
+  }
 
 
 def _names(like: dict[str, Any]) -> tuple[list[tuple[str, Any]], Any]:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import shutil
 
 import hypothesis
@@ -11,6 +12,7 @@ from safetensors import numpy as safetensors
 import tokenizers as library
 
 from familial.convert import export
+from familial.convert import hugging_face
 from familial.convert import load
 from familial.core import errors
 from familial.core import storage
@@ -203,6 +205,85 @@ def test_files_of_a_llama(make, tmp_path, tied):
     **({} if tied else {'lm_head.weight': family.params['unembedding'].T}),
   }.items():
     np.testing.assert_array_equal(tensors[name], expected)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_large_model_is_several_files(make, tmp_path, monkeypatch, dtype):
+  family = make(tmp_path / 'family', exit_kind='branch', tied=False)
+  export.to_hugging_face(family, 1, tmp_path / 'one', dtype)
+  monkeypatch.setattr(export, 'SHARD_BYTES', 10_000)
+  export.to_hugging_face(family, 1, tmp_path / 'many', dtype)
+  whole = safetensors.load_file(tmp_path / 'one' / 'model.safetensors')
+  index = storage.read_json(tmp_path / 'many' / 'model.safetensors.index.json')
+  files = sorted(tmp_path.glob('many/model-*.safetensors'))
+  count = len(files)
+  assert count > 1 and [path.name for path in files] == [
+    f'model-{number:05d}-of-{count:05d}.safetensors'
+    for number in range(1, count + 1)
+  ]
+  parts = {path.name: safetensors.load_file(path) for path in files}
+  assert index['weight_map'] == {
+    name: file for file, tensors in parts.items() for name in tensors
+  }
+  assert index['metadata'] == {
+    'total_size': sum(tensor.nbytes for tensor in whole.values())
+  }
+  together = {n: t for tensors in parts.values() for n, t in tensors.items()}
+  assert together.keys() == whole.keys()
+  exact = {
+    name: np.asarray(tensor.read(), np.float32)
+    for name, tensor in export.llama_tensors(
+      family.params, family.config.model, 1
+    ).items()
+  }
+  for name, tensor in whole.items():
+    assert tensor.dtype == jnp.dtype(dtype)
+    np.testing.assert_array_equal(tensor, together[name])
+    np.testing.assert_array_equal(tensor, exact[name].astype(dtype))
+  config = storage.read_json(tmp_path / 'many' / 'config.json')
+  assert config['torch_dtype'] == dtype
+  # They come back.
+  hugging_face.from_hugging_face(
+    tmp_path / 'many', (1,), 'head', tmp_path / 'back'
+  )
+  found = load.load(tmp_path / 'back').params['embedding']
+  expected = jnp.asarray(family.params['embedding'], dtype)
+  np.testing.assert_array_equal(found, expected.astype(jnp.float32))
+  with pytest.raises(errors.UserError, match="dtype: 'float16'"):
+    export.to_hugging_face(family, 1, tmp_path / 'half', 'float16')
+
+
+@pytest.mark.parametrize('write', WRITERS)
+def test_files_have_the_mode_of_the_umask(make, tmp_path, write):
+  family = make(tmp_path / 'family')
+  before = os.umask(0o027)
+  try:
+    write(family, 1, tmp_path / 'out')
+  finally:
+    os.umask(before)
+  files = [path for path in (tmp_path / 'out').rglob('*') if path.is_file()]
+  assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
+@pytest.mark.parametrize('write', WRITERS)
+def test_stored_parameters_are_exported_as_loaded_ones(make, tmp_path, write):
+  """A model's arrays are read from the disk as they are written."""
+  family = make(tmp_path, depth=5, exits=(1, 3, 5), exit_kind='branch')
+  config = dataclasses.replace(family.config, cell='family')
+  lineage = {'parent': None, 'expansion': None, 'inherited_flops': 0}
+  export.write(tmp_path / 'all', config, lineage, family.params, '')
+  for exit_ in (1, 2, 3):
+    found = []
+    for stored in (False, True):
+      out = tmp_path / f'{exit_}_{stored}'
+      write(load.load(tmp_path / 'all', stored=stored), exit_, out)
+      if write is export.to_familial:
+        found.append(load.load(out).params)
+      else:
+        found.append(
+          {str(p.relative_to(out)): p.read_bytes() for p in out.rglob('*.*')}
+        )
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 @pytest.fixture(scope='module', params=['bytes', 'bpe'])

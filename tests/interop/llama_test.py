@@ -112,6 +112,32 @@ def test_logits_of_every_exit(hub, family, tmp_path, tied, changes):
     )
 
 
+def test_shards_of_bfloat16_and_padding(hub, family, tmp_path, monkeypatch):
+  import torch
+
+  model = family()
+  monkeypatch.setattr(export, 'SHARD_BYTES', 10_000)
+  export.to_hugging_face(model, 3, tmp_path / 'out', 'bfloat16')
+  assert len(list((tmp_path / 'out').glob('model-*-of-*.safetensors'))) > 1
+  llama, found = hub.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'out', output_loading_info=True
+  )
+  assert not any(found.values()) and llama.dtype == torch.bfloat16
+  expected = _ours(model.params, model.config.model, _tokens(256))[2]
+  found = _theirs(llama.float(), _tokens(256))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
+  # Texts of a batch are padded on the left, which changes no text.
+  theirs = hub.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  given = theirs(['a long prompt', 'a'], padding=True, return_tensors='pt')
+  made = llama.generate(**given, do_sample=False, max_new_tokens=8)
+  alone = llama.generate(
+    **theirs('a', return_tensors='pt'), do_sample=False, max_new_tokens=8
+  )
+  assert theirs.decode(made[1], skip_special_tokens=True) == theirs.decode(
+    alone[0], skip_special_tokens=True
+  )
+
+
 @pytest.mark.parametrize('kind', ['bytes', 'bpe'])
 def test_tokens_and_text_are_ours(hub, family, tmp_path, bpe_path, kind):
   model = family(bpe_path if kind == 'bpe' else '')
