@@ -470,6 +470,8 @@ def _relay(values: Relay) -> str:
   _require_grpc('relay')
   # The library would print about a port in use, beside our line.
   os.environ.setdefault('GRPC_VERBOSITY', 'NONE')
+  # Several servers may share a GPU, of which each process would take most.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
   compilation.prepare()
   segment = segments.load(values.segment)
@@ -483,20 +485,30 @@ def _relay(values: Relay) -> str:
   from familial.relay import server
 
   relay = server.Relay(segment, values.slots, context, rows=values.rows)
-  relay.engine.warm()
+  relay.compiling = True
+  sizes = segments.nbytes(segment)
   with server.serve(relay, values.port, values.host) as port:
     print(
-      f'segment {segment.index} of {len(segment.exits)}, up to exit '
-      f'{segment.exit}, of model {segment.fingerprint}: listening on port '
-      f'{port}; {json.dumps(segments.nbytes(segment))} bytes of parameters, '
-      f'{relay.engine.nbytes} of caches',
+      f'segment_{segment.index} of {len(segment.exits)} segments, up to exit '
+      f'{segment.exit}, of model {segment.fingerprint}: listening on port {port}; '
+      f'{_megabytes(sum(sizes.values()))} of parameters (of which other segments '
+      f'hold {_megabytes(sizes["copied"])} too), '
+      f'{_megabytes(relay.engine.nbytes)} of caches for {values.slots} rows of '
+      f'{context} tokens; compiling, for which clients wait',
       flush=True,
     )
+    relay.engine.warm()
+    relay.compiling = False
+    print(f'port {port}: ready', flush=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
       signal.signal(number, lambda *_: stop.set())
     stop.wait()
   return f'port {port}: stopped'
+
+
+def _megabytes(size: int) -> str:
+  return f'{size / 1e6:.3g} MB'
 
 
 def _require_grpc(what: str) -> None:

@@ -49,13 +49,15 @@ class Remote:
     *,
     dtype: str = 'float32',
     patience: float = _PATIENCE,
+    say: Callable[[str], None] = lambda line: None,
   ):
-    """Connects.
+    """Connects; waits for a server that compiles its programs.
 
     Args:
       address: HOST:PORT.
       dtype: type of the states in messages, one of wire.DTYPES.
       patience: seconds to wait for a server that does not answer.
+      say: receives a line if the server is still compiling.
 
     Raises:
       DownError: if nothing answers there, or it refuses to describe itself.
@@ -63,7 +65,7 @@ class Remote:
     """
     errors.require_one_of('state_dtype', dtype, wire.DTYPES)
     self.address, self.patience = address, patience
-    self._dtype, self._down = dtype, False
+    self._dtype, self._down, self._say = dtype, False, say
     self._channel = grpc.insecure_channel(
       address,
       options=[
@@ -262,11 +264,16 @@ class Remote:
     """
     call = self._channel.unary_unary(f'/{wire.SERVICE}/{name}')
     until = time.monotonic() + self.patience
+    waits = False
     while True:
       try:
         return bytes(call(content, timeout=_CALL))
       except grpc.RpcError as error:
         code, detail = error.code(), error.details()
+        if code == grpc.StatusCode.UNAVAILABLE and detail == wire.COMPILING:
+          if not waits:
+            self._say(f'{self.address}: is compiling; waiting for it')
+          waits, until = True, time.monotonic() + self.patience
         full = code == grpc.StatusCode.RESOURCE_EXHAUSTED
         if full and slots:
           raise decoding.BusyError(self.address, slots, self.patience) from None
@@ -307,7 +314,8 @@ def connect(
     addresses: HOST:PORT of each.
     dtype: type of the states in messages.
     patience: seconds to wait for a server that does not answer.
-    say: receives a line if a server does not; the chain ends before it.
+    say: receives a line if a server does not, and the chain ends before it, if
+      one is compiling, or if they are fewer than the segments.
 
   Raises:
     UserError: if the first does not answer, or they are not the segments of
@@ -318,7 +326,7 @@ def connect(
   with contextlib.ExitStack() as stack:
     for place, address in enumerate(addresses):
       try:
-        stage = Remote(address, dtype=dtype, patience=patience)
+        stage = Remote(address, dtype=dtype, patience=patience, say=say)
       except decoding.DownError as error:
         if not stages:
           raise errors.UserError(f'no relay answers at {error}') from None
@@ -338,4 +346,11 @@ def connect(
           f'{list(what.exits)}; segment {place} of {list(first.exits)} is '
           'needed there'
         )
+    exits = stages[0].what.exits
+    if len(addresses) < len(exits):
+      say(
+        f'--servers: {len(addresses)} of the {len(exits)} segments; exit '
+        f'{exits[len(addresses) - 1]} is the deepest that answers, not '
+        f'{exits[-1]}'
+      )
     yield stages

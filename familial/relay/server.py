@@ -46,6 +46,7 @@ class Relay:
   Attributes:
     engine: the segment's engine.
     description: what is served.
+    compiling: whether calls are turned away, because programs are compiled.
   """
 
   def __init__(
@@ -79,6 +80,7 @@ class Relay:
       span=self.engine.slack,
       tokenizer=segment.tokenizer,
     )
+    self.compiling = False
     self._clock = clock
     # Slot and time of the last use by id, the longest idle first.
     self._rows: dict[bytes, tuple[int, float]] = {}
@@ -269,10 +271,15 @@ async def _start(
 ) -> tuple[grpc.aio.Server, int]:
   """Returns a server that listens, and its port."""
 
+  async def available(context: grpc.aio.ServicerContext) -> None:
+    if relay.compiling:
+      await context.abort(grpc.StatusCode.UNAVAILABLE, wire.COMPILING)
+
   def handler(call: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler:
     async def answer(
       requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> bytes:
+      await available(context)
       try:
         content = await asyncio.wait_for(anext(requests), read_seconds)
         loop = asyncio.get_running_loop()
@@ -293,7 +300,8 @@ async def _start(
   async def describe(
     requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
   ) -> bytes:
-    del requests, context  # Has no request to wait for.
+    del requests  # Has no request to wait for.
+    await available(context)
     return relay.description.pack()
 
   server = grpc.aio.server(

@@ -27,6 +27,7 @@ VERSION = '1'
 SERVICE = 'familial.Relay'
 DTYPES = ('float32', 'bfloat16', 'int8')
 ID_BYTES = 16
+COMPILING = 'compiling'  # why a server is not available yet
 LARGEST = 2**24  # bytes of a message
 HEADER = 2048  # largest number of bytes of a message beside its arrays
 _LARGEST_STATE = 1e15  # sums of squares of larger ones may overflow

@@ -238,6 +238,8 @@ def _supervise(
   """Starts workers, shows the sweep's progress, replaces those that die."""
   from familial.training import progress  # Brings JAX, as above.
 
+  # Workers may share a GPU, of which each process would reserve most.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   context = multiprocessing.get_context('spawn')
   cores = cores_lib.available_cores()
   refusals = context.SimpleQueue()

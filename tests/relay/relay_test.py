@@ -131,6 +131,43 @@ def test_a_server_that_comes_back_in_time_is_waited_for():
   assert found == local([[1, 2]], exits=(1,))
 
 
+def test_a_server_that_compiles_is_waited_for_beyond_the_patience(prompts):
+  relays, said = [relay(index) for index in range(3)], []
+  relays[1].compiling = True
+
+  def compiled():
+    time.sleep(1.0)
+    relays[1].compiling = False
+
+  thread = threading.Thread(target=compiled)
+  with chain(relays) as addresses:
+    thread.start()
+    with connected(addresses, say=said.append) as stages:  # Patience: 0.3 s.
+      assert not relays[1].compiling
+      found = decoding.generate(stages, prompts, LIMITS, POLICY)
+    thread.join()
+  assert found == local(prompts)
+  [line] = said
+  assert addresses[1] in line and 'compiling' in line
+
+
+def test_a_shorter_chain_is_said_and_what_is_no_address_refused(prompts):
+  said = []
+  with chain([relay(0), relay(1)]) as addresses:
+    with connected(addresses, say=said.append) as stages:
+      found = decoding.generate(stages, prompts, LIMITS, POLICY)
+  assert found == local(prompts, exits=(1, 2))
+  [line] = said
+  assert '2 of the 3 segments' in line and 'exit 2' in line
+  for address in ('localhost', 'localhost:', ':7000', 'a:b', 'a:0', 'a:70000'):
+    with pytest.raises(errors.UserError, match='HOST:PORT'):
+      with client.connect([address]):
+        pass
+  with pytest.raises(errors.UserError, match='HOST:PORT'):
+    with client.connect([]):
+      pass
+
+
 def test_without_the_last_server_the_one_before_answers(prompts):
   said = []
   with contextlib.ExitStack() as stack:
