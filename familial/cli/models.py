@@ -43,7 +43,7 @@ class Export:
   step: str = 'last'
   exit: int = 0
   format: Annotated[str, schema.one_of(*_WRITERS)] = 'familial'
-  dtype: Annotated[str, schema.one_of(*export.DTYPES)] = 'float32'
+  dtype: Annotated[str, schema.one_of('float32', 'bfloat16')] = 'float32'
 
 
 def _export(given: Export) -> str:

@@ -146,8 +146,8 @@ class BPE:
       name = next(t['content'] for t in made['added_tokens'] if FACTS in t)
     if name not in numbers:
       raise ValueError(
-        f'it has no token {SEPARATOR!r}; data.separator names the one that ends '
-        f'a document: {_listed(special_tokens(made))}'
+        f'it has no token {SEPARATOR!r}; name the one that ends a document with '
+        f'--config.data.separator=TOKEN: {_listed(special_tokens(made))}'
       )
     self.name, self.separator = name, int(numbers[name])
     stops = (self.facts or {}).get('stops', ())
