@@ -13,7 +13,11 @@ WORKDIR ?= runs/quickstart
 TESTS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_count())')
 
-.PHONY: quickstart test slow interop tpu lint format bench
+.PHONY: help quickstart test slow interop tpu lint format bench
+
+help:  ## these targets
+	@echo 'make TARGET [PYTHON=python3.11] [VENV=.venv]'
+	@sed -n 's/^\([a-z]*\):.*  ## /  \1\t/p' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
@@ -36,7 +40,7 @@ lint: $(VENV)/dev  ## formatter, linter, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(VENV)/dev
+format: $(VENV)/dev  ## formats, and mends what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -9,10 +9,8 @@ import ml_collections
 from familial.studies import isoflop
 
 
-def get_config(arg: str = '') -> ml_collections.ConfigDict:
+def get_config() -> ml_collections.ConfigDict:
   """Returns the study; there are no variants."""
-  if arg:
-    raise ValueError(f'variant {arg!r}: quickstart has none')
   config = isoflop.ISOFLOP.template()
   config.title = 'Quick start: a familial sweep in minutes'
   config.data.update(corpus='python_source', seq_len=64)

@@ -1,13 +1,14 @@
 """`familial allocate`."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 from typing import Annotated
 from typing import Any
 
-from familial.allocation import comparison
-from familial.allocation import config as config_lib
-from familial.allocation import curves
+from etils import epy
+
 from familial.cli import command
 from familial.cli import studies
 from familial.cli.command import REPEATED
@@ -17,9 +18,15 @@ from familial.cli.command import Folder
 from familial.cli.command import Repeated
 from familial.core import errors
 from familial.core import schema
-from familial.report import replay_page
-from familial.studies import registry
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.allocation import comparison
+  from familial.allocation import config as config_lib
+  from familial.allocation import curves
+  from familial.report import replay_page
+  from familial.studies import registry
+  from familial.training import compilation
 
 # Flags that --config takes too; the others are of a --table, and in a config
 # they are keys.

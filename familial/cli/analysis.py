@@ -1,15 +1,22 @@
 """`familial probe` and `familial depth`."""
 
+from __future__ import annotations
+
 import dataclasses
 
-from familial.analysis import probe
+from etils import epy
+
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Folders
 from familial.core import schema
-from familial.report import depth_story
-from familial.report import probe_page
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.analysis import probe
+  from familial.report import depth_story
+  from familial.report import probe_page
+  from familial.training import compilation
 
 
 @dataclasses.dataclass(frozen=True)

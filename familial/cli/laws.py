@@ -1,24 +1,31 @@
 """`familial fit`."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 from typing import Annotated
+
+from etils import epy
 
 from familial.cli import command
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Repeated
 from familial.core import errors
-from familial.core import estimate
 from familial.core import schema
 from familial.core import text
-from familial.laws import forms
-from familial.laws import inference
-from familial.laws import parametric
-from familial.laws import selection
-from familial.laws import table
-from familial.report import fit_page
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.core import estimate
+  from familial.laws import forms
+  from familial.laws import inference
+  from familial.laws import parametric
+  from familial.laws import selection
+  from familial.laws import table
+  from familial.report import fit_page
+  from familial.training import compilation
 
 _COLLINEAR = 0.9  # correlation of columns that the summary names
 
@@ -72,11 +79,11 @@ class Fit:
   hold_out: Repeated = ()
   drop_highest: schema.Index = 0
   scan: tuple[int, ...] = ()
-  delta: float = inference.Options.delta
-  asymmetry: float = inference.Options.asymmetry
-  starts: schema.Count = inference.Options.starts
+  delta: float = 1e-3
+  asymmetry: float = 1.0
+  starts: schema.Count = 256
   sampling: Annotated[str, schema.one_of('grid', 'latin')] = 'grid'
-  resamples: Annotated[int, schema.at_least(2)] = inference.Options.resamples
+  resamples: Annotated[int, schema.at_least(2)] = 1000
   bootstrap_starts: schema.Index = 0
   compute: Annotated[tuple[float, ...], schema.above(0), schema.FINITE] = ()
   seed: schema.Index = 0

@@ -1,5 +1,7 @@
 """`familial evaluate`, `generate` and `relay`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
@@ -13,23 +15,28 @@ import threading
 from typing import Annotated
 from typing import Any
 
+from etils import epy
+
 from familial.cli import command
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Repeated
-from familial.convert import load
-from familial.convert import segments
 from familial.core import errors
 from familial.core import schema
 from familial.core import storage
 from familial.core import text as text_lib
-from familial.report import evaluation_page
-from familial.serving import benchmark
-from familial.serving import evaluate
-from familial.serving import generate
-from familial.serving import sampling
-from familial.serving import thresholds
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.convert import load
+  from familial.convert import segments
+  from familial.report import evaluation_page
+  from familial.serving import benchmark
+  from familial.serving import evaluate
+  from familial.serving import generate
+  from familial.serving import sampling
+  from familial.serving import thresholds
+  from familial.training import compilation
 
 _EXTRA = "needs the extra, pip install 'familial[relay]'"
 

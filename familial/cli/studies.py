@@ -1,10 +1,14 @@
 """`familial run`, `train`, `plan` and `report`."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import pathlib
 from typing import Annotated
 from typing import Any
+
+from etils import epy
 
 from familial.cli import command
 from familial.cli.command import Command
@@ -14,16 +18,19 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
-from familial.planning import pod
-from familial.planning import summary as plan_summary
-from familial.report import page
-from familial.report import plan_page
-from familial.studies import execution
-from familial.studies import registry
-from familial.studies import study as study_lib
-from familial.training import config as train_config
-from familial.training import loop
-from familial.training import processes
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.planning import pod
+  from familial.planning import summary as plan_summary
+  from familial.report import page
+  from familial.report import plan_page
+  from familial.studies import execution
+  from familial.studies import registry
+  from familial.studies import study as study_lib
+  from familial.training import config as train_config
+  from familial.training import loop
+  from familial.training import processes
 
 _SINGLE = 'experiments/single.py'
 
@@ -66,14 +73,16 @@ def run_study(
   study: study_lib.Study[Any, Any],
   config: Any,
   workdir: str,
-  options: study_lib.Options = study_lib.Options(),
+  options: study_lib.Options | None = None,
 ) -> str:
   """Runs a study and writes its page; returns the summary line.
 
   Raises:
     Incomplete: if runs failed; the others are analysed.
   """
-  outcome = study.run(study.read_config(config), workdir, options)
+  outcome = study.run(
+    study.read_config(config), workdir, options or study_lib.Options()
+  )
   if outcome.planned_only:
     return outcome.line
   with storage.lock(workdir, wait=True):
