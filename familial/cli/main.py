@@ -1,6 +1,7 @@
 """The `familial` command: finds the subcommand and turns errors into one line."""
 
 from collections.abc import Mapping
+import os
 import sys
 
 import familial
@@ -180,6 +181,9 @@ def run(argv: list[str]) -> int:
     return _fail(str(error), 130)
   except KeyboardInterrupt:
     return _fail('interrupted', 130)
+  except BrokenPipeError:  # As of `| head`: nobody reads on.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except OSError as error:
     what = (error.filename, error.strerror or error)
     return _fail(': '.join(map(str, filter(None, what))), 2)
