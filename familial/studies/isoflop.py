@@ -98,8 +98,9 @@ class Grid:
     schema.check(self, 'grid')
     if self.shapes_of and len(self.shapes_of) != len(self.budgets):
       raise errors.UserError(
-        f'grid.shapes_of: has {len(self.shapes_of)} entries; it needs one '
-        f'for each of the {len(self.budgets)} budgets, or none'
+        f'grid.shapes_of: has {len(self.shapes_of)} entries, and grid.budgets '
+        f'{len(self.budgets)}; set both, or grid.shapes_of=() for all shapes at '
+        'each budget'
       )
     for indices in self.shapes_of:
       _check_indices('grid.shapes_of', indices, self.shapes)
@@ -352,7 +353,9 @@ def _frozen(point: _Point) -> Iterator[dict[str, Any]]:
     or 1 not in config.grid.granularities
   ):
     raise errors.UserError(
-      f'arms.frozen: needs the dense run {dense.cell} in the grid'
+      f'arms.frozen.budgets: {budget:g} needs the dense run {dense.cell} in the '
+      'grid, by grid.budgets, grid.shapes_of and grid.granularities; set both, '
+      'or arms={} for no arms'
     )
   for kind in arm.values:
     yield {
