@@ -18,6 +18,7 @@ from typing import Any
 from etils import epy
 
 from familial.cli import command
+from familial.cli import output_folder
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Repeated
@@ -67,6 +68,7 @@ class Evaluate:
     decode: time every mode of familial generate too, and count what a relay sends
       and receives; takes minutes.
     out: folder of the result; evaluation/STEP in the model's folder by default.
+    overwrite: replace another result in the folder.
   """
 
   checkpoint: Folder
@@ -76,6 +78,7 @@ class Evaluate:
   draw: bool = True
   decode: bool = False
   out: str = ''
+  overwrite: bool = False
 
 
 def _evaluate(values: Evaluate) -> str:
@@ -88,11 +91,28 @@ def _evaluate(values: Evaluate) -> str:
         f'--exits={",".join(values.exits)}: --decode decodes with all exits; '
         'leave one of the two out'
       )
-  tokens = values.tokens or None
   model = load.load(values.checkpoint, values.step)
-  evaluation = evaluate.evaluate(model, exits, tokens=tokens)
   default = model.folder / 'evaluation' / str(model.step)
-  out = pathlib.Path(values.out or default)
+  # Of the default folder the model is known, wherever it has moved.
+  resolved = {
+    'step': str(model.step),
+    'checkpoint': values.out and str(model.folder),
+  }
+  with output_folder.claimed(
+    values.out or default, 'evaluate', values, **resolved
+  ) as out:
+    return _evaluated(values, model, exits, out)
+
+
+def _evaluated(
+  values: Evaluate,
+  model: load.Model,
+  exits: tuple[int, ...] | None,
+  out: pathlib.Path,
+) -> str:
+  """Evaluates a model and writes the results; returns the summary."""
+  tokens = values.tokens or None
+  evaluation = evaluate.evaluate(model, exits, tokens=tokens)
   _write(out / 'evaluation.json', evaluation)
   measured = None
   if values.decode:

@@ -24,6 +24,7 @@ import sys
 from typing import Any
 
 import jax
+import tqdm
 
 from familial.core import errors
 from familial.core import storage
@@ -226,7 +227,10 @@ def _compiler(
   def compile_all(cells: Sequence[RunConfig]) -> list[compiled.Program]:
     try:
       asked = [pool.submit(_program, cell, topology, folder) for cell in cells]
-      return [each.result() for each in asked]
+      bar = tqdm.tqdm(
+        asked, 'compiling', unit='program', disable=None, leave=False
+      )
+      return [each.result() for each in bar]
     except process.BrokenProcessPool:
       raise errors.UserError(
         'the process that compiled was killed, as for want of memory; use '
