@@ -1,7 +1,8 @@
 """A familial IsoFLOP sweep that two cores finish in minutes.
 
-Three budgets, four sizes, one, two and four exits: 36 models, their law, and a
-page. `familial_law.py` holds the studies that this one is a sketch of.
+Three budgets, four sizes, one, two and four exits: 36 models, and eight with other
+seeds, 44 in all; their law, and a page. `familial_law.py` holds the studies that
+this one is a sketch of.
 """
 
 import ml_collections
