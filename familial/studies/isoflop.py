@@ -23,6 +23,7 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
+from familial.core import text
 from familial.core.estimate import Estimate
 from familial.laws import definitions
 from familial.laws import fit_record
@@ -517,6 +518,7 @@ class Cosine:
   cosine: float
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of an IsoFLOP study; each row class says what its fields are."""
