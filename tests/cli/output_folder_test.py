@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
 from familial.cli import output_folder
 from familial.core import errors
 from familial.core import storage
+from familial.planning import pod
+from familial.report import plan_page
+
+PLANS = pathlib.Path(__file__).parents[2] / 'experiments/results/plans'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,3 +153,17 @@ def test_a_fit_as_json_is_all_that_the_output_holds(familial, tmp_path):
   assert found['fits'].keys() == {'chinchilla', 'params_tokens'}
   del found['fits']
   assert found == storage.read_json(tmp_path / 'two/selection.json')
+
+
+def test_a_plan_as_json_is_all_that_the_output_holds(
+  familial, tmp_path, monkeypatch
+):
+  plan = storage.read_json(PLANS / 'single_1b_v5e_4x4.json')
+  monkeypatch.setattr(pod, 'make', lambda *unused: plan)
+  monkeypatch.setattr(plan_page, 'write', lambda folder, plan: 'the page')
+  line = ['plan', '--config=single:1b', '--topology=v5e:4x4', '--out=out']
+  monkeypatch.chdir(tmp_path)
+  status, printed, said = familial(*line, '--json')
+  assert status == 0 and json.loads(printed) == plan
+  status, printed, _ = familial(*line)
+  assert status == 0 and printed == said
