@@ -1,19 +1,23 @@
 # Each target creates its environment from pinned versions if it is missing. The
 # benchmarks, `make interop` and `make tpu` have their own environments, because
 # torch and libtpu must not enter .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(if $(shell command -v python$v),python$v)) python3)
 VENV := .venv
 BENCH := .venv-bench
 INTEROP := .venv-interop
 TPU := .venv-tpu
 BIN := $(VENV)/bin
-TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null || echo py311)
+TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := constraints/$(TAG).txt
 WORKDIR ?= runs/quickstart
 TESTS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || $(PYTHON) -c 'import os; print(os.cpu_count())')
 
-.PHONY: quickstart test slow interop tpu lint format bench
+.PHONY: help quickstart test slow interop tpu lint format bench
+
+help:  ## these targets
+	@echo 'make TARGET [PYTHON=python3.11] [VENV=.venv]'
+	@sed -n 's/^\([a-z]*\):.*  ## /  \1\t/p' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/installed  ## train a small familial sweep, fit the law, write the page
 	$(BIN)/familial run --config=experiments/quickstart.py --workdir=$(WORKDIR) --workers=$(WORKERS)
@@ -36,7 +40,7 @@ lint: $(VENV)/dev  ## formatter, linter, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(VENV)/dev
+format: $(VENV)/dev  ## formats, and mends what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -47,6 +51,10 @@ $(VENV)/installed $(BENCH)/installed $(INTEROP)/installed $(TPU)/installed: setu
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e .
 	touch $@
+
+$(CONSTRAINTS):
+	@echo '$(PYTHON): $(or $(TAG),not found); constraints/ has $(basename $(notdir $(wildcard constraints/*.txt))), as make PYTHON=python3.12' >&2
+	@exit 1
 
 $(VENV)/test $(VENV)/dev: $(VENV)/installed
 $(BENCH)/bench: $(BENCH)/installed

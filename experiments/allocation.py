@@ -16,6 +16,7 @@ Variants:
 import ml_collections
 
 from familial.allocation import config as allocation_config
+from familial.core import errors
 
 PETA = 1e15
 ENSEMBLES = (
@@ -34,8 +35,7 @@ def get_config(arg: str = 'synthetic') -> ml_collections.ConfigDict:
     'nanogpt': _nanogpt,
     'savings': _savings,
   }
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  errors.require_one_of('variant', arg, variants)
   config = allocation_config.template()
   config.title = 'Policies on known curves'
   config.policies = ('uniform', 'sh_lmc', *ENSEMBLES, 'law')

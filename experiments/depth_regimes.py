@@ -12,6 +12,7 @@ Variants:
 
 import ml_collections
 
+from familial.core import errors
 from familial.studies import depth_regimes
 from familial.studies import shapes
 
@@ -19,8 +20,7 @@ from familial.studies import shapes
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   """Returns a variant's config."""
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu}
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  errors.require_one_of('variant', arg, variants)
   config = depth_regimes.REGIMES.template()
   config.title = 'What layers do, with exits and without'
   config.data.update(corpus='python_source', seq_len=128)

@@ -36,14 +36,14 @@ from typing import Any
 
 import ml_collections
 
+from familial.core import errors
 from familial.studies import depth_toys
 
 
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   """Returns a variant's studies."""
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu}
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  errors.require_one_of('variant', arg, variants)
   config = depth_toys.TOYS.template()
   config.title = 'Toy residual networks: loss by depth'
   variants[arg](config)

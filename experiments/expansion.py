@@ -15,6 +15,7 @@ Variants:
 
 import ml_collections
 
+from familial.core import errors
 from familial.studies import families
 from familial.studies import shapes
 
@@ -28,8 +29,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
     'gpu': _gpu,
     'paper': _paper,
   }
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  errors.require_one_of('variant', arg, variants)
   config = families.FAMILIES.template()
   config.title = 'A family by model expansion'
   config.data.update(corpus='python_source', seq_len=128)

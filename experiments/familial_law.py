@@ -11,6 +11,7 @@ Variants:
 
 import ml_collections
 
+from familial.core import errors
 from familial.studies import isoflop
 from familial.studies import shapes
 
@@ -24,8 +25,7 @@ def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
     'paper': _paper,
     'rates': _rates,
   }
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  errors.require_one_of('variant', arg, variants)
   config = _base()
   variants[arg](config)
   return config

@@ -13,6 +13,7 @@ Data, batch and optimizer are the folder's, and the data go on where it stopped.
 import ml_collections
 
 from familial.convert import load
+from familial.core import errors
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -22,11 +23,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg: the folder; a relative one is below the current directory.
 
   Raises:
-    UserError: if it holds no model.
-    ValueError: if none is named.
+    UserError: if none is named, or it holds no model.
   """
   if not arg:
-    raise ValueError('grow needs a model: experiments/grow.py:FOLDER')
+    raise errors.UserError('it needs a model, grow:FOLDER')
   config = load.template_of(arg)
   depth = 2 * config.model.depth
   config.model.update(depth=depth, exits=(*config.model.exits, depth))

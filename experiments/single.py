@@ -11,14 +11,14 @@ Variants:
 
 import ml_collections
 
+from familial.core import errors
 from familial.training import config as train_config
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns a variant's run."""
   variants = {'': _small, '1b': _1b, '8b': _8b}
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of 1b, 8b')
+  errors.require_one_of('variant', arg, variants)
   config = train_config.template()
   variants[arg](config)
   return config

@@ -14,6 +14,7 @@ Variants:
 
 import ml_collections
 
+from familial.core import errors
 from familial.studies import families
 from familial.studies import shapes
 
@@ -21,8 +22,7 @@ from familial.studies import shapes
 def get_config(arg: str = 'cpu') -> ml_collections.ConfigDict:
   """Returns a variant's study."""
   variants = {'test': _test, 'cpu': _cpu, 'gpu': _gpu, 'paper': _paper}
-  if arg not in variants:
-    raise ValueError(f'variant {arg!r} is not one of {", ".join(variants)}')
+  errors.require_one_of('variant', arg, variants)
   config = families.FAMILIES.template()
   config.title = 'Three ways to a family'
   config.equal = 'total'

@@ -14,6 +14,7 @@ import pathlib
 import ml_collections
 
 from familial.convert import load
+from familial.core import errors
 from familial.core import storage
 
 
@@ -24,11 +25,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     arg: the folder; a relative one is below the current directory.
 
   Raises:
-    UserError: if it holds no model.
-    ValueError: if none is named.
+    UserError: if none is named, or it holds no model.
   """
   if not arg:
-    raise ValueError('train_on needs a model: experiments/train_on.py:FOLDER')
+    raise errors.UserError('it needs a model, train_on:FOLDER')
   config = load.template_of(arg)
   if 'import' in storage.read_json(pathlib.Path(arg) / 'lineage.json'):
     config.train.update(batch_size=16, base_lr=1e-4)

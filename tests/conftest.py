@@ -212,10 +212,7 @@ def familial(monkeypatch, capsys):
 
   def run(*arguments):
     argv = ['familial', *map(str, arguments)]
-    monkeypatch.setattr(sys, 'argv', argv)  # Where overrides are read from.
-    # A process loads one config; a second would inherit the first's names.
-    for name in ('config_config', 'to_config'):
-      monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, 'argv', argv)  # Results name their command.
     status = main.run(argv)
     out, err = capsys.readouterr()
     return status, out, err

@@ -94,6 +94,7 @@ class Calibration:
   width: float = math.nan
 
 
+@text_lib.brief
 @dataclasses.dataclass(frozen=True)
 class CellSummary:
   """A cell of a replay.
@@ -127,6 +128,7 @@ class CellSummary:
   seconds: Mapping[str, float]
 
 
+@text_lib.brief
 @dataclasses.dataclass(frozen=True)
 class ReplaySummary:
   """Contents of allocation.json.

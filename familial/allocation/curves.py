@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from familial.core import errors
+from familial.core import text
 from familial.laws import files
 from familial.laws import table as tables
 
 _LAW = ('N', 'D', 'G')
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Curve:
   """A candidate's losses.
@@ -104,6 +106,7 @@ class Curve:
     )
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Curves:
   """The curves of a table.

@@ -20,6 +20,7 @@ from familial.allocation import policies
 from familial.allocation import rounds
 from familial.allocation import synthetic
 from familial.core import errors
+from familial.core import text
 from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
@@ -132,6 +133,7 @@ class Checked(NamedTuple):
   seen: float
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Draw:
   """One policy on one draw.

@@ -17,6 +17,7 @@ from familial.allocation import config
 from familial.allocation import curves as curves_lib
 from familial.core import estimate
 from familial.core import schema
+from familial.core import text
 
 
 class Source(Protocol):
@@ -145,6 +146,7 @@ def ranking(
       )
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Allocation:
   """How a budget was spent, and what is known of every candidate after it.

@@ -29,6 +29,7 @@ from familial.core import errors
 from familial.core import estimate
 from familial.core import schema
 from familial.core import storage
+from familial.core import text
 from familial.core.estimate import Estimate
 from familial.data import batches as batches_lib
 from familial.data import config as data_config
@@ -134,6 +135,7 @@ class Positions:
   early: float
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Record:
   """Statistics of a model's layers on held-out text, as their file has them.
@@ -173,6 +175,7 @@ class Probe(Record):
     return _classified([self])
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class DepthScaling:
   """Probes of several models, and how their angles scale with depth.

@@ -1,14 +1,15 @@
 """`familial allocate`."""
 
+from __future__ import annotations
+
 import dataclasses
-import pathlib
 from typing import Annotated
 from typing import Any
 
-from familial.allocation import comparison
-from familial.allocation import config as config_lib
-from familial.allocation import curves
+from etils import epy
+
 from familial.cli import command
+from familial.cli import output_folder
 from familial.cli import studies
 from familial.cli.command import REPEATED
 from familial.cli.command import Command
@@ -17,13 +18,19 @@ from familial.cli.command import Folder
 from familial.cli.command import Repeated
 from familial.core import errors
 from familial.core import schema
-from familial.report import replay_page
-from familial.studies import registry
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.allocation import comparison
+  from familial.allocation import config as config_lib
+  from familial.allocation import curves
+  from familial.report import replay_page
+  from familial.studies import registry
+  from familial.training import compilation
 
 # Flags that --config takes too; the others are of a --table, and in a config
 # they are keys.
-_OF_BOTH = ('out', 'config', 'draw')
+_OF_BOTH = ('out', 'config', 'draw', 'overwrite')
 LIVE = 'allocation'  # kind of the study that trains its candidates
 
 
@@ -54,6 +61,7 @@ class Allocate:
       be repeated.
     seed: seed of the draws and the surrogates.
     draw: write a page with figures too.
+    overwrite: replace another result in the folder.
   """
 
   out: Folder
@@ -71,6 +79,7 @@ class Allocate:
   where: Repeated = ()
   seed: schema.Index = 0
   draw: bool = True
+  overwrite: bool = False
   given: frozenset[str] = frozenset()
 
 
@@ -94,6 +103,10 @@ def _allocate(asked: Allocate) -> str:
       raise errors.UserError(
         '--nodraw: of a replay; a live allocation always has its page'
       )
+    if asked.overwrite:
+      raise errors.UserError(
+        '--overwrite: of a replay; a live allocation goes on in its folder'
+      )
     return studies.run_study(study, asked.config, asked.out)
   if 'cells' not in asked.config:
     raise errors.UserError(
@@ -104,12 +117,12 @@ def _allocate(asked: Allocate) -> str:
 
 
 def _replay(config: config_lib.ReplayConfig, asked: Allocate) -> str:
-  out = pathlib.Path(asked.out)
-  result, cells = comparison.run(config, out)
-  path = out / comparison.RESULT
-  if asked.draw:
-    examples = [(cell.grid, cell.allocations) for cell in cells]
-    path = replay_page.write(result, examples, out)
+  with output_folder.claimed(asked.out, 'allocate', asked) as out:
+    result, cells = comparison.run(config, out)
+    path = out / comparison.RESULT
+    if asked.draw:
+      examples = [(cell.grid, cell.allocations) for cell in cells]
+      path = replay_page.write(result, examples, out)
   return f'{result.summary_line} -> {path}'
 
 

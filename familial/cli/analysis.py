@@ -1,15 +1,23 @@
 """`familial probe` and `familial depth`."""
 
+from __future__ import annotations
+
 import dataclasses
 
-from familial.analysis import probe
+from etils import epy
+
+from familial.cli import output_folder
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Folders
 from familial.core import schema
-from familial.report import depth_story
-from familial.report import probe_page
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.analysis import probe
+  from familial.report import depth_story
+  from familial.report import probe_page
+  from familial.training import compilation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Probe:
     tokens: held-out tokens; 0 for as many as the run's own evaluations.
     batch: windows of a pass; 0 for those of the run's evaluations.
     context: positions of a window; 0 for those it was trained with.
+    overwrite: replace another result in the folder.
   """
 
   checkpoint: Folders
@@ -32,21 +41,23 @@ class Probe:
   tokens: schema.Index = 0
   batch: schema.Index = 0
   context: schema.Index = 0
+  overwrite: bool = False
 
 
 def _probe(given: Probe) -> str:
   compilation.prepare()
-  probes = []
-  for number, folder in enumerate(given.checkpoint, start=1):
-    probes.append(
-      probe.of_checkpoint(
-        folder, given.step, given.tokens, given.batch, given.context
+  with output_folder.claimed(given.out, 'probe', given):
+    probes = []
+    for number, folder in enumerate(given.checkpoint, start=1):
+      probes.append(
+        probe.of_checkpoint(
+          folder, given.step, given.tokens, given.batch, given.context
+        )
       )
-    )
-    if len(given.checkpoint) > 1:
-      line = probe_page.line(probes[-1])
-      print(f'{number} of {len(given.checkpoint)}: {line}', flush=True)
-  return probe_page.write(probes, given.out)
+      if len(given.checkpoint) > 1:
+        line = probe_page.line(probes[-1])
+        print(f'{number} of {len(given.checkpoint)}: {line}', flush=True)
+    return probe_page.write(probes, given.out)
 
 
 @dataclasses.dataclass(frozen=True)

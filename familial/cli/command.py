@@ -7,6 +7,7 @@ annotation: `Annotated[str, FOLDER]`.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import enum
 import math
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from absl import flags
 
+from familial.cli import config_files
 from familial.core import errors
 from familial.core import schema
 
@@ -56,8 +58,9 @@ Folders = Annotated[tuple[str, ...], REPEATED, FOLDER]
 # that --config names.
 GIVEN, CONFIG_FILE = 'given', 'config_file'
 _CONFIG_HELP = (
-  'Python file with a get_config(arg), as FILE.py or FILE.py:VARIANT; single '
-  'values are overridden by --{name}.key=value.'
+  'A packaged name, as quickstart, or a Python file with a get_config(arg), as '
+  'FILE.py; both with :VARIANT where there are some. Single values are '
+  'overridden by --{name}.key=value.'
 )
 
 
@@ -73,30 +76,137 @@ class Command:
   flag_class: type
   run: Callable[[Any], str]
 
+  @property
+  def fields(self) -> list[schema.Field]:
+    """The fields that are flags."""
+    return [
+      field
+      for field in schema.describe(self.flag_class)
+      if field.name not in (GIVEN, CONFIG_FILE)
+    ]
+
+  @property
+  def config_flags(self) -> list[str]:
+    """Names of the flags that name config files."""
+    return [flag_name(f.name) for f in self.fields if is_config(f)]
+
   def define(self, values: flags.FlagValues) -> None:
     """Declares the flags."""
-    for field in schema.describe(self.flag_class):
-      if field.name not in (GIVEN, CONFIG_FILE):
-        _define(field, values)
+    for field in self.fields:
+      _define(field, values)
 
-  def call(self, values: flags.FlagValues) -> str:
-    """Runs the command on parsed flags.
+  def read(self, arguments: Sequence[str]) -> Any:
+    """Returns the instance of the flag class that a command line asks for.
+
+    Configs are loaded last: a mistake in a flag is told before their imports.
 
     Raises:
-      UserError: if a value is not allowed.
+      UserError: for the first argument that is not allowed.
     """
-    found: dict[str, Any] = {}
-    for field in schema.describe(self.flag_class):
-      if field.name == GIVEN:
-        found[GIVEN] = frozenset(n for n in values if values[n].present)
-      elif field.name == CONFIG_FILE:
-        from ml_collections import config_flags
+    values = flags.FlagValues()
+    self.define(values)
+    plain, overrides = config_files.split(
+      values.read_flags_from_files(list(arguments)), self.config_flags
+    )
+    fields = {flag_name(field.name): field for field in self.fields}
+    config_files.parse(
+      values,
+      plain,
+      lambda name, value: _allowed(fields[name], value),
+      lambda: _absent(values, fields),
+    )
+    found = {
+      field.name: _value(field, name, values[name].value)
+      for name, field in fields.items()
+    }
+    for name in self.config_flags:
+      found[name] = config_files.load(name, found[name], overrides[name])
+    known = {field.name for field in schema.describe(self.flag_class)}
+    if GIVEN in known:
+      found[GIVEN] = frozenset(n for n in values if values[n].present)
+    if CONFIG_FILE in known:
+      found[CONFIG_FILE] = values['config'].value
+    return self.flag_class(**found)
 
-        found[CONFIG_FILE] = config_flags.get_config_filename(values['config'])
-      else:
-        name = flag_name(field.name)
-        found[field.name] = _value(field, name, values[name].value)
-    return self.run(self.flag_class(**found))
+  def read_config(self, arguments: Sequence[str]) -> Any:
+    """Returns the config of a command line whatever its other flags are."""
+    flag = self.config_flags[0]
+    plain, overrides = config_files.split(arguments, [flag])
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    fields = {flag_name(field.name): field for field in self.fields}
+    flags.DEFINE_string(flag, default_of(fields[flag]), '', flag_values=values)
+    values(['familial', *plain], known_only=True)
+    return config_files.load(flag, values[flag].value, overrides[flag])
+
+
+def _absent(
+  values: flags.FlagValues, fields: Mapping[str, schema.Field]
+) -> errors.UserError:
+  """Returns the error for flags that are required, or must not be empty."""
+  missing = [
+    f'--{name}'
+    for name, field in fields.items()
+    if is_required(field) and values[name].value in (None, [])
+  ]
+  if missing:
+    are = 'is' if len(missing) == 1 else 'are'
+    first = fields[missing[0].removeprefix('--')].description
+    return errors.UserError(f'{" and ".join(missing)}: {are} missing; {first}')
+  empty = next(
+    name
+    for name, field in fields.items()
+    if FOLDER in field.metadata and not _names_folders(values[name].value)
+  )
+  return errors.UserError(f'--{empty}=: is empty; it must name a folder')
+
+
+def is_required(field: schema.Field) -> bool:
+  """Whether a flag must be given."""
+  mark = _config_file(field)
+  return field.required if mark is None else mark.required
+
+
+def is_config(field: schema.Field) -> bool:
+  """Whether a flag names a config file."""
+  return _config_file(field) is not None
+
+
+def help_of(field: schema.Field) -> str:
+  """Returns a flag's meaning."""
+  text = sentence(field.description)
+  if is_config(field):
+    text += ' ' + _CONFIG_HELP.format(name=flag_name(field.name))
+  return text
+
+
+def _config_file(field: schema.Field) -> ConfigFile | None:
+  marks = [mark for mark in field.metadata if isinstance(mark, ConfigFile)]
+  return marks[0] if marks else None
+
+
+def default_of(field: schema.Field) -> Any:
+  """Returns a flag's default; None where it has none."""
+  mark = _config_file(field)
+  if mark is not None:
+    return mark.default
+  return None if field.required else field.default
+
+
+def names_of(field: schema.Field) -> tuple[str, ...]:
+  """Returns the names that a flag allows; () where they are not listed."""
+  bounds = [item for item in field.metadata if isinstance(item, schema.Bound)]
+  return tuple(name for bound in bounds for name in bound.names)
+
+
+def _allowed(field: schema.Field, given: str) -> str:
+  """Says what a flag's value must be, when it is not."""
+  item = field.type
+  if REPEATED in field.metadata:
+    item = typing.get_args(field.type)[0]
+  kind = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+  allowed = ', '.join(filter(None, (kind.get(item, ''), field.allowed)))
+  return allowed + errors.nearest(given, names_of(field))
 
 
 def flag_name(field: str) -> str:
@@ -105,15 +215,12 @@ def flag_name(field: str) -> str:
 
 
 def _define(field: schema.Field, values: flags.FlagValues) -> None:
-  name, text = flag_name(field.name), _sentence(field.description)
-  default = None if field.required else field.default
+  name, text = flag_name(field.name), help_of(field)
+  default = default_of(field)
   bounds = [item for item in field.metadata if isinstance(item, schema.Bound)]
-  names = [name for bound in bounds for name in bound.names]
-  for mark in field.metadata:
-    if isinstance(mark, ConfigFile):
-      _define_config(name, mark, text, values)
-      return
-  if names:
+  if is_config(field):
+    flags.DEFINE(_ConfigName(), name, default, text, flag_values=values)
+  elif names := names_of(field):
     flags.DEFINE_enum(name, default, names, text, flag_values=values)
   elif field.type is bool:
     flags.DEFINE_bool(name, default, text, flag_values=values)
@@ -135,36 +242,26 @@ def _define(field: schema.Field, values: flags.FlagValues) -> None:
     flags.DEFINE_string(name, default, text, flag_values=values)
   else:
     flags.DEFINE_list(name, list(default or ()), text, flag_values=values)
-  if field.required:
+  if is_required(field):
     flags.mark_flag_as_required(name, flag_values=values)
   if FOLDER in field.metadata:
-    flags.register_validator(
-      name,
-      lambda folder: (
-        '' not in (folder if isinstance(folder, list) else [folder])
-      ),
-      message='it must name a folder',
-      flag_values=values,
-    )
+    flags.register_validator(name, _names_folders, flag_values=values)
 
 
-def _define_config(
-  name: str, mark: ConfigFile, text: str, values: flags.FlagValues
-) -> None:
-  from ml_collections import config_flags
+class _ConfigName(flags.ArgumentParser):
+  """The name of a config file, which is loaded when all flags are read."""
 
-  config_flags.DEFINE_config_file(
-    name,
-    mark.default,
-    f'{text} {_CONFIG_HELP.format(name=name)}',
-    lock_config=True,
-    flag_values=values,
-  )
-  if mark.required:
-    flags.mark_flag_as_required(name, flag_values=values)
+  def flag_type(self) -> str:
+    """The type as absl names it."""
+    return 'config object'
 
 
-def _sentence(text: str) -> str:
+def _names_folders(value: str | list[str] | None) -> bool:
+  return '' not in (value if isinstance(value, list) else [value])
+
+
+def sentence(text: str) -> str:
+  """Returns a description with a capital."""
   return f'{text[:1].upper()}{text[1:]}'
 
 
@@ -184,7 +281,7 @@ def _value(field: schema.Field, name: str, value: Any) -> Any:
   except ValueError:
     allowed = ''.join(f' {bound.allowed}' for bound in bounds)
     raise errors.UserError(
-      f'--{name}={",".join(value)!r}: {kind}{allowed}, joined by commas'
+      f'--{name}={",".join(value)}: it must be {kind}{allowed}, joined by commas'
     ) from None
   return numbers
 
@@ -211,7 +308,7 @@ def integers(flag: str, texts: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(map(int, texts))
   except ValueError:
     raise errors.UserError(
-      f'--{flag}={",".join(texts)!r}: whole numbers, joined by commas'
+      f'--{flag}={",".join(texts)}: it must be whole numbers, joined by commas'
     ) from None
 
 

@@ -1,24 +1,35 @@
 """`familial fit`."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import dataclasses
-import pathlib
+import json
+import sys
 from typing import Annotated
 
+from etils import epy
+
 from familial.cli import command
+from familial.cli import output_folder
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Repeated
 from familial.core import errors
-from familial.core import estimate
 from familial.core import schema
+from familial.core import storage
 from familial.core import text
-from familial.laws import forms
-from familial.laws import inference
-from familial.laws import parametric
-from familial.laws import selection
-from familial.laws import table
-from familial.report import fit_page
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.core import estimate
+  from familial.laws import forms
+  from familial.laws import inference
+  from familial.laws import parametric
+  from familial.laws import selection
+  from familial.laws import table
+  from familial.report import fit_page
+  from familial.training import compilation
 
 _COLLINEAR = 0.9  # correlation of columns that the summary names
 
@@ -58,6 +69,9 @@ class Fit:
       table by default.
     seed: seed of the initialisations and the bootstrap.
     draw: write figures and a page beside fit.json.
+    overwrite: replace another result in the folder.
+    json: write fit.json to the standard output too, or of several forms
+      selection.json and each fit.json, and the summary to the standard error.
   """
 
   table: str
@@ -72,15 +86,17 @@ class Fit:
   hold_out: Repeated = ()
   drop_highest: schema.Index = 0
   scan: tuple[int, ...] = ()
-  delta: float = inference.Options.delta
-  asymmetry: float = inference.Options.asymmetry
-  starts: schema.Count = inference.Options.starts
+  delta: float = 1e-3
+  asymmetry: float = 1.0
+  starts: schema.Count = 256
   sampling: Annotated[str, schema.one_of('grid', 'latin')] = 'grid'
-  resamples: Annotated[int, schema.at_least(2)] = inference.Options.resamples
+  resamples: Annotated[int, schema.at_least(2)] = 1000
   bootstrap_starts: schema.Index = 0
   compute: Annotated[tuple[float, ...], schema.above(0), schema.FINITE] = ()
   seed: schema.Index = 0
   draw: bool = True
+  overwrite: bool = False
+  json: bool = False
   given: frozenset[str] = frozenset()
 
 
@@ -99,24 +115,36 @@ def _fit(given: Fit) -> str:
   if rows.mapping:
     rows = _foreign(given, rows)
   options = command.fill(inference.Options, given)
-  out = pathlib.Path(given.out)
-  fits = selection.compare(
-    rows.drop_highest(given.drop_highest),
-    given.form,
-    out,
-    options,
-    loss_definition=given.loss,
-    hold_out=given.hold_out,
-    scan=given.scan,
-  )
-  if given.draw:
-    fit_page.write(fits, out)
+  with output_folder.claimed(given.out, 'fit', given) as out:
+    fits = selection.compare(
+      rows.drop_highest(given.drop_highest),
+      given.form,
+      out,
+      options,
+      loss_definition=given.loss,
+      hold_out=given.hold_out,
+      scan=given.scan,
+    )
+    if given.draw:
+      fit_page.write(fits, out)
+  shown = sys.stderr if given.json else sys.stdout
   lines = [summary(result) for result in fits.results.values()]
-  if fits.selection is None:
-    return f'{lines[0]} -> {out / "fit.json"}'
-  print(_candidates(fits.selection))
-  lines = [_preferred(fits.selection), *lines]
-  return f'{" | ".join(lines)} -> {out / "selection.json"}'
+  name = 'fit.json'
+  if fits.selection is not None:
+    print(_candidates(fits.selection), file=shown)
+    lines.insert(0, _preferred(fits.selection))
+    name = 'selection.json'
+  line = f'{" | ".join(lines)} -> {out / name}'
+  if not given.json:
+    return line
+  print(line, file=shown)
+  found = storage.read_json(out / name)
+  if fits.selection is not None:
+    found['fits'] = {
+      folder.name: storage.read_json(folder / 'fit.json')
+      for folder in fits.results
+    }
+  return json.dumps(found)
 
 
 def _foreign(given: Fit, rows: table.Table) -> table.Table:
@@ -154,6 +182,7 @@ def summary(result: inference.Result) -> str:
     for name in names
     for e in [result.interval(name)]
   )
+  numbers = '; '.join([numbers, *_optima(result)])
   notes = [
     f'{" and ".join(pair.columns)} correlate by {pair.value:.2f} over'
     f' {design.runs} runs'
@@ -197,6 +226,21 @@ def _reading(rows: table.Table) -> str:
   for name in filters.get('unused', ()):
     notes.append(f'{name} not used: some of its rows have no number')
   return f'; {", ".join(notes)}' if notes else ''
+
+
+def _optima(result: inference.Result) -> Iterator[str]:
+  """Yields the compute-optimal model at each C, of a law that has one."""
+  shown = {'N_opt': 'N', 'D_opt': 'D', 'tokens_per_param': 'tokens a parameter'}
+  for key in result.derived:
+    name, _, at = key.partition('(')
+    if name != 'N_opt' or not at:
+      continue
+    parts = [
+      f'{words} {text.number(e.value)} {text.interval(e.lo, e.hi)}'
+      for quantity, words in shown.items()
+      if (e := result.derived.get(f'{quantity}({at}'))
+    ]
+    yield f'optimum at {at.removesuffix(")")}: {", ".join(parts)}'
 
 
 def _preferred(chosen: selection.Selection) -> str:

@@ -1,25 +1,16 @@
 """The `familial` command: finds the subcommand and turns errors into one line."""
 
-from collections.abc import Callable
 from collections.abc import Mapping
 import io
-import pathlib
-import re
+import os
 import sys
-import traceback
-from typing import NamedTuple
 
-from absl import flags
-
+import familial
 from familial.cli import command as command_lib
+from familial.cli import completion
+from familial.cli import help as help_lib
+from familial.cli.help import Entry
 from familial.core import errors
-
-
-class Entry(NamedTuple):
-  """A subcommand that is not loaded yet: its help, and how to load it."""
-
-  help: str
-  load: Callable[[], Mapping[str, command_lib.Command]]
 
 
 def _studies() -> Mapping[str, command_lib.Command]:
@@ -61,33 +52,100 @@ def _analysis() -> Mapping[str, command_lib.Command]:
 # In the order in which `familial --help` lists them; a command's module is
 # imported when it is called.
 COMMANDS = {
-  'run': Entry('Run a study: plan, train, fit, report; resumable.', _studies),
-  'train': Entry('Train one run; resumable.', _studies),
+  'run': Entry(
+    'Run a study: plan, train, fit, report; resumable.',
+    _studies,
+    (
+      'familial run --config=quickstart --workdir=runs/quickstart --workers=2',
+      'familial run --config=familial_law:cpu --workdir=runs/cpu --plan_only',
+    ),
+  ),
+  'train': Entry(
+    'Train one run; resumable.',
+    _studies,
+    (
+      'familial train --config=single --workdir=runs/single',
+      'familial train --config=single --workdir=runs/two '
+      "--config.model.exits='(4,8)'",
+    ),
+  ),
   'plan': Entry(
     'Estimate memory, step time and device-hours by ahead-of-time compilation.',
     _studies,
+    ('familial plan --config=familial_law:paper --topology=v5p:4x4x8',),
   ),
-  'report': Entry('Write the page of a study or a run.', _studies),
-  'export': Entry('Write one exit as a model, or segments to serve.', _models),
-  'import': Entry('Add exits to a Llama-like Hugging Face model.', _models),
-  'expand': Entry('Grow a trained model into a larger one.', _models),
-  'fit': Entry('Fit laws to a table of runs, with intervals.', _laws),
+  'report': Entry(
+    'Write the page of a study or a run.',
+    _studies,
+    ('familial report --workdir=runs/quickstart',),
+  ),
+  'export': Entry(
+    'Write one exit as a model, or segments to serve.',
+    _models,
+    (
+      'familial export --checkpoint=runs/single --exit=1 '
+      '--format=hugging_face --out=exports/small',
+    ),
+  ),
+  'import': Entry(
+    'Add exits to a Llama-like Hugging Face model.',
+    _models,
+    ('familial import --from=LLAMA_FOLDER --exits=8,16 --out=imports/family',),
+  ),
+  'expand': Entry(
+    'Grow a trained model into a larger one.',
+    _models,
+    (
+      'familial expand --checkpoint=runs/single --to=grow:runs/single '
+      '--out=grown',
+    ),
+  ),
+  'fit': Entry(
+    'Fit laws to a table of runs, with intervals.',
+    _laws,
+    (
+      'familial fit --table=points.csv --form=chinchilla --out=fits '
+      "--columns='params=Model Size,flops=Training FLOP'",
+      'familial fit --table=runs/cpu --loss=mean --out=fits',
+    ),
+  ),
   'allocate': Entry(
     'Allocate a budget among candidates: replay known curves, or train.',
     _allocation,
+    (
+      'familial allocate --table=curves.csv --curve=run --budget=1e18 '
+      '--candidates=8 --out=allocated',
+      'familial allocate --config=allocation_live:cpu --out=runs/live',
+    ),
   ),
   'evaluate': Entry(
-    'Evaluate exits: loss, calibration and early-exit trade-off.', _serving
+    'Evaluate exits: loss, calibration and early-exit trade-off.',
+    _serving,
+    ('familial evaluate --checkpoint=runs/single --decode',),
   ),
   'generate': Entry(
     'Generate text (fixed exit, early exit, speculative decoding or relay).',
     _serving,
+    (
+      "familial generate --checkpoint=runs/single --prompt='def main(' "
+      '--mode=speculative',
+    ),
   ),
-  'relay': Entry('Serve one segment of a relay.', _serving),
+  'relay': Entry(
+    'Serve one segment of a relay.',
+    _serving,
+    ('familial relay --segment=segments/segment_0 --port=7000',),
+  ),
   'probe': Entry(
-    'Measure what the layers do, and name their regime.', _analysis
+    'Measure what the layers do, and name their regime.',
+    _analysis,
+    ('familial probe --checkpoint=runs/single --out=probe',),
   ),
-  'depth': Entry('Write one page of the studies of depth.', _analysis),
+  'depth': Entry(
+    'Write one page of the studies of depth.',
+    _analysis,
+    ('familial depth --law=runs/depth --toys=runs/toys --out=story',),
+  ),
 }
 
 
@@ -105,26 +163,18 @@ def run(argv: list[str]) -> int:
   Status 0: done; 1: part of the work failed, the rest is saved; 2: refused; 130:
   interrupted, with everything saved.
   """
-  name = argv[1] if len(argv) > 1 else '--help'
-  if name in ('--help', '-h', 'help', '--helpshort', '--helpfull'):
-    print(_usage())
-    return 0
+  name, *arguments = argv[1:] or ['--help']
   try:
-    if name not in COMMANDS:
-      raise errors.UserError(
-        f'{name}: not a command; one of {", ".join(COMMANDS)}'
-        f'{errors.nearest(name, COMMANDS)}'
-      )
-    command = load(name)
-    if {'--help', '-h'} & set(argv[2:]):
-      values = flags.FlagValues()
-      command.define(values)
-      print(f'familial {name}: {COMMANDS[name].help}\n{values.get_help()}')
-      return 0
-    values, rest = _parse(command, argv[:1] + argv[2:])
-    if rest:
-      raise errors.UserError(f'{rest[0]}: familial {name} takes flags only')
-    if line := command.call(values):
+    if name == 'help' and arguments:
+      name, arguments = arguments[0], ['--help']
+    if name in ('--help', '-h', 'help', '--helpshort', '--helpfull'):
+      print(help_lib.usage(COMMANDS))
+    elif name == '--version':
+      print(f'familial {familial.__version__}')
+    elif name == 'completion':
+      commands = {name: load(name) for name in COMMANDS}
+      print(completion.script(arguments, commands))
+    elif line := _command(name, arguments):
       print(line)
     return 0
   except errors.UserError as error:
@@ -135,6 +185,9 @@ def run(argv: list[str]) -> int:
     return _fail(str(error), 130)
   except KeyboardInterrupt:
     return _fail('interrupted', 130)
+  except BrokenPipeError:  # As of `| head`: nobody reads on.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except OSError as error:
     what = (error.filename, error.strerror or error)
     return _fail(': '.join(map(str, filter(None, what))), 2)
@@ -145,57 +198,21 @@ def load(name: str) -> command_lib.Command:
   return COMMANDS[name].load()[name]
 
 
+def _command(name: str, arguments: list[str]) -> str:
+  """Returns the summary line of a command, or its help."""
+  if name not in COMMANDS:
+    raise errors.UserError(
+      f'{name}: not a command; one of {", ".join(COMMANDS)}'
+      f'{errors.nearest(name, COMMANDS)}'
+    )
+  command = load(name)
+  if {'--help', '-h'} & set(arguments):
+    return help_lib.of_command(name, COMMANDS[name], command)
+  if help_lib.CONFIG_KEYS in arguments:
+    return help_lib.of_config(command, arguments)
+  return command.run(command.read(arguments))
+
+
 def _fail(line: str, status: int) -> int:
   print(f'familial: {line}', file=sys.stderr)
   return status
-
-
-def _parse(
-  command: command_lib.Command, argv: list[str]
-) -> tuple[flags.FlagValues, list[str]]:
-  """Parses flags and loads the config; an error in either is one line."""
-  values = flags.FlagValues()
-  try:
-    command.define(values)  # Reads overrides of the default config already.
-    rest = values(argv)[1:]
-    for name in ('config', 'to'):
-      if name in values:
-        config = getattr(values, name)  # Runs the file, if nothing has yet.
-        if config is not None:
-          config.lock()
-    return values, rest
-  except Exception as error:  # A config file is anyone's code.
-    if not _of_config(error):
-      raise errors.UserError(_one_line(str(error))) from None
-    text = re.sub(r'\\n|[\\\'"]', ' ', str(error.args[0]))
-    text = ' '.join(text.split())
-    flag = 'to' if 'to' in values else 'config'
-    raise errors.UserError(f'--{flag}: unknown key {text}') from None
-
-
-def _of_config(error: Exception) -> bool:
-  """Whether a ConfigDict raised an error for a key that it lacks."""
-  if not isinstance(error, (AttributeError, KeyError)):
-    return False
-  frames = traceback.extract_tb(error.__traceback__)
-  return 'ml_collections' in pathlib.Path(frames[-1].filename).parts
-
-
-def _one_line(text: str) -> str:
-  """Returns an error's text without the traceback that absl puts into it."""
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  if any(line.startswith('Traceback') for line in lines):
-    lines = lines[-1:]
-  return ' '.join(lines)
-
-
-def _usage() -> str:
-  width = max(map(len, COMMANDS))
-  lines = [
-    f'  {name:<{width}}  {entry.help}' for name, entry in COMMANDS.items()
-  ]
-  return (
-    'usage: familial COMMAND [--flags]\n\n'
-    + '\n'.join(lines)
-    + '\n\nfamilial COMMAND --help lists its flags.'
-  )

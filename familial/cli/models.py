@@ -1,26 +1,29 @@
 """`familial export`, `import` and `expand`: models made of other models."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Annotated
 from typing import Any
 
+from etils import epy
+
 from familial.cli.command import Command
 from familial.cli.command import ConfigFile
 from familial.cli.command import Folder
-from familial.convert import expand
-from familial.convert import export
-from familial.convert import hugging_face
-from familial.convert import load
 from familial.core import errors
 from familial.core import schema
 from familial.model import config as model_config
-from familial.training import config as train_config
 
-_WRITERS = {
-  'familial': export.to_familial,
-  'hugging_face': export.to_hugging_face,
-  'segments': export.to_segments,
-}
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.convert import expand
+  from familial.convert import export
+  from familial.convert import hugging_face
+  from familial.convert import load
+  from familial.training import config as train_config
+
+_FORMATS = ('familial', 'hugging_face', 'segments')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Export:
   out: Folder
   step: str = 'last'
   exit: int = 0
-  format: Annotated[str, schema.one_of(*_WRITERS)] = 'familial'
+  format: Annotated[str, schema.one_of(*_FORMATS)] = 'familial'
   dtype: Annotated[str, schema.one_of('float32', 'bfloat16')] = 'float32'
 
 
@@ -57,7 +60,11 @@ def _export(given: Export) -> str:
   if given.format == 'hugging_face':
     export.to_hugging_face(model, number, given.out, given.dtype)
   else:
-    _WRITERS[given.format](model, number, given.out)
+    write = {
+      'familial': export.to_familial,
+      'segments': export.to_segments,
+    }
+    write[given.format](model, number, given.out)
   what = 'segments up to exit' if given.format == 'segments' else 'exit'
   return f'wrote {what} {number} of {model.folder} to {given.out}'
 

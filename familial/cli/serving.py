@@ -1,5 +1,7 @@
 """`familial evaluate`, `generate` and `relay`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
@@ -13,25 +15,31 @@ import threading
 from typing import Annotated
 from typing import Any
 
+from etils import epy
+
 from familial.cli import command
+from familial.cli import output_folder
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Repeated
-from familial.convert import load
-from familial.convert import segments
 from familial.core import errors
 from familial.core import schema
 from familial.core import storage
 from familial.core import text as text_lib
-from familial.data import tokenizers
-from familial.report import evaluation_page
-from familial.serving import benchmark
-from familial.serving import decoding
-from familial.serving import evaluate
-from familial.serving import generate
-from familial.serving import sampling
-from familial.serving import thresholds
-from familial.training import compilation
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.convert import load
+  from familial.convert import segments
+  from familial.data import tokenizers
+  from familial.report import evaluation_page
+  from familial.serving import benchmark
+  from familial.serving import decoding
+  from familial.serving import evaluate
+  from familial.serving import generate
+  from familial.serving import sampling
+  from familial.serving import thresholds
+  from familial.training import compilation
 
 _EXTRA = "needs the extra, pip install 'familial[relay]'"
 
@@ -64,6 +72,7 @@ class Evaluate:
     out: folder of the result; evaluation/STEP in the model's folder by default.
     json: write the result as JSON to the standard output, and the tables to the
       standard error.
+    overwrite: replace another result in the folder.
   """
 
   checkpoint: Folder
@@ -74,6 +83,7 @@ class Evaluate:
   decode: bool = False
   out: str = ''
   json: bool = False
+  overwrite: bool = False
 
 
 def _evaluate(values: Evaluate) -> str:
@@ -86,12 +96,29 @@ def _evaluate(values: Evaluate) -> str:
         f'--exits={",".join(values.exits)}: --decode decodes with all exits; '
         'leave one of the two out'
       )
+  model = load.load(values.checkpoint, values.step)
+  default = model.folder / 'evaluation' / str(model.step)
+  # Of the default folder the model is known, wherever it has moved.
+  resolved = {
+    'step': str(model.step),
+    'checkpoint': values.out and str(model.folder),
+  }
+  with output_folder.claimed(
+    values.out or default, 'evaluate', values, **resolved
+  ) as out:
+    return _evaluated(values, model, exits, out)
+
+
+def _evaluated(
+  values: Evaluate,
+  model: load.Model,
+  exits: tuple[int, ...] | None,
+  out: pathlib.Path,
+) -> str:
+  """Evaluates a model and writes the results; returns the summary."""
   tables = sys.stderr if values.json else sys.stdout
   tokens = values.tokens or None
-  model = load.load(values.checkpoint, values.step)
   evaluation = evaluate.evaluate(model, exits, tokens=tokens)
-  default = model.folder / 'evaluation' / str(model.step)
-  out = pathlib.Path(values.out or default)
   _write(out / 'evaluation.json', evaluation)
   measured = None
   if values.decode:

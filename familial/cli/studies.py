@@ -1,12 +1,19 @@
 """`familial run`, `train`, `plan` and `report`."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
+import json
 import pathlib
+import sys
 from typing import Annotated
 from typing import Any
 
+from etils import epy
+
 from familial.cli import command
+from familial.cli import output_folder
 from familial.cli.command import Command
 from familial.cli.command import ConfigFile
 from familial.cli.command import Folder
@@ -14,16 +21,19 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
-from familial.planning import pod
-from familial.planning import summary as plan_summary
-from familial.report import page
-from familial.report import plan_page
-from familial.studies import execution
-from familial.studies import registry
-from familial.studies import study as study_lib
-from familial.training import config as train_config
-from familial.training import loop
-from familial.training import processes
+
+# Imported when a command runs, not when its flags are read.
+with epy.lazy_imports():
+  from familial.planning import pod
+  from familial.planning import summary as plan_summary
+  from familial.report import page
+  from familial.report import plan_page
+  from familial.studies import execution
+  from familial.studies import registry
+  from familial.studies import study as study_lib
+  from familial.training import config as train_config
+  from familial.training import loop
+  from familial.training import processes
 
 _SINGLE = 'experiments/single.py'
 
@@ -66,14 +76,16 @@ def run_study(
   study: study_lib.Study[Any, Any],
   config: Any,
   workdir: str,
-  options: study_lib.Options = study_lib.Options(),
+  options: study_lib.Options | None = None,
 ) -> str:
   """Runs a study and writes its page; returns the summary line.
 
   Raises:
     Incomplete: if runs failed; the others are analysed.
   """
-  outcome = study.run(study.read_config(config), workdir, options)
+  outcome = study.run(
+    study.read_config(config), workdir, options or study_lib.Options()
+  )
   if outcome.planned_only:
     return outcome.line
   with storage.lock(workdir, wait=True):
@@ -139,12 +151,17 @@ class Plan:
     out: folder of the plan, runs/plan_CONFIG_TOPOLOGY by default. Programs
       compiled for it before are not compiled again.
     workers: number of processes that compile side by side.
+    overwrite: replace the plan of another config or topology in the folder.
+    json: write plan.json to the standard output too, and the tables to the
+      standard error.
   """
 
   config: Annotated[Any, ConfigFile('experiments/familial_law.py:paper')]
   topology: str
   out: str | None = None
   workers: schema.Count = 1
+  overwrite: bool = False
+  json: bool = False
   config_file: str = ''
 
 
@@ -162,10 +179,16 @@ def _plan(given: Plan) -> str:
     title, runs = config.title, study.runs(config)
   name = pathlib.Path(given.config_file).name.replace('.py', '')
   default = f'runs/plan_{name}_{given.topology}'.replace(':', '_')
-  folder = pathlib.Path(given.out or default)
-  plan = pod.make(title, runs, given.topology, folder, given.workers)
-  print(plan_summary.text(plan), flush=True)
-  return f'{plan_summary.headline(plan)}; wrote {plan_page.write(folder, plan)}'
+  with output_folder.claimed(given.out or default, 'plan', given) as folder:
+    plan = pod.make(title, runs, given.topology, folder, given.workers)
+    page_path = plan_page.write(folder, plan)
+  shown = sys.stderr if given.json else sys.stdout
+  print(plan_summary.text(plan), file=shown, flush=True)
+  line = f'{plan_summary.headline(plan)}; wrote {page_path}'
+  if not given.json:
+    return line
+  print(line, file=shown)
+  return json.dumps(plan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import ml_collections
 from familial.convert import segments
 from familial.core import errors
 from familial.core import storage
+from familial.core import text
 from familial.data import tokenizers
 from familial.model import transformer
 from familial.training import checkpoint
@@ -19,6 +20,7 @@ from familial.training import config as train_config
 TOKENIZER = 'tokenizer.json'
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Model:
   """A loaded model.

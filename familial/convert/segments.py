@@ -25,6 +25,7 @@ from familial.convert import tensor_file
 from familial.core import errors
 from familial.core import schema
 from familial.core import storage
+from familial.core import text
 from familial.data import tokenizers
 from familial.model import config as model_config
 from familial.model import transformer
@@ -74,6 +75,7 @@ class Cut:
     return self.index == len(self.exits) - 1
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Segment(Cut):
   """Consecutive layers of a family and the exit at their end.

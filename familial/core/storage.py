@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 import uuid
 
@@ -15,6 +17,7 @@ from familial.core import errors
 
 # Version of every JSON file, row and checkpoint that this project writes.
 SCHEMA = 1
+_LINKS = 40  # followed from a path; Linux's own limit
 Row = dict[str, Any]
 
 
@@ -29,23 +32,56 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a file atomically; its folder is made if missing.
+  """Writes a file; its folder is made if missing.
+
+  A regular file is written atomically; where the path is a link, the file that it
+  leads to is replaced, and the link stays. Pipes, devices and the standard
+  output are written to.
 
   Raises:
     UserError: if the disk is full or the folder cannot be written.
   """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
   with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(temporary, 'wb') as file:
+    target, stream = _resolve(pathlib.Path(path))
+    if stream is not None:
+      sys.stdout.flush()  # What was printed before comes before.
+      with open(os.dup(stream), 'wb') as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
+    elif target.exists() and not target.is_file():
+      with open(target, 'wb') as file:
+        file.write(content)
+    else:
+      _replace(target, content)
+
+
+def _resolve(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+  """Follows links; returns the file, and its number if it is an open one.
+
+  /dev/stdout leads to such a number, and what stands behind it, perhaps a file
+  that a shell has opened, must be neither replaced nor begun anew.
+  """
+  own = pathlib.Path(f'/proc/{os.getpid()}/fd')
+  for _ in range(_LINKS):
+    path = pathlib.Path(os.path.realpath(path.parent), path.name)
+    if path.parent == own and path.name.isdigit():
+      return path, int(path.name)
+    if not path.is_symlink():
+      return path, None
+    path = path.parent / os.readlink(path)
+  raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    with open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,19 @@
 """Numbers as a person writes them: three digits, units, intervals."""
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
+import itertools
 import math
+from typing import Any
+from typing import TypeVar
+
+T = TypeVar('T')
 
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 MINUS = '−'
+_ITEMS, _CHARACTERS = 8, 110  # of what stands in a line
 _WIDE = 100  # ends of an interval so far apart have digits of their own
 _LEAST = 1e-7  # width of an interval that eight places show
 SPACE = '\u00a0'  # a number and its unit stay on one line
@@ -152,6 +160,52 @@ def trimmed(value: float, digits: int = 3) -> str:
   """Returns a number without zeros at its end."""
   text = number(value, digits)
   return text.rstrip('0').rstrip('.') if '.' in text else text
+
+
+def brief(cls: type[T]) -> type[T]:
+  """Has `print` of a dataclass show a line for each field, however large it is."""
+  cls.__repr__ = _brief  # type: ignore[method-assign]
+  return cls
+
+
+def _brief(record: Any, indent: str = '') -> str:
+  lines = [type(record).__name__]
+  for field in dataclasses.fields(record):
+    value = getattr(record, field.name)
+    shown = _in_a_line(value)
+    if not indent and getattr(type(value), '__repr__', None) is _brief:
+      shown = _brief(value, '  ')  # The parts of a result, but not theirs.
+    lines.append(f'  {indent}{field.name}: {shown}')
+  return '\n'.join(lines)
+
+
+def _in_a_line(value: Any) -> str:
+  """Returns a value, or what it is if it is no number or short text."""
+  if hasattr(value, 'shape') and hasattr(value, 'dtype') and value.shape:
+    return f'{value.dtype} array of shape {tuple(value.shape)}'
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    of = vars(value)
+    if not {'value', 'lo', 'hi'} <= of.keys():
+      return type(value).__name__
+    middle, low, high = (_in_a_line(of[key]) for key in ('value', 'lo', 'hi'))
+    return f'{middle} [{low}, {high}]'
+  if isinstance(value, Mapping | list | tuple | set | frozenset):
+    items = list(itertools.islice(value, _ITEMS + 1))
+    several = len(value) > _ITEMS
+    if isinstance(value, Mapping):
+      names = ', '.join(map(str, items))
+      shown = ', '.join(f'{key}: {_in_a_line(value[key])}' for key in items)
+    else:
+      names = type(items[0]).__name__ if items else ''
+      shown = ', '.join(map(_in_a_line, items))
+    if not several and len(shown) <= _CHARACTERS:
+      return shown or 'none'
+    shown = f'{len(value)}: {names}'
+  elif isinstance(value, float):
+    shown = f'{value:.6g}'
+  else:
+    shown = ' '.join(str(value).split())
+  return shown if len(shown) <= _CHARACTERS else f'{shown[:_CHARACTERS]}...'
 
 
 def _placed(value: float, low: float, high: float, digits: int) -> str:

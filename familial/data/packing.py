@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from familial.core import errors
+from familial.core import text
 from familial.data import cache
 from familial.data import config as config_lib
 from familial.data import sources
@@ -34,6 +35,7 @@ _CHUNK = 64
 HASHED_BYTES = 2**29
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Packed:
   """One split as a flat array.
@@ -50,6 +52,7 @@ class Packed:
   bytes: int
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Corpus:
   """A packed corpus.

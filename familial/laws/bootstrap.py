@@ -13,6 +13,7 @@ import numpy as np
 
 from familial.core import errors
 from familial.core import estimate
+from familial.core import text
 from familial.laws import estimation
 from familial.laws import fit_record
 from familial.laws import levenberg_marquardt
@@ -29,6 +30,7 @@ _FIRST_DELTA = 0.3  # of the robust scale
 _NEAR = 1.1  # objective of another basin over the optimum's, before refitting
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
   """Percentile intervals of a fit's constants.

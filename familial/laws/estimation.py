@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from familial.core import errors
+from familial.core import text
 from familial.laws import asymptotics
 from familial.laws import diagnostics
 from familial.laws import levenberg_marquardt
@@ -36,6 +37,7 @@ _DISTINCT = 1.05  # ratio of two basins' objectives
 _DELTAS = (1e-12, 1e6)
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Fit:
   """A fitted law.

@@ -18,6 +18,7 @@ from familial.core import errors
 from familial.core import estimate
 from familial.core import schema
 from familial.core import storage
+from familial.core import text
 from familial.laws import forms
 from familial.laws import parametric
 
@@ -130,6 +131,7 @@ class Source:
   filters: dict[str, Any]
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitRecord:
   """The content of `fit.json`; files of earlier versions lack some fields.
@@ -182,6 +184,7 @@ class FitRecord:
     return values
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Law:
   """A law read back from `fit.json`.

@@ -18,6 +18,7 @@ import tqdm
 from familial.core import arrays
 from familial.core import errors
 from familial.core import estimate
+from familial.core import text
 from familial.laws import bootstrap as bootstraps
 from familial.laws import diagnostics
 from familial.laws import estimation
@@ -64,6 +65,7 @@ class Options:
   seed: int = 0
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Result:
   """One form fitted to one table.

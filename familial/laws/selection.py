@@ -14,6 +14,7 @@ import numpy as np
 
 from familial.core import errors
 from familial.core import estimate as estimate_lib
+from familial.core import text
 from familial.laws import estimation
 from familial.laws import fit_record
 from familial.laws import forms
@@ -91,6 +92,7 @@ class Candidate:
   model_error_behind: estimate_lib.Estimate | None = None
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Selection:
   """The content of `selection.json`.
@@ -147,6 +149,7 @@ def _flat(row: dict[str, Any], name: str) -> dict[str, Any]:
   }
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """Several forms fitted to one table.

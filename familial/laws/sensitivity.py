@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from familial.core import estimate
+from familial.core import text
 from familial.laws import estimation
 from familial.laws import inference
 from familial.laws import parametric
@@ -36,6 +37,7 @@ class Cutoff:
   flags: tuple[str, ...]
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Scan:
   """The content of `scan.json`."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from familial.core import errors
 from familial.core import storage
+from familial.core import text
 from familial.laws import definitions
 from familial.laws import files
 from familial.laws import parametric
@@ -64,6 +65,7 @@ _KNOWN = (
 )
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Table:
   """Rows of runs.

@@ -17,12 +17,14 @@ import hashlib
 from importlib import metadata
 import math
 import multiprocessing
+import os
 import pathlib
 import signal
 import sys
 from typing import Any
 
 import jax
+import tqdm
 
 from familial.core import errors
 from familial.core import storage
@@ -213,32 +215,45 @@ def _compiler(
   if topology == chips.HERE:  # Other processes would want the devices too.
     yield lambda cells: [_program(cell, topology, folder) for cell in cells]
     return
-  with futures.ProcessPoolExecutor(
+  pool = futures.ProcessPoolExecutor(
     workers,
     mp_context=multiprocessing.get_context('spawn'),
     # A compiler keeps gigabytes of what it compiled.
     max_tasks_per_child=1,
-    # Ctrl-C ends them at once, and without a word.
-    initializer=signal.signal,
-    initargs=(signal.SIGINT, signal.SIG_DFL),
-  ) as pool:
+    # A signal to the group is not theirs: libtpu answers it with a stack trace.
+    initializer=os.setpgrp,
+  )
 
-    def compile_all(cells: Sequence[RunConfig]) -> list[compiled.Program]:
-      try:
-        asked = [
-          pool.submit(_program, cell, topology, folder) for cell in cells
-        ]
-        return [each.result() for each in asked]
-      except process.BrokenProcessPool:
-        raise errors.UserError(
-          'the process that compiled was killed, as for want of memory; use '
-          'fewer --workers'
-        ) from None
-
+  def compile_all(cells: Sequence[RunConfig]) -> list[compiled.Program]:
     try:
-      yield compile_all
-    finally:
-      pool.shutdown(cancel_futures=True)
+      asked = [pool.submit(_program, cell, topology, folder) for cell in cells]
+      bar = tqdm.tqdm(
+        asked, 'compiling', unit='program', disable=None, leave=False
+      )
+      return [each.result() for each in bar]
+    except process.BrokenProcessPool:
+      raise errors.UserError(
+        'the process that compiled was killed, as for want of memory; use '
+        'fewer --workers'
+      ) from None
+
+  def stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise errors.Interrupted(
+      'stopped; the programs compiled so far are kept, and the same command '
+      'goes on from there'
+    )
+
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield compile_all
+  except BaseException:
+    for worker in multiprocessing.active_children():
+      worker.kill()  # What it writes, it writes whole.
+    raise
+  finally:
+    pool.shutdown(cancel_futures=True)
+    signal.signal(signal.SIGTERM, before)
 
 
 def _program(

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from familial.convert import load
+from familial.core import text
 from familial.data import batches as batches_lib
 from familial.data import packing
 from familial.serving import decoding
@@ -81,6 +82,7 @@ class Hop:
   loss_increase: float
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Decoding:
   """Result of a benchmark; the schema of decoding.json.

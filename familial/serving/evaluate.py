@@ -16,6 +16,7 @@ from familial.convert import load
 from familial.convert import segments
 from familial.core import errors
 from familial.core import storage
+from familial.core import text
 from familial.data import batches as batches_lib
 from familial.data import packing
 from familial.model import config as model_config
@@ -60,6 +61,7 @@ class Score:
   bins: tuple[thresholds.Bin, ...]
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
   """A family's evaluation; the schema of evaluation.json.

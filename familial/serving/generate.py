@@ -12,6 +12,7 @@ from familial.convert import load
 from familial.convert import segments
 from familial.core import errors
 from familial.core import schema
+from familial.core import text
 from familial.data import tokenizers
 from familial.serving import decoding
 from familial.serving import engine as engine_lib
@@ -50,6 +51,7 @@ class Options:
     schema.check(self)
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Generation:
   """Generated texts and their cost.

@@ -15,6 +15,7 @@ from typing import Any
 from familial.core import errors
 from familial.core import schema
 from familial.core import storage
+from familial.core import text
 from familial.core.estimate import Estimate
 from familial.laws import fit_record
 from familial.laws import forms
@@ -228,6 +229,7 @@ class Rate:
   over: float
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of a study of width and depth; `laws` is empty if none was fitted."""

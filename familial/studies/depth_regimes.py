@@ -17,6 +17,7 @@ from familial.analysis import probe as probe_lib
 from familial.analysis import regimes
 from familial.core import errors
 from familial.core import schema
+from familial.core import text
 from familial.core.estimate import Estimate
 from familial.studies import depth_law
 from familial.studies import execution
@@ -172,6 +173,7 @@ class Towards(OfModels):
   composition: str
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of a study of layers and exits."""

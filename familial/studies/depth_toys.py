@@ -290,6 +290,7 @@ class Evidence(regimes_lib.Evidence, OfCurve):
   deepest: int
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of a study of toys."""

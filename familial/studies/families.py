@@ -489,6 +489,7 @@ class Ledger:
   stages: tuple[Stage, ...]
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of a study of families; each row class says what its fields are."""

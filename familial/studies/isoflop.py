@@ -23,6 +23,7 @@ from familial.core import errors
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
+from familial.core import text
 from familial.core.estimate import Estimate
 from familial.laws import definitions
 from familial.laws import fit_record
@@ -98,8 +99,9 @@ class Grid:
     schema.check(self, 'grid')
     if self.shapes_of and len(self.shapes_of) != len(self.budgets):
       raise errors.UserError(
-        f'grid.shapes_of: has {len(self.shapes_of)} entries; it needs one '
-        f'for each of the {len(self.budgets)} budgets, or none'
+        f'grid.shapes_of: has {len(self.shapes_of)} entries, and grid.budgets '
+        f'{len(self.budgets)}; set both, or grid.shapes_of=() for all shapes at '
+        'each budget'
       )
     for indices in self.shapes_of:
       _check_indices('grid.shapes_of', indices, self.shapes)
@@ -352,7 +354,9 @@ def _frozen(point: _Point) -> Iterator[dict[str, Any]]:
     or 1 not in config.grid.granularities
   ):
     raise errors.UserError(
-      f'arms.frozen: needs the dense run {dense.cell} in the grid'
+      f'arms.frozen.budgets: {budget:g} needs the dense run {dense.cell} in the '
+      'grid, by grid.budgets, grid.shapes_of and grid.granularities; set both, '
+      'or arms={} for no arms'
     )
   for kind in arm.values:
     yield {
@@ -514,6 +518,7 @@ class Cosine:
   cosine: float
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of an IsoFLOP study; each row class says what its fields are."""

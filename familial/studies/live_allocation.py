@@ -423,6 +423,7 @@ class Replayed:
   law: float | None
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Tables:
   """Tables of a live allocation; each row class says what its fields are."""

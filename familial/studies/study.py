@@ -47,6 +47,7 @@ PLAN = 'plan.json'
 SUMMARY = 'summary.json'
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Run:
   """A run of a study: what was planned and, if it started, its last evaluation.
@@ -111,6 +112,7 @@ class Run:
     return self.budget, self.width, self.depth, self.heads
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Results:
   """A study's folder, read once.
@@ -253,6 +255,7 @@ class Cost:
   missing: int
 
 
+@text.brief
 @dataclasses.dataclass(frozen=True)
 class Summary(Generic[Tables]):
   """Results of a study; the content of `summary.json`.

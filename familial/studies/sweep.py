@@ -257,7 +257,7 @@ def _supervise(
   restarts = _RESTARTS
   told: set[int] = set()
   # Before the first worker starts: a signal would leave it without a parent.
-  with progress.stop_signals() as signalled:
+  with progress.stop_signals(quiet=True) as signalled:
     try:
       for index in range(options.workers):
         processes.append(start(index))
@@ -266,6 +266,13 @@ def _supervise(
           # Looked at before the dead are replaced: all may have died at once.
           alive = any(process.is_alive() for process in processes)
           stopping = signalled() or not refusals.empty()
+          if stopping and not told:
+            print(
+              f'\nfamilial: stopping; {len(processes)} workers save their runs '
+              'after the step under way and its evaluation, if one is due',
+              file=sys.stderr,
+              flush=True,
+            )
           bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
           done = len(cells) - len(_left(cells, workdir, until))
           bar.set_postfix_str(f'{done} of {len(cells)} cells')

@@ -61,7 +61,7 @@ def run(
   model, train = config.model, config.train
   with (
     run_lib.Run(config, folder, corpus, tensorboard, until) as current,
-    progress.stop_signals() as stopping,
+    progress.stop_signals(quiet) as stopping,
     progress.Reporter([current], quiet, profile) as reporter,
     jax.set_mesh(current.mesh),
   ):

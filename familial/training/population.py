@@ -182,7 +182,7 @@ def run(
       )
       for k in left
     ]
-    stopping = stack.enter_context(progress.stop_signals())
+    stopping = stack.enter_context(progress.stop_signals(quiet))
     reporter = stack.enter_context(progress.Reporter(runs, quiet, profile))
     model = model or model_config.union([config.model for config in configs])
     _train(runs, model, reporter, stopping, on_steps)

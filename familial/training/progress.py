@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
+from familial.core import text
 from familial.model import flops as flops_lib
 from familial.training import optimizer
 from familial.training import processes
@@ -159,19 +161,47 @@ def _flops_per_token(run: run_lib.Run) -> int:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-  """Yields a function that returns whether SIGTERM or SIGINT has arrived."""
+def stop_signals(quiet: bool = False) -> Iterator[Callable[[], bool]]:
+  """Yields a function that returns whether SIGTERM or SIGINT has arrived.
+
+  The first signal is answered at once, with the longest time between two calls of
+  the function so far: a step, or an evaluation and a checkpoint with it.
+
+  Args:
+    quiet: whether another process answers.
+  """
   received: list[int] = []
+  calls: list[float] = []
+  longest = 0.0
+
+  def stopping() -> bool:
+    nonlocal longest
+    calls.append(time.monotonic())
+    if len(calls) > 1:
+      longest = max(longest, calls[-1] - calls.pop(0))
+    return bool(received)
+
+  def receive(number: int, frame: object) -> None:
+    if not received and not quiet and processes.index() == 0:
+      when = (
+        f'within about {text.duration(longest)}'
+        if longest
+        else 'when it is compiled and done'
+      )
+      line = f'\nfamilial: stopping; this step is saved {when}\n'
+      os.write(2, line.encode())  # A print may be under way.
+    received.append(number)
+
   try:
     handlers = {
-      number: signal.signal(number, lambda n, _: received.append(n))
+      number: signal.signal(number, receive)
       for number in (signal.SIGTERM, signal.SIGINT)
     }
   except ValueError:  # Only the main thread can handle signals.
     yield lambda: False
     return
   try:
-    yield lambda: bool(received)
+    yield stopping
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)

@@ -1,18 +1,24 @@
 """Commands from their arguments to their status; tests/golden has what is refused."""
 
+import dataclasses
 import json
 import pathlib
 import resource
+import shlex
 import subprocess
 import sys
 
 from absl import flags
 import pytest
 
+import familial as package
+from familial.cli import command as command_lib
+from familial.cli import config_files
 from familial.cli import main
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.laws import inference
 from familial.report import page
 from familial.studies import isoflop
 from familial.studies import study as study_lib
@@ -53,11 +59,188 @@ def test_help_is_quick_and_lists_the_commands():
 def test_each_command_explains_its_flags(familial, name):
   status, out, err = familial(name, '--help')
   assert (status, err) == (0, '')
+  assert familial('help', name) == (status, out, err)
   assert main.COMMANDS[name].help in out
   values = flags.FlagValues()
   main.load(name).define(values)
   for flag in values:
     assert f'--{flag}' in out.replace('--[no]', '--') and values[flag].help
+  required, _, others = out.partition('\nFlags:')
+  for field in main.load(name).fields:
+    flag = f'--{command_lib.flag_name(field.name)}='
+    if command_lib.is_required(field):
+      assert flag in required and flag not in others.partition('Examples:')[0]
+    else:
+      assert flag not in required
+  for example in main.COMMANDS[name].examples:
+    program, called, *arguments = shlex.split(example)
+    assert (program, called) == ('familial', name)
+    plain, _ = config_files.split(arguments, main.load(name).config_flags)
+    given = flags.FlagValues()
+    main.load(name).define(given)
+    assert given([program, *plain]) == [program]
+
+
+@pytest.mark.parametrize('name', main.COMMANDS)
+def test_a_wrong_flag_is_told_before_anything_is_imported(name):
+  code = (
+    'import sys\n'
+    'from familial.cli import main\n'
+    f"status = main.run(['familial', {name!r}, '--wrong=1'])\n"
+    "heavy = {'jax', 'numpy', 'polars', 'scipy'} & set(sys.modules)\n"
+    'assert (status, heavy) == (2, set()), heavy\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == 'familial: --wrong: unknown flag\n'
+
+
+def test_the_version_is_that_of_the_package(familial):
+  status, out, err = familial('--version')
+  assert (status, out, err) == (0, f'familial {package.__version__}\n', '')
+
+
+def test_a_fit_has_the_defaults_of_the_library():
+  options = {f.name: f.default for f in dataclasses.fields(inference.Options)}
+  for field in main.load('fit').fields:
+    if field.name in options:
+      assert field.default == options[field.name], field.name
+
+
+@pytest.mark.parametrize(
+  ('config', 'parts'),
+  [
+    ('quikstart', ("'quickstart'", 'familial_law')),
+    ('familial_law:tset', ("'test'", 'cpu')),
+    ('quickstart:test', ('variant',)),
+    ('{folder}/none.py', ('none.py',)),
+    ('{folder}', ('quickstart',)),
+    ('', ('quickstart',)),
+    ('{folder}/empty.py', ('get_config',)),
+    ('{folder}/number.py', ('ConfigDict', 'int')),
+    ('{folder}/text.txt', ('Python',)),
+  ],
+)
+def test_a_config_that_cannot_be_loaded_says_why(
+  refused, tmp_path, config, parts
+):
+  (tmp_path / 'empty.py').write_text('')
+  (tmp_path / 'number.py').write_text('def get_config():\n  return 3\n')
+  (tmp_path / 'text.txt').write_text('')
+  config = config.format(folder=tmp_path)
+  line = refused('run', f'--config={config}', f'--workdir={tmp_path}/new')
+  assert line.startswith(f'familial: --config={config}: ')
+  for part in parts:
+    assert part in line
+  assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+  ('override', 'parts'),
+  [
+    ('grid.bugdets=(1,)', ('grid.bugdets', "'budgets'")),
+    ('grid.seed=1.5', ('grid.seed', '1.5', 'whole')),
+    ('grid.seed.x=1', ('grid.seed.x',)),
+    ('train.base_lr', ('train.base_lr',)),
+  ],
+)
+def test_an_override_that_is_not_allowed(refused, tmp_path, override, parts):
+  line = refused(
+    'run', QUICKSTART, f'--workdir={tmp_path}/new', f'--config.{override}'
+  )
+  assert line.startswith('familial: --config.')
+  for part in parts:
+    assert part in line
+
+
+def test_overrides_are_read_in_any_form_and_order(monkeypatch, tmp_path):
+  given = []
+  command = main.load('run')
+  monkeypatch.chdir(tmp_path)  # Packaged experiments are found by name.
+  for arguments in (
+    ['--config.grid.seed=3', '--workdir=w', '--config=quickstart'],
+    ['--config', 'quickstart', '--config.grid.seed', '3', '--workdir', 'w'],
+    ['--config=quickstart.py', '--workdir=w', '-config.grid.seed=3'],
+    ['--workdir=w', '--config.grid.seed=3', '--config.model.tied',
+     '--config=experiments/quickstart.py'],
+    ['--workdir=w', '--noconfig.model.remat', '--config.grid.seed=3'],
+  ):  # fmt: skip
+    given.append(command.read(arguments).config.to_dict())
+  assert given[0]['grid']['seed'] == 3 and given[0]['model']['tied'] is True
+  assert all(config == given[0] for config in given)
+
+
+@pytest.mark.parametrize(
+  ('command', 'config'),
+  [
+    ('run', 'quickstart'),
+    ('run', 'depth_toys:test'),
+    ('train', 'single'),
+    ('allocate', 'allocation:test'),
+  ],
+)
+def test_the_keys_of_a_config_are_explained(familial, command, config):
+  line = [command, f'--config={config}']
+  status, out, err = familial(*line, '--help_config')
+  assert (status, err) == (0, '')
+  values = config_files.load('config', config, [])
+  flat = flat_dict(values.to_dict())
+  shown = dict(
+    found.removeprefix('  --config.').split('=', 1)
+    for found in out.splitlines()
+    if found.startswith('  --config.')
+  )
+  assert shown == {key: repr(value) for key, value in flat.items()}
+
+
+def flat_dict(values, prefix=''):
+  flat = {}
+  for key, value in values.items():
+    if isinstance(value, dict) and value:
+      flat |= flat_dict(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def test_help_of_a_config_needs_one(refused):
+  assert '--help_config' in refused('fit', '--help_config')
+  assert '--to' in refused('expand', '--help_config')
+  assert 'completion' in refused('completion', 'fish')
+
+
+@pytest.mark.parametrize(
+  ('words', 'completed'),
+  [
+    (['r'], ['run', 'report', 'relay']),
+    (['run', '--work'], ['--workdir=', '--workers=']),
+    (['fit', '--loss', '=', ''], ['mean', 'final', 'exit']),
+    (['fit', '--nod'], ['--nodraw']),
+    (['run', '--config', '=', 'quick'], ['quickstart']),
+    (['fit', '--table', '=', 'poi'], []),  # The shell's own: files.
+  ],
+)
+def test_bash_completes(familial, words, completed):
+  _, script, _ = familial('completion', 'bash')
+  line = ' '.join(map(shlex.quote, ['familial', *words]))
+  call = (
+    f'COMP_WORDS=({line}); COMP_CWORD={len(words)}\n'
+    '_familial 2>/dev/null\nprintf "%s\\n" "${COMPREPLY[@]}"'
+  )
+  done = subprocess.run(
+    ['bash', '-c', f'{script}\n{call}'], capture_output=True, text=True
+  )
+  assert done.stdout.split() == completed, done.stderr
+
+
+def test_zsh_s_script_names_every_flag(familial):
+  _, script, _ = familial('completion', 'zsh')
+  for name in main.COMMANDS:
+    [line] = [x for x in script.splitlines() if x.startswith(f'    {name}) ')]
+    for field in main.load(name).fields:
+      assert command_lib.flag_name(field.name) in line
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import random
+import stat
 import subprocess
 import sys
 import time
@@ -163,6 +165,66 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     storage.write_json(path, 2)
   assert storage.read_json(path) == 1
   assert os.listdir(tmp_path) == ['value.json']
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+  (tmp_path / 'far').mkdir()
+  target, link, chain = tmp_path / 'far' / 't', tmp_path / 'l', tmp_path / 'c'
+  link.symlink_to('far/t')
+  chain.symlink_to(link)
+  for text in ('first', 'second'):  # The target is made, then replaced.
+    storage.write_text(chain, text)
+    assert target.read_text() == text
+  old = os.stat(target).st_ino
+  os.link(target, tmp_path / 'old')
+  storage.write_text(link, 'third')
+  assert link.is_symlink() and chain.is_symlink()
+  assert os.stat(target).st_ino != old and target.read_text() == 'third'
+  assert (tmp_path / 'old').read_text() == 'second'
+  link.unlink()
+  link.symlink_to('l')  # Leads nowhere.
+  with pytest.raises(errors.UserError):
+    storage.write_text(link, 'x')
+  left = {path.name for path in tmp_path.rglob('*')}
+  assert left == {'far', 't', 'l', 'c', 'old'}
+
+
+def test_pipes_and_devices_are_written_to_and_stay(tmp_path):
+  fifo = tmp_path / 'fifo'
+  os.mkfifo(fifo)
+  with subprocess.Popen(['cat', fifo], stdout=subprocess.PIPE) as reader:
+    storage.write_json(fifo, [1])
+    assert reader.communicate()[0] == b'[\n 1\n]\n'
+  assert fifo.is_fifo() and list(tmp_path.iterdir()) == [fifo]
+  storage.write_text('/dev/null', 'x')
+  assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
+  with pytest.raises(errors.UserError, match='No space left'):
+    storage.write_text('/dev/full', 'x')
+
+
+@pytest.mark.parametrize('name', ['/dev/stdout', '/dev/fd/1', 'link'])
+@pytest.mark.parametrize('to', ['pipe', 'file'])
+def test_the_standard_output_is_written_to(tmp_path, name, to):
+  (tmp_path / 'link').symlink_to('/dev/stdout')
+  code = (
+    'from familial.core import storage\n'
+    'print("before")\n'
+    f'storage.write_text({name!r}, "between\\n")\n'
+    'print("after")\n'
+  )
+  command = [sys.executable, '-c', code]
+  env = {**os.environ, 'PYTHONPATH': os.getcwd()}
+  if to == 'pipe':
+    out = subprocess.run(
+      command, cwd=tmp_path, env=env, capture_output=True, text=True
+    ).stdout
+  else:
+    with open(tmp_path / 'out', 'w') as file:
+      subprocess.run(command, cwd=tmp_path, env=env, stdout=file)
+    out = (tmp_path / 'out').read_text()
+  assert out.split() == ['before', 'between', 'after']
+  assert (tmp_path / 'link').is_symlink()
+  assert pathlib.Path('/dev/stdout').is_symlink()
 
 
 def test_hosts_that_share_a_folder_write_no_file_of_each_other(

@@ -1,5 +1,9 @@
+import dataclasses
 import math
 
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from familial.core import text as text_lib
@@ -110,3 +114,31 @@ def test_a_table_is_as_wide_as_its_cells():
   assert text_lib.table(['x', 'n'], rows, align='l').split('\n') == [
     'x      n', 'a      1', 'long  22',
   ]  # fmt: skip
+
+
+@text_lib.brief
+@dataclasses.dataclass(frozen=True)
+class Large:
+  rows: tuple[dict[str, float], ...]
+  array: np.ndarray
+  named: dict[str, np.ndarray]
+  words: str
+  small: tuple[int, ...] = (1, 2)
+  none: tuple[int, ...] = ()
+  inner: object = None
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_a_large_record_prints_as_a_screen(rows, size):
+  large = Large(
+    tuple({'loss': 1.0 / (i + 1)} for i in range(rows)),
+    np.zeros((size, 3)),
+    {f'name_{i}': np.arange(size) for i in range(rows)},
+    'word\n' * size,
+  )
+  large = dataclasses.replace(large, inner=large)
+  lines = repr(large).splitlines()
+  parts = len(dataclasses.fields(Large))
+  assert len(lines) == 1 + 2 * parts  # Its parts, and those of its part.
+  assert max(map(len, lines)) < 140
+  assert f'({size}, 3)' in lines[2] and '1, 2' in lines[5]

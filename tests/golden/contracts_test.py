@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 from absl import flags as absl_flags
-from ml_collections import config_flags
 import pytest
 
 from familial.allocation import config as replay_config
@@ -210,9 +209,6 @@ def _flag(values: absl_flags.FlagValues, name: str) -> dict[str, Any]:
   """Returns a flag's type and default, and what it allows."""
   flag = values[name]
   entry = {'type': flag.flag_type(), 'default': flag.default}
-  if entry['type'] == 'config object':  # The file, not what it holds.
-    file = config_flags.get_config_filename(flag) if flag.default else None
-    entry['default'] = file
   for key, value in (
     ('values', getattr(flag.parser, 'enum_values', None)),
     ('least', getattr(flag.parser, 'lower_bound', None)),

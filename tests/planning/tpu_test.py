@@ -1,7 +1,13 @@
 """Steps compiled for TPUs, by their compiler; `make tpu` has it, no TPU."""
 
 import dataclasses
+import os
+import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -93,3 +99,40 @@ def test_the_command_plans_for_a_pod(capsys, tmp_path):
   assert plan['versions']['libtpu']
   assert 'all fit' in capsys.readouterr().out
   assert len(list((tmp_path / 'programs').iterdir())) == 3
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('to_all', [False, True])
+def test_a_signal_ends_the_compilers_without_a_word(tmp_path, number, to_all):
+  command = [
+    sys.executable, '-m', 'familial', 'plan', f'--topology={TOPOLOGY}',
+    '--config=familial_law:cpu', f'--out={tmp_path}/plan',
+  ]  # fmt: skip
+  process = subprocess.Popen(
+    command, stderr=subprocess.PIPE, text=True, start_new_session=True
+  )
+  try:
+    children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    while len(children.read_text().split()) < 2:  # A tracker, and a compiler.
+      time.sleep(0.1)
+    time.sleep(8)  # It has loaded libtpu.
+    compilers = children.read_text().split()
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+  finally:
+    process.kill()
+  assert process.returncode == 130
+  assert said.splitlines()[-1].startswith('familial: ')
+  assert not any('trace' in line for line in said.splitlines())
+  until = time.monotonic() + 10
+  while any(map(_runs, compilers)):
+    assert time.monotonic() < until
+    time.sleep(0.1)
+
+
+def _runs(pid):
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except FileNotFoundError:
+    return False
+  return stat.rpartition(')')[2].split()[0] != 'Z'

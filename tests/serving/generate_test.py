@@ -56,7 +56,10 @@ def test_commands_from_a_run_to_its_text(familial, run, tmp_path):
   status, _, _ = familial('evaluate', checkpoint, '--exits=1,3', '--nodraw')
   folder = run / 'evaluation' / '150'
   assert status == 0
-  assert [path.name for path in folder.iterdir()] == ['evaluation.json']
+  names = sorted(path.name for path in folder.iterdir())
+  assert names == ['command.json', 'evaluation.json']
+  status, _, err = familial('evaluate', checkpoint, '--exits=3', '--nodraw')
+  assert status == 2 and '--exits' in err and '--overwrite' in err
   values = json.loads((folder / 'evaluation.json').read_text())
   assert [score['exit'] for score in values['exits']] == [1, 3]
   assert values['schema'] == 1
@@ -155,7 +158,7 @@ def test_a_single_exit_has_one_mode_and_no_relay(familial, run, tmp_path):
   assert lines and all(line.startswith('familial: ') for line in lines)
   folder = alone / 'evaluation' / '0'
   names = sorted(path.name for path in folder.iterdir())
-  assert names == ['decoding.json', 'evaluation.json']
+  assert names == ['command.json', 'decoding.json', 'evaluation.json']
   values = json.loads((folder / 'decoding.json').read_text())
   assert [s['detail'] for s in values['speeds']] == ['exit 1'] * 2
   assert values['speeds'][0]['layers'] == 1 and values['hops'] == []

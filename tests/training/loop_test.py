@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import signal
 
 import jax
@@ -111,6 +112,24 @@ def test_a_signal_saves_stops_and_resumes_to_the_bit(
   loop.run(config, folder, corpus, quiet=True, on_step=steps.append)
   assert steps[0] == 12
   runs.same(config, folder, expected)
+
+
+def test_a_signal_is_answered_at_once_and_once(
+  run_config, corpus, tmp_path, capfd
+):
+  said = []
+
+  def stop(step):
+    if step == 10:
+      for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+        said.append(capfd.readouterr().err)
+
+  with pytest.raises(errors.Interrupted):
+    loop.run(run_config(), tmp_path / 'run', corpus, on_step=stop)
+  first, second = said
+  assert re.search(r'\nfamilial: stopping;.* within about [\d.]+ s\n', first)
+  assert 'stopping' not in second
 
 
 def test_a_run_goes_on_with_its_own_corpus_only(run_config, corpus, tmp_path):
