@@ -279,9 +279,9 @@ def _value(field: schema.Field, name: str, value: Any) -> Any:
     if not all(bound.holds(x) for x in numbers for bound in bounds):
       raise ValueError
   except ValueError:
-    allowed = ''.join(f' {bound.allowed}' for bound in bounds)
-    raise errors.UserError(
-      f'--{name}={",".join(value)}: it must be {kind}{allowed}, joined by commas'
+    allowed = ', '.join([kind, *(bound.allowed for bound in bounds)])
+    raise errors.not_allowed(
+      f'--{name}', ','.join(value), f'{allowed}, joined by commas'
     ) from None
   return numbers
 
@@ -307,8 +307,8 @@ def integers(flag: str, texts: tuple[str, ...]) -> tuple[int, ...]:
   try:
     return tuple(map(int, texts))
   except ValueError:
-    raise errors.UserError(
-      f'--{flag}={",".join(texts)}: it must be whole numbers, joined by commas'
+    raise errors.not_allowed(
+      f'--{flag}', ','.join(texts), 'whole numbers, joined by commas'
     ) from None
 
 
@@ -316,7 +316,7 @@ def numbers(flag: str, pairs: tuple[str, ...]) -> dict[str, float]:
   """Returns {'params': 1e9} for ('params=1e9',); see `mapping`.
 
   Raises:
-    UserError: for a value that is not a number above 0.
+    UserError: for a value that is not a finite number.
   """
   found = {}
   for name, value in mapping(pairs, flag).items():
@@ -324,10 +324,8 @@ def numbers(flag: str, pairs: tuple[str, ...]) -> dict[str, float]:
       found[name] = float(value)
     except ValueError:
       found[name] = math.nan
-    if not 0 < found[name] < math.inf:
-      raise errors.UserError(
-        f'--{flag}: {name}={value} is not allowed; it must be a number above 0'
-      )
+    if not math.isfinite(found[name]):
+      raise errors.not_allowed(f'--{flag}={name}', value, 'a number')
   return found
 
 

@@ -142,9 +142,7 @@ def parse(
     # 'flag --NAME=VALUE: REASON', as absl says it.
     given = str(error).removesuffix(f': {reason}').removeprefix('flag ')
     name, _, value = given.removeprefix('--').partition('=')
-    raise errors.UserError(
-      f'{given}: it must be {allowed(name, value)}'
-    ) from None
+    raise errors.not_allowed(f'--{name}', value, allowed(name, value)) from None
   except flags.Error as error:
     flag, missing, last = str(error).rpartition('Missing value for flag ')
     text = f'{last}: needs a value' if missing else f'{flag}{last}'

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import json
+import math
+import pathlib
 import sys
 from typing import Annotated
+from typing import Any
 
 from etils import epy
 
@@ -22,6 +25,9 @@ from familial.core import text
 
 # Imported when a command runs, not when its flags are read.
 with epy.lazy_imports():
+  import numpy as np
+  import polars as pl
+
   from familial.core import estimate
   from familial.laws import forms
   from familial.laws import inference
@@ -62,9 +68,14 @@ class Fit:
     starts: number of multi-start initialisations.
     sampling: initialisations at points of a grid, or by Latin hypercubes over its
       range.
-    resamples: number of bootstrap resamples.
+    resamples: number of bootstrap resamples; 0 for none, without intervals.
     bootstrap_starts: number of initialisations for each resample; 0 for one at
       the optimum.
+    profiles: constants whose likelihood is profiled: all, some (those for which 0
+      is a question) or none.
+    fix: constants that keep a given value, 'E=1.6,alpha=0.5'; may be repeated.
+    by: column of the table, text or numbers: each of its values is fitted by
+      itself into a folder of its own, and constants.csv has all constants.
     compute: FLOPs at which the optimal N and D are derived; the largest of the
       table by default.
     seed: seed of the initialisations and the bootstrap.
@@ -90,8 +101,11 @@ class Fit:
   asymmetry: float = 1.0
   starts: schema.Count = 256
   sampling: Annotated[str, schema.one_of('grid', 'latin')] = 'grid'
-  resamples: Annotated[int, schema.at_least(2)] = 1000
+  resamples: schema.Index = 1000
   bootstrap_starts: schema.Index = 0
+  profiles: Annotated[str, schema.one_of('all', 'some', 'none')] = 'all'
+  fix: Repeated = ()
+  by: str = ''
   compute: Annotated[tuple[float, ...], schema.above(0), schema.FINITE] = ()
   seed: schema.Index = 0
   draw: bool = True
@@ -114,37 +128,100 @@ def _fit(given: Fit) -> str:
   )
   if rows.mapping:
     rows = _foreign(given, rows)
-  options = command.fill(inference.Options, given)
   with output_folder.claimed(given.out, 'fit', given) as out:
-    fits = selection.compare(
-      rows.drop_highest(given.drop_highest),
-      given.form,
-      out,
-      options,
-      loss_definition=given.loss,
-      hold_out=given.hold_out,
-      scan=given.scan,
-    )
-    if given.draw:
-      fit_page.write(fits, out)
-  shown = sys.stderr if given.json else sys.stdout
-  lines = [summary(result) for result in fits.results.values()]
-  name = 'fit.json'
-  if fits.selection is not None:
-    print(_candidates(fits.selection), file=shown)
-    lines.insert(0, _preferred(fits.selection))
-    name = 'selection.json'
-  line = f'{" | ".join(lines)} -> {out / name}'
+    if given.by:
+      return _by_group(given, rows, out)
+    fits = _compared(given, rows, out)
+  line = _report(given, fits)
+  name = 'fit.json' if fits.selection is None else 'selection.json'
+  line = f'{line} -> {out / name}'
   if not given.json:
     return line
-  print(line, file=shown)
-  found = storage.read_json(out / name)
-  if fits.selection is not None:
-    found['fits'] = {
-      folder.name: storage.read_json(folder / 'fit.json')
-      for folder in fits.results
-    }
+  print(line, file=sys.stderr)
+  return json.dumps(_json(fits, out))
+
+
+def _json(fits: selection.Comparison, out: pathlib.Path) -> dict[str, Any]:
+  """Returns what --json prints: the content of the files that were written."""
+  if fits.selection is None:
+    return dict(storage.read_json(out / 'fit.json'))
+  found = {
+    folder.name: storage.read_json(folder / 'fit.json')
+    for folder in fits.results
+  }
+  return {**storage.read_json(out / 'selection.json'), 'fits': found}
+
+
+def _by_group(given: Fit, rows: table.Table, out: pathlib.Path) -> str:
+  """Fits each group of rows by itself; returns the summary lines of all.
+
+  Raises:
+    UserError: if the column does not exist or no group can be fitted.
+  """
+  columns = {**rows.labels, **rows.columns}
+  if given.by not in columns:
+    raise errors.UserError(
+      f'--by={given.by!r}: {given.table} has no such column'
+      f'{errors.nearest(given.by, columns)}; there are {", ".join(columns)}'
+    )
+  labels = np.array([str(value).strip() for value in columns[given.by]])
+  groups = list(dict.fromkeys(labels.tolist()))
+  lines, constants, refused, found = [], [], [], {}
+  for group, name in zip(groups, selection.folder_names(groups), strict=True):
+    part = rows.take(labels == group, by={given.by: group})
+    try:
+      fits = _compared(given, part, out / name)
+    except errors.UserError as error:
+      refused.append(f'{given.by}={group} not fitted: {error}')
+      continue
+    lines.append(f'{given.by}={group}: {_report(given, fits)}')
+    found[group] = _json(fits, out / name)
+    for result in fits.results.values():
+      own = {given.by: group, 'form': result.fit.form.name}
+      frame = result.tables()['constants']
+      constants.append(
+        frame.select(*(pl.lit(v).alias(k) for k, v in own.items()), pl.all())
+      )
+  if not constants:
+    raise errors.UserError('; '.join(refused))
+  frame = pl.concat(constants, how='vertical_relaxed')
+  storage.write_text(out / 'constants.csv', frame.write_csv())
+  line = '\n'.join([*lines, *refused, f'-> {out / "constants.csv"}'])
+  if not given.json:
+    return line
+  print(line, file=sys.stderr)
   return json.dumps(found)
+
+
+def _compared(
+  given: Fit, rows: table.Table, out: pathlib.Path
+) -> selection.Comparison:
+  """Fits the forms to rows and writes results and pages."""
+  options = command.fill(
+    inference.Options, given, fixed=command.numbers('fix', given.fix)
+  )
+  fits = selection.compare(
+    rows.drop_highest(given.drop_highest),
+    given.form,
+    out,
+    options,
+    loss_definition=given.loss,
+    hold_out=given.hold_out,
+    scan=given.scan,
+  )
+  if given.draw:
+    fit_page.write(fits, out)
+  return fits
+
+
+def _report(given: Fit, fits: selection.Comparison) -> str:
+  """Prints the table of candidates, if any; returns the line of all fits."""
+  lines = [summary(result) for result in fits.results.values()]
+  if fits.selection is not None:
+    shown = sys.stderr if given.json else sys.stdout
+    print(_candidates(fits.selection), file=shown)
+    lines.insert(0, _preferred(fits.selection))
+  return ' | '.join(lines)
 
 
 def _foreign(given: Fit, rows: table.Table) -> table.Table:
@@ -176,11 +253,7 @@ def summary(result: inference.Result) -> str:
   first = [p.name for p in fit.form.parameters if p.null is not None]
   names = [*first, *(n for n in fit.form.names if n not in first)]
   numbers = ', '.join(
-    f'{name} {e.value:.4g}'
-    f' [{"-inf" if e.lo is None else format(e.lo, ".4g")},'
-    f' {"inf" if e.hi is None else format(e.hi, ".4g")}]'
-    for name in names
-    for e in [result.interval(name)]
+    f'{name} {_with_interval(result.interval(name))}' for name in names
   )
   numbers = '; '.join([numbers, *_optima(result)])
   notes = [
@@ -192,14 +265,31 @@ def summary(result: inference.Result) -> str:
   if held is not None:
     notes.append(
       f'{held.rows} held-out rows predicted with an rms log error of'
-      f' {held.rms:.4f}'
+      f' {held.rms:.4f}; {held.covered:.0%} within the intervals of the mean,'
+      f' {held.covered_run:.0%} within those of a run'
     )
   return (
     f'{fit.form.name}, {loss}, {fit.rows} rows:'
-    f' {numbers} ({result.bootstrap.level:.0%} bootstrap intervals by'
-    f' {result.bootstrap.unit}){_reading(result.table)}; flags:'
+    f' {numbers} ({_intervals(result)}){_reading(result.table)}; flags:'
     f' {"; ".join([*result.flags, *notes]) or "none"}'
   )
+
+
+def _with_interval(e: estimate.Estimate) -> str:
+  """Returns a number with its interval; an open end is infinite."""
+  if e.lo is not None and math.isnan(e.lo):
+    return f'{e.value:.4g}'
+  low = '-inf' if e.lo is None else f'{e.lo:.4g}'
+  high = 'inf' if e.hi is None else f'{e.hi:.4g}'
+  return f'{e.value:.4g} [{low}, {high}]'
+
+
+def _intervals(result: inference.Result) -> str:
+  """Returns what the intervals of the constants are."""
+  level = f'{result.bootstrap.level:.0%}'
+  if result.bootstrap.resamples:
+    return f'{level} bootstrap intervals by {result.bootstrap.unit}'
+  return f'{level} profile intervals' if result.profiles else 'no intervals'
 
 
 def _reading(rows: table.Table) -> str:
@@ -210,6 +300,8 @@ def _reading(rows: table.Table) -> str:
     for ours, theirs in mapping.items()
     if parametric.SYMBOLS.get(ours) == theirs
   ]
+  if mapping.get('run', 'run') != 'run':
+    notes.append(f'rows of one {mapping["run"]} resampled together')
   if 'units' in filters:
     notes += [f'{name} x {unit:g}' for name, unit in filters['units'].items()]
   if 'tokens' in filters:

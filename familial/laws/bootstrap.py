@@ -49,11 +49,7 @@ class Bootstrap:
 
   def theta(self, form: parametric.Form) -> np.ndarray:
     """The samples as coordinates, [resamples, parameters]."""
-    with np.errstate(divide='ignore'):  # E of 0
-      return np.stack(
-        [p.transform.to_coordinate(self.samples[p.name]) for p in form.parameters],
-        axis=1,
-      )  # fmt: skip
+    return form.coordinates_of(self.samples)
 
 
 def bootstrap(
@@ -83,20 +79,16 @@ def bootstrap(
     seed: of the draws.
     advance: called with the number of refits that have just ended.
   """
-  if resamples < 2 or starts < 0 or not 0 < level < 1:
-    raise errors.UserError(
-      f'resamples={resamples}, starts={starts}, level={level}: at least 2, at '
-      'least 0, and within (0, 1)'
-    )
+  check(resamples, starts, level)
   runs = int(table.clusters.max()) + 1
-  if runs < 2:
+  if runs < 2 and resamples:
     raise errors.UserError(
       f'the {table.rows} rows are all of one run, which leaves nothing to'
       ' resample; cluster=row takes each row by itself'
     )
   tick = time.monotonic()
   rng = np.random.default_rng(seed)
-  points = np.concatenate([fit.theta[None], fit.others])
+  points = estimation.starting_points(fit, table.columns)
   block = max(1, _WEIGHTS // table.rows)
   refits = []
   for first in range(0, resamples, block):
@@ -109,15 +101,17 @@ def bootstrap(
     else:
       ends = refit(fit, problem, advance)
     refits.append(ends.theta[ends.converged & _determined(fit, table, weights)])
-  theta = np.concatenate(refits)
+  theta = np.concatenate([np.zeros((0, len(fit.theta))), *refits])
   samples = fit.form.values(theta)
   failed = resamples - len(theta)
   flags = []
   if failed > _MANY_FAILED * resamples:
     flags.append(f'{failed} of {resamples} resamples failed')
-  if runs < _FEW_RUNS:
+  if not resamples:
+    flags.append('no intervals by resampling: 0 resamples')
+  elif runs < _FEW_RUNS:
     flags.append(f'the intervals are too narrow: only {runs} runs to resample')
-  if (resamples - failed) * (1 - level) / 2 < 1:
+  if resamples and (resamples - failed) * (1 - level) / 2 < 1:
     flags.append(
       f'{resamples - failed} resamples are too few for {level:.0%} intervals'
     )
@@ -136,36 +130,44 @@ def bootstrap(
   )
 
 
+def check(resamples: int, starts: int, level: float) -> None:
+  """Checks the settings of a bootstrap before anything is fitted.
+
+  Raises:
+    UserError: if one is out of bounds.
+  """
+  if resamples < 0 or resamples == 1 or starts < 0 or not 0 < level < 1:
+    raise errors.UserError(
+      f'resamples={resamples}, starts={starts}, level={level}: 0 or at least 2,'
+      ' at least 0, and within (0, 1)'
+    )
+
+
 def refit(
   fit: estimation.Fit,
   problem: levenberg_marquardt.Problem,
   advance: Callable[[int], Any],
 ) -> levenberg_marquardt.Solution:
-  """Solves each resample from the optimum and from the basins near it."""
-  n = len(problem.weights)
-  points = np.concatenate([fit.theta[None], fit.others])
+  """Solves each resample from the optimum, its edges and the basins near it."""
+  n, form = len(problem.weights), fit.form
+  points = estimation.starting_points(fit, problem.columns)
+  basins = 1 + len(fit.others)
   first_delta = _FIRST_DELTA * fit.scale
   before = problem.weights @ problem.losses(points).T
   near = before <= before[:, :1] * _NEAR
-  near[:, 0] = True
+  near[:, 0] = near[:, basins:] = True
   group, point = np.nonzero(near)
   theta = screening.warm(problem, points[point], group, first_delta)
+  theta = np.where(form.at_bounds(points[point]), points[point], theta)
   # Other basins are solved only where they are no worse after the warm rounds.
   reached = problem.objective(theta, group)
   best = np.full(n, np.inf)
   np.minimum.at(best, group, reached)
-  first, other = point == 0, (point > 0) & (reached <= best[group])
-  options: dict[str, Any] = {'first_delta': first_delta, 'damping': 1e-6}
-  ends = levenberg_marquardt.solve(
-    problem, theta[first], group[first], advance=advance, **options
-  )
-  if other.any():
-    also = levenberg_marquardt.solve(
-      problem, theta[other], group[other], **options
-    )
-    ends = levenberg_marquardt.Solution.join([ends, also])
-  owner = np.concatenate([group[first], group[other]])
-  return ends.take(screening.winners(ends.objective, owner, n))
+  solved = (point == 0) | (point >= basins) | (reached <= best[group])
+  return screening.settle(
+    problem, theta[solved], group[solved], advance, first_delta=first_delta,
+    damping=1e-6,
+  )  # fmt: skip
 
 
 def cluster_weights(

@@ -14,6 +14,9 @@ from familial.laws import table as tables
 _OUTLIER = math.log(2)  # log residual
 _JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
 _SINGULAR = 1e-12
+_EXACT = 1e-8  # deviation of log residuals that are of rounding
+_SEVERAL = 3  # rows of one N that may be of one run
+_ALIKE, _PERMUTATIONS = 0.01, 2000
 
 
 def of_rows(
@@ -39,15 +42,87 @@ def of_rows(
   return flags
 
 
+def of_runs(table: tables.Table, residual: np.ndarray) -> list[str]:
+  """A flag where rows that count as independent may be evaluations of one run.
+
+  Rows of one label that fixes N, or of one N, at several D: as different as
+  rows of different groups, or correlated? By a permutation test of the sums of
+  residuals of each group and of the products of neighbours in D.
+  """
+  if table.unit == 'run' or 'cluster' in table.filters:
+    return []
+  n, d = table.columns.get('N'), table.columns.get('D')
+  if n is None or d is None:
+    return []
+  names = [
+    name
+    for name, cells in table.labels.items()
+    if name not in table.mapping.values()
+    and any(isinstance(cell, str) for cell in cells)
+    and not any(map(_is_number, cells))
+    and tables.fixes(cells, n)
+  ]
+  cells = table.labels[names[0]] if names else n
+  column = names[0] if names else table.mapping.get('params', 'params')
+  group = np.unique(list(map(str, cells)), return_inverse=True)[1]
+  order = np.lexsort((d, group))
+  group, residual, d = group[order], residual[order], d[order]
+  counts = np.bincount(group)
+  if counts.max() < _SEVERAL or len(counts) < 2 or residual.std() < _EXACT:
+    return []
+  residual = (residual - residual.mean()) / residual.std()
+  neighbours = group[1:] == group[:-1]
+
+  def statistic(r: np.ndarray) -> np.ndarray:
+    sums = np.stack(
+      [r[..., group == g].sum(-1) for g in range(len(counts))], -1
+    )
+    products = (r[..., 1:] * r[..., :-1] * neighbours).sum(-1)
+    return (sums**2 / counts).sum(-1) / len(counts) + products / np.sqrt(
+      max(neighbours.sum(), 1)
+    )
+
+  rng = np.random.default_rng(0)
+  shuffled = rng.permuted(np.tile(residual, (_PERMUTATIONS, 1)), axis=1)
+  share = float(np.mean(statistic(shuffled) >= statistic(residual)))
+  if share > _ALIKE:
+    return []
+  return [
+    f'rows of one {column} have alike residuals: if they are evaluations of one'
+    f' run, the intervals are too narrow without --cluster={column}'
+  ]
+
+
+def _is_number(cell: object) -> bool:
+  try:
+    float(str(cell))
+  except ValueError:
+    return False
+  return True
+
+
 def of_law(
   form: parametric.Form,
   params: Mapping[str, float],
   identified: Mapping[str, bool],
+  bounds: Mapping[str, Sequence[float]],
   table: tables.Table,
 ) -> list[str]:
-  """Flags of constants that the rows do not identify, and of their columns."""
+  """Flags of constants that the rows do not identify, and of their columns.
+
+  Args:
+    form: the law.
+    params: its constants.
+    identified: whether the rows identify each of them.
+    bounds: values at the end of each constant's range that its interval includes.
+    table: the rows.
+  """
   flags = [
-    f'{name} not identified' for name in form.names if not identified[name]
+    f'{name} may be {" or ".join(f"{value:g}" for value in bounds[name])}'
+    if bounds[name]
+    else f'{name} not identified'
+    for name in form.names
+    if bounds[name] or not identified[name]
   ]
   flags += [
     f'{p.name} is not positive'

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from familial.core import errors
+from familial.core import estimate
 from familial.core import text
 from familial.laws import asymptotics
 from familial.laws import diagnostics
@@ -32,7 +33,22 @@ _LOW_HIT_RATE = 0.05
 _ILL_CONDITIONED = 1e10
 IDENTIFIED_SD = 1.0  # of a coordinate: a factor e, or 1 in an exponent
 _OTHER_BASINS = 2
-ROUNDING = 1e-20  # objective a row below which the fit is exact
+_TIE = (
+  1e-9  # relative difference of objectives below which a bound is the optimum
+)
+_FIRST_DELTA = (
+  0.1  # log residual: far from the optimum with a constant at a bound
+)
+_BETTER = 1e-6  # relative difference of objectives that makes a better optimum
+_POLISHED = 8  # points that are solved in search of one
+_MOST_LEVERAGE = 0.95
+_MATTERS = 0.3  # of the scale of residuals
+_SCANNED = (
+  160  # quarters of a coordinate, from the end of the starts to a bound
+)
+_REACHED = (
+  4.0  # deviance, over the cut-off of intervals, that resamples may reach
+)
 _DISTINCT = 1.05  # ratio of two basins' objectives
 _DELTAS = (1e-12, 1e6)
 
@@ -73,6 +89,9 @@ class Fit:
       its best tau, which k counts. Rows count as independent.
     bic: k log(rows) - 2 l.
     others: coordinates of the next best basins, [.., parameters].
+    edges: coordinates of the optima with one more constant at a bound, such as
+      E at 0, that resamples of the rows may have; [edges, parameters].
+    edge_rise: their objectives above the optimum's, [edges].
     seed: of the choice of starts.
     seconds: compile, starts.
   """
@@ -99,6 +118,8 @@ class Fit:
   aic: float
   bic: float
   others: np.ndarray
+  edges: np.ndarray
+  edge_rise: np.ndarray
   seed: int
   seconds: dict[str, float]
 
@@ -120,11 +141,39 @@ class Fit:
       if not free
     }
 
+  def bounds(self, j: int, cutoff: float) -> tuple[float, ...]:
+    """The bounds of coordinate j at which the deviance is below a cut-off."""
+    limit = cutoff * self.inflation[j] / 2
+    points = [self.theta, *self.edges[self.edge_rise <= limit]]
+    found = (point[j] for point in points if self.free[j])
+    return tuple(
+      x for x in found if x in self.form.parameters[j].transform.bounds
+    )
+
   @property
   def sd(self) -> dict[str, float]:
     """Asymptotic standard deviation of each coordinate."""
     sd = np.sqrt(np.diag(self.covariance))
     return dict(zip(self.form.names, sd.tolist(), strict=True))
+
+  def residuals(self, table: tables.Table) -> np.ndarray:
+    """Log loss - log prediction of runs like a table's, to which this is fitted.
+
+    Residuals are smaller than the noise of runs: each is divided by the square
+    root of 1 - its leverage (Davison & Hinkley 1997, section 6.2.3), and their
+    mean is removed.
+    """
+    moving = self.free & ~self.form.at_bounds(self.theta)
+    value, jacobian = levenberg_marquardt.evaluate(
+      self.form, table.columns, self.theta[None]
+    )
+    lengths = np.linalg.norm(jacobian[0][:, moving], axis=0)
+    unit = jacobian[0][:, moving] / np.where(lengths > 0, lengths, 1.0)
+    basis, _, _ = np.linalg.svd(unit, full_matrices=False)
+    leverage = np.minimum((basis**2).sum(1), _MOST_LEVERAGE)
+    residual = np.log(table.columns['loss']) - value[0]
+    residual /= np.sqrt(1 - leverage)
+    return residual - residual.mean()
 
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
@@ -166,6 +215,10 @@ def fit(
   fixed = dict(fixed or {})
   free = np.ones(len(form.names), bool)
   free[[form.index(name) for name in fixed]] = False
+  if not free.any():
+    raise errors.UserError(
+      f'form {form.name!r}: every constant has a given value'
+    )
   _check(form, table, int(free.sum()), delta, asymmetry)
   drawn = (
     starts_lib.of_array(starts)
@@ -192,8 +245,13 @@ def fit(
     problem, ends.theta[best : best + 1], damping=1e-6, tolerance=1e-13,
     floor=0.0, least=1e-15,
   )  # fmt: skip
-  limit = polished.objective[0] * (1 + SAME_BASIN) + ROUNDING * table.rows
+  limit = (
+    polished.objective[0] * (1 + SAME_BASIN)
+    + levenberg_marquardt.ROUNDING * table.rows
+  )
   hit = ends.objective <= limit
+  others = _others(ends, hit)
+  polished, edges = _at_bounds(problem, polished, others)
   seconds = {
     'compile': compiling,
     'starts': time.monotonic() - tick - compiling,
@@ -205,7 +263,8 @@ def fit(
     starts=points.count,
     basin_hit_rate=float(hit[audited].mean()),
     followed=len(hit),
-    others=_others(ends, hit),
+    others=others,
+    edges=edges,
     seed=seed,
     seconds=seconds,
   )
@@ -307,19 +366,122 @@ def _others(ends: levenberg_marquardt.Solution, hit: np.ndarray) -> np.ndarray:
   return ends.theta[chosen]
 
 
+def improved(fit: Fit, table: tables.Table, points: np.ndarray) -> Fit:
+  """The fit, or a better one where some of points [n, parameters] leads to it.
+
+  No start of the better one's search reached it, which its hit rate says.
+  """
+  problem = fit.problem(table, np.ones((1, table.rows)))
+  objective = problem.objective(points, np.zeros(len(points), int))
+  chosen = points[np.argsort(objective, kind='stable')[:_POLISHED]]
+  ends = levenberg_marquardt.solve(
+    problem, chosen, damping=1e-6, tolerance=1e-13, floor=0.0, least=1e-15
+  )
+  best = ends.take(np.argsort(ends.objective, kind='stable')[:1])
+  if not len(chosen) or not best.objective[0] < (
+    fit.objective * (1 - _BETTER) - levenberg_marquardt.ROUNDING * table.rows
+  ):
+    return fit
+  others = np.concatenate([fit.theta[None], fit.others])[:_OTHER_BASINS]
+  best, edges = _at_bounds(problem, best, others)
+  return _describe(
+    problem, table, best, starts=fit.starts, basin_hit_rate=0.0,
+    followed=fit.followed, others=others, edges=edges, seed=fit.seed,
+    seconds=fit.seconds,
+  )  # fmt: skip
+
+
+def _at_bounds(
+  problem: levenberg_marquardt.Problem,
+  optimum: levenberg_marquardt.Solution,
+  others: np.ndarray,
+) -> tuple[levenberg_marquardt.Solution, levenberg_marquardt.Solution]:
+  """The optimum where constants may be at bounds, and those with one more there.
+
+  As E tends to 0, its logarithm has no end, and the solver none to converge to.
+  So each constant that has a bound is held there and the others are solved; a
+  bound that is as good as any other value becomes the optimum.
+  """
+  form = problem.form
+  while True:
+    points = np.concatenate([optimum.theta, others])
+    # Those at bounds stay there, or two might take turns for ever.
+    points = np.where(form.at_bounds(optimum.theta), optimum.theta, points)
+    held = []
+    for j, parameter in enumerate(form.parameters):
+      for bound in parameter.transform.bounds:
+        if problem.free[j] and optimum.theta[0, j] not in (
+          parameter.transform.bounds
+        ):
+          starts = points.copy()
+          starts[:, j] = bound
+          ends = levenberg_marquardt.solve(
+            problem, starts, first_delta=_FIRST_DELTA, damping=1e-2,
+            tolerance=1e-13, floor=0.0, least=1e-15,
+          )  # fmt: skip
+          held.append(ends.take(np.argsort(ends.objective, kind='stable')[:1]))
+    edges = levenberg_marquardt.Solution.join(
+      [optimum.take(np.zeros(0, int)), *held]
+    )
+    best = edges.take(np.argsort(edges.objective, kind='stable')[:1])
+    if not len(held) or not best.objective[0] <= (
+      optimum.objective[0] * (1 + _TIE)
+    ):
+      return optimum, edges
+    optimum = best
+
+
+def starting_points(fit: Fit, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Points [n, parameters] to solve a problem like a fit's from.
+
+  The optimum, the best of other basins, and the edges. No solver moves a constant
+  away from a bound, so points with one there come again with that constant where
+  it begins to matter.
+  """
+  points = [fit.theta, *fit.others, *fit.edges]
+  for point in [fit.theta, *fit.edges]:
+    for j in np.flatnonzero(fit.free & fit.form.at_bounds(point)):
+      points.append(point.copy())
+      points[-1][j] = entry(fit, columns, point, int(j))
+  return np.stack(points)
+
+
+def entry(
+  fit: Fit, columns: Mapping[str, np.ndarray], point: np.ndarray, j: int
+) -> float:
+  """The coordinate at which constant j, at a bound in a point, begins to matter.
+
+  There the prediction of some row changes by a part of the residuals' scale.
+  """
+  parameter = fit.form.parameters[j]
+  ends = min(parameter.grid), max(parameter.grid)
+  away = 1.0 if point[j] < 0 else -1.0
+  x = (ends[1] if away > 0 else ends[0]) - away * np.arange(
+    _SCANNED, -1, -1
+  ) / 4
+  theta = np.tile(point, (len(x) + 1, 1))
+  theta[1:, j] = x
+  log_loss = levenberg_marquardt.predict(fit.form, columns, theta)
+  change = np.abs(log_loss[1:] - log_loss[0]).max(1)
+  matters = np.flatnonzero(change > max(_MATTERS * fit.scale, 1e-6))
+  return float(x[matters[0] if len(matters) else -1])
+
+
 def _describe(
   problem: levenberg_marquardt.Problem,
   table: tables.Table,
   polished: levenberg_marquardt.Solution,
   *,
   basin_hit_rate: float,
+  edges: levenberg_marquardt.Solution,
   **search: Any,
 ) -> Fit:
   """The fit at an optimum: conditioning, covariance, criteria and flags."""
-  form, free, delta = problem.form, problem.free, problem.delta
+  form, delta = problem.form, problem.delta
   theta = polished.theta[0]
+  free = problem.free & ~form.at_bounds(theta)
   objective = float(polished.objective[0])
-  converged = bool(polished.converged[0]) or objective <= ROUNDING * table.rows
+  converged = bool(polished.converged[0])
   value, jacobian = levenberg_marquardt.evaluate(
     form, table.columns, polished.theta
   )
@@ -331,17 +493,23 @@ def _describe(
   covariance[np.ix_(free, free)], inflation[free] = asymptotics.covariance(
     jacobian, residual, table.clusters, delta, weight
   )
+  # A constant at a bound: no number of deviations leads away from it.
+  bound = problem.free & ~free
+  covariance[bound, bound] = np.inf
+  inflation[bound] = np.median(inflation[free]) if free.any() else np.inf
   condition, _ = asymptotics.conditioning(jacobian)
   known = np.sqrt(np.diag(covariance)) <= IDENTIFIED_SD
+  known &= np.ptp(table.columns['loss']) > 0
   identified = dict(zip(form.names, known.tolist(), strict=True))
   params = {n: float(v) for n, v in form.values(theta).items()}
-  parameters = int(free.sum())
+  parameters = int(problem.free.sum())
+  rise, typical = edges.objective - objective, np.median(inflation[free])
   aic, bic = asymptotics.criteria(
     objective, table.weight, parameters, delta, problem.asymmetry
   )
   flags = [
-    *diagnostics.of_law(form, params, identified, table),
     *diagnostics.of_rows(form, table, residual),
+    *diagnostics.of_runs(table, residual),
   ]
   if not converged:
     flags.append('not converged')
@@ -349,11 +517,16 @@ def _describe(
     flags.append(f'basin hit rate {basin_hit_rate:.1%}')
   if not condition < _ILL_CONDITIONED:
     flags.append(f'condition number {condition:.1e}')
-  return Fit(
+  degrees = max(len(np.unique(table.run)) - parameters, 1)
+  cutoff = estimate.quantile(degrees) ** 2
+  kept = 2 * rise <= _REACHED * cutoff * typical
+  result = Fit(
     form=form,
     params=params,
     theta=theta,
-    free=free,
+    free=problem.free,
+    edges=edges.theta[kept],
+    edge_rise=rise[kept],
     objective=objective,
     delta=delta,
     asymmetry=problem.asymmetry,
@@ -366,8 +539,17 @@ def _describe(
     scale=asymptotics.robust_scale(residual, parameters),
     covariance=covariance,
     inflation=inflation,
-    degrees=max(len(np.unique(table.run)) - parameters, 1),
+    degrees=degrees,
     aic=float(aic),
     bic=float(bic),
     **search,
   )
+  bounds = {
+    name: tuple(
+      float(form.parameters[j].transform.to_value(x))
+      for x in result.bounds(j, cutoff)
+    )
+    for j, name in enumerate(form.names)
+  }
+  law = diagnostics.of_law(form, params, identified, bounds, table)
+  return dataclasses.replace(result, flags=(*law, *flags))

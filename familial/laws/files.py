@@ -84,6 +84,15 @@ def read(path: pathlib.Path) -> File:
   return File(records, sha256, dialect)
 
 
+def of_frame(frame: Any) -> File:
+  """The rows of a data frame of polars or pandas."""
+  polars = hasattr(frame, 'to_dicts')
+  records = frame.to_dicts() if polars else frame.to_dict('records')
+  if not records:
+    raise errors.UserError('the data frame has no rows')
+  return File([{str(k): v for k, v in row.items()} for row in records], '')
+
+
 def _decompressed(content: bytes, path: pathlib.Path) -> bytes:
   import polars as pl
 

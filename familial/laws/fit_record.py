@@ -21,8 +21,10 @@ from familial.core import storage
 from familial.core import text
 from familial.laws import forms
 from familial.laws import parametric
+from familial.laws import prediction
 
 SAMPLES = 'bootstrap.npz'
+RESIDUALS = 'residuals'  # its array that holds no constant
 T = TypeVar('T')
 _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
@@ -111,7 +113,8 @@ class HeldOut:
   """Prediction of rows that were not fitted.
 
   `rms` and `bias` are of log prediction - log loss; `covered` is the share of
-  rows within the intervals of the law, which leave out a run's own noise.
+  rows within the confidence intervals of the law's mean, `covered_run` of those
+  within the prediction intervals of a run, which add a run's own noise.
   """
 
   conditions: tuple[str, ...]
@@ -119,6 +122,19 @@ class HeldOut:
   rms: float
   bias: float
   covered: float
+  covered_run: float | None = None
+
+  def flags(self, level: float) -> tuple[str, ...]:
+    """A flag if too few rows, by more than one, lie within the intervals of a run."""
+    if self.covered_run is None or not math.isfinite(self.covered_run):
+      return ()
+    inside = round(self.covered_run * self.rows)
+    if inside + 1 >= level * self.rows:
+      return ()
+    return (
+      f'only {inside} of {self.rows} held-out rows are within the {level:.0%}'
+      ' prediction intervals of a run',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +163,8 @@ class FitRecord:
   table: Source | None = None
   rows: int = 0
   dropped: int = 0
+  residual_scale: float | None = None
+  degrees: int = 1
   design: Design | None = None
   params: dict[str, float | None]
   objective: float | None = None
@@ -194,11 +212,14 @@ class Law:
     record: the content of the file.
     samples: the constants of the bootstrap's resamples, each [resamples], or
       None where `bootstrap.npz` does not lie beside the file.
+    residuals: log loss - log prediction of runs like the fitted ones, or None
+      where the file is of an earlier version.
   """
 
   form: parametric.Form
   record: FitRecord
   samples: dict[str, np.ndarray] | None = None
+  residuals: np.ndarray | None = None
 
   @property
   def params(self) -> dict[str, float]:
@@ -211,6 +232,26 @@ class Law:
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
     return self.form.predict(self.params, columns)
+
+  def predict_interval(
+    self, columns: Mapping[str, Any], kind: str = 'mean'
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the interval at these columns, as `Result.predict_interval`.
+
+    Raises:
+      UserError: if what they rest on was not stored beside the fit.
+    """
+    if self.samples is None or (kind == 'run' and self.residuals is None):
+      raise errors.UserError(
+        f'intervals of predictions need the {SAMPLES} that a fit writes beside'
+        ' fit.json; those of a run, one of this version'
+      )
+    theta = self.form.coordinates_of(self.samples)
+    residuals = np.zeros(0) if self.residuals is None else self.residuals
+    return prediction.intervals(
+      self.form, theta, residuals, columns, kind, self.record.level,
+      self.record.degrees,
+    )  # fmt: skip
 
 
 def load(path: str | pathlib.Path) -> Law:
@@ -250,8 +291,11 @@ def load(path: str | pathlib.Path) -> Law:
       )
     count = max(record.resamples - record.resamples_failed, 0)
     like = dict.fromkeys(record.params, np.broadcast_to(0.0, count))
+    if record.residual_scale is not None:  # Not of an earlier version.
+      like[RESIDUALS] = np.broadcast_to(0.0, record.rows)
     samples = arrays.load(beside, like)
-  return Law(forms.get(record.form), record, samples)
+  residuals = samples.pop(RESIDUALS, None) if samples else None
+  return Law(forms.get(record.form), record, samples, residuals)
 
 
 def from_json(

@@ -6,6 +6,7 @@ written as its columns (`width*depth+tokens`, see `power_laws`), a Python
 function in a file (see `user_forms`), or one more entry of `FORMS`.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -38,16 +39,21 @@ _KAPLAN_SCALE = (10.0, 20.0, 30.0, 40.0)
 _KAPLAN_EXPONENT = (-3.5, -2.5, -1.5, -0.5)
 
 
-def get(name: str) -> parametric.Form:
-  """The form of that name.
+def get(name: str | Callable[..., Any] | parametric.Form) -> parametric.Form:
+  """The form of that name, or of a function.
 
   Args:
     name: of FORMS; or columns joined by + and *, as power_laws takes them; or
-      FILE.py or FILE.py:FUNCTION, as user_forms does.
+      FILE.py or FILE.py:FUNCTION, as user_forms does; or a function, as
+      `user_forms.from_function` takes it; a form is returned as it is.
 
   Raises:
     UserError: if there is none, naming the nearest.
   """
+  if isinstance(name, parametric.Form):
+    return name
+  if callable(name):
+    return user_forms.from_function(name)
   if name in FORMS:
     return FORMS[name]
   if '.py' in name:

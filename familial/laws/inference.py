@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -18,6 +19,7 @@ import tqdm
 from familial.core import arrays
 from familial.core import errors
 from familial.core import estimate
+from familial.core import storage
 from familial.core import text
 from familial.laws import bootstrap as bootstraps
 from familial.laws import diagnostics
@@ -25,14 +27,15 @@ from familial.laws import estimation
 from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import frontier
-from familial.laws import levenberg_marquardt
 from familial.laws import parametric
+from familial.laws import prediction
 from familial.laws import profile as profiles
 from familial.laws import table as tables
 
 if TYPE_CHECKING:
   import polars
 
+_IMPROVEMENTS = 2  # better optima that are taken up
 _VERSIONED = ('familial', 'jax', 'numpy', 'scipy')
 
 
@@ -49,7 +52,8 @@ class Options:
     bootstrap_starts: initialisations for each resample; 0 for a warm start.
     level: of every interval.
     compute: FLOPs at which the optimum is derived; () for the table's largest.
-    profile_all: whether to profile every constant, or only those with a null.
+    profiles: constants that are profiled: all, some (those with a null) or none.
+    fixed: constants that keep a given value, by name.
     seed: of the starts and of the resamples.
   """
 
@@ -61,8 +65,22 @@ class Options:
   bootstrap_starts: int = 0
   level: float = estimate.LEVEL
   compute: tuple[float, ...] = ()
-  profile_all: bool = True
+  profiles: str = 'all'
+  fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seed: int = 0
+
+  def profiled(self, form: parametric.Form) -> list[str]:
+    """The constants of a form that are profiled."""
+    errors.require_one_of('profiles', self.profiles, ('all', 'some', 'none'))
+    return [
+      p.name
+      for p in form.parameters
+      if p.name not in self.fixed
+      and (
+        self.profiles == 'all'
+        or (self.profiles == 'some' and p.null is not None)
+      )
+    ]
 
 
 @text.brief
@@ -78,6 +96,7 @@ class Result:
       compute-optimal N, D, D / N, loss and exponents.
     held_out: the prediction of rows that were not fitted, or None.
     table: the rows.
+    held_out_table: the rows that were not fitted, or None.
     loss_definition: mean, final or exit.
     compute: FLOPs at which the optimum was derived.
   """
@@ -90,6 +109,12 @@ class Result:
   table: tables.Table
   loss_definition: str
   compute: tuple[float, ...]
+  held_out_table: tables.Table | None = None
+
+  @property
+  def residuals(self) -> np.ndarray:
+    """Log loss - log prediction of runs like the fitted ones, [rows]."""
+    return self.fit.residuals(self.table)
 
   @property
   def identified(self) -> dict[str, bool]:
@@ -112,6 +137,8 @@ class Result:
   def _stable(self) -> dict[str, bool]:
     """Whether each constant varies little over the resamples."""
     form, theta = self.fit.form, self.bootstrap.theta(self.fit.form)
+    if not self.bootstrap.resamples:
+      return dict.fromkeys(form.names, True)
     if 2 * len(theta) < self.bootstrap.resamples:
       return dict.fromkeys(form.names, False)
     spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
@@ -136,14 +163,17 @@ class Result:
         if name.startswith('N_opt') and not math.isfinite(derived.value)
       ),
       *(flag for p in self.profiles.values() for flag in p.flags),
+      *(self.held_out.flags(self.bootstrap.level) if self.held_out else ()),
     )
 
   def interval(self, name: str) -> estimate.Estimate:
-    """A constant with its bootstrap interval.
+    """A constant with its bootstrap interval, or without resamples its profile's.
 
     An end that the profile leaves open is None.
     """
     spread, profile = self.bootstrap.intervals[name], self.profiles.get(name)
+    if not self.bootstrap.resamples and profile is not None:
+      return estimate.Estimate(self.fit.params[name], profile.lo, profile.hi)
     return estimate.Estimate(
       self.fit.params[name],
       None if profile is not None and profile.lo is None else spread.lo,
@@ -155,33 +185,33 @@ class Result:
     return self.fit.predict(columns)
 
   def predict_interval(
-    self, columns: Mapping[str, Any]
+    self, columns: Mapping[str, Any], kind: str = 'mean'
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of the law at these columns, without a run's own noise."""
-    losses = np.exp(
-      levenberg_marquardt.predict(
-        self.fit.form, columns, self.bootstrap.theta(self.fit.form)
-      )
-    )
-    if not len(losses):
-      unknown = np.full(losses.shape[1], np.nan)
-      return unknown, unknown
-    tail = (1 - self.bootstrap.level) / 2
-    lo, hi = np.quantile(losses, [tail, 1 - tail], axis=0)
-    return lo, hi
+    """Both ends of the interval at these columns, [rows] each.
+
+    Args:
+      columns: where to predict.
+      kind: mean, the confidence interval of the law; run, the prediction interval
+        of the loss of one run, whose noise is that of the fitted runs.
+    """
+    return prediction.intervals(
+      self.fit.form, self.bootstrap.theta(self.fit.form), self.residuals, columns,
+      kind, self.bootstrap.level, self.fit.degrees,
+    )  # fmt: skip
 
   def tables(self) -> dict[str, polars.DataFrame]:
     """The result as data frames, for notebooks and pages.
 
     `constants`; `rows` with prediction and residual (log loss - log
     prediction); `derived`; `profiles`; `resamples`, a column a constant;
-    `held_out`, empty where no rows were held out.
+    `held_out`, empty where no rows were held out; `held_out_rows`, each with its
+    prediction and both intervals.
     """
     import polars as pl
 
     fit, rows = self.fit, self.table
     intervals = {name: self.interval(name) for name in fit.form.names}
-    prediction = self.predict(rows.columns)
+    predicted = self.predict(rows.columns)
     constants = [
       {
         'name': name,
@@ -202,8 +232,8 @@ class Result:
       'rows': pl.DataFrame({
         'run': rows.run,
         **rows.columns,
-        'prediction': prediction,
-        'residual': np.log(rows.columns['loss'] / prediction),
+        'prediction': predicted,
+        'residual': np.log(rows.columns['loss'] / predicted),
       }),
       'derived': pl.DataFrame(
         [
@@ -225,7 +255,22 @@ class Result:
       'held_out': pl.DataFrame(
         [dataclasses.asdict(self.held_out)] if self.held_out else []
       ),
+      'held_out_rows': pl.DataFrame(self._held_out_rows()),
     }  # fmt: skip
+
+  def _held_out_rows(self) -> dict[str, np.ndarray]:
+    held = self.held_out_table
+    if held is None:
+      return {}
+    ends = {
+      f'{kind}_{side}': end
+      for kind in prediction.KINDS
+      for side, end in zip(
+        ('lo', 'hi'), self.predict_interval(held.columns, kind), strict=True
+      )
+    }
+    predicted = {'prediction': self.predict(held.columns)}
+    return {'run': held.run, **held.columns, **predicted, **ends}
 
   def record(self) -> fit_record.FitRecord:
     """The content of `fit.json`."""
@@ -243,6 +288,7 @@ class Result:
         table.source, table.sha256, table.mapping, table.filters
       ),
       'dropped': table.dropped,
+      'residual_scale': fit.scale,
       'bootstrap': bootstrap.intervals,
       'bootstrap_unit': bootstrap.unit,
       'resamples_failed': bootstrap.failed,
@@ -254,14 +300,22 @@ class Result:
     return fit_record.FitRecord(**{**same, **own})
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes fit.json, and the resamples' constants to bootstrap.npz beside."""
+    """Writes fit.json and, beside it, what its intervals and predictions rest on.
+
+    bootstrap.npz holds the resamples' constants and the residuals, held_out.csv
+    the rows that were held out, if any, with their predictions.
+    """
     path = pathlib.Path(path)
-    arrays.save(path.with_name(fit_record.SAMPLES), self.bootstrap.samples)
+    samples = {**self.bootstrap.samples, fit_record.RESIDUALS: self.residuals}
+    arrays.save(path.with_name(fit_record.SAMPLES), samples)
+    if self.held_out is not None:
+      rows = self.tables()['held_out_rows'].write_csv()
+      storage.write_text(path.with_name('held_out.csv'), rows)
     fit_record.write_json(path, self.record().to_json())
 
 
 def fit(
-  form: parametric.Form | str,
+  form: parametric.Form | str | Callable[..., Any],
   table: tables.Table,
   options: Options | None = None,
   *,
@@ -272,7 +326,7 @@ def fit(
   """Fits a law, its bootstrap and profiles, and derives the compute optimum.
 
   Args:
-    form: the law, or its name as `forms.get` takes it.
+    form: the law, its name, or a function, as `forms.get` takes it.
     table: the rows.
     options: settings of the fit.
     loss_definition: mean, final or exit: what the table's loss is.
@@ -285,8 +339,9 @@ def fit(
   Raises:
     UserError: if the rows do not fit the form or an option is out of bounds.
   """
-  form = forms.get(form) if isinstance(form, str) else form
+  form = forms.get(form)
   o = options or Options()
+  bootstraps.check(o.resamples, o.bootstrap_starts, o.level)
   held = np.zeros(table.rows, bool)
   for condition in hold_out:
     held |= table.where(condition)
@@ -296,24 +351,32 @@ def fit(
   with _bar(form.name, 'starts', o.starts, progress) as bar:
     optimum = estimation.fit(
       form, fitted, delta=o.delta, asymmetry=o.asymmetry, starts=o.starts,
-      sampling=o.sampling, seed=o.seed, advance=bar.update,
+      sampling=o.sampling, seed=o.seed, fixed=o.fixed, advance=bar.update,
     )  # fmt: skip
-  with _bar(form.name, 'resamples', o.resamples, progress) as bar:
-    bootstrap = bootstraps.bootstrap(
-      optimum, fitted, resamples=o.resamples, starts=o.bootstrap_starts,
-      level=o.level, seed=o.seed, advance=bar.update,
-    )  # fmt: skip
+  # An optimum that a profile or a resample finds and no start did becomes the fit.
+  for last in (False,) * _IMPROVEMENTS + (True,):
+    traced = [
+      profiles.profile(form, fitted, optimum, name, level=o.level)
+      for name in o.profiled(form)
+    ]
+    with _bar(form.name, 'resamples', o.resamples, progress) as bar:
+      bootstrap = bootstraps.bootstrap(
+        optimum, fitted, resamples=o.resamples, starts=o.bootstrap_starts,
+        level=o.level, seed=o.seed, advance=bar.update,
+      )  # fmt: skip
+    lowest = [point for _, point in traced]
+    points = np.stack([optimum.theta, *lowest, *bootstrap.theta(form)])
+    better = estimation.improved(optimum, fitted, points)
+    if better is optimum or last:
+      break
+    optimum = better
   compute = o.compute
   if not compute and fitted.cost is not None:
     compute = (float(fitted.cost.max()),)
   result = Result(
     fit=optimum,
     bootstrap=bootstrap,
-    profiles={
-      p.name: profiles.profile(form, fitted, optimum, p.name, level=o.level)
-      for p in form.parameters
-      if o.profile_all or p.null is not None
-    },
+    profiles={profile.name: profile for profile, _ in traced},
     derived=_derived(optimum, bootstrap, fitted, compute),
     held_out=None,
     table=fitted,
@@ -322,8 +385,9 @@ def fit(
   )
   if not held.any():
     return result
+  rest = table.take(held)
   return dataclasses.replace(
-    result, held_out=_held_out(result, table.take(held), hold_out)
+    result, held_out=_held_out(result, rest, hold_out), held_out_table=rest
   )
 
 
@@ -379,13 +443,17 @@ def _held_out(
 ) -> fit_record.HeldOut:
   loss = table.columns['loss']
   error = np.log(result.predict(table.columns) / loss)
-  lo, hi = result.predict_interval(table.columns)
+  covered = {}
+  for kind in prediction.KINDS:
+    lo, hi = result.predict_interval(table.columns, kind)
+    covered[kind] = float(np.mean((lo <= loss) & (loss <= hi)))
   return fit_record.HeldOut(
     conditions=tuple(conditions),
     rows=table.rows,
     rms=float(np.sqrt(np.mean(error**2))),
     bias=float(np.mean(error)),
-    covered=float(np.mean((lo <= loss) & (loss <= hi))),
+    covered=covered['mean'],
+    covered_run=covered['run'],
   )
 
 

@@ -25,6 +25,7 @@ from familial.laws import parametric
 from familial.laws import row_kernel
 
 GRADIENT_TOLERANCE = 1e-6  # of a lane that counts as converged
+ROUNDING = 1e-20  # objective a row below which the fit is exact
 NUMBERS = 2**24  # predictions in memory at once
 
 
@@ -196,7 +197,7 @@ def solve(
   with jax.enable_x64(True):
     program = row_kernel.program(form, rows)
   cores.in_threads(work, range(min(cores.feeding_threads(), -(-n // width))))
-  bottom = floor * weights.sum(1)[group]
+  bottom = ROUNDING * weights.sum(1)[group]
   converged = (gradient <= GRADIENT_TOLERANCE) | (objective <= bottom)
   converged &= np.isfinite(objective)
   return Solution(out_theta, objective, gradient, converged)

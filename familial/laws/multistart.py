@@ -83,12 +83,11 @@ def holding(
   starts: Starts, form: parametric.Form, fixed: Mapping[str, float]
 ) -> Starts:
   """The same starts with some parameters at given values."""
-  with np.errstate(divide='ignore'):  # an E held at 0 is log E = -inf
-    held = {
-      i: float(parameter.transform.to_coordinate(fixed[parameter.name]))
-      for i, parameter in enumerate(form.parameters)
-      if parameter.name in fixed
-    }
+  held = {
+    i: parameter.coordinate_of(fixed[parameter.name])
+    for i, parameter in enumerate(form.parameters)
+    if parameter.name in fixed
+  }
 
   def block(first: int, last: int) -> np.ndarray:
     theta = np.array(starts.block(first, last))

@@ -31,13 +31,19 @@ Derived = Callable[[Mapping[str, Any]], Any]  # of the constants by name
 class Transform:
   """How a parameter is optimised: `prefix` + name is the coordinate's name.
 
-  `traced` is `to_value` inside a compiled program.
+  `traced` is `to_value` inside a compiled program. `bounds` are coordinates that
+  stand for bounds of the value, as 0 of a positive one: exact ones, and the
+  derivative of the value is 0 there, so that no optimiser leaves them.
   """
 
   prefix: str
   to_coordinate: Callable[[Any], Any]
   to_value: Callable[[Any], Any]
   traced: Callable[[Any], Any]
+  bounds: tuple[float, ...] = ()
+
+
+_FAR = 800.0  # exp(-_FAR) is 0 in float64, and 1 / (1 + exp(-_FAR)) is 1
 
 
 def _exp(x: Any) -> Any:
@@ -45,17 +51,25 @@ def _exp(x: Any) -> Any:
     return np.exp(x)
 
 
+def _log(value: Any) -> Any:
+  with np.errstate(divide='ignore'):  # of 0
+    return np.maximum(np.log(value), -_FAR)
+
+
 IDENTITY = Transform('', np.asarray, np.asarray, jnp.asarray)
-LOG = Transform('log_', np.log, _exp, jnp.exp)  # keeps it positive
+LOG = Transform('log_', _log, _exp, jnp.exp, (-_FAR,))  # not below 0
 
 
 def between(low: float, high: float) -> Transform:
   """Keeps a parameter between two bounds, by a logit."""
   return Transform(
     'logit_',
-    lambda value: special.logit((value - low) / (high - low)),
+    lambda value: np.clip(
+      special.logit((value - low) / (high - low)), -_FAR, _FAR
+    ),
     lambda x: low + (high - low) * special.expit(x),
     lambda x: low + (high - low) * jax.nn.sigmoid(x),
+    (-_FAR, _FAR),
   )
 
 
@@ -79,6 +93,18 @@ class Parameter:
   def coordinate(self) -> str:
     """The name under which `Form.log_loss` receives it."""
     return self.transform.prefix + self.name
+
+  def coordinate_of(self, value: float) -> float:
+    """The coordinate of a value.
+
+    Raises:
+      UserError: if the parameter cannot have this value.
+    """
+    with np.errstate(invalid='ignore'):  # of a negative number
+      x = float(self.transform.to_coordinate(value))
+    if not np.isfinite(x):
+      raise errors.UserError(f'{self.name}={value:g} is outside its range')
+    return x
 
 
 class VectorForm(NamedTuple):
@@ -153,6 +179,13 @@ class Form:
       for i, p in enumerate(self.parameters)
     }
 
+  def coordinates_of(self, samples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Values by name, each [n], to coordinates [n, parameters]."""
+    return np.stack(
+      [p.transform.to_coordinate(samples[p.name]) for p in self.parameters],
+      axis=1,
+    )
+
   def theta(self, values: Mapping[str, float]) -> np.ndarray:
     """Values by name to the vector of coordinates [parameters]."""
     missing = [n for n in self.names if n not in values]
@@ -161,19 +194,55 @@ class Form:
         f'form {self.name!r} needs a value for {", ".join(missing)}; it has'
         f' {", ".join(self.names)}'
       )
-    with np.errstate(divide='ignore'):  # a stored E of 0 is log E = -inf
-      return np.array(
-        [p.transform.to_coordinate(values[p.name]) for p in self.parameters],
-        dtype=np.float64,
-      )
+    return np.array(
+      [p.transform.to_coordinate(values[p.name]) for p in self.parameters],
+      dtype=np.float64,
+    )
+
+  def at_bounds(self, theta: np.ndarray) -> np.ndarray:
+    """Which coordinates [..., parameters] stand for a bound, bool."""
+    return np.stack(
+      [
+        np.isin(theta[..., i], p.transform.bounds)
+        for i, p in enumerate(self.parameters)
+      ],
+      axis=-1,
+    )
 
   def predict(
     self, values: Mapping[str, float], columns: Columns
   ) -> np.ndarray:
-    """The loss that the law with these parameter values gives, one a row."""
+    """The loss that the law with these parameter values gives, one a row.
+
+    Args:
+      values: of the parameters, by name.
+      columns: as `columns_of` takes them.
+    """
+    arrays = self.columns_of(columns)
     with jax.enable_x64(True):
-      arrays = {name: jnp.asarray(columns[name]) for name in self.columns}
       return np.asarray(jnp.exp(self.vector.on(arrays)(self.theta(values))))
+
+  def columns_of(self, columns: Columns) -> dict[str, np.ndarray]:
+    """The form's own columns in float64, of some by short or long names.
+
+    Args:
+      columns: N or params, D or tokens, and so on: a mapping, or a data frame.
+
+    Raises:
+      UserError: if one is missing.
+    """
+    found = {}
+    given = [str(name) for name in getattr(columns, 'columns', columns)]
+    for name in self.columns:
+      names = [n for n in (name, LONG_NAMES.get(name, name)) if n in given]
+      if not names:
+        raise errors.UserError(
+          f'form {self.name!r} predicts from {", ".join(self.columns)};'
+          f' {LONG_NAMES.get(name, name)} is missing'
+          f'{errors.nearest(name, given)}; given are {", ".join(map(str, given))}'
+        )
+      found[name] = np.asarray(columns[names[0]], np.float64)
+    return found
 
 
 def log_sum(*terms: Any) -> Any:

@@ -10,6 +10,7 @@ for many runs.
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -20,10 +21,15 @@ from familial.laws import estimation
 from familial.laws import fit_record
 from familial.laws import levenberg_marquardt
 from familial.laws import parametric
+from familial.laws import screening
 from familial.laws import table as tables
 
 _HALF = 12  # grid points each side
 _WIDENINGS = 4
+_REFINEMENTS = (
+  2  # where the deviance passes the cut-off by this factor at once:
+)
+_STEEP, _BETWEEN = 1.5, 6
 
 
 def profile(
@@ -33,11 +39,15 @@ def profile(
   name: str,
   *,
   level: float = estimate_lib.LEVEL,
-) -> fit_record.Profile:
+) -> tuple[fit_record.Profile, np.ndarray]:
   """Refits the form with the parameter held at each point of a grid.
 
   The grid widens until the deviance passes the cut-off on both sides; a side on
-  which it never does is flat, and that end of the interval is None.
+  which it never does is flat, and that end of the interval is None, or the
+  parameter's bound where the deviance is below the cut-off there, as at E = 0.
+
+  Returns:
+    The profile, and the coordinates of the refit of lowest objective.
   """
   j = form.index(name)
   parameter = form.parameters[j]
@@ -45,52 +55,65 @@ def profile(
   # A parameter that is not identified is profiled over the span of its grid.
   start = 1.6 * math.sqrt(cutoff) * fit.sd[name]
   start = min(start, float(np.ptp(parameter.grid)) or 1.0) or 1e-9
-  if fit.objective <= estimation.ROUNDING * fit.rows:
+  if fit.objective <= levenberg_marquardt.ROUNDING * fit.rows:
     start = max(start, 1e-6)  # nearer, rounding hides the rise
-  x = np.array([fit.theta[j]])
-  deviance = np.zeros(1)
+  centre = fit.theta[j]
+  at_bound = {int(math.copysign(1, x)): x for x in fit.bounds(j, cutoff)}
+  if centre in at_bound.values():
+    centre = estimation.entry(fit, table.columns, fit.theta, j)
+  trace = _Trace(table, fit, j)
   wanted = np.array(
     [] if parameter.null is None
     else [parameter.transform.to_coordinate(parameter.null)]
   )  # fmt: skip
   reach = {-1: start, 1: start}
   open_sides: tuple[int, ...] = (-1, 1)
-  for _ in range(1 + _WIDENINGS):
+  span = float(np.ptp(parameter.grid))
+  for widening in itertools.count(1):
     new = [
-      fit.theta[j] + side * reach[side] * np.arange(1, _HALF + 1) / _HALF
+      centre + side * reach[side] * np.arange(1, _HALF + 1) / _HALF
       for side in open_sides
     ]
-    added = np.setdiff1d(np.concatenate([wanted, *new]), x)
-    x = np.append(x, added)
-    deviance = np.append(deviance, _deviance(table, fit, j, added))
-    order = np.argsort(x)
-    x, deviance = x[order], deviance[order]
+    trace.add(np.concatenate([[centre], wanted, *new]))
     open_sides = tuple(
       side
       for side in open_sides
-      if not (deviance[side * (x - fit.theta[j]) > 0] > cutoff).any()
+      if side not in at_bound
+      and trace.crossed(side, centre, cutoff) is None
+      and (widening <= _WIDENINGS or reach[side] < span)
     )
     if not open_sides:
       break
     for side in open_sides:
       reach[side] *= 2
+  for _ in range(_REFINEMENTS):
+    # Where the deviance jumps, as beside E = 0, it is no parabola.
+    crossed = [trace.crossed(side, centre, cutoff) for side in (-1, 1)]
+    steep = [
+      np.linspace(inner, outer, _BETWEEN + 2)[1:-1]
+      for inner, outer in filter(None, crossed)
+      if trace.at(outer) > _STEEP * cutoff and trace.at(outer) < np.inf
+    ]
+    if steep:
+      trace.add(np.concatenate(steep))
+  x, deviance = trace.x, trace.deviance
   flags = []
   if deviance.min() < -1e-3:
     flags.append(f'the profile of {name} found a better optimum')
-  ends = {
-    side: _crossing(side, x, deviance, fit.theta[j], cutoff) for side in (-1, 1)
-  }
-  if None in ends.values():
+  sides = [
+    at_bound.get(side, trace.crossing(side, centre, cutoff)) for side in (-1, 1)
+  ]
+  if None in sides:
     flags.append(f'the profile of {name} is flat')
   lo, hi = (
     None if end is None else float(parameter.transform.to_value(end))
-    for end in (ends[-1], ends[1])
+    for end in sides
   )
   p_value = None
   if parameter.null is not None:
     at_null = max(float(deviance[x == wanted[0]][0]), 0.0)
     p_value = float(2 * special.stdtr(fit.degrees, -math.sqrt(at_null)))
-  return fit_record.Profile(
+  record = fit_record.Profile(
     name=name,
     values=np.asarray(parameter.transform.to_value(x)),
     deviance=np.maximum(deviance, 0.0),
@@ -102,17 +125,67 @@ def profile(
     p_value=p_value,
     flags=tuple(flags),
   )
+  return record, trace.theta[int(np.argmin(deviance))]
 
 
-def _deviance(
-  table: tables.Table,
-  fit: estimation.Fit,
-  j: int,
-  x: np.ndarray,
-) -> np.ndarray:
-  """Deviance with coordinate j held at each of x, from several starts each."""
-  if not len(x):
-    return np.zeros(0)
+class _Trace:
+  """The deviance with one coordinate held, at ascending values of it.
+
+  Attributes:
+    x: the coordinate, [points].
+    deviance: of the best refit there, [points].
+    theta: coordinates of these refits, [points, parameters].
+  """
+
+  def __init__(self, table: tables.Table, fit: estimation.Fit, j: int):
+    self._table, self._fit, self._j = table, fit, j
+    self.x, self.deviance = np.zeros(0), np.zeros(0)
+    self.theta = np.zeros((0, len(fit.theta)))
+
+  def add(self, x: np.ndarray) -> None:
+    """Refits with the coordinate held at each of x that is new."""
+    x = np.setdiff1d(x, self.x)
+    ends = _refits(self._table, self._fit, self._j, x)
+    deviance = _deviance(self._fit, self._j, x, ends.objective)
+    self.x = np.append(self.x, x)
+    order = np.argsort(self.x)
+    self.x = self.x[order]
+    self.deviance = np.append(self.deviance, deviance)[order]
+    self.theta = np.concatenate([self.theta, ends.theta])[order]
+
+  def at(self, x: float) -> float:
+    """The deviance at one of the points."""
+    return float(self.deviance[self.x == x][0])
+
+  def crossed(
+    self, side: int, centre: float, cutoff: float
+  ) -> tuple[float, float] | None:
+    """The points on a side between which the deviance first passes the cut-off."""
+    on_side = np.flatnonzero(side * (self.x - centre) >= 0)[::side]
+    above = np.flatnonzero(self.deviance[on_side] > cutoff)
+    if not len(above) or not above[0]:
+      return None
+    inner, outer = self.x[on_side[above[0] - 1 : above[0] + 1]]
+    return float(inner), float(outer)
+
+  def crossing(self, side: int, centre: float, cutoff: float) -> float | None:
+    """Where that is, interpolated.
+
+    Linear in the square root of the deviance, which is straight for a parabola.
+    """
+    found = self.crossed(side, centre, cutoff)
+    if found is None:
+      return None
+    inner, outer = found
+    low, high = (math.sqrt(max(self.at(x), 0.0)) for x in found)
+    share = (math.sqrt(cutoff) - low) / (high - low) if high < np.inf else 0.0
+    return inner + share * (outer - inner)
+
+
+def _refits(
+  table: tables.Table, fit: estimation.Fit, j: int, x: np.ndarray
+) -> levenberg_marquardt.Solution:
+  """The optimum with coordinate j held at each of x, from several starts each."""
   _, jacobian = levenberg_marquardt.evaluate(
     fit.form, table.columns, fit.theta[None]
   )
@@ -120,23 +193,36 @@ def _deviance(
   starts = np.stack(
     [
       fit.theta + np.outer(x - fit.theta[j], along),
-      *(np.tile(point, (len(x), 1)) for point in (fit.theta, *fit.others)),
+      *(
+        np.tile(point, (len(x), 1))
+        for point in estimation.starting_points(fit, table.columns)
+      ),
     ]
   )
   starts[:, :, j] = x
   free = fit.free.copy()
   free[j] = False
-  ends = levenberg_marquardt.solve(
-    dataclasses.replace(fit.problem(table, np.ones((1, fit.rows))), free=free),
+  weights = np.ones((len(x), fit.rows))
+  return screening.settle(
+    dataclasses.replace(fit.problem(table, weights), free=free),
     starts.reshape(-1, len(fit.theta)),
+    np.tile(np.arange(len(x)), len(starts)),
     first_delta=0.3 * fit.scale,
     damping=1e-2,
   )
-  best = ends.objective.reshape(len(starts), -1).min(0)
-  if not 0 < fit.inflation[j] < np.inf:
+
+
+def _deviance(
+  fit: estimation.Fit, j: int, x: np.ndarray, objective: np.ndarray
+) -> np.ndarray:
+  """Deviance of objectives with coordinate j held at each of x; 0 at the optimum."""
+  if 0 < fit.inflation[j] < np.inf:
+    deviance = 2 * (objective - fit.objective) / fit.inflation[j]
+  else:
     # Without residuals any rise is beyond doubt; without effect there is none.
-    return np.where(best > fit.objective * (1 + 1e-9) + 1e-20, np.inf, 0.0)
-  return 2 * (best - fit.objective) / fit.inflation[j]
+    rises = objective > fit.objective * (1 + 1e-9) + 1e-20
+    deviance = np.where(rises, np.inf, 0.0)
+  return np.where(x == fit.theta[j], 0.0, deviance)
 
 
 def _direction(jacobian: np.ndarray, j: int, free: np.ndarray) -> np.ndarray:
@@ -149,26 +235,3 @@ def _direction(jacobian: np.ndarray, j: int, free: np.ndarray) -> np.ndarray:
     0
   ]
   return along
-
-
-def _crossing(
-  side: int, x: np.ndarray, deviance: np.ndarray, centre: float, cutoff: float
-) -> float | None:
-  """Where the deviance first passes the cut-off on a side, interpolated.
-
-  Linear in the square root of the deviance, which is straight for a parabola.
-  """
-  on_side = side * (x - centre) >= 0
-  distance = np.abs(x[on_side] - centre)
-  order = np.argsort(distance)
-  distance = distance[order]
-  root = np.sqrt(np.maximum(deviance[on_side][order], 0.0))
-  above = np.flatnonzero(root > math.sqrt(cutoff))
-  if not len(above):
-    return None
-  i = int(above[0])
-  low, high = root[i - 1], root[i]
-  share = (math.sqrt(cutoff) - low) / (high - low) if high < np.inf else 0.0
-  return centre + side * float(
-    distance[i - 1] + share * (distance[i] - distance[i - 1])
-  )

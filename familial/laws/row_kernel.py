@@ -2,8 +2,9 @@
 
 Each iteration takes the damped Newton step where its matrix is positive definite,
 which removes the linear tail of reweighting; elsewhere the damped Gauss-Newton
-step with Huber's weights min(1, delta/|r|), which descends from far. See
-levenberg_marquardt.solve.
+step with Huber's weights min(1, delta/|r|), which descends from far. Either step is
+also tried bent along the valley (geodesic acceleration: Transtrum & Sethna 2012,
+equation 10), and the better end is kept. See levenberg_marquardt.solve.
 """
 
 from collections.abc import Callable
@@ -177,8 +178,19 @@ def _round(
     step = jnp.where(jnp.isfinite(first).all(), first, second)
     # Each coordinate by itself: a dead term asks for an endless step, and
     # scaling the whole step down to it would stop all the others.
-    best = theta - jnp.clip(step, -_CAP, _CAP)
-    down = objective(model(best) - target, threshold) < value
+    step = -jnp.clip(step, -_CAP, _CAP)
+    # The same step along the valley's curve: where a term is nearly made up for
+    # by others, the valley is narrow and bent, and straight steps are short.
+    bend = _directional(_directional(model, step), step)(theta)
+    pull = jacobian @ (sided * huber_weight * bend)
+    turn = -0.5 * _step(gauss, pull, damping, _scale(gauss))
+    turn = jnp.where(jnp.isfinite(turn).all(), jnp.clip(turn, -_CAP, _CAP), 0.0)
+    straight, bent = (
+      (theta + move, objective(model(theta + move) - target, threshold))
+      for move in (step, step + turn)
+    )
+    best = jnp.where(bent[1] < straight[1], bent[0], straight[0])
+    down = jnp.minimum(bent[1], straight[1]) < value
     move = down & ~stop & ~done
     keep = stop | done
     new_damping = jnp.where(down, damping / 5, damping * 10)
@@ -246,6 +258,13 @@ def _linearised(
   prediction, push = jax.linearize(model, theta)
   identity = jnp.eye(len(theta), dtype=theta.dtype)
   return prediction, jax.vmap(push)(identity) * free[:, None]
+
+
+def _directional(
+  function: Callable[[jax.Array], jax.Array], direction: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+  """The derivative of a function of theta along a direction."""
+  return lambda theta: jax.jvp(function, (theta,), (direction,))[1]
 
 
 def _scale(gauss: jax.Array) -> jax.Array:

@@ -29,6 +29,8 @@ _SHARE = 8  # 1/_SHARE of the starts of a round goes on
 _MOST = 2**17  # starts after the first round
 _SCREENED = 256  # starts a group after the screening of their objectives
 _LONG = 24  # rough rounds before `solve`: they are cheap
+_PATIENCE = 96  # iterations of points that may tend to a bound
+_TIE = 1e-6  # relative disadvantage of an end that did not converge
 _LAST = 4  # starts a group that are solved
 
 Advance = Callable[[int], Any]
@@ -128,7 +130,8 @@ def search_groups(
       group,
       damping=1e-3, least=1e-7, stall=1e-10, iterations=120,
     )  # fmt: skip
-    best.append(ends.take(winners(ends.objective, group, len(weights))))
+    objective = _preferred(part, ends, extra)
+    best.append(ends.take(winners(objective, group, len(weights))))
     advance(len(weights))
   return levenberg_marquardt.Solution.join(best)
 
@@ -142,6 +145,71 @@ def warm(
     wide = dataclasses.replace(problem, delta=max(delta, problem.delta))
     lanes = _rough(wide, lanes, row_kernel.ROUGH_ROUND)
   return _rough(problem, lanes, row_kernel.ROUGH_ROUND).theta
+
+
+def settle(
+  problem: Problem,
+  theta: np.ndarray,
+  group: np.ndarray,
+  advance: Advance = lambda done: None,
+  **options: Any,
+) -> levenberg_marquardt.Solution:
+  """The best end of each group, [groups, ...].
+
+  A constant that tends to a bound never converges, but the bound itself does:
+  where points are at bounds, the others get few iterations, and more only while
+  they are below every end of their group that converged.
+
+  Args:
+    problem: with its groups.
+    theta: points [n, parameters].
+    group: of each point, [n]; none lacks a point.
+    advance: called with the number of groups that have just ended, about.
+    **options: of `levenberg_marquardt.solve`.
+  """
+  groups = len(problem.weights)
+  bounded = _bounded(problem, theta)
+  done = 0
+
+  def count(lanes: int) -> None:
+    nonlocal done
+    before, done = done * groups // len(theta), done + lanes
+    advance(done * groups // len(theta) - before)
+
+  if bounded:
+    options['iterations'] = _PATIENCE
+  ends = levenberg_marquardt.solve(
+    problem, theta, group, advance=count, **options
+  )
+  if bounded:
+    lowest = np.full(groups, np.inf)
+    settled = ends.converged
+    np.minimum.at(lowest, group[settled], ends.objective[settled])
+    slow = ~settled & (ends.objective < lowest[group])
+    more = levenberg_marquardt.solve(
+      problem, ends.theta[slow], group[slow], damping=1e-6
+    )
+    ends = levenberg_marquardt.Solution.join([ends.take(~slow), more])
+    group = np.concatenate([group[~slow], group[slow]])
+  objective = _preferred(problem, ends, theta)
+  return ends.take(winners(objective, group, groups))
+
+
+def _bounded(problem: Problem, points: np.ndarray) -> bool:
+  """Whether any of points [n, parameters] has a free constant at a bound."""
+  return bool((problem.form.at_bounds(points) & problem.free).any())
+
+
+def _preferred(
+  problem: Problem, ends: levenberg_marquardt.Solution, points: np.ndarray
+) -> np.ndarray:
+  """The objectives by which ends are chosen, [n].
+
+  An end at a bound that is as good is preferred to one that only tends to it.
+  """
+  if not _bounded(problem, points):
+    return ends.objective
+  return ends.objective * np.where(ends.converged, 1.0, 1.0 + _TIE)
 
 
 def winners(

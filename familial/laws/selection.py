@@ -21,6 +21,7 @@ from familial.laws import forms
 from familial.laws import inference
 from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
+from familial.laws import parametric
 from familial.laws import screening
 from familial.laws import sensitivity
 from familial.laws import table as tables
@@ -200,22 +201,22 @@ def compare(
   out = pathlib.Path(out)
   results = [
     inference.fit(
-      form, table, options, loss_definition=loss_definition,
+      form, table, own, loss_definition=loss_definition,
       hold_out=hold_out, progress=progress,
     )
-    for form in chosen
+    for form, own in zip(chosen, _options(chosen, options), strict=True)
   ]  # fmt: skip
   folders = [out]
   if len(chosen) > 1:
     folders = [out / name for name in folder_names(f.name for f in chosen)]
   by_folder = dict(zip(folders, results, strict=True))
   scans = {}
-  for folder, result in by_folder.items():
+  for (folder, result), own in zip(
+    by_folder.items(), _options(chosen, options), strict=True
+  ):
     result.save(folder / 'fit.json')
     if scan:
-      scans[folder] = sensitivity.scan(
-        result.fit.form, result.table, scan, options
-      )
+      scans[folder] = sensitivity.scan(result.fit.form, result.table, scan, own)
       fit_record.write_json(
         folder / 'scan.json', dataclasses.asdict(scans[folder])
       )
@@ -224,6 +225,26 @@ def compare(
     selection = select([r.fit for r in results], results[0].table)
     fit_record.write_json(out / 'selection.json', dataclasses.asdict(selection))
   return Comparison(by_folder, scans, selection)
+
+
+def _options(
+  chosen: Sequence[parametric.Form], options: inference.Options | None
+) -> list[inference.Options]:
+  """Each form's options, with those constants fixed that it has."""
+  o = options or inference.Options()
+  names = {name for form in chosen for name in form.names}
+  for name in o.fixed:
+    if name not in names:
+      raise errors.UserError(
+        f'fix={name}: no form has such a constant{errors.nearest(name, names)};'
+        f' they have {", ".join(sorted(names))}'
+      )
+  return [
+    dataclasses.replace(
+      o, fixed={k: v for k, v in o.fixed.items() if k in form.names}
+    )
+    for form in chosen
+  ]
 
 
 def folder_names(names: Iterable[str]) -> list[str]:

@@ -70,9 +70,7 @@ def scan(
 
   Profiles only the constants that have a null.
   """
-  options = dataclasses.replace(
-    options or inference.Options(), profile_all=False
-  )
+  options = dataclasses.replace(options or inference.Options(), profiles='some')
   cutoffs = []
   for count in dropped:
     rest = table.drop_highest(count)
@@ -102,7 +100,7 @@ def hold(
   fits = [
     estimation.fit(
       form, table, delta=o.delta, asymmetry=o.asymmetry, starts=o.starts,
-      sampling=o.sampling, seed=o.seed, fixed={name: value},
+      sampling=o.sampling, seed=o.seed, fixed={**o.fixed, name: value},
     )
     for value in values
   ]  # fmt: skip

@@ -46,6 +46,8 @@ _POSITIVE = (
 )
 _GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
 _FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
+# Names of columns that tell runs apart, in lower case, without spaces and dashes.
+_RUN_NAMES = ('name', 'run_name', 'run_id', 'id', 'experiment')
 _FEW = 1e5  # parameters or tokens: fewer are flagged as of another unit
 _FAR = 100.0  # C / (6 N D) of another unit
 # Allowed magnitudes: within the range of single precision.
@@ -230,7 +232,7 @@ def from_rows(
 
 
 def read(
-  path: str | pathlib.Path,
+  path: Any,
   columns: Mapping[str, str] | None = None,
   *,
   loss: str = 'final',
@@ -241,10 +243,11 @@ def read(
   where: Sequence[str] = (),
   units: Mapping[str, float] | None = None,
 ) -> Table:
-  """A table from a file that `files.read` takes, or from this project's runs.
+  """A table from a file, from this project's runs, or from a data frame.
 
   Args:
-    path: the file, or a folder with metrics.jsonl files anywhere below it.
+    path: a file that `files.read` takes; a folder with metrics.jsonl files anywhere
+      below it; or a data frame of polars or pandas, whose rows are the runs.
     columns: for a file, our name -> the file's; ours are params (or N), tokens
       (D), exits (G), flops (C), loss, weight, run, budget, width, depth, layer,
       upstream, downstream, flops_per_token. Other columns are found by
@@ -261,8 +264,10 @@ def read(
     units: our name -> what one in the file stands for, as 1e9 for parameters in
       billions.
   """
-  path = pathlib.Path(path)
-  file = files.read(path)
+  if hasattr(path, 'to_dicts') or hasattr(path, 'to_dict'):
+    file, path = files.of_frame(path), 'data frame'
+  else:
+    file = files.read(pathlib.Path(path))
   if not columns and is_ours(file.records):
     table = from_rows(
       file.records, loss, rows_used, None, mix_corpora, str(path), file.sha256
@@ -335,6 +340,8 @@ def from_records(
   filters: dict[str, Any] = {'where': list(where)} if where else {}
   for name, unit in (units or {}).items():
     ours = parametric.LONG_NAMES.get(name, name)
+    if not unit > 0:
+      raise errors.UserError(f'units={name}={unit:g}: it must be above 0')
     if ours not in values:
       raise errors.UserError(
         f'units={name!r}: {source} has no such column mapped'
@@ -387,6 +394,8 @@ def from_records(
         f' has {", ".join(header)}: map one by {ours}=...'
       )
   labels = {name: column[good] for name, column in labels.items()}
+  if not {'run'} & {*mapping, *columns}:
+    mapping.update(zip(('run',), _run_names(labels, arrays), strict=False))
   lost = int((~good).sum())
   return Table(
     arrays,
@@ -408,6 +417,31 @@ def from_records(
       *_units(arrays, 'tokens' in filters),
     ),
   )
+
+
+def _run_names(
+  labels: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
+) -> list[str]:
+  """Columns that tell runs of several rows apart, by their names and values."""
+  return [
+    name
+    for name in labels
+    if re.sub(r'[\s-]+', '_', name.lower()) in _RUN_NAMES
+    and fixes(labels[name], columns.get('N'))
+  ]
+
+
+def fixes(labels: np.ndarray, values: np.ndarray | None) -> bool:
+  """Whether labels name groups of rows, each of one value; None is of one value."""
+  names, group, counts = np.unique(
+    list(map(str, labels)), return_inverse=True, return_counts=True
+  )
+  if not 1 < len(names) < len(labels) or counts.max() < 2:
+    return False
+  if values is None:
+    return True
+  first = values[np.unique(group, return_index=True)[1]]
+  return bool((values == first[group]).all())
 
 
 def _units(columns: Mapping[str, np.ndarray], derived: bool) -> Iterator[str]:

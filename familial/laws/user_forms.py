@@ -14,12 +14,14 @@ jax.numpy; JAX differentiates it.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import math
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,6 +64,7 @@ def within(low: float, high: float) -> Constant:
   return Constant(low, high, parametric.between(low, high))
 
 
+@functools.cache  # Compiled programs are kept by the form's function.
 def from_function(
   function: Callable[..., Any], name: str = ''
 ) -> parametric.Form:
@@ -98,6 +101,10 @@ def from_function(
       loss = jnp.asarray(function(*arrays, **values))
     except Exception as error:  # It is anyone's code.
       line = str(error).strip().partition('\n')[0]
+      if isinstance(error, jax.errors.TracerArrayConversionError):
+        line = (
+          'NumPy cannot be differentiated: import jax.numpy as jnp, use jnp'
+        )
       raise errors.UserError(
         f'form {label!r}: {type(error).__name__}: {line}'
       ) from None

@@ -197,11 +197,18 @@ def pairs(result: inference.Result, names: Sequence[str]) -> theme.Chart:
   cloud = _cloud(result)
   form = result.fit.form
   free = np.flatnonzero(result.fit.free)
-  optimum_ = result.fit.theta[free]
+  optimum_ = result.fit.theta[free].copy()
   labels = [
     f'{form.parameters[i].transform.prefix.replace("_", " ")}{form.names[i]}'
     for i in free
   ]
+  for column, i in enumerate(free.tolist()):
+    transform = form.parameters[i].transform
+    # The logarithm of a constant that is 0 in some resamples has no axis.
+    if np.isin([*cloud[:, column], optimum_[column]], transform.bounds).any():
+      cloud[:, column] = transform.to_value(cloud[:, column])
+      optimum_[column] = transform.to_value(optimum_[column])
+      labels[column] = form.names[i]
   ends = np.quantile(cloud, [(1 - _CENTRE) / 2, (1 + _CENTRE) / 2], axis=0)
   low = np.minimum(ends[0], optimum_)
   high = np.maximum(ends[1], optimum_)

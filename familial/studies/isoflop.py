@@ -158,7 +158,7 @@ class Fit:
       delta=self.delta,
       starts=self.starts,
       resamples=self.resamples,
-      profile_all=False,
+      profiles='some',
     )
 
 

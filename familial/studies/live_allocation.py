@@ -537,7 +537,7 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
           config.law.form,
           table,
           # One compute for both laws.
-          inference.Options(compute=(config.far,), profile_all=False),
+          inference.Options(compute=(config.far,), profiles='some'),
           loss_definition=config.loss,
         )
       except errors.UserError as error:

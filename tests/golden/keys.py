@@ -88,6 +88,19 @@ MAPS = {
   'toys/summary.json': ('regimes[].evidence', 'regimes[].evidence.*.fits'),
   **{f'{study}/tables.json': ('machine',) for study in STUDIES},
 }  # fmt: skip
+# Keys that have been added since the files were stored, which lack them.
+_OF_DATA = {'data.allow_left_out?': 'boolean', 'data.separator?': 'string'}
+ADDED = {
+  'fit.json': {
+    'degrees?': 'number',
+    'held_out.covered_run?': 'null|number',
+    'residual_scale?': 'number',
+  },
+  **dict.fromkeys(
+    ('run/config.json', *(f'{study}/config.json' for study in STUDIES)),
+    _OF_DATA,
+  ),
+}
 
 
 def check(kind: str, path: pathlib.Path) -> None:
@@ -142,7 +155,14 @@ def observed() -> dict[str, dict[str, str]]:
   A kind without files keeps its previous record.
   """
   known = record.read(NAME) if record.path(NAME).exists() else {}
-  return {kind: _observed(kind) or known.get(kind, {}) for kind in KINDS}
+  return {
+    kind: dict(
+      sorted({
+        **(_observed(kind) or known.get(kind, {})), **ADDED.get(kind, {})
+      }.items())
+    )
+    for kind in KINDS
+  }  # fmt: skip
 
 
 def _observed(kind: str) -> dict[str, str]:

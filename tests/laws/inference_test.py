@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from familial.core import errors
 from familial.core import schema
+from familial.laws import estimation
 from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import inference
@@ -19,11 +21,12 @@ KEYS = set(
   'form equation loss_definition table rows dropped params objective delta starts'
   ' asymmetry followed basin_hit_rate converged condition_number identified flags'
   ' bootstrap level bootstrap_unit resamples resamples_failed sd covariance profile'
-  ' derived held_out aic bic seed seconds backend versions schema design'.split()
+  ' derived held_out aic bic seed seconds backend versions schema design'
+  ' residual_scale degrees'.split()
 )
 FEW = inference.Options(starts=32, resamples=100)
 # Where it is not the intervals that count.
-FEWER = dataclasses.replace(FEW, resamples=20, profile_all=False)
+FEWER = dataclasses.replace(FEW, resamples=20, profiles='some')
 
 
 def read(path):
@@ -150,12 +153,128 @@ def test_held_out_rows_are_predicted_and_not_fitted(make):
   left = np.log(alone.predict(out) / out['loss'])
   assert found.held_out.rms == pytest.approx(np.sqrt(np.mean(left**2)))
   assert found.held_out.bias == pytest.approx(np.mean(left))
-  lo, hi = alone.predict_interval(out)
-  inside = (lo <= out['loss']) & (out['loss'] <= hi)
-  assert found.held_out.covered == pytest.approx(inside.mean())
+  frame = found.tables()['held_out_rows']
+  assert frame.height == held.sum()
+  for kind, covered in (
+    ('mean', found.held_out.covered),
+    ('run', found.held_out.covered_run),
+  ):
+    lo, hi = alone.predict_interval(out, kind)
+    inside = (lo <= out['loss']) & (out['loss'] <= hi)
+    assert covered == pytest.approx(inside.mean())
+    np.testing.assert_array_equal(frame[f'{kind}_lo'], lo)
   assert found.tables()['held_out']['rows'].to_list() == [held.sum()]
   with pytest.raises(errors.UserError, match='no row meets it'):
     inference.fit('chinchilla', table, FEWER, hold_out=['budget>1e20'])
+
+
+def test_held_out_rows_off_the_law_are_a_flag(make):
+  table = make('chinchilla', noise=0.002)
+  off = table.columns['budget'] > 1e12
+  table.columns['loss'][off] *= 1.05
+  options = inference.Options(starts=32, resamples=200, profiles='none')
+  found = inference.fit('chinchilla', table, options, hold_out=['budget>1e12'])
+  assert found.held_out.covered_run < 0.5
+  assert any('prediction intervals of a run' in flag for flag in found.flags)
+
+
+def test_a_law_read_back_predicts_as_the_fresh_one(make, tmp_path):
+  options = dataclasses.replace(FEWER, resamples=50)
+  found = inference.fit('chinchilla', make('chinchilla', noise=0.01), options)
+  found.save(tmp_path / 'fit.json')
+  law = fit_record.load(tmp_path / 'fit.json')
+  at = {'N': np.array([1e5, 1e9]), 'D': np.array([1e6, 1e11])}
+  np.testing.assert_array_equal(law.predict(at), found.predict(at))
+  for kind in ('mean', 'run'):
+    np.testing.assert_allclose(
+      law.predict_interval(at, kind),
+      found.predict_interval(at, kind),
+      rtol=1e-12,
+    )
+  values = read(tmp_path / 'fit.json')
+  del values['residual_scale']  # As earlier versions wrote it.
+  np.savez(tmp_path / fit_record.SAMPLES, **found.bootstrap.samples)
+  (tmp_path / 'fit.json').write_text(json.dumps(values))
+  earlier = fit_record.load(tmp_path / 'fit.json')
+  np.testing.assert_allclose(
+    earlier.predict_interval(at), found.predict_interval(at), rtol=1e-12
+  )
+  with pytest.raises(errors.UserError, match='those of a run'):
+    earlier.predict_interval(at, 'run')
+
+
+def test_constants_that_are_fixed(make):
+  """In the fit, in every resample, and in folds of the selection."""
+  table = make('chinchilla', noise=0.005)
+  options = dataclasses.replace(
+    FEWER, profiles='all', fixed={'E': 1.2, 'alpha': 0.33}
+  )
+  found = inference.fit('chinchilla', table, options)
+  assert found.fit.params['E'] == pytest.approx(1.2, rel=1e-12)
+  assert found.fit.params['alpha'] == 0.33
+  assert set(found.profiles) == {'A', 'B', 'beta'}
+  for name, value in options.fixed.items():
+    np.testing.assert_allclose(found.bootstrap.samples[name], value, rtol=1e-12)
+  assert found.fit.fixed.keys() == options.fixed.keys()
+  zero = dataclasses.replace(options, fixed={'E': 0.0})
+  without = inference.fit('chinchilla', table, zero)
+  assert without.fit.params['E'] == 0 and 'E may be 0' not in without.flags
+  for fixed, said in (
+    ({'E': -1.0}, 'E=-1 is outside its range'),
+    ({'gamma': 0.1}, "no parameter 'gamma'"),
+    (dict.fromkeys(found.fit.form.names, 1.0), 'every constant'),
+  ):
+    with pytest.raises(errors.UserError, match=said):
+      inference.fit('chinchilla', table, inference.Options(fixed=fixed))
+
+
+def test_forms_fix_the_constants_that_they_have(make, tmp_path):
+  options = dataclasses.replace(FEWER, fixed={'gamma': 0.03})
+  names = ['familial_total', 'chinchilla']
+  fits = selections.compare(make(noise=0.005), names, tmp_path, options)
+  counts = {c.form: c.parameters for c in fits.selection.candidates}
+  assert counts == {'familial_total': 5, 'chinchilla': 5}
+  wrong = dataclasses.replace(FEWER, fixed={'gama': 0.03})
+  with pytest.raises(errors.UserError, match="did you mean 'gamma'"):
+    selections.compare(make(noise=0.005), names, tmp_path, wrong)
+
+
+def test_without_resamples_intervals_are_those_of_the_profiles(make):
+  options = inference.Options(starts=32, resamples=0)
+  found = inference.fit('chinchilla', make('chinchilla', noise=0.01), options)
+  assert all(found.identified.values())
+  for name, profile in found.profiles.items():
+    ends = found.interval(name)
+    assert (ends.lo, ends.hi) == (profile.lo, profile.hi)
+  assert np.isnan(found.predict_interval({'N': [1e6], 'D': [1e8]})).all()
+  neither = dataclasses.replace(options, profiles='none')
+  assert not inference.fit('chinchilla', found.table, neither).profiles
+
+
+def test_data_without_noise_are_no_alarm(make):
+  """Residuals of rounding, and of the size of a table's last digits."""
+  for noise in (0.0, 1e-12, 1e-9):
+    found = inference.fit('chinchilla', make('chinchilla', noise=noise), FEW)
+    assert found.flags == () and found.bootstrap.failed <= 2, noise
+    assert all(found.identified.values())
+
+
+def test_a_better_optimum_that_is_found_later_becomes_the_fit(dense):
+  best, table = dense.fit, dense.table
+  problem = best.problem(table, np.ones((1, 36)))
+  worse = best.theta + 0.1
+  stuck = dataclasses.replace(
+    best,
+    theta=worse,
+    objective=problem.objective(worse[None], np.zeros(1, int))[0],
+  )
+  near = best.theta + 0.01 * np.array([[1, 1, -1, 1, 1], [1, -1, 1, 1, -1]])
+  found = estimation.improved(stuck, table, near)
+  assert found.objective == pytest.approx(best.objective, rel=1e-9)
+  np.testing.assert_allclose(found.theta, best.theta, rtol=1e-5)
+  assert found.basin_hit_rate == 0.0
+  np.testing.assert_array_equal(found.others[0], worse)
+  assert estimation.improved(best, table, near) is best
 
 
 def test_intervals_of_predictions_are_those_of_the_samples(dense):
@@ -168,8 +287,14 @@ def test_intervals_of_predictions_are_those_of_the_samples(dense):
     ]
   )
   lo, hi = dense.predict_interval(at)
-  np.testing.assert_allclose(lo, np.quantile(losses, 0.025, axis=1))
-  np.testing.assert_allclose(hi, np.quantile(losses, 0.975, axis=1))
+  tail = stats.norm.sf(stats.t.ppf(0.975, 36 - 5))
+  np.testing.assert_allclose(lo, np.quantile(losses, tail, axis=1))
+  np.testing.assert_allclose(hi, np.quantile(losses, 1 - tail, axis=1))
+  widths = [
+    np.subtract(*dense.predict_interval(dense.table.columns, kind)).mean()
+    for kind in ('run', 'mean')
+  ]
+  assert widths[0] < 1.5 * widths[1] < 0  # Low end - high end.
   assert ((lo <= dense.predict(at)) & (dense.predict(at) <= hi)).all()
 
 
@@ -177,7 +302,7 @@ def test_derived_intervals_are_those_of_the_samples(make):
   table = make('chinchilla', noise=0.01)
   without = {k: v for k, v in table.columns.items() if k != 'C'}
   table = dataclasses.replace(table, columns=without)  # so that C = 6 N D
-  options = dataclasses.replace(FEW, compute=(1e12, 1e15), profile_all=False)
+  options = dataclasses.replace(FEW, compute=(1e12, 1e15), profiles='some')
   found = inference.fit('chinchilla', table, options)
 
   for compute in options.compute:

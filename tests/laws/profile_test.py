@@ -11,7 +11,7 @@ TOTAL = forms.get('familial_total')
 
 def profiled(table, name='gamma', **options):
   fit = estimation.fit(TOTAL, table, starts=32, **options)
-  return fit, profiles.profile(TOTAL, table, fit, name)
+  return fit, profiles.profile(TOTAL, table, fit, name)[0]
 
 
 def test_near_the_normal_interval_and_holds_the_null(make, truth):
@@ -58,7 +58,7 @@ def test_any_parameter_in_its_own_units(make):
   fit, found = profiled(make(noise=0.003), 'alpha')
   assert found.lo < fit.params['alpha'] < found.hi
   assert (found.null, found.p_value) == (None, None)
-  found = profiles.profile(TOTAL, make(noise=0.003), fit, 'A')
+  found, _ = profiles.profile(TOTAL, make(noise=0.003), fit, 'A')
   assert 0 < found.lo < fit.params['A'] < found.hi
 
 
