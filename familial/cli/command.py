@@ -19,6 +19,7 @@ from absl import flags
 
 from familial.core import errors
 from familial.core import schema
+from familial.data import config as data_config
 
 
 class Mark(enum.Enum):
@@ -49,6 +50,21 @@ class ConfigFile:
   required: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+  """Mark of a field that holds the keys given of a section of a config, by name.
+
+  Attributes:
+    section: dataclass of the section; each of its fields is a flag `NAME.KEY`.
+    without: keys that are no flags.
+  """
+
+  section: type
+  without: tuple[str, ...] = ()
+
+
+# The text that a model reads in place of its run's; its tokenizer stays.
+TEXT = Overrides(data_config.DataConfig, ('tokenizer', 'vocab_size'))
 Folder = Annotated[str, FOLDER]
 Repeated = Annotated[tuple[str, ...], REPEATED]
 Folders = Annotated[tuple[str, ...], REPEATED, FOLDER]
@@ -76,7 +92,9 @@ class Command:
   def define(self, values: flags.FlagValues) -> None:
     """Declares the flags."""
     for field in schema.describe(self.flag_class):
-      if field.name not in (GIVEN, CONFIG_FILE):
+      for override in _overrides(field):
+        _define(override, values)
+      if field.name not in (GIVEN, CONFIG_FILE) and not _overrides(field):
         _define(field, values)
 
   def call(self, values: flags.FlagValues) -> str:
@@ -89,6 +107,12 @@ class Command:
     for field in schema.describe(self.flag_class):
       if field.name == GIVEN:
         found[GIVEN] = frozenset(n for n in values if values[n].present)
+      elif overrides := _overrides(field):
+        found[field.name] = {
+          each.name.partition('.')[2]: values[each.name].value
+          for each in overrides
+          if values[each.name].present
+        }
       elif field.name == CONFIG_FILE:
         from ml_collections import config_flags
 
@@ -102,6 +126,17 @@ class Command:
 def flag_name(field: str) -> str:
   """Returns a field's flag: a keyword such as `from_` has an underscore less."""
   return field.removesuffix('_')
+
+
+def _overrides(field: schema.Field) -> list[schema.Field]:
+  """Returns the flags of a field that holds overrides; [] for another one."""
+  return [
+    dataclasses.replace(each, name=f'{field.name}.{each.name}', default=None)
+    for mark in field.metadata
+    if isinstance(mark, Overrides)
+    for each in schema.describe(mark.section)
+    if each.name not in mark.without
+  ]
 
 
 def _define(field: schema.Field, values: flags.FlagValues) -> None:

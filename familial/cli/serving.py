@@ -60,6 +60,8 @@ class Evaluate:
     decode: time every mode of familial generate too, and count what a relay sends
       and receives; takes minutes.
     out: folder of the result; evaluation/STEP in the model's folder by default.
+    data: keys of the text in place of the run's, such as --data.path where it was
+      moved.
   """
 
   checkpoint: Folder
@@ -69,6 +71,9 @@ class Evaluate:
   draw: bool = True
   decode: bool = False
   out: str = ''
+  data: Annotated[dict[str, Any], command.TEXT] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def _evaluate(values: Evaluate) -> str:
@@ -82,11 +87,22 @@ def _evaluate(values: Evaluate) -> str:
         'leave one of the two out'
       )
   tokens = values.tokens or None
+  storage.check_writable(
+    values.out or load.locate(values.checkpoint, values.step)[0]
+  )
   model = load.load(values.checkpoint, values.step)
-  evaluation = evaluate.evaluate(model, exits, tokens=tokens)
+  model = evaluate.on_text(model, values.data)
+  evaluation = evaluate.evaluate(
+    model, exits, tokens=tokens, any_text=bool(values.data)
+  )
+  trained_on = evaluate.trained_on(model)
+  if trained_on not in (None, evaluation.corpus):
+    _warn(
+      f'evaluated on corpus {evaluation.corpus}; the model was trained on '
+      f'{trained_on}'
+    )
   default = model.folder / 'evaluation' / str(model.step)
   out = pathlib.Path(values.out or default)
-  _write(out / 'evaluation.json', evaluation)
   measured = None
   if values.decode:
     measured = benchmark.measure(model, tokens=tokens, say=_warn)
@@ -98,8 +114,9 @@ def _evaluate(values: Evaluate) -> str:
       measured = relay_benchmark.add_hops(
         measured, model, tokens=tokens, say=_warn
       )
-    _write(out / 'decoding.json', measured)
     print(_decoding_text(measured))
+    _write(out / 'decoding.json', measured)
+  _write(out / 'evaluation.json', evaluation)
   if values.draw:
     evaluation_page.write(evaluation, measured, out)
   return f'{_evaluation_text(evaluation)} -> {out / "evaluation.json"}'

@@ -16,6 +16,34 @@ from familial.model import config as model_config
 
 WEIGHTINGS = ('uniform', 'final_one', 'linear')
 SCHEDULES = ('constant', 'cosine', 'wsd')
+# Keys that may change when a run or a study is resumed, because no result depends
+# on them: where the text lies (its fingerprint identifies it), how the model is
+# computed up to rounding, and what is stored when.
+FREE = (
+  'layout',
+  'data.corpus',
+  'data.path',
+  'data.cache_dir',
+  'data.tokenizer',
+  'data.allow_left_out',
+  'model.attention',
+  'model.unroll',
+  'model.remat',
+  'model.loss_chunk',
+  'train.keep',
+  'train.checkpoint_seconds',
+)
+# Keys that may change when a run is resumed if every step that it has taken stays
+# the same.
+LATER = (
+  'train.steps',
+  'train.schedule',
+  'train.warmup_steps',
+  'train.decay_fraction',
+  'train.final_lr',
+  'train.evaluations',
+  'train.first_evaluation',
+)
 
 
 def _float32(bound: schema.Bound) -> schema.Bound:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import signal
-import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
+from familial.core import progress_bar
 from familial.model import flops as flops_lib
 from familial.training import optimizer
 from familial.training import processes
@@ -49,14 +48,13 @@ class Reporter:
       profile: whether to trace some dispatches, to the first run's folder.
     """
     first = runs[0].config.cell
-    self._bar = tqdm.tqdm(
+    self._bar = progress_bar.start(
       total=sum(run.until for run in runs),
       initial=sum(run.start for run in runs),
       desc=first if len(runs) == 1 else f'{first} and {len(runs) - 1} more',
       unit='step',
       disable=quiet or processes.index() > 0,
       leave=False,
-      file=sys.stderr,
     )
     self._trace = profiling.Trace(runs[0].folder, profile)
     self._since: float | None = None
