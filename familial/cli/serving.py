@@ -59,7 +59,8 @@ class Evaluate:
     draw: write figures and a page too.
     decode: time every mode of familial generate too, and count what a relay sends
       and receives; takes minutes.
-    out: folder of the result; evaluation/STEP in the model's folder by default.
+    out: folder of the result; evaluation/STEP in the model's folder by default,
+      evaluation/STEP_CORPUS for other text than it was trained on.
     data: keys of the text in place of the run's, such as --data.path where it was
       moved.
   """
@@ -95,14 +96,15 @@ def _evaluate(values: Evaluate) -> str:
   evaluation = evaluate.evaluate(
     model, exits, tokens=tokens, any_text=bool(values.data)
   )
+  name = str(model.step)
   trained_on = evaluate.trained_on(model)
   if trained_on not in (None, evaluation.corpus):
+    name = f'{name}_{evaluation.corpus}'
     _warn(
       f'evaluated on corpus {evaluation.corpus}; the model was trained on '
       f'{trained_on}'
     )
-  default = model.folder / 'evaluation' / str(model.step)
-  out = pathlib.Path(values.out or default)
+  out = pathlib.Path(values.out or model.folder / 'evaluation' / name)
   measured = None
   if values.decode:
     measured = benchmark.measure(model, tokens=tokens, say=_warn)

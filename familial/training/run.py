@@ -380,10 +380,10 @@ def _free(
     elif 'train.steps' in changes:
       raise errors.UserError(
         f'{folder} has taken {steps} of {was.train.steps} steps, and '
-        f'train.steps = {config.train.steps} would have changed them (schedule '
-        f'{was.train.schedule!r}): a run takes more steps with a constant rate, '
-        "or with 'wsd' before its decay; train it on in another workdir, with "
-        f'--config=experiments/train_on.py:{folder}'
+        f'train.steps = {config.train.steps} with train.schedule = '
+        f'{config.train.schedule!r} would have taken others: a run takes more '
+        "steps if its schedule is 'constant', or 'wsd' before the decay; train it "
+        f'on in another workdir, with --config=experiments/train_on.py:{folder}'
       )
   return free
 
