@@ -11,6 +11,7 @@ from familial.cli.command import Command
 from familial.cli.command import ConfigFile
 from familial.cli.command import Folder
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
@@ -76,6 +77,7 @@ def run_study(
   outcome = study.run(study.read_config(config), workdir, options)
   if outcome.planned_only:
     return outcome.line
+  progress_bar.say('drawing figures and writing the page ...')
   with storage.lock(workdir, wait=True):
     path = page.write(workdir)
   line = f'{outcome.line}\n{path}'
@@ -121,7 +123,11 @@ def _train(given: Train) -> str:
         f'--workdir={given.workdir}: another process is training there'
       )
     loop.run(
-      run, given.workdir, tensorboard=given.tensorboard, profile=given.profile
+      run,
+      given.workdir,
+      tensorboard=given.tensorboard,
+      profile=given.profile,
+      announce=True,
     )
     outcome = run_folder.outcome(given.workdir)
   return f'{given.workdir}: {outcome}'

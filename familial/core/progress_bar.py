@@ -43,3 +43,11 @@ def start(iterable: Any = None, **options: Any) -> Any:
     iterable,
     **{**options, 'bar_format': form, 'leave': False, 'file': sys.stderr},
   )
+
+
+def say(line: str) -> None:
+  """Prints a line to stderr, above the bars that are shown there."""
+  if sys.stderr.isatty():
+    tqdm.tqdm.write(line, file=sys.stderr)
+  else:
+    print(line, file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from familial.core import errors
 # Version of every JSON file, row and checkpoint that this project writes.
 SCHEMA = 1
 Row = dict[str, Any]
+_ATTEMPTS = 100  # To make a folder that others remove.
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -174,11 +175,16 @@ def lock(
     wait: whether to wait for another process to release it.
   """
   path = pathlib.Path(folder).absolute() / 'lock'
-  made = list(itertools.takewhile(lambda p: not p.exists(), path.parents))
-  while True:
+  for attempt in itertools.count(1):
+    made = list(itertools.takewhile(lambda p: not p.exists(), path.parents))
     with writing(path):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      file = open(path, 'w', encoding='utf-8')
+      try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'w', encoding='utf-8')
+      except FileNotFoundError:  # Removed by its last owner between the two.
+        if attempt == _ATTEMPTS:
+          raise
+        continue
     with file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

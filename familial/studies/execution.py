@@ -13,6 +13,7 @@ from typing import TypeVar
 import ml_collections
 
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
@@ -112,7 +113,11 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     workdir = pathlib.Path(workdir)
     runs = self.runs(config)
     plan, runs = self._plan(config, runs, workdir, options)
-    lines = list(self.plan_lines(plan))
+    lines = [
+      f'on {study_lib.machine()["devices"]}; laws and figures come after that '
+      'time',
+      *self.plan_lines(plan),
+    ]
     print(plan_lib.text(plan, lines), flush=True)
     if options.plan_only:
       return study_lib.Outcome(
@@ -127,6 +132,7 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
         else 'not finished: its parent run failed, or its worker was killed'
       )
       print(f'{cell}: {why}', file=sys.stderr)
+    progress_bar.say('fitting laws and summarising ...')
     # Hosts that share the folder finish one after another.
     with storage.lock(workdir, wait=True):
       results = study_lib.read(workdir)

@@ -293,7 +293,8 @@ def _supervise(
           stopping = signalled() or not refusals.empty()
           bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
           done = len(cells) - len(_left(cells, workdir, until))
-          bar.set_postfix_str(f'{done} of {len(cells)} cells')
+          begins = '' if done or bar.n else ', compiling'
+          bar.set_postfix_str(f'{done} of {len(cells)} cells{begins}')
           for index, process in enumerate(processes):
             if stopping and index not in told:
               told.add(index)

@@ -94,7 +94,7 @@ class TrainConfig:
       this run's, whose parameters are the initial ones; '' for random ones. A
       parent with one exit gives the trunk and the last exit; one with this
       run's exits gives all. The parent's shape, up to what `growth` changes,
-      and data must be this run's; of an import's data, only the tokenizer.
+      and tokenizer must be this run's.
     seed: seed of initialisation and of the order of the data.
     evaluations: number of evaluations, evenly spaced in steps, the last at the
       end of the run.

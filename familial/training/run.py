@@ -19,8 +19,10 @@ import numpy as np
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.core import text
 from familial.data import batches as batches_lib
 from familial.data import packing
+from familial.model import flops as flops_lib
 from familial.training import checkpoint
 from familial.training import compilation
 from familial.training import config as train_config
@@ -133,7 +135,7 @@ class Run:
     self.until = train.steps if until is None else min(until, train.steps)
     self.evaluations = train.evaluated | {self.until}
     self._inherited = lineage['inherited_flops']
-    self._fingerprint = corpus.fingerprint
+    self._corpus = corpus
     heldout = batches_lib.heldout(
       corpus, config.data, train.eval_tokens, train.eval_batch_size
     )
@@ -171,6 +173,41 @@ class Run:
     # Closing waits for the other processes, which may not come after an error.
     if kind is None or processes.count() == 1:
       self._open.close()
+
+  def describe(self) -> Iterator[str]:
+    """Yields lines on what will be trained: model, text, steps and devices."""
+    config, corpus = self.config, self._corpus
+    model, steps = config.model, self.until - self.start
+    sizes = ', '.join(
+      text.amount(flops_lib.params(model, exit_))
+      for exit_ in range(1, model.granularity + 1)
+    )
+    yield (
+      f'{self.folder}: {model.width} wide, {model.depth} layers; '
+      f'{text.count(model.granularity, "exit")} after '
+      f'{", ".join(map(str, model.exits))} of {sizes} parameters, and '
+      f'{text.amount(flops_lib.params_embedding(model, model.granularity))} of '
+      'embeddings'
+    )
+    yield (
+      f'corpus {corpus.name} ({corpus.fingerprint}): '
+      f'{len(corpus.train.documents) - 1:,} documents of '
+      f'{text.amount(len(corpus.train.tokens))} tokens, '
+      f'{len(corpus.heldout.documents) - 1:,} of '
+      f'{text.amount(len(corpus.heldout.tokens))} held out'
+    )
+    yield from corpus.notes
+    tokens = steps * self.source.tokens_per_step
+    flops = tokens * flops_lib.train(
+      model, config.data.seq_len, config.train.trained
+    )
+    devices = self.mesh.devices.ravel()
+    done = f' from step {self.start}' if self.start else ''
+    yield (
+      f'{steps:,} steps{done} of {self.source.tokens_per_step:,} tokens: '
+      f'{text.amount(tokens)}, {tokens / self.source.epoch_tokens:.2f} epochs, '
+      f'{flops:.3g} FLOPs, on {len(devices)} x {devices[0].device_kind}'
+    )
 
   def state(self) -> step_lib.State:
     """Returns the state that the run starts or continues from.
@@ -317,7 +354,7 @@ class Run:
       rows_lib.of_evaluation(
         self.config,
         self.folder.absolute().name,
-        self._fingerprint,
+        self._corpus.fingerprint,
         step,
         self._inherited,
         epochs,
