@@ -199,6 +199,7 @@ def of_checkpoint(
   tokens: int = 0,
   batch: int = 0,
   context: int = 0,
+  data: Mapping[str, Any] | None = None,
 ) -> Probe:
   """Returns the probe of a model on the held-out text of its run.
 
@@ -211,31 +212,35 @@ def of_checkpoint(
     tokens: number of held-out targets; 0 for those of the run's evaluations.
     batch: windows of a batch; 0 for those of the run's evaluations.
     context: positions of a window; 0 for those of the training.
+    data: keys of the text, by DataConfig, in place of the run's; any text is
+      allowed then.
 
   Raises:
     UserError: if there is no such model, its corpus is not that of its run,
       `tokens` do not fill a batch, or a window has a single position.
   """
   with _opened(folder, step) as model:
+    other = bool(data)
+    model = evaluate.on_text(model, data or {})
     train = model.config.train
-    data = _windows(model, context)
+    text = _windows(model, context)
     wanted = tokens or train.eval_tokens
     size = batch or train.eval_batch_size
-    if tokens and tokens < size * data.seq_len:
+    if tokens and tokens < size * text.seq_len:
       raise errors.UserError(
         f'tokens: {tokens} is not allowed; a batch of {size} windows of '
-        f'{data.seq_len} has {size * data.seq_len}, the least: ask for more, '
+        f'{text.seq_len} has {size * text.seq_len}, the least: ask for more, '
         'or for a smaller batch'
       )
-    rows = batch or min(size, -(-wanted // data.seq_len))
-    corpus = packing.load(data)
-    evaluate.check_corpus(model, corpus)
-    batches = batches_lib.heldout(corpus, data, wanted, rows)
+    rows = batch or min(size, -(-wanted // text.seq_len))
+    corpus = packing.load(text)
+    evaluate.check_corpus(model, corpus, other)
+    batches = batches_lib.heldout(corpus, text, wanted, rows)
     with errors.within(model.folder):
       measurement = layers.measure(
         model.params, model.config.model, batches, corpus.separator
       )
-    return of_measurement(measurement, _probed(model, corpus, data))
+    return of_measurement(measurement, _probed(model, corpus, text))
 
 
 def _windows(model: load.Model, context: int) -> data_config.DataConfig:

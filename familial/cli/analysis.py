@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
+from typing import Any
 
 from etils import epy
 
+from familial.cli import command
 from familial.cli import output_folder
 from familial.cli.command import Command
 from familial.cli.command import Folder
 from familial.cli.command import Folders
 from familial.core import schema
+from familial.core import storage
 
 # Imported when a command runs, not when its flags are read.
 with epy.lazy_imports():
@@ -32,6 +36,8 @@ class Probe:
     tokens: held-out tokens; 0 for as many as the run's own evaluations.
     batch: windows of a pass; 0 for those of the run's evaluations.
     context: positions of a window; 0 for those it was trained with.
+    data: keys of the text in place of the run's, such as --data.path where it was
+      moved.
     overwrite: replace another result in the folder.
   """
 
@@ -41,17 +47,26 @@ class Probe:
   tokens: schema.Index = 0
   batch: schema.Index = 0
   context: schema.Index = 0
+  data: Annotated[dict[str, Any], command.TEXT] = dataclasses.field(
+    default_factory=dict
+  )
   overwrite: bool = False
 
 
 def _probe(given: Probe) -> str:
+  storage.check_writable(given.out)
   compilation.prepare()
   with output_folder.claimed(given.out, 'probe', given):
     probes = []
     for number, folder in enumerate(given.checkpoint, start=1):
       probes.append(
         probe.of_checkpoint(
-          folder, given.step, given.tokens, given.batch, given.context
+          folder,
+          given.step,
+          given.tokens,
+          given.batch,
+          given.context,
+          given.data,
         )
       )
       if len(given.checkpoint) > 1:

@@ -21,6 +21,7 @@ from absl import flags
 from familial.cli import config_files
 from familial.core import errors
 from familial.core import schema
+from familial.data import config as data_config
 
 
 class Mark(enum.Enum):
@@ -51,6 +52,23 @@ class ConfigFile:
   required: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+  """Mark of a field that holds the keys given of a section of a config, by name.
+
+  Attributes:
+    section: dataclass of the section; each of its fields is a flag `NAME.KEY`.
+    without: keys that are no flags.
+  """
+
+  section: type
+  without: tuple[str, ...] = ()
+
+
+# The text that a model reads in place of its run's; its tokenizer stays.
+TEXT = Overrides(
+  data_config.DataConfig, ('tokenizer', 'separator', 'vocab_size')
+)
 Folder = Annotated[str, FOLDER]
 Repeated = Annotated[tuple[str, ...], REPEATED]
 Folders = Annotated[tuple[str, ...], REPEATED, FOLDER]
@@ -80,9 +98,10 @@ class Command:
   def fields(self) -> list[schema.Field]:
     """The fields that are flags."""
     return [
-      field
+      flag
       for field in schema.describe(self.flag_class)
       if field.name not in (GIVEN, CONFIG_FILE)
+      for flag in _overrides(field) or [field]
     ]
 
   @property
@@ -115,10 +134,19 @@ class Command:
       lambda name, value: _allowed(fields[name], value),
       lambda: _absent(values, fields),
     )
-    found = {
-      field.name: _value(field, name, values[name].value)
-      for name, field in fields.items()
-    }
+    found: dict[str, Any] = {}
+    for field in schema.describe(self.flag_class):
+      if field.name in (GIVEN, CONFIG_FILE):
+        continue
+      if several := _overrides(field):
+        found[field.name] = {
+          each.name.partition('.')[2]: values[each.name].value
+          for each in several
+          if values[each.name].present
+        }
+      else:
+        name = flag_name(field.name)
+        found[field.name] = _value(field, name, values[name].value)
     for name in self.config_flags:
       found[name] = config_files.load(name, found[name], overrides[name])
     known = {field.name for field in schema.describe(self.flag_class)}
@@ -212,6 +240,17 @@ def _allowed(field: schema.Field, given: str) -> str:
 def flag_name(field: str) -> str:
   """Returns a field's flag: a keyword such as `from_` has an underscore less."""
   return field.removesuffix('_')
+
+
+def _overrides(field: schema.Field) -> list[schema.Field]:
+  """Returns the flags of a field that holds overrides; [] for another one."""
+  return [
+    dataclasses.replace(each, name=f'{field.name}.{each.name}', default=None)
+    for mark in field.metadata
+    if isinstance(mark, Overrides)
+    for each in schema.describe(mark.section)
+    if each.name not in mark.without
+  ]
 
 
 def _define(field: schema.Field, values: flags.FlagValues) -> None:

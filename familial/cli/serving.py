@@ -31,6 +31,7 @@ from familial.core import text as text_lib
 with epy.lazy_imports():
   from familial.convert import load
   from familial.convert import segments
+  from familial.data import packing
   from familial.data import tokenizers
   from familial.report import evaluation_page
   from familial.serving import benchmark
@@ -69,7 +70,10 @@ class Evaluate:
     draw: write figures and a page too.
     decode: time every mode of familial generate too, and count what a relay sends
       and receives; takes minutes.
-    out: folder of the result; evaluation/STEP in the model's folder by default.
+    out: folder of the result; evaluation/STEP in the model's folder by default,
+      evaluation/STEP_CORPUS for other text than it was trained on.
+    data: keys of the text in place of the run's, such as --data.path where it was
+      moved.
     json: write the result as JSON to the standard output, and the tables to the
       standard error.
     overwrite: replace another result in the folder.
@@ -82,6 +86,9 @@ class Evaluate:
   draw: bool = True
   decode: bool = False
   out: str = ''
+  data: Annotated[dict[str, Any], command.TEXT] = dataclasses.field(
+    default_factory=dict
+  )
   json: bool = False
   overwrite: bool = False
 
@@ -96,30 +103,47 @@ def _evaluate(values: Evaluate) -> str:
         f'--exits={",".join(values.exits)}: --decode decodes with all exits; '
         'leave one of the two out'
       )
+  storage.check_writable(
+    values.out or load.locate(values.checkpoint, values.step)[0]
+  )
   model = load.load(values.checkpoint, values.step)
-  default = model.folder / 'evaluation' / str(model.step)
+  model = evaluate.on_text(model, values.data)
+  corpus = packing.load(model.config.data)
+  name = str(model.step)
+  trained_on = evaluate.trained_on(model)
+  if values.data and trained_on not in (None, corpus.fingerprint):
+    name = f'{name}_{corpus.fingerprint}'
+    _warn(
+      f'evaluated on corpus {corpus.fingerprint}; the model was trained on '
+      f'{trained_on}'
+    )
   # Of the default folder the model is known, wherever it has moved.
   resolved = {
     'step': str(model.step),
     'checkpoint': values.out and str(model.folder),
   }
   with output_folder.claimed(
-    values.out or default, 'evaluate', values, **resolved
+    values.out or model.folder / 'evaluation' / name,
+    'evaluate',
+    values,
+    **resolved,
   ) as out:
-    return _evaluated(values, model, exits, out)
+    return _evaluated(values, model, corpus, exits, out)
 
 
 def _evaluated(
   values: Evaluate,
   model: load.Model,
+  corpus: packing.Corpus,
   exits: tuple[int, ...] | None,
   out: pathlib.Path,
 ) -> str:
   """Evaluates a model and writes the results; returns the summary."""
   tables = sys.stderr if values.json else sys.stdout
   tokens = values.tokens or None
-  evaluation = evaluate.evaluate(model, exits, tokens=tokens)
-  _write(out / 'evaluation.json', evaluation)
+  evaluation = evaluate.evaluate(
+    model, exits, tokens=tokens, corpus=corpus, any_text=bool(values.data)
+  )
   measured = None
   if values.decode:
     measured = benchmark.measure(model, tokens=tokens, say=_warn)
@@ -133,6 +157,7 @@ def _evaluated(
       )
     _write(out / 'decoding.json', measured)
     print(_decoding_text(measured), file=tables)
+  _write(out / 'evaluation.json', evaluation)
   if values.draw:
     evaluation_page.write(evaluation, measured, out)
   text = f'{_evaluation_text(evaluation)} -> {out / "evaluation.json"}'

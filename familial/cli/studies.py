@@ -18,6 +18,7 @@ from familial.cli.command import Command
 from familial.cli.command import ConfigFile
 from familial.cli.command import Folder
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
@@ -88,6 +89,7 @@ def run_study(
   )
   if outcome.planned_only:
     return outcome.line
+  progress_bar.say('drawing figures and writing the page ...')
   with storage.lock(workdir, wait=True):
     path = page.write(workdir)
   line = f'{outcome.line}\n{path}'
@@ -133,7 +135,11 @@ def _train(given: Train) -> str:
         f'--workdir={given.workdir}: another process is training there'
       )
     loop.run(
-      run, given.workdir, tensorboard=given.tensorboard, profile=given.profile
+      run,
+      given.workdir,
+      tensorboard=given.tensorboard,
+      profile=given.profile,
+      announce=True,
     )
     outcome = run_folder.outcome(given.workdir)
   return f'{given.workdir}: {outcome}'

@@ -84,6 +84,12 @@ class _Llama:
     depth, width, heads = (
       self.num_hidden_layers, self.hidden_size, self.num_attention_heads,
     )  # fmt: skip
+    errors.require(
+      list(exits) == sorted({*exits} & {*range(1, depth + 1)}),
+      '--exits',
+      ','.join(map(str, exits)),
+      f'increasing layers from 1 to {depth}, joined by commas',
+    )
     return model_config.ModelConfig(
       vocab_size=self.vocab_size,
       width=width,

@@ -123,7 +123,8 @@ def template_of(folder: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   config = train_config.template()
   for name in ('model', 'data', 'train'):
     config[name].update(dataclasses.asdict(getattr(parent, name)))
-  if parent.data.tokenizer_file:  # Which may have been moved, with the folder.
+  # A BPE of other text would be another tokenizer; the folder may have moved.
+  if (folder / TOKENIZER).exists():
     config.data.tokenizer = str(folder / TOKENIZER)
   config.train.update(init_from=str(folder), trained='all')
   return config

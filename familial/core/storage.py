@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from familial.core import errors
 SCHEMA = 1
 _LINKS = 40  # followed from a path; Linux's own limit
 Row = dict[str, Any]
+_ATTEMPTS = 100  # To make a folder that others remove.
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -200,20 +202,63 @@ def lock(
 ) -> Iterator[bool]:
   """Locks a folder for this process; yields whether the lock was obtained.
 
-  The operating system releases the lock when the process ends.
+  The operating system releases the lock when the process ends. A folder that was
+  made for the lock and holds nothing else at the end is removed again.
 
   Args:
     folder: made if missing; the lock is its file `lock`.
     wait: whether to wait for another process to release it.
   """
-  path = pathlib.Path(folder) / 'lock'
-  with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, 'w', encoding='utf-8')
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield False
+  path = pathlib.Path(folder).absolute() / 'lock'
+  for attempt in itertools.count(1):
+    made = list(itertools.takewhile(lambda p: not p.exists(), path.parents))
+    with writing(path):
+      try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'w', encoding='utf-8')
+      except FileNotFoundError:  # Removed by its last owner between the two.
+        if attempt == _ATTEMPTS:
+          raise
+        continue
+    with file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      except BlockingIOError:
+        yield False
+        return
+      # Its last owner may have removed the file meanwhile.
+      if not path.exists() or not os.path.samestat(
+        os.fstat(file.fileno()), path.stat()
+      ):
+        continue
+      try:
+        yield True
+      finally:
+        _remove_empty(path, made)
       return
-    yield True
+
+
+def _remove_empty(path: pathlib.Path, made: Iterable[pathlib.Path]) -> None:
+  """Removes a lock with its new folders, if these hold nothing else."""
+  with contextlib.suppress(OSError):
+    if path.parent in made and os.listdir(path.parent) == [path.name]:
+      path.unlink()
+      for folder in made:
+        folder.rmdir()
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+  """Raises a UserError unless a folder, which may be missing, can be written.
+
+  Nothing is written. A command calls it before work whose result is written at
+  the end.
+  """
+  path = pathlib.Path(folder).absolute()
+  while not path.exists() and path != path.parent:
+    path = path.parent
+  if not path.is_dir():
+    raise unwritten(folder, f'{path} is not a folder')
+  if not os.access(path, os.W_OK | os.X_OK):
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    number = errno.EROFS if read_only else errno.EACCES
+    raise unwritten(folder, os.strerror(number))

@@ -70,7 +70,8 @@ class Batches:
     if windows < batch_size:
       raise errors.UserError(
         f'corpus={corpus.name!r} has {windows} windows of '
-        f'seq_len={config.seq_len}, fewer than batch_size={batch_size}'
+        f'seq_len={config.seq_len}, fewer than batch_size={batch_size}; more '
+        'text, a smaller train.batch_size or a shorter data.seq_len'
       )
     self.tokens_per_step = batch_size * config.seq_len
     self.epoch_tokens = windows * config.seq_len
@@ -151,7 +152,8 @@ def heldout(
   if not available:
     raise errors.UserError(
       f'corpus={corpus.name!r} has {len(corpus.heldout.tokens)} held-out '
-      f'tokens, fewer than one window of seq_len={length}'
+      f'tokens, fewer than one window of seq_len={length}; more text, a larger '
+      'data.heldout_percent or a shorter data.seq_len'
     )
   windows = min(-(-tokens // length), available)
   count = -(-windows // batch_size)

@@ -1,12 +1,16 @@
 """Corpus, tokenizer and windows that a run is trained on."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+import sys
+import tempfile
 from typing import Annotated
 
 from familial.core import errors
 from familial.core import schema
+from familial.core import storage
 
 TOKENIZERS = ('bytes', 'bpe')
 HELDOUT_PERCENTS = range(1, 51)
@@ -34,7 +38,8 @@ class DataConfig:
   Attributes:
     corpus: `python_source`, `python_packages`, `text_files`, or the name of a
       TFDS data set with a text feature, such as `lm1b` or `c4/en`.
-    path: folder of text for `text_files`, read with its subfolders.
+    path: folder of text for `text_files`, read with its subfolders; a file
+      *.jsonl or *.ndjson holds a document in the field `text` of each line.
     cache_dir: folder of prepared data; '' for $FAMILIAL_CACHE, or
       ~/.cache/familial where that is unset.
     tokenizer: `bytes`, `bpe` (byte-level, trained on the train split), or a file:
@@ -47,7 +52,10 @@ class DataConfig:
     seq_len: L, window length in tokens.
     document_mask: whether attention and loss stop at document boundaries.
     heldout_percent: percentage of documents held out, chosen by a hash of their
-      content; used where the corpus has no held-out split.
+      content; used where the corpus has no held-out split. Where too few
+      documents leave none, the last part of the text is held out.
+    allow_left_out: whether more than a tenth of the files of `path` may be left
+      out because they hold no UTF-8 text.
 
   Raises:
     UserError: at construction, if a value is not allowed.
@@ -62,6 +70,7 @@ class DataConfig:
   seq_len: schema.Count = 128
   document_mask: bool = False
   heldout_percent: _Percent = 5
+  allow_left_out: bool = False
 
   def __post_init__(self) -> None:
     schema.check(self, 'data')
@@ -90,7 +99,37 @@ class DataConfig:
 
 
 def cache_folder(config: DataConfig) -> pathlib.Path:
-  """Returns the folder of prepared data: the key, the environment, or home."""
+  """Returns the folder of prepared data: the key, the environment, or home.
+
+  Where nothing can be written to home, it is a folder of this user's among the
+  temporary files.
+  """
   chosen = config.cache_dir or os.environ.get('FAMILIAL_CACHE', '')
-  folder = chosen or '~/.cache/familial'
-  return pathlib.Path(folder).expanduser().absolute()
+  if chosen:
+    return pathlib.Path(chosen).expanduser().absolute()
+  try:
+    folder = pathlib.Path('~/.cache/familial').expanduser().absolute()
+    storage.check_writable(folder)
+    return folder
+  except (errors.UserError, RuntimeError) as error:  # Or there is no home.
+    return _temporary(str(error))
+
+
+@functools.cache
+def _temporary(why: str) -> pathlib.Path:
+  """Returns the folder in place of home's; says so once."""
+  folder = pathlib.Path(tempfile.gettempdir()) / f'familial-{os.getuid()}'
+  with storage.writing(folder):
+    folder.mkdir(mode=0o700, exist_ok=True)
+  # A folder that others may write is no place for programs and text.
+  stat = folder.lstat()
+  if stat.st_uid != os.getuid() or stat.st_mode & 0o022 or folder.is_symlink():
+    raise errors.UserError(
+      f'{folder}: belongs to another user; set data.cache_dir or $FAMILIAL_CACHE'
+    )
+  print(
+    f'familial: {why.partition(";")[0]}; prepared data are kept in {folder}, or '
+    'where data.cache_dir or $FAMILIAL_CACHE says',
+    file=sys.stderr,
+  )
+  return folder

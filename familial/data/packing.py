@@ -14,9 +14,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import text
 from familial.data import cache
 from familial.data import config as config_lib
@@ -68,6 +68,7 @@ class Corpus:
     start: the tokens that begin every document, where these are not the
       separator before it.
     tokenizer_path: file of the tokenizer, '' for bytes.
+    notes: what a user should know of the text: files that were left out.
   """
 
   name: str
@@ -78,6 +79,7 @@ class Corpus:
   separator: int
   tokenizer_path: str
   start: tuple[int, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def load(config: config_lib.DataConfig) -> Corpus:
@@ -94,7 +96,8 @@ def load(config: config_lib.DataConfig) -> Corpus:
     root.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.UserError(
-      f'cache_dir={str(root)!r} cannot be made: {error.strerror}'
+      f'cache_dir={str(root)!r} cannot be made: {error.strerror}; set '
+      'data.cache_dir or $FAMILIAL_CACHE to a folder that can be written'
     ) from error
   given = [_tokenizer_digest(config)] if config.tokenizer_file else []
   if config.separator:
@@ -119,11 +122,15 @@ def load(config: config_lib.DataConfig) -> Corpus:
       (folder / _TOKENIZER).write_bytes(text.encode('utf-8'))
     source.use(lambda splits: _write(config, splits, folder))
 
-  return cache.use(
+  corpus = cache.use(
     root / 'packed' / f'{stem}-{kind}-{key}',
     make,
     lambda folder: _map(config.corpus, folder),
   )
+  if source.survey is None:
+    return corpus
+  notes = tuple(source.survey.lines(config.heldout_percent))
+  return dataclasses.replace(corpus, notes=notes)
 
 
 def _write(
@@ -148,18 +155,15 @@ def _write(
   if start := _start(tokenizer):
     meta['start'] = start
   for name, split in splits.items():
-    bar = tqdm.tqdm(
-      split.texts(),
-      desc=f'packing {name}',
-      total=split.most,
-      unit='doc',
-      disable=None,
+    bar = progress_bar.start(
+      split.texts(), desc=f'packing {name}', total=split.most, unit='doc'
     )
     meta[name] = _write_split(folder, name, bar, tokenizer)
     if not meta[name]['documents']:
       raise errors.UserError(
         f'corpus={config.corpus!r} has no {name} document that is text, with '
-        f'heldout_percent={config.heldout_percent}'
+        f'heldout_percent={config.heldout_percent}; more text, or another '
+        'percentage'
       )
   meta['fingerprint'] = cache.digest(meta)
   (folder / _META).write_text(json.dumps(meta, indent=2) + '\n')

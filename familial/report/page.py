@@ -52,7 +52,7 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     study.kind,
     title=results.plan.get('title') or f'Study: {study.kind}',
     results=results,
-    summary=summary_of(study, workdir),
+    summary=summary_of(study, workdir, results),
     curves=training.curves(results.run_folders()),
     plots=PLOTS,
     links=_files(workdir),
@@ -60,13 +60,18 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def summary_of(
-  study: study_lib.Study[Any, Any], folder: pathlib.Path
+  study: study_lib.Study[Any, Any],
+  folder: pathlib.Path,
+  results: study_lib.Results | None = None,
 ) -> study_lib.Summary[Any]:
-  """Returns a study's summary, computed where an earlier version left no tables.
+  """Returns a study's summary, computed where the folder has none of its runs.
+
+  An earlier version left no tables, and runs may have been removed since.
 
   Args:
     study: kind of the study.
     folder: of the study; nothing is written to it.
+    results: of the folder, by which its `summary.json` is checked.
 
   Raises:
     UserError: if the folder is of another kind, damaged, or has neither tables
@@ -74,13 +79,18 @@ def summary_of(
   """
   path = folder / study_lib.SUMMARY
   if path.exists() and 'tables' in storage.read_own(path):
-    return study.read_summary(folder)
+    summary = study.read_summary(folder)
+    count = (
+      len(results.finished) if results else 0
+    )  # 0 for studies without runs.
+    if count in (0, summary.cost.finished):
+      return summary
   config = folder / 'config.json'
   if not config.exists():
     raise errors.UserError(
       f'{path}: has no tables, and there is no config.json to compute them by'
     )
-  results = study_lib.read(folder)
+  results = results or study_lib.read(folder)
   kind = registry.of_plan(results.plan).kind
   if kind != study.kind:
     raise errors.UserError(

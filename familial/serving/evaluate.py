@@ -4,9 +4,11 @@ Shapes: G exits chosen, B rows of a batch, W windows, L positions, V vocabulary.
 """
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from familial.core import storage
 from familial.core import text
 from familial.data import batches as batches_lib
 from familial.data import packing
+from familial.data import tokenizers
 from familial.model import config as model_config
 from familial.model import flops as flops_lib
 from familial.model import transformer
@@ -103,6 +106,7 @@ def evaluate(
   exits: Sequence[int] | None = None,
   tokens: int | None = None,
   corpus: packing.Corpus | None = None,
+  any_text: bool = False,
 ) -> Evaluation:
   """Evaluates exits on the fixed held-out set of the model's run.
 
@@ -113,6 +117,7 @@ def evaluate(
     tokens: held-out targets; by default as many as in training, which gives the
       same losses.
     corpus: the run's corpus; read by default.
+    any_text: whether the text may be another one than the run's.
 
   Raises:
     UserError: for exits that do not exist, another corpus than the run's, or a
@@ -124,7 +129,7 @@ def evaluate(
   )
   segments.check_exits(config.model, chosen)
   corpus = corpus or packing.load(config.data)
-  check_corpus(model, corpus)
+  check_corpus(model, corpus, any_text)
   batches = heldout(model, tokens, corpus)
   found = readings(model.params, config.model, batches, chosen)
   if not np.isfinite(found.nats_GxWxL).all():
@@ -213,14 +218,63 @@ def readings(
   )
 
 
-def check_corpus(model: load.Model, corpus: packing.Corpus) -> None:
-  """Refuses a corpus other than that of the model's run."""
-  known = storage.read_json(model.folder / 'lineage.json').get('corpus')
-  if known not in (None, corpus.fingerprint):  # An import has none.
+def on_text(model: load.Model, data: Mapping[str, Any]) -> load.Model:
+  """Returns a model with other keys of its text; its tokenizer stays.
+
+  Args:
+    model: the model.
+    data: values of keys of DataConfig.
+
+  Raises:
+    UserError: if a value is not allowed, or windows are longer than those that
+      the model was trained on.
+  """
+  if not data:
+    return model
+  was = model.config.data
+  values = {'tokenizer': model.tokenizer_path or was.tokenizer, **data}
+  if values.get('corpus', was.corpus) != 'text_files':
+    values.setdefault('path', '')
+  config = dataclasses.replace(was, **values)
+  errors.require(
+    config.seq_len <= was.seq_len,
+    'data.seq_len',
+    config.seq_len,
+    f'at most the {was.seq_len} positions that {model.folder} was trained on',
+  )
+  return dataclasses.replace(
+    model, config=dataclasses.replace(model.config, data=config)
+  )
+
+
+def trained_on(model: load.Model) -> str | None:
+  """Returns the fingerprint of a run's corpus; None for an import."""
+  lineage = storage.read_json(model.folder / 'lineage.json')
+  corpus: str | None = lineage.get('corpus')
+  return corpus
+
+
+def check_corpus(
+  model: load.Model, corpus: packing.Corpus, any_text: bool = False
+) -> None:
+  """Refuses another tokenizer than the model's, and another text than its run's.
+
+  Args:
+    model: the model.
+    corpus: the text.
+    any_text: whether another text is allowed.
+  """
+  known = trained_on(model)
+  if not any_text and known not in (None, corpus.fingerprint):
     raise errors.UserError(
       f'{model.folder} was trained on corpus {known}, not '
       f'{corpus.fingerprint}, which is what data.corpus={corpus.name!r} gives '
-      'here now'
+      'here now; --data.path and other keys of --data allow other text'
+    )
+  if tokenizers.load(corpus.tokenizer_path).mark != model.tokenizer.mark:
+    raise errors.UserError(
+      f'data.tokenizer: {model.config.data.tokenizer!r} is not the tokenizer of '
+      f'{model.folder}'
     )
 
 

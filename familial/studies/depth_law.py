@@ -264,7 +264,7 @@ class DepthLaw(execution.TrainedStudy[Config, Tables]):
   kind = 'depth'
   config_class = Config
   tables_class = Tables
-  free = ('fit', 'first_tokens', 'cutoffs', 'layout')
+  free = ('fit', 'first_tokens', 'cutoffs')
   run_keys = RUN_KEYS
   train_defaults: Mapping[str, Any] = {'schedule': 'constant'}
 

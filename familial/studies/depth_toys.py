@@ -574,7 +574,13 @@ class DepthToys(study_lib.Study[Config, Tables]):
       options.workers,
       '1 for toys: one process trains many at once',
     )
-    workdir = run_folder.open_folder(workdir, config)
+    workdir = pathlib.Path(workdir)
+    # Groups without a result may change, and others may be added.
+    begun = {path.name.partition('.')[0] for path in workdir.glob('toys/*.*')}
+    free = ['title', *(f'studies.{name}' for name in {*config.studies} - begun)]
+    if begun or not run_folder.is_of(workdir, config):
+      run_folder.check_folder(workdir, config, free)
+    storage.check_writable(workdir)
     plan: list[dict[str, Any]] = [
       {
         'study': name,
@@ -583,6 +589,7 @@ class DepthToys(study_lib.Study[Config, Tables]):
       }
       for name, group in config.studies.items()
     ]
+    run_folder.write_config(workdir, config)
     storage.write_json(
       workdir / study_lib.PLAN,
       {

@@ -13,6 +13,7 @@ from typing import TypeVar
 import ml_collections
 
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import run_folder
 from familial.core import schema
 from familial.core import storage
@@ -34,12 +35,15 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
   """A kind of study whose runs are trained as `familial train` does.
 
   Attributes:
-    free: sections of the config that may change once there are runs.
+    free: keys of the config that only the analysis reads.
+    takes_more: whether a begun study takes more runs, whose results do not depend
+      on which others there are.
     run_keys: keys of TrainConfig that the runs decide for themselves.
     train_defaults: defaults of TrainConfig that this kind changes.
   """
 
-  free: tuple[str, ...] = ('layout',)
+  free: tuple[str, ...] = ()
+  takes_more: bool = True
   run_keys: tuple[str, ...] = ()
   train_defaults: Mapping[str, Any] = {}
 
@@ -48,9 +52,9 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     """Returns the runs of a study; their names are unique."""
 
   def may_change(self, config: Config) -> tuple[str, ...]:
-    """Returns the sections of a config that may change once there are runs."""
+    """Returns the keys of a config that may change once there are runs."""
     del config
-    return self.free
+    return (*train_config.FREE, 'title', *self.free)
 
   def plan(self, config: Config, runs: Runs) -> Mapping[str, Any]:
     """Returns the entries of `plan.json` other than the runs and their cost."""
@@ -108,9 +112,12 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     """Trains what is missing, fits and analyses; see `Study.run`."""
     workdir = pathlib.Path(workdir)
     runs = self.runs(config)
-    run_folder.open_folder(workdir, config, free=self.may_change(config))
     plan, runs = self._plan(config, runs, workdir, options)
-    lines = list(self.plan_lines(plan))
+    lines = [
+      f'on {study_lib.machine()["devices"]}; laws and figures come after that '
+      'time',
+      *self.plan_lines(plan),
+    ]
     print(plan_lib.text(plan, lines), flush=True)
     if options.plan_only:
       return study_lib.Outcome(
@@ -125,6 +132,7 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
         else 'not finished: its parent run failed, or its worker was killed'
       )
       print(f'{cell}: {why}', file=sys.stderr)
+    progress_bar.say('fitting laws and summarising ...')
     # Hosts that share the folder finish one after another.
     with storage.lock(workdir, wait=True):
       results = study_lib.read(workdir)
@@ -139,18 +147,21 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
     workdir: pathlib.Path,
     options: study_lib.Options,
   ) -> tuple[Mapping[str, Any], Runs]:
-    """Returns the study's plan and the runs in it.
+    """Checks the folder and returns the study's plan and the runs in it.
 
     The process that begins first decides on the corpus and the runs, for all
-    hosts; another number of workers changes the expected time alone.
+    hosts; another number of workers changes the expected time alone. A config with
+    more runs adds them to the plan. Nothing is written before all is checked.
     """
-    workers, begin = options.workers, not options.plan_only
+    workers = options.workers
+    self._check_folder(config, runs, workdir)
     corpus = packing.load(config.data)
+    sweep.check(runs, corpus)
     path = workdir / study_lib.PLAN
     with storage.lock(workdir, wait=True):
-      planned = storage.read_own(path) if path.exists() else None
-      if planned and not planned.get('begun', True):
-        planned = None  # By --plan_only, perhaps on another machine.
+      known = self._check_folder(config, runs, workdir)
+      planned = storage.read_own(path) if known and path.exists() else None
+      names: set[str] = set()
       if planned:
         first = planned['corpus']['fingerprint']
         if first != corpus.fingerprint:
@@ -161,21 +172,79 @@ class TrainedStudy(study_lib.Study[Config, Tables]):
             'workdir, or that text'
           )
         names = {row['cell'] for row in planned['cells']}
-        runs = [run for run in runs if run.cell in names]
-        if planned['workers'] == workers:
+        # The time allowed was too little for some of the runs known then.
+        runs = [r for r in runs if r.cell in names or r.cell not in known]
+        if planned['workers'] == workers and all(
+          run.cell in names and _same(known.get(run.cell, run), run)
+          for run in runs
+        ):
+          run_folder.write_config(workdir, config)
           return planned, runs
-        begin = True
-      print('calibrating on the narrowest and the widest model ...', flush=True)
+      print(
+        'compiling and timing the narrowest and the widest model ...',
+        flush=True,
+      )
       speed = plan_lib.calibrate(runs, workers)
-      if not planned:
-        runs = self.affordable(config, runs, speed, workers)
+      if not names.issuperset(run.cell for run in runs):
+        fitting = self.affordable(config, runs, speed, workers)
+        names.update(run.cell for run in fitting)
+        runs = [run for run in runs if run.cell in names]
       plan = {
         **plan_lib.make(self.kind, config, runs, corpus, speed, workers),
         **self.plan(config, runs),
-        'begun': begin,
+        'begun': not options.plan_only,
       }
-      storage.write_json(path, plan)
+      if not (
+        planned and options.plan_only
+      ):  # What has begun goes on as it is.
+        run_folder.write_config(workdir, config)
+        storage.write_json(path, plan)
     return plan, runs
+
+  def _check_folder(
+    self, config: Config, runs: Runs, workdir: pathlib.Path
+  ) -> Mapping[str, train_config.RunConfig]:
+    """Returns the runs of the study that a folder holds; none if it is free.
+
+    Raises:
+      UserError: if it cannot be written, or a run that has begun would be another
+        one by this config.
+    """
+    storage.check_writable(workdir)
+    path, plan = workdir / 'config.json', workdir / study_lib.PLAN
+    if not path.exists():
+      return {}
+    changes = list(
+      run_folder.differences(workdir, config, self.may_change(config))
+    )
+    begun = sweep.begun(workdir)
+    planned = storage.read_own(plan) if plan.exists() else {'begun': False}
+    if not run_folder.is_of(workdir, config):
+      run_folder.check_folder(workdir, config)  # Refuses it.
+    if not begun and (changes or not planned.get('begun', True)):
+      return {}  # Of a plan that was only looked at, or a start that failed.
+    values = storage.read_own(path)
+    values.pop('schema', None)
+    was = {run.cell: run for run in self.runs(self.read_config(values))}
+    now = {run.cell: run for run in runs}
+    for key, before, after in changes:
+      for cell in begun:
+        if (
+          self.takes_more
+          and cell in now
+          and _same(was.get(cell, now[cell]), now[cell])
+        ):
+          continue
+        raise errors.UserError(
+          f'{workdir} was made with {key} = {before!r}, not {after!r}, and its '
+          f'run {cell} has begun; use another workdir, or that value'
+        )
+    return was
+
+
+def _same(was: train_config.RunConfig, now: train_config.RunConfig) -> bool:
+  """Whether two configs are those of one run, whose results are the same."""
+  return not any(run_folder.compare(was, now, train_config.FREE))
 
 
 def named_once(runs: Sequence[train_config.RunConfig]) -> Runs:

@@ -547,7 +547,7 @@ class IsoFLOP(execution.TrainedStudy[Config, Tables]):
   kind = 'isoflop'
   config_class = Config
   tables_class = Tables
-  free = ('fit', 'layout')
+  free = ('fit',)
   run_keys = ('steps', 'batch_size', 'warmup_steps', 'beta2', 'seed')
 
   def runs(self, config: Config) -> list[RunConfig]:

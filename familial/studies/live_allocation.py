@@ -461,13 +461,14 @@ class LiveAllocation(execution.TrainedStudy[Config, Tables]):
   config_class = Config
   tables_class = Tables
   needs_finished = False
+  takes_more = False  # What is decided depends on all candidates.
   run_keys = ('steps', 'warmup_steps')
   train_defaults: Mapping[str, Any] = {'schedule': 'constant'}
 
   def may_change(self, config: Config) -> tuple[str, ...]:
-    """Returns `layout`, `full`, and `law` where the policy does not use it."""
+    """Adds `full`, and `law` where the policy does not use it."""
     law = () if config.policy == policies.LAW else ('law',)
-    return ('layout', 'full', *law)
+    return (*super().may_change(config), 'full', *law)
 
   def runs(self, config: Config) -> list[RunConfig]:
     """Returns the candidates, each as a run to the horizon."""

@@ -20,10 +20,9 @@ import time
 import traceback
 from typing import Any
 
-import tqdm
-
 from familial.core import cores as cores_lib
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import run_folder
 from familial.core import storage
 from familial.model import config as model_config
@@ -57,6 +56,34 @@ class Options:
 def folder(workdir: str | os.PathLike[str], cell: str) -> pathlib.Path:
   """Returns a cell's run folder."""
   return pathlib.Path(workdir) / 'cells' / cell
+
+
+def begun(workdir: str | os.PathLike[str]) -> list[str]:
+  """Returns the names of the runs that have rows or a checkpoint."""
+  cells = pathlib.Path(workdir) / 'cells'
+  rows = cells.glob(f'*/{run_folder.ROWS}')
+  checkpoints = cells.glob('*/checkpoints/[0-9]*')
+  return sorted(
+    {path.parent.name for path in rows}
+    | {path.parents[1].name for path in checkpoints}
+  )
+
+
+def check(cells: Cells, corpus: Any) -> None:
+  """Raises a UserError if a cell cannot be trained on this text and machine."""
+  from familial.training import run  # Brings JAX.
+
+  checked = set()
+  for cell in cells:
+    train = cell.train
+    what = (
+      cell.model, cell.layout, train.batch_size, train.eval_batch_size,
+      train.eval_tokens,
+    )  # fmt: skip
+    if what not in checked:
+      checked.add(what)
+      with errors.within(cell.cell):
+        run.check(cell, corpus)
 
 
 def execute(
@@ -275,7 +302,8 @@ def _supervise(
             )
           bar.n = sum(_spent(cell, workdir) for cell in cells) / 1e9
           done = len(cells) - len(_left(cells, workdir, until))
-          bar.set_postfix_str(f'{done} of {len(cells)} cells')
+          begins = '' if done or bar.n else ', compiling'
+          bar.set_postfix_str(f'{done} of {len(cells)} cells{begins}')
           for index, process in enumerate(processes):
             if stopping and index not in told:
               told.add(index)
@@ -306,11 +334,12 @@ def _supervise(
     raise errors.UserError(refusals.get())
 
 
-def flops_bar(name: str, flops: float) -> 'tqdm.tqdm[Any]':
+def flops_bar(name: str, flops: float) -> Any:
   """Returns a progress bar of training FLOPs, in units of 1e9."""
-  return tqdm.tqdm(
+  return progress_bar.start(
     total=flops / 1e9,
     unit='GFLOP',
+    unit_scale=True,
     desc=name,
     bar_format='{desc}: {percentage:3.0f}% |{bar}|'
     ' {elapsed} < {remaining}{postfix}',

@@ -16,6 +16,34 @@ from familial.model import config as model_config
 
 WEIGHTINGS = ('uniform', 'final_one', 'linear')
 SCHEDULES = ('constant', 'cosine', 'wsd')
+# Keys that may change when a run or a study is resumed, because no result depends
+# on them: where the text lies (its fingerprint identifies it), how the model is
+# computed up to rounding, and what is stored when.
+FREE = (
+  'layout',
+  'data.corpus',
+  'data.path',
+  'data.cache_dir',
+  'data.tokenizer',
+  'data.allow_left_out',
+  'model.attention',
+  'model.unroll',
+  'model.remat',
+  'model.loss_chunk',
+  'train.keep',
+  'train.checkpoint_seconds',
+)
+# Keys that may change when a run is resumed if every step that it has taken stays
+# the same.
+LATER = (
+  'train.steps',
+  'train.schedule',
+  'train.warmup_steps',
+  'train.decay_fraction',
+  'train.final_lr',
+  'train.evaluations',
+  'train.first_evaluation',
+)
 
 
 def _float32(bound: schema.Bound) -> schema.Bound:
@@ -66,7 +94,7 @@ class TrainConfig:
       this run's, whose parameters are the initial ones; '' for random ones. A
       parent with one exit gives the trunk and the last exit; one with this
       run's exits gives all. The parent's shape, up to what `growth` changes,
-      and data must be this run's; of an import's data, only the tokenizer.
+      and tokenizer must be this run's.
     seed: seed of initialisation and of the order of the data.
     evaluations: number of evaluations, evenly spaced in steps, the last at the
       end of the run.

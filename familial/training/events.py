@@ -15,6 +15,12 @@ from familial.core import errors
 Scalars = Callable[[int, Mapping[str, float]], None]
 
 
+def check(wanted: bool) -> None:
+  """Raises a UserError if event files are wanted and cannot be written."""
+  if wanted:
+    _modules()
+
+
 @contextlib.contextmanager
 def writer(
   folder: str | os.PathLike[str], wanted: bool, start: int
@@ -29,14 +35,7 @@ def writer(
   if not wanted:
     yield lambda step, values: None
     return
-  try:
-    from tensorboard.compat.proto import event_pb2
-    from tensorboard.compat.proto import summary_pb2
-    from tensorboard.summary.writer import event_file_writer
-  except ImportError:
-    raise errors.UserError(
-      "--tensorboard: needs the extra, pip install 'familial[tensorboard]'"
-    ) from None
+  event_pb2, summary_pb2, event_file_writer = _modules()
   backend = event_file_writer.EventFileWriter(
     str(pathlib.Path(folder) / 'events')
   )
@@ -59,3 +58,16 @@ def writer(
     yield scalars
   finally:
     backend.close()
+
+
+def _modules() -> tuple[Any, Any, Any]:
+  """Imports what writes event files; the refusal names the extra."""
+  try:
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.compat.proto import summary_pb2
+    from tensorboard.summary.writer import event_file_writer
+  except ImportError:
+    raise errors.UserError(
+      "--tensorboard: needs the extra, pip install 'familial[tensorboard]'"
+    ) from None
+  return event_pb2, summary_pb2, event_file_writer

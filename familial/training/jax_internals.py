@@ -36,16 +36,17 @@ def write_programs_with(write: Callable[[pathlib.Path, bytes], None]) -> None:
   """Makes JAX's compilation cache write its files with a function.
 
   JAX's own writes are not atomic: a kill or a full disk leaves part of a program,
-  which no later process can read and which JAX never replaces. JAX turns an
-  exception of the function into a warning.
+  which no later process can read and which JAX never replaces: it warns of it at
+  every start. What JAX compiles because it could read no file replaces that file.
+  JAX turns an exception of the function into a warning.
   """
 
   def put(cache: Any, key: str, value: bytes) -> None:
     if cache.eviction_enabled:  # JAX then keeps times of access beside it.
       _put(cache, key, value)
       return
-    path = pathlib.Path(str(cache.path), f'{key}{lru_cache._CACHE_SUFFIX}')
-    if not path.exists():
-      write(path, value)
+    write(
+      pathlib.Path(str(cache.path), f'{key}{lru_cache._CACHE_SUFFIX}'), value
+    )
 
   _cache.put = put

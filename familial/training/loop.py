@@ -29,6 +29,7 @@ def run(
   quiet: bool = False,
   tensorboard: bool = False,
   profile: bool = False,
+  announce: bool = False,
   on_step: Callable[[int], None] = lambda step: None,
 ) -> str:
   """Trains a run and returns its status.
@@ -41,6 +42,8 @@ def run(
     quiet: whether to show no progress bar.
     tensorboard: whether to write event files too.
     profile: whether to write a trace of a few steps too.
+    announce: whether to print what is trained before, and how long it takes once
+      the first steps were timed.
     on_step: called after each step.
 
   Returns:
@@ -62,10 +65,12 @@ def run(
   with (
     run_lib.Run(config, folder, corpus, tensorboard, until) as current,
     progress.stop_signals(quiet) as stopping,
-    progress.Reporter([current], quiet, profile) as reporter,
+    progress.Reporter([current], quiet, profile, announce) as reporter,
     jax.set_mesh(current.mesh),
   ):
     state = current.state()
+    if announce and processes.index() == 0:
+      print(*current.describe(), sep='\n', flush=True)
 
     def report(step: int, metrics: step_lib.Metrics) -> bool:
       """Fetches a step's metrics; returns whether its losses are finite."""

@@ -89,6 +89,31 @@ def schedule(step: Any, h: Hyper, xp: Any = jnp) -> Any:
   return warm * (h.final_lr + (1 - h.final_lr) * decay)
 
 
+def same_steps(
+  was: train_config.TrainConfig,
+  now: train_config.TrainConfig,
+  exits: tuple[int, ...],
+  count: int,
+) -> bool:
+  """Whether the first steps of two runs have equal rates and exit weights.
+
+  Args:
+    was: a run, of which the other differs in `train_config.LATER` alone.
+    now: the other run.
+    exits: the layer of each exit.
+    count: number of steps.
+  """
+  steps = np.arange(count, dtype=np.float32)
+  found = []
+  for config in (was, now):
+    h = hyper(config, exits)
+    weights_TxG = exit_weights(steps[:, None], h, np)
+    found.append((schedule(steps, h, np), weights_TxG))
+  return count <= now.steps and all(
+    np.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(*found, strict=True)
+  )
+
+
 def adamw(
   h: Hyper, model: model_config.ModelConfig
 ) -> optax.GradientTransformation:
@@ -103,9 +128,9 @@ def adamw(
   )
 
 
-def exit_weights(step: Array, h: Hyper) -> Array:
+def exit_weights(step: Any, h: Hyper, xp: Any = jnp) -> Any:
   """Returns the weights [G] of the exits' losses at a step."""
-  progress = jnp.float32(step) / h.steps
+  progress = xp.float32(step) / h.steps
   return (1 - progress) * h.exit_weights_G + progress * h.exit_weights_end_G
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import contextlib
 import os
 import signal
-import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
+from familial.core import progress_bar
 from familial.core import text
 from familial.model import flops as flops_lib
 from familial.training import optimizer
@@ -41,7 +40,11 @@ class Reporter:
   """
 
   def __init__(
-    self, runs: Sequence[run_lib.Run], quiet: bool, profile: bool = False
+    self,
+    runs: Sequence[run_lib.Run],
+    quiet: bool,
+    profile: bool = False,
+    announce: bool = False,
   ):
     """Starts a bar over all steps of runs that advance together.
 
@@ -49,20 +52,22 @@ class Reporter:
       runs: the runs.
       quiet: whether to show no bar.
       profile: whether to trace some dispatches, to the first run's folder.
+      announce: whether to say that a program is compiled, and how long the rest
+        takes once steps were timed.
     """
     first = runs[0].config.cell
-    self._bar = tqdm.tqdm(
+    self._bar = progress_bar.start(
       total=sum(run.until for run in runs),
       initial=sum(run.start for run in runs),
       desc=first if len(runs) == 1 else f'{first} and {len(runs) - 1} more',
       unit='step',
       disable=quiet or processes.index() > 0,
       leave=False,
-      file=sys.stderr,
     )
+    self._announce = announce and processes.index() == 0
     self._trace = profiling.Trace(runs[0].folder, profile)
     self._since: float | None = None
-    self._compiled = False
+    self._begun = self._compiled = False
     self._steps = 0
     self._seconds = 0.0
     # Each run's share of the seconds: runs that advance together share them.
@@ -80,6 +85,11 @@ class Reporter:
   def before_dispatch(self) -> None:
     """Starts the clock again after a pause, and the trace if it is due."""
     self._trace.before()
+    if not self._begun:
+      self._begun = True
+      self._bar.set_postfix_str('compiling')
+      if self._announce:
+        progress_bar.say('compiling ...')
     if self._since is None and self._compiled:
       self._since = time.monotonic()
 
@@ -126,6 +136,13 @@ class Reporter:
         run.flush()
         tokens += self._tokens_per_second(run)
         flops += self._tokens_per_second(run) * _flops_per_token(run)
+      if self._announce:
+        self._announce = False
+        left = (self._bar.total - self._bar.n) * self._seconds / self._steps
+        progress_bar.say(
+          f'about {text.duration(left)} left, evaluations apart, at '
+          f'{tokens:,.0f} tokens/s and {flops / 1e9:.1f} GFLOP/s'
+        )
       self._bar.set_postfix_str(
         f'loss {[*observed.values()][-1][-1].loss:.3f}, {tokens:,.0f} tokens/s, '
         f'{flops / 1e9:.1f} GFLOP/s'

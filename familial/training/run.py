@@ -19,8 +19,10 @@ import numpy as np
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.core import text
 from familial.data import batches as batches_lib
 from familial.data import packing
+from familial.model import flops as flops_lib
 from familial.training import checkpoint
 from familial.training import compilation
 from familial.training import config as train_config
@@ -47,7 +49,10 @@ def begin(
   *,
   several: bool = False,
 ) -> str:
-  """Sets up the process and opens a run's folder; returns the run's status.
+  """Sets up the process and checks a run's folder; returns the run's status.
+
+  A finished run whose config asks for more steps is `running`. Nothing is
+  written: `Run` opens the folder when the text has been checked too.
 
   Args:
     config: config of the run.
@@ -59,21 +64,26 @@ def begin(
   """
   compilation.prepare(config.data, several=several)
   folder = pathlib.Path(folder)
-  path = folder / 'lineage.json'
-  if path.exists() and 'expand' in storage.read_json(path):
-    raise errors.UserError(
-      f'{folder} holds a grown model; it is trained on in another workdir, with '
-      'train.init_from'
-    )
-  # A run with a checkpoint of its own no longer needs its parent.
-  saved = path.exists() and any((folder / 'checkpoints').glob('[0-9]*'))
-  lineage = None if saved else warm_start.lineage(folder, config)
 
-  def open_folder() -> str:
-    run_folder.open_folder(folder, config, lineage, free=('layout',))
-    return run_folder.status(folder)
+  def check() -> str:
+    _check_folder(folder, config)
+    status = run_folder.status(folder)
+    more = status == 'finished' and _reached(folder) < config.train.steps
+    return 'running' if more else status
 
-  return processes.broadcast_from_0(open_folder)
+  status = processes.broadcast_from_0(check)
+  _lineage(folder, config)
+  return status
+
+
+def check(config: train_config.RunConfig, corpus: packing.Corpus) -> None:
+  """Raises a UserError if a run cannot be trained on this text and machine."""
+  mesh, train = sharding.mesh(config), config.train
+  part = sharding.part(train.batch_size, mesh)
+  batches_lib.Batches(corpus, config.data, train.batch_size, train.seed, *part)
+  batches_lib.heldout(
+    corpus, config.data, train.eval_batch_size, train.eval_batch_size
+  )
 
 
 class Run:
@@ -109,10 +119,8 @@ class Run:
     """
     folder = pathlib.Path(folder)
     train = config.train
-    lineage = _check_corpus(folder, corpus.fingerprint)
-    if corpus.tokenizer_path:
-      content = pathlib.Path(corpus.tokenizer_path).read_bytes()
-      _copy(folder / 'tokenizer.json', content)
+    events.check(tensorboard)
+    lineage = _with_corpus(folder, config, corpus)
     self.config, self.folder = config, folder
     self.mesh = sharding.mesh(config)
     self.hyper = optimizer.hyper(train, config.model.exits)
@@ -127,12 +135,18 @@ class Run:
     self.until = train.steps if until is None else min(until, train.steps)
     self.evaluations = train.evaluated | {self.until}
     self._inherited = lineage['inherited_flops']
-    self._fingerprint = corpus.fingerprint
+    self._corpus = corpus
     heldout = batches_lib.heldout(
       corpus, config.data, train.eval_tokens, train.eval_batch_size
     )
     self._heldout = [sharding.whole(batch, self.mesh) for batch in heldout]
     self._bytes_per_token = batches_lib.heldout_bytes_per_token(corpus, heldout)
+    # No process writes before all have checked.
+    processes.barrier('checked')
+    processes.broadcast_from_0(lambda: _open(folder, config, lineage))
+    if corpus.tokenizer_path:
+      content = pathlib.Path(corpus.tokenizer_path).read_bytes()
+      _copy(folder / run_folder.TOKENIZER, content)
     self._progress: list[storage.Row] = []
     with contextlib.ExitStack() as stack:
       processes.broadcast_from_0(
@@ -160,6 +174,41 @@ class Run:
     if kind is None or processes.count() == 1:
       self._open.close()
 
+  def describe(self) -> Iterator[str]:
+    """Yields lines on what will be trained: model, text, steps and devices."""
+    config, corpus = self.config, self._corpus
+    model, steps = config.model, self.until - self.start
+    sizes = ', '.join(
+      text.amount(flops_lib.params(model, exit_))
+      for exit_ in range(1, model.granularity + 1)
+    )
+    yield (
+      f'{self.folder}: {model.width} wide, {model.depth} layers; '
+      f'{text.count(model.granularity, "exit")} after '
+      f'{", ".join(map(str, model.exits))} of {sizes} parameters, and '
+      f'{text.amount(flops_lib.params_embedding(model, model.granularity))} of '
+      'embeddings'
+    )
+    yield (
+      f'corpus {corpus.name} ({corpus.fingerprint}): '
+      f'{len(corpus.train.documents) - 1:,} documents of '
+      f'{text.amount(len(corpus.train.tokens))} tokens, '
+      f'{len(corpus.heldout.documents) - 1:,} of '
+      f'{text.amount(len(corpus.heldout.tokens))} held out'
+    )
+    yield from corpus.notes
+    tokens = steps * self.source.tokens_per_step
+    flops = tokens * flops_lib.train(
+      model, config.data.seq_len, config.train.trained
+    )
+    devices = self.mesh.devices.ravel()
+    done = f' from step {self.start}' if self.start else ''
+    yield (
+      f'{steps:,} steps{done} of {self.source.tokens_per_step:,} tokens: '
+      f'{text.amount(tokens)}, {tokens / self.source.epoch_tokens:.2f} epochs, '
+      f'{flops:.3g} FLOPs, on {len(devices)} x {devices[0].device_kind}'
+    )
+
   def state(self) -> step_lib.State:
     """Returns the state that the run starts or continues from.
 
@@ -176,7 +225,13 @@ class Run:
     state = self._restored(state)
     # A run killed between its last two writes lacks its last rows.
     done = self.start == self.until
-    _truncate(self.folder / run_folder.ROWS, self.start - done)
+    # The folder may have been renamed, and the steps may have become more.
+    _truncate(
+      self.folder / run_folder.ROWS,
+      self.start - done,
+      run=self.folder.absolute().name,
+      status='running',
+    )
     for extra in (run_folder.PROGRESS, run_folder.GRADIENTS):
       _truncate(self.folder / extra, self.start)
     if done:
@@ -298,8 +353,8 @@ class Run:
       self.folder / run_folder.ROWS,
       rows_lib.of_evaluation(
         self.config,
-        self.folder.name,
-        self._fingerprint,
+        self.folder.absolute().name,
+        self._corpus.fingerprint,
         step,
         self._inherited,
         epochs,
@@ -319,23 +374,120 @@ def _set_metrics_aside(folder: pathlib.Path) -> None:
       checkpoint.set_aside(folder.absolute(), damage)
 
 
-def _check_corpus(folder: pathlib.Path, fingerprint: str) -> storage.Row:
-  """Returns a run's lineage, with its corpus; refuses another corpus."""
+def _check_folder(folder: pathlib.Path, config: train_config.RunConfig) -> None:
+  """Raises a UserError if a folder cannot be written or holds another run.
+
+  A run without a checkpoint has nothing to lose: its config may change.
+  """
+  if _is_unstarted(folder):
+    storage.check_writable(folder)
+    return
   path = folder / 'lineage.json'
-
-  def record() -> storage.Row:
-    lineage: storage.Row = storage.read_json(path)
-    if 'corpus' not in lineage:
-      lineage['corpus'] = fingerprint
-      storage.write_json(path, lineage)
-    return lineage
-
-  # Every process compares, because hosts may hold different texts.
-  lineage = processes.broadcast_from_0(record)
-  if lineage['corpus'] != fingerprint:
+  if path.exists() and 'expand' in storage.read_json(path):
     raise errors.UserError(
-      f'{folder} was begun on corpus {lineage["corpus"]}, not {fingerprint}, '
-      'which is what data.corpus gives here now; use another workdir, or that '
-      'text'
+      f'{folder} holds a grown model; it is trained on in another workdir, with '
+      'train.init_from'
     )
+  run_folder.check_folder(folder, config, _free(folder, config))
+
+
+def _free(
+  folder: pathlib.Path, config: train_config.RunConfig
+) -> tuple[str, ...]:
+  """Returns the keys in which a config may differ from a folder's.
+
+  Raises:
+    UserError: if it asks for other steps than those that the folder's run took.
+  """
+  if not (folder / 'config.json').exists():
+    return ()
+  changes = dict.fromkeys(
+    key for key, *_ in run_folder.differences(folder, config)
+  )
+  free: tuple[str, ...] = train_config.FREE
+  if changes.keys() & {*train_config.LATER, 'train.init_from'}:
+    values = storage.read_own(folder / 'config.json')
+    values.pop('schema', None)
+    was = train_config.read(values)
+    if _name(was.train.init_from) == _name(config.train.init_from):
+      free += ('train.init_from',)
+    steps, exits = _reached(folder), config.model.exits
+    if optimizer.same_steps(was.train, config.train, exits, steps):
+      free += train_config.LATER
+    elif 'train.steps' in changes:
+      raise errors.UserError(
+        f'{folder} has taken {steps} of {was.train.steps} steps, and '
+        f'train.steps = {config.train.steps} with train.schedule = '
+        f'{config.train.schedule!r} would have taken others: a run takes more '
+        "steps if its schedule is 'constant', or 'wsd' before the decay; train it "
+        f'on in another workdir, with --config=experiments/train_on.py:{folder}'
+      )
+  return free
+
+
+def _name(init_from: str) -> str:
+  return pathlib.PurePath(init_from).name
+
+
+def _reached(folder: pathlib.Path) -> int:
+  """Returns the last step of a run that is on disk."""
+  checkpoints = (folder / 'checkpoints').glob('[0-9]*')
+  steps = [int(path.name) for path in checkpoints if path.name.isdecimal()]
+  return max(steps, default=0)
+
+
+def _is_unstarted(folder: pathlib.Path) -> bool:
+  """Whether a folder is that of a run which has neither rows nor checkpoints."""
+  return (
+    (folder / 'lineage.json').exists()
+    and not (folder / run_folder.ROWS).exists()
+    and not any((folder / 'checkpoints').glob('[0-9]*'))
+  )
+
+
+def _lineage(
+  folder: pathlib.Path, config: train_config.RunConfig
+) -> storage.Row:
+  """Returns a run's lineage: its folder's, or that of its parent."""
+  path = folder / 'lineage.json'
+  # A run with a checkpoint of its own no longer needs its parent.
+  if path.exists() and not _is_unstarted(folder):
+    lineage: storage.Row = storage.read_json(path)
+    return lineage
+  return warm_start.lineage(folder, config)
+
+
+def _with_corpus(
+  folder: pathlib.Path,
+  config: train_config.RunConfig,
+  corpus: packing.Corpus,
+) -> storage.Row:
+  """Returns a run's lineage with its corpus; refuses a corpus of another run."""
+  lineage = processes.broadcast_from_0(lambda: _lineage(folder, config))
+  known = lineage.get('corpus')
+  # Every process compares, because hosts may hold different texts.
+  fingerprint = corpus.fingerprint
+  first = processes.broadcast_from_0(lambda: known or fingerprint)
+  if first != fingerprint:
+    raise errors.UserError(
+      f'{folder} was begun on corpus {first}, not {fingerprint}, which is what '
+      'data.corpus gives here now; use another workdir, or that text; a model is '
+      f'trained on other text with --config=experiments/train_on.py:{folder}'
+    )
+  if known is None:
+    warm_start.check_tokenizer(folder, config, corpus)
+    lineage = warm_start.on_corpus(lineage, fingerprint)
   return lineage
+
+
+def _open(
+  folder: pathlib.Path, config: train_config.RunConfig, lineage: storage.Row
+) -> None:
+  """Makes the folder of a run that is to begin, or opens that of a begun one."""
+  if _is_unstarted(folder):
+    for name in ('config.json', run_folder.TOKENIZER):
+      (folder / name).unlink(missing_ok=True)
+  path = folder / 'lineage.json'
+  if not path.exists() or storage.read_json(path) != lineage:
+    storage.write_json(path, lineage)
+  run_folder.write_config(folder, config)

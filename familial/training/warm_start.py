@@ -12,6 +12,7 @@ import optax
 from familial.core import errors
 from familial.core import run_folder
 from familial.core import storage
+from familial.data import packing
 from familial.expansion import config as growth_config
 from familial.expansion import grown
 from familial.expansion import maps
@@ -22,8 +23,7 @@ from familial.training import config as train_config
 from familial.training import optimizer
 from familial.training import step as step_lib
 
-# Keys in which a run and its parent may differ: how the model is computed, and
-# where prepared data are stored.
+# Keys of the model in which a run and its parent may differ: how it is computed.
 FREE = frozenset(
   {
     'model.attention',
@@ -31,7 +31,6 @@ FREE = frozenset(
     'model.unroll',
     'model.remat',
     'model.loss_chunk',
-    'data.cache_dir',
   }
 )
 # Keys that mean nothing in a dense parent.
@@ -42,6 +41,9 @@ def lineage(
   folder: pathlib.Path, config: train_config.RunConfig
 ) -> storage.Row:
   """Returns the lineage of a run: its parent and what the parent has spent.
+
+  The parent's model and tokenizer must be this run's. Its text need not be:
+  `parent_corpus` is that text's fingerprint, None if it is not known.
 
   Args:
     folder: folder of the run, which may not exist yet.
@@ -74,36 +76,69 @@ def lineage(
     free |= _OF_EXITS
   if config.data.tokenizer_file:
     free.add('data.tokenizer')  # Compared by its content.
-  for key, was, now in run_folder.differences(parent, expected):
-    # Of an import's data only the tokenizer is known.
-    unknown = 'import' in origin and key != 'data.tokenizer'
-    if key in free or not key.startswith(
-      'model.' if unknown else ('model.', 'data.')
-    ):
-      continue
-    raise errors.UserError(
-      f'train.init_from: {init_from!r} was trained with {key} = {was!r}, and '
-      f'this run needs {now!r}'
-    )
+  for key, was, now in run_folder.differences(parent, expected, free):
+    if key.startswith('model.') or key == 'data.tokenizer':
+      raise errors.UserError(
+        f'train.init_from: {init_from!r} was trained with {key} = {was!r}, and '
+        f'this run needs {now!r}'
+      )
   if origin:
     spent, seen = origin['inherited_flops'], origin.get('inherited_windows', 0)
   else:
     spent, seen = rows[-1]['flops'], windows(parent, rows[-1]['step'])
-  order = storage.read_own(parent / 'config.json')['train']['seed']
+  was = storage.read_own(parent / 'config.json')
+  order = was['train']['seed'], was['data']['seq_len']
   # A run that grows, or continues a grown model, continues with the parent's data
   # in their order; others start from the beginning.
-  if not (grows or 'expand' in origin) or order != config.train.seed:
+  if not (grows or 'expand' in origin) or order != (
+    config.train.seed,
+    config.data.seq_len,
+  ):
     seen = 0
   check_moments(parent, config.growth)
   growth = (
     maps.plan(config.growth, shape(parent), config.model) if grows else None
   )
   return {
-    'parent': pathlib.Path(init_from).name,
+    'parent': parent.name,
+    'parent_corpus': storage.read_json(parent / 'lineage.json').get('corpus'),
     'expansion': expansion(growth) if growth else None,
     'inherited_flops': spent,
     'inherited_windows': seen,
   }
+
+
+def on_corpus(lineage: storage.Row, fingerprint: str) -> storage.Row:
+  """Returns a lineage with the run's corpus; another text is read from its start."""
+  row = {**lineage, 'corpus': fingerprint}
+  if row.get('parent_corpus') not in (None, fingerprint):
+    row['inherited_windows'] = 0
+  return row
+
+
+def check_tokenizer(
+  folder: pathlib.Path, config: train_config.RunConfig, corpus: packing.Corpus
+) -> None:
+  """Raises a UserError if the text's tokenizer is not that of the parent.
+
+  A BPE that is trained on other text is another tokenizer.
+
+  Args:
+    folder: of the run; its own model is the parent if there is no `init_from`.
+    config: of the run.
+    corpus: its text.
+  """
+  parent = _resolve(folder, config.train.init_from)
+  if not any((parent / 'checkpoints').glob('[0-9]*')):
+    return
+  own, path = parent / run_folder.TOKENIZER, corpus.tokenizer_path
+  was = own.read_bytes() if own.exists() else b''
+  if was != (pathlib.Path(path).read_bytes() if path else b''):
+    raise errors.UserError(
+      f'data.tokenizer: {config.data.tokenizer!r} is not the tokenizer of '
+      f'{parent} on this text; that is '
+      + (f'data.tokenizer={own}' if was else "'bytes'")
+    )
 
 
 def check_moments(
@@ -303,7 +338,7 @@ def _check_tokenizer(
   """Raises a UserError if the tokenizer file differs from the parent's."""
   if not config.data.tokenizer_file:
     return
-  own = parent / 'tokenizer.json'
+  own = parent / run_folder.TOKENIZER
   try:
     asked = pathlib.Path(config.data.tokenizer_file).read_bytes()
   except OSError as error:

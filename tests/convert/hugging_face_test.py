@@ -372,7 +372,7 @@ def test_other_tokenizers_are_refused(llama, spoil, said):
 def test_exits_that_the_model_cannot_have_are_refused(llama):
   _, folder = llama()
   for exits in ((2, 1), (0,), (4,)):
-    _refused(folder, r'model\.exits', exits)
+    _refused(folder, '--exits', exits)
   _refused(folder, r'model\.exit_kind', (1,), 'other')
   (folder.parent / 'imported').mkdir()
   (folder.parent / 'imported' / 'mine').write_text('')

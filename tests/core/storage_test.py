@@ -7,6 +7,7 @@ import random
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -369,3 +370,46 @@ def test_a_folder_is_held_by_one(tmp_path):
       assert not too
   with storage.lock(tmp_path / 'run') as mine, storage.lock(tmp_path) as other:
     assert mine and other
+
+
+def test_a_folder_made_for_a_lock_alone_is_removed(tmp_path):
+  (tmp_path / 'mine').mkdir()
+  folder = tmp_path / 'new' / 'deep'
+  with storage.lock(folder) as first, storage.lock(folder) as second:
+    assert (first, second) == (True, False)
+  assert [path.name for path in tmp_path.iterdir()] == ['mine']
+  with storage.lock(folder):
+    (folder / 'result').write_text('')
+  assert {path.name for path in folder.iterdir()} == {'lock', 'result'}
+  with storage.lock(tmp_path / 'mine'):
+    pass
+  assert (tmp_path / 'mine').is_dir()
+
+
+def test_a_removed_lock_is_taken_anew(tmp_path):
+  """Who waited for a lock whose file is gone holds that of the new file."""
+  folder = tmp_path / 'new'
+  held = []
+
+  def take():
+    with storage.lock(folder, wait=True) as locked:
+      held.append(locked)
+      assert (folder / 'lock').exists()
+
+  threads = [threading.Thread(target=take) for _ in range(8)]
+  with storage.lock(folder):
+    for thread in threads:
+      thread.start()
+    time.sleep(0.1)
+  for thread in threads:
+    thread.join()
+  assert held == [True] * 8 and not folder.exists()
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+  storage.check_writable(tmp_path / 'a' / 'b')
+  assert not (tmp_path / 'a').exists()
+  (tmp_path / 'file').write_text('')
+  for path in (tmp_path / 'file', tmp_path / 'file' / 'b'):
+    with pytest.raises(errors.UserError, match='cannot be written'):
+      storage.check_writable(path)

@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import sysconfig
@@ -284,8 +285,8 @@ def _index(folder, percent=20):
   """Returns the texts of each split, in order."""
   splits = sources.index('text_files', str(folder), percent)
   return {
-    split: [sources.read(file) for _, file in entries]
-    for split, entries in splits.items()
+    split: [document.text() for document in documents]
+    for split, documents in splits.items()
   }
 
 
@@ -313,9 +314,102 @@ def test_duplicates_are_one_document(tmp_path):
   assert list(sources.distinct(iter('abab'))) == ['a', 'b']
 
 
-@pytest.mark.parametrize('count', [0, 1, 3])
-def test_a_split_without_documents_is_refused(tmp_path, count):
-  for i in range(count):
-    (tmp_path / f'{i}.txt').write_text(f'document {i}')
-  with pytest.raises(errors.UserError, match=f'heldout_percent=1 .*{count}$'):
+@pytest.mark.parametrize('contents', [[], ['x'], [' \n', '']])
+def test_too_little_text_for_two_parts_is_refused(tmp_path, contents):
+  for i, content in enumerate(contents):
+    (tmp_path / f'{i}.txt').write_text(content)
+  count = len([text for text in contents if text.strip()])
+  with pytest.raises(errors.UserError, match=rf'has {count} documents'):
     sources.index('text_files', str(tmp_path), 1)
+
+
+@pytest.mark.parametrize('count', [1, 2, 46])
+@pytest.mark.parametrize('percent', [1, 5, 20, 50])
+def test_the_end_of_a_small_corpus_is_held_out(tmp_path, count, percent):
+  """Texts of one side only: the other side takes a part of them by position."""
+  for side in ('train', 'heldout'):
+    folder = tmp_path / side
+    folder.mkdir()
+    numbers = iter(range(10**6))
+    texts = []
+    while len(texts) < count:
+      n = next(numbers)
+      text = '\n'.join(f'line {i} of text {n}' for i in range(99))
+      if sources.split_of(text, percent) == side:
+        (folder / f'{len(texts)}.txt').write_text(text)
+        texts.append(text)
+    splits = _index(folder, percent)
+    assert all(text.strip() for part in splits.values() for text in part)
+    whole = sum(map(len, texts))
+    held = sum(map(len, splits['heldout']))
+    assert sum(map(len, splits['train'])) + held == whole
+    # Cut at the start of a line, none of which is longer than this.
+    assert 0 <= held - whole * percent / 100 < 25
+    assert _surveyed(folder, percent).by_position(percent)
+
+
+def _surveyed(folder, percent=20, **changes):
+  source = sources.open_source(
+    config.DataConfig(
+      corpus='text_files', path=str(folder), heldout_percent=percent,
+      cache_dir=str(folder.with_name(f'{folder.name}_cache')), **changes,
+    )
+  )  # fmt: skip
+  return source.survey
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+  folder = tmp_path / 'text'
+  folder.mkdir()
+  for i in range(20):
+    (folder / f'{i:02}.txt').write_text(f'document {i % 18}')
+  assert _surveyed(folder).left_out == ()
+  (folder / 'latin.txt').write_bytes('é'.encode('latin-1'))
+  (folder / 'empty.txt').write_text(' \n')
+  os.symlink('/nowhere', folder / 'dangling')
+  (folder / '.git').mkdir()
+  with pytest.raises(errors.UserError) as raised:
+    _surveyed(folder)
+  for part in ('3 of 23', 'latin.txt', 'empty.txt', 'dangling', 'UTF-8'):
+    assert part in str(raised.value)
+  survey = _surveyed(folder, allow_left_out=True)
+  assert {
+    (each.reason, each.count, each.names) for each in survey.left_out
+  } == {
+    ('not UTF-8', 1, ('latin.txt',)),
+    ('empty', 1, ('empty.txt',)),
+    ('no files', 1, ('dangling',)),
+  }
+  assert (survey.found, survey.documents) == (23, 18)
+  assert [(each.reason, each.names) for each in survey.unread] == [
+    ('hidden', ('.git',))
+  ]
+  # From the cache it is refused as before.
+  with pytest.raises(errors.UserError, match='3 of 23'):
+    _surveyed(folder)
+  # Less than a tenth is said alone.
+  for i in range(20, 30):
+    (folder / f'{i:02}.txt').write_text(f'document {i}')
+  assert len(_surveyed(folder).left_out) == 3
+
+
+def test_the_text_of_records_is_read(tmp_path):
+  folder = tmp_path / 'text'
+  folder.mkdir()
+  for i in range(10):
+    records = [
+      {'text': f'é {10 * i + j}\nof a record', 'id': j} for j in range(10)
+    ]
+    (folder / f'{i}.jsonl').write_text(
+      '\n\n'.join(map(json.dumps, records)) + '\n'
+    )
+  (folder / 'plain.txt').write_text('{"text": "as it is"}')
+  splits = _index(folder)
+  assert sorted(splits['train'] + splits['heldout']) == sorted(
+    [*(f'é {i}\nof a record' for i in range(100)), '{"text": "as it is"}']
+  )
+  assert _surveyed(folder).documents == 101
+  for line in ('{"content": "x"}', '[1]', 'text', '{"text": 3}'):
+    (folder / '3.jsonl').write_text('{"text": "x"}\n' + line)
+    with pytest.raises(errors.UserError, match=r"3\.jsonl:2.*'text'"):
+      _surveyed(folder)

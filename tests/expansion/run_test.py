@@ -70,7 +70,10 @@ def test_a_stage_starts_as_its_parent_and_goes_on_with_its_data(
 ):
   (config, small), bigger = parent, larger()
   run_lib.begin(bigger, tmp_path)
-  lineage = storage.read_json(tmp_path / 'lineage.json')
+  assert not list(
+    tmp_path.iterdir()
+  )  # Nothing is written before all is checked.
+  lineage = warm_start.lineage(tmp_path, bigger)
   assert lineage['parent'] == 'small'
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
   assert lineage['inherited_flops'] == _rows(small)[-1]['flops']
@@ -162,8 +165,7 @@ def test_its_own_epsilon_makes_any_width_exact(parent, larger, tmp_path):
 
 
 def test_another_seed_is_another_order_of_the_data(larger, tmp_path):
-  run_lib.begin(larger(seed=5), tmp_path)
-  lineage = storage.read_json(tmp_path / 'lineage.json')
+  lineage = warm_start.lineage(tmp_path, larger(seed=5))
   assert lineage['inherited_windows'] == 0 < lineage['inherited_flops']
 
 
@@ -183,8 +185,8 @@ def test_an_export_s_place_in_the_data_goes_with_it(parent, tmp_path):
   ):
     run_lib.begin(grows, tmp_path / 'on')
   growth = dataclasses.replace(grows.growth, state='reset')
-  run_lib.begin(dataclasses.replace(grows, growth=growth), tmp_path / 'on')
-  lineage = storage.read_json(tmp_path / 'on' / 'lineage.json')
+  grows = dataclasses.replace(grows, growth=growth)
+  lineage = warm_start.lineage(tmp_path / 'on', grows)
   assert lineage['inherited_windows'] == 8 * config.train.batch_size
 
 

@@ -127,13 +127,6 @@ def test_parents_of_another_shape_are_refused(family, exported, corpus, shape):
     (_child(config, parent, _changed(config, exit_kind='head')), 'exit_kind'),
     (_child(dense, parent), 'model.exits'),
     (_child(dense, alone, _changed(dense, heads=2)), 'model.heads'),
-    (
-      dataclasses.replace(
-        _child(dense, alone),
-        data=dataclasses.replace(dense.data, heldout_percent=10),
-      ),
-      'data.heldout_percent',
-    ),
   ):
     said = rf'^train\.init_from: .*{key} = .*needs'
     _refused(said, child, parent.with_name('refused'), corpus)

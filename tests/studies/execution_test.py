@@ -214,3 +214,75 @@ def test_a_study_from_the_command_line(tmp_path, text_data):
   assert json.dumps(dataclasses.asdict(again)) == json.dumps(
     dataclasses.asdict(summary)
   )
+
+
+def _grid(study, **changes):
+  return dataclasses.replace(
+    study, grid=dataclasses.replace(study.grid, **changes)
+  )
+
+
+def test_a_study_takes_more_runs_in_its_folder(
+  make_study, corpus, tmp_path, calibrated, trained
+):
+  del corpus
+  small = make_study(grid={'budgets': (1e8,)})
+  calibrated(1e9)
+  assert STUDY.run(small, tmp_path).total == 2
+  before = {
+    path: path.read_bytes() for path in tmp_path.glob('cells/*/*.jsonl')
+  }
+  assert len(before) == 2
+  more = _grid(
+    small,
+    budgets=(1e8, 4e8),
+    shapes=((8, 2, 1), (16, 2, 1)),
+    granularities=(1, 2),
+  )
+  assert STUDY.run(more, tmp_path).total == 8
+  assert len(planned(tmp_path)[0]) == 8
+  assert STUDY.read_summary(tmp_path).cost.finished == 8
+  for path, content in before.items():
+    assert path.read_bytes() == content
+  # Of what has begun nothing may change, and nothing may be left out.
+  for other, key in (
+    (small, r'grid\.budgets'),
+    (
+      dataclasses.replace(more, train={**more.train, 'base_lr': 1.0}),
+      'base_lr',
+    ),
+  ):
+    with pytest.raises(errors.UserError, match=rf'{key} = .*_w.* has begun'):
+      STUDY.run(other, tmp_path)
+  assert len(planned(tmp_path)[0]) == 8
+
+
+def test_a_start_that_is_refused_writes_nothing(
+  dense, tmp_path, corpus, calibrated, trained, monkeypatch
+):
+  calibrated(2e7)
+  workdir = tmp_path / 'deep' / 'w'
+  for other in (
+    dataclasses.replace(dense, train={**dense.train, 'eval_tokens': 0}),
+    dataclasses.replace(
+      dense, data=dataclasses.replace(dense.data, seq_len=10**6)
+    ),
+    dataclasses.replace(
+      dense, layout=dataclasses.replace(dense.layout, data=10**4)
+    ),
+  ):
+    with pytest.raises(errors.UserError):
+      STUDY.run(other, workdir)
+    assert not (tmp_path / 'deep').exists()
+
+  # A plan that was looked at is no reason to keep to its config.
+  STUDY.run(dense, workdir, study_lib.Options(plan_only=True))
+  other = _grid(dense, seed=3)
+  assert STUDY.run(other, workdir).failed == ()
+  # Another kind of folder is not a study's to overwrite.
+  run = tmp_path / 'run'
+  run_folder.open_folder(run, STUDY.runs(dense)[0], {'parent': None})
+  content = (run / 'config.json').read_bytes()
+  with pytest.raises(errors.UserError, match='was made with'):
+    STUDY.run(dense, run)
+  assert (run / 'config.json').read_bytes() == content

@@ -65,3 +65,10 @@ def test_programs_are_written_by_the_given_function(tmp_path):
   assert int(count) > 0 and here == 'True'
   # The next process reads all of them.
   assert subprocess.check_output(command, text=True).split()[0] == '0'
+  # Those that are damaged are replaced, so that they are reported once.
+  for path in tmp_path.glob('*-cache'):
+    path.write_bytes(path.read_bytes()[:100])
+  for damaged in (True, False):
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (int(done.stdout.split()[0]) > 0) == damaged
+    assert ('Error reading' in done.stderr) == damaged

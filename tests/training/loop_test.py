@@ -349,7 +349,6 @@ def test_exits_on_a_frozen_trunk(
     (_with(config, 'model', heads=2), 'model.heads'),
     (_with(config, 'model', base_width=64), 'model.base_width'),
     (_with(config, 'model', rope_theta=1e5), 'model.rope_theta'),
-    (_with(config, 'data', heldout_percent=10), 'data.heldout_percent'),
   ):
     match = rf'^train\.init_from: .* {key} = .*needs'
     with pytest.raises(errors.UserError, match=match):
