@@ -10,7 +10,6 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from familial.allocation import config as config_lib
 from familial.allocation import curves as curves_lib
@@ -20,6 +19,7 @@ from familial.allocation import policies
 from familial.allocation import rounds
 from familial.allocation import synthetic
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import text
 from familial.laws import estimation
 from familial.laws import forms
@@ -280,7 +280,9 @@ def _cell(
   seconds: dict[str, float] = {}
   label = f'{name}: {candidates} candidates, {budget:g} FLOPs'
   names = dict.fromkeys((policies.BASE, policies.BOUND, *config.policies))
-  for policy in tqdm.tqdm(names, desc=label, disable=None, leave=False):
+  for policy in progress_bar.start(
+    names, desc=label, unit='policy', leave=False
+  ):
     start = time.monotonic()
     budgets = (
       [budget] * count

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from familial.core import arrays
 from familial.core import errors
 from familial.core import estimate
+from familial.core import progress_bar
 from familial.core import storage
 from familial.core import text
 from familial.laws import bootstrap as bootstraps
@@ -458,9 +458,9 @@ def _held_out(
 
 
 def _bar(form: str, what: str, total: int, progress: bool) -> Any:
-  return tqdm.tqdm(
+  return progress_bar.start(
     desc=f'{form}: {what}',
     total=total,
-    disable=None if progress else True,
+    disable=not progress,
     leave=False,
   )

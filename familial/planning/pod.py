@@ -24,9 +24,9 @@ import sys
 from typing import Any
 
 import jax
-import tqdm
 
 from familial.core import errors
+from familial.core import progress_bar
 from familial.core import storage
 from familial.model import flops as flops_lib
 from familial.planning import chips
@@ -227,8 +227,8 @@ def _compiler(
   def compile_all(cells: Sequence[RunConfig]) -> list[compiled.Program]:
     try:
       asked = [pool.submit(_program, cell, topology, folder) for cell in cells]
-      bar = tqdm.tqdm(
-        asked, 'compiling', unit='program', disable=None, leave=False
+      bar = progress_bar.start(
+        asked, desc='compiling', unit='program', leave=False
       )
       return [each.result() for each in bar]
     except process.BrokenProcessPool:
