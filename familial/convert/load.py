@@ -124,7 +124,7 @@ def template_of(folder: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   for name in ('model', 'data', 'train'):
     config[name].update(dataclasses.asdict(getattr(parent, name)))
   # A BPE of other text would be another tokenizer; the folder may have moved.
-  if (folder / TOKENIZER).exists():
+  if (folder / TOKENIZER).exists() or parent.data.tokenizer_file:
     config.data.tokenizer = str(folder / TOKENIZER)
   config.train.update(init_from=str(folder), trained='all')
   return config
