@@ -51,3 +51,9 @@ def say(line: str) -> None:
     tqdm.tqdm.write(line, file=sys.stderr)
   else:
     print(line, file=sys.stderr, flush=True)
+
+
+def log(line: str) -> None:
+  """Prints a line to stderr where no bars are shown, such as in a log."""
+  if not sys.stderr.isatty():
+    say(line)

@@ -203,7 +203,8 @@ def lock(
   """Locks a folder for this process; yields whether the lock was obtained.
 
   The operating system releases the lock when the process ends. A folder that was
-  made for the lock and holds nothing else at the end is removed again.
+  made for the lock and holds nothing else at the end is removed again; where
+  several processes wait for it, it may stay, empty.
 
   Args:
     folder: made if missing; the lock is its file `lock`.
@@ -227,9 +228,11 @@ def lock(
         yield False
         return
       # Its last owner may have removed the file meanwhile.
-      if not path.exists() or not os.path.samestat(
-        os.fstat(file.fileno()), path.stat()
-      ):
+      try:
+        current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+      except FileNotFoundError:
+        current = False
+      if not current:
         continue
       try:
         yield True

@@ -187,6 +187,8 @@ def work(
       corpora[data] = packing.load(data)
     folders = [folder(workdir, cell.cell) for cell in mine]
     steps = [until[cell.cell] for cell in mine]
+    others = f' and {len(mine) - 1} more' if len(mine) > 1 else ''
+    progress_bar.log(f'training {mine[0].cell}{others}')
     how: dict[str, Any] = {
       'quiet': quiet,
       'tensorboard': options.tensorboard,

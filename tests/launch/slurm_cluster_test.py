@@ -193,7 +193,9 @@ def test_an_array_finishes_a_sweep_though_a_task_is_requeued(
     return [
       task
       for task, log in logs.items()
-      if re.search(r' [1-9]\d*/\d+ \[', text(log))
+      for cell in re.findall(r'^training (\S+)', text(log), re.M)[-1:]
+      if run_folder.status(workdir / 'cells' / cell) == 'running'
+      and storage.read_rows(workdir / 'cells' / cell / run_folder.PROGRESS)
     ]
 
   wait(training, 90)
