@@ -47,6 +47,20 @@ class Bootstrap:
   flags: tuple[str, ...]
   seconds: float
 
+  @property
+  def representative(self) -> bool:
+    """Whether at least half of the resamples did not fail: fewer say nothing."""
+    return 2 * self.failed <= self.resamples
+
+  def known(self, fit: estimation.Fit) -> dict[str, np.ndarray]:
+    """The samples, NaN of constants of which they say nothing."""
+    return {
+      name: values
+      if self.representative and name not in fit.span.confounded
+      else np.full_like(values, np.nan)
+      for name, values in self.samples.items()
+    }
+
   def theta(self, form: parametric.Form) -> np.ndarray:
     """The samples as coordinates, [resamples, parameters]."""
     return form.coordinates_of(self.samples)
@@ -115,11 +129,8 @@ def bootstrap(
     flags.append(
       f'{resamples - failed} resamples are too few for {level:.0%} intervals'
     )
-  return Bootstrap(
-    intervals={
-      name: interval(fit.params[name], values, level)
-      for name, values in samples.items()
-    },
+  result = Bootstrap(
+    intervals={},
     samples=samples,
     level=level,
     unit=table.unit,
@@ -128,6 +139,12 @@ def bootstrap(
     flags=tuple(flags),
     seconds=time.monotonic() - tick,
   )
+  known = result.known(fit)
+  intervals = {
+    name: interval(fit.params[name], values, level)
+    for name, values in known.items()
+  }
+  return dataclasses.replace(result, intervals=intervals)
 
 
 def check(resamples: int, starts: int, level: float) -> None:

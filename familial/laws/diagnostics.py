@@ -8,12 +8,16 @@ import math
 import numpy as np
 
 from familial.laws import fit_record
+from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 from familial.laws import table as tables
 
 _OUTLIER = math.log(2)  # log residual
 _JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
 _SINGULAR = 1e-12
+_COLLINEAR = 1e-6  # variance along a direction, of standardised columns
+_ACTS = 1e-6  # relative change of a derivative
+_ROOM, _LEAST_ROOM = 2.0, 1e-3  # times the rows' own distance; at least
 _EXACT = 1e-8  # deviation of log residuals that are of rounding
 _SEVERAL = 3  # rows of one N that may be of one run
 _ALIKE, _PERMUTATIONS = 0.01, 2000
@@ -183,6 +187,77 @@ def design(table: tables.Table, columns: Sequence[str]) -> fit_record.Design:
     ),
     condition_number=condition,
   )
+
+
+def span(
+  form: parametric.Form,
+  table: tables.Table,
+  theta: np.ndarray,
+  free: np.ndarray,
+) -> fit_record.Span:
+  """What the columns of a table span, and the constants that rest on more.
+
+  A direction in which the rows do not vary is known all the same if a constant
+  that acts through its columns has a given value.
+
+  Args:
+    form: the law.
+    table: the rows.
+    theta: its coordinates, [parameters].
+    free: which of them were fitted, bool [parameters].
+  """
+  values = np.stack([table.columns[name] for name in form.columns])
+  logs = np.array([(column > 0).all() for column in values])
+  values[logs] = np.log(values[logs])
+  centre, scale = values.mean(1), values.std(1)
+  scale = np.where(np.ptp(values, 1) > 0, scale, 1.0)
+  at = (values - centre[:, None]) / scale[:, None]
+  variances, directions = np.linalg.eigh(at @ at.T / table.rows)
+  missing = directions.T[variances < _COLLINEAR]
+  known, confounded = [], np.zeros(len(theta), bool)
+  if len(missing):
+    acts = _acting(form, table, theta, logs)
+  for direction in missing:
+    through = acts[:, np.abs(direction) > fit_record.PART]
+    known.append(bool((through.any(1) & ~free).any()))
+    if not known[-1]:
+      confounded |= free & through.any(1) & ~through.all(1)
+  missing = missing[~np.array(known, bool)]
+  return fit_record.Span(
+    columns=form.columns,
+    logs=tuple(logs.tolist()),
+    centre=centre,
+    scale=scale,
+    missing=missing,
+    room=np.maximum(_ROOM * np.abs(missing @ at).max(1), _LEAST_ROOM),
+    confounded=tuple(np.array(form.names)[confounded].tolist()),
+  )
+
+
+def _acting(
+  form: parametric.Form,
+  table: tables.Table,
+  theta: np.ndarray,
+  logs: np.ndarray,
+) -> np.ndarray:
+  """Whether each constant acts through each column, bool [parameters, columns].
+
+  It does where its derivative of the loss changes as that column alone does.
+  """
+
+  def derivative(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    value, jacobian = levenberg_marquardt.evaluate(form, columns, theta[None])
+    return np.exp(value[0])[:, None] * jacobian[0]
+
+  here = derivative(table.columns)
+  size = np.abs(here).max(0)
+  acts = np.zeros((len(theta), len(form.columns)), bool)
+  for i, name in enumerate(form.columns):
+    values = table.columns[name]
+    moved = {**table.columns, name: values * 2 if logs[i] else values + 1}
+    change = np.abs(derivative(moved) - here).max(0)
+    acts[:, i] = change > _ACTS * size
+  return acts
 
 
 def last_rows(table: tables.Table) -> np.ndarray:

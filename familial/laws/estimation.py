@@ -20,6 +20,7 @@ from familial.core import estimate
 from familial.core import text
 from familial.laws import asymptotics
 from familial.laws import diagnostics
+from familial.laws import fit_record
 from familial.laws import levenberg_marquardt
 from familial.laws import multistart as starts_lib
 from familial.laws import parametric
@@ -76,7 +77,8 @@ class Fit:
     condition_number: of the Gauss-Newton matrix J'J at the optimum, scaled to
       a unit diagonal, over the coordinates (log A, log B, log E, exponents).
     identified: False where the asymptotic standard deviation of a coordinate
-      exceeds 1 (a factor e), or where the prediction does not depend on it.
+      exceeds 1 (a factor e), where the prediction does not depend on it, or where
+      other constants can stand in for it (`span`).
     flags: reasons to doubt the fit.
     rows: number of rows fitted.
     scale: robust standard deviation of the log residuals (scaled MAD).
@@ -92,6 +94,7 @@ class Fit:
     edges: coordinates of the optima with one more constant at a bound, such as
       E at 0, that resamples of the rows may have; [edges, parameters].
     edge_rise: their objectives above the optimum's, [edges].
+    span: what the rows' columns span, outside of which the law is not known.
     seed: of the choice of starts.
     seconds: compile, starts.
   """
@@ -120,6 +123,7 @@ class Fit:
   others: np.ndarray
   edges: np.ndarray
   edge_rise: np.ndarray
+  span: fit_record.Span
   seed: int
   seconds: dict[str, float]
 
@@ -500,6 +504,8 @@ def _describe(
   condition, _ = asymptotics.conditioning(jacobian)
   known = np.sqrt(np.diag(covariance)) <= IDENTIFIED_SD
   known &= np.ptp(table.columns['loss']) > 0
+  span = diagnostics.span(form, table, theta, problem.free)
+  known &= ~np.isin(form.names, span.confounded)
   identified = dict(zip(form.names, known.tolist(), strict=True))
   params = {n: float(v) for n, v in form.values(theta).items()}
   parameters = int(problem.free.sum())
@@ -540,6 +546,7 @@ def _describe(
     covariance=covariance,
     inflation=inflation,
     degrees=degrees,
+    span=span,
     aic=float(aic),
     bic=float(bic),
     **search,

@@ -25,6 +25,7 @@ from familial.laws import prediction
 
 SAMPLES = 'bootstrap.npz'
 RESIDUALS = 'residuals'  # its array that holds no constant
+PART = 0.1  # of a unit vector, that makes a column a part of it
 T = TypeVar('T')
 _LAW = ('form', 'params', 'objective', 'bootstrap', 'flags')
 
@@ -109,12 +110,66 @@ class Design:
 
 
 @dataclasses.dataclass(frozen=True)
+class Span:
+  """What a table's columns span: off it, a law that was fitted to them is not known.
+
+  Where all rows lie on a line, such as D = 20 N, a term in N and one in D can
+  change places without any row noticing, and where a column takes one value, no
+  row shows what it does: the fit is one of many laws that agree on the rows.
+
+  Columns are logs, or as they are where one is not positive, less `centre` and
+  over `scale`.
+
+  Attributes:
+    columns: the law's columns.
+    logs: which of them are logs.
+    centre: their means, [columns].
+    scale: their standard deviations; 1 for a column of one value, [columns].
+    missing: unit vectors along which the rows do not vary, [directions, columns].
+    room: how far along each a point may lie and count as within, [directions].
+    confounded: constants that others can stand in for on the rows.
+  """
+
+  columns: tuple[str, ...]
+  logs: tuple[bool, ...]
+  centre: Array
+  scale: Array
+  missing: Array
+  room: Array
+  confounded: tuple[str, ...]
+
+  def holds(self, columns: Mapping[str, Any]) -> np.ndarray:
+    """Whether points, the law's columns of [rows] each, lie in it: bool [rows]."""
+    if not len(self.missing):
+      return np.ones(len(columns[self.columns[0]]), bool)
+    with np.errstate(divide='ignore', invalid='ignore'):
+      at = np.stack(
+        [
+          np.log(columns[name]) if log else columns[name]
+          for name, log in zip(self.columns, self.logs, strict=True)
+        ],
+        axis=1,
+      )
+      away = np.abs((at - self.centre) / self.scale @ self.missing.T)
+    return (away <= self.room).all(1)
+
+  def lacks(self, *names: str) -> bool:
+    """Whether the rows do not vary along a direction that has one of these columns."""
+    return any(
+      (np.abs(self.missing[:, self.columns.index(name)]) > PART).any()
+      for name in names
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class HeldOut:
   """Prediction of rows that were not fitted.
 
   `rms` and `bias` are of log prediction - log loss; `covered` is the share of
   rows within the confidence intervals of the law's mean, `covered_run` of those
-  within the prediction intervals of a run, which add a run's own noise.
+  within the prediction intervals of a run, which add a run's own noise. `unknown`
+  rows, outside of what the fitted rows span, have no interval and count as
+  neither.
   """
 
   conditions: tuple[str, ...]
@@ -123,16 +178,24 @@ class HeldOut:
   bias: float
   covered: float
   covered_run: float | None = None
+  unknown: int = 0
 
   def flags(self, level: float) -> tuple[str, ...]:
-    """A flag if too few rows, by more than one, lie within the intervals of a run."""
+    """Flags if rows have no interval, or too few, by more than one, lie within."""
+    flags: tuple[str, ...] = ()
+    if self.unknown:
+      flags = (
+        f'held-out rows outside of what the fitted rows span: {self.unknown}',
+      )
     if self.covered_run is None or not math.isfinite(self.covered_run):
-      return ()
-    inside = round(self.covered_run * self.rows)
-    if inside + 1 >= level * self.rows:
-      return ()
+      return flags
+    known = self.rows - self.unknown
+    inside = round(self.covered_run * known)
+    if inside + 1 >= level * known:
+      return flags
     return (
-      f'only {inside} of {self.rows} held-out rows are within the {level:.0%}'
+      *flags,
+      f'only {inside} of {known} held-out rows are within the {level:.0%}'
       ' prediction intervals of a run',
     )
 
@@ -166,6 +229,7 @@ class FitRecord:
   residual_scale: float | None = None
   degrees: int = 1
   design: Design | None = None
+  span: Span | None = None
   params: dict[str, float | None]
   objective: float | None = None
   delta: float | None = None
@@ -193,6 +257,15 @@ class FitRecord:
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   backend: str = ''
   versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+  def known(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether predictions at the law's columns have an interval, bool [rows]."""
+    rows = len(columns[next(iter(columns))])
+    if 2 * (self.resamples_failed or 0) > (self.resamples or 0):
+      return np.zeros(rows, bool)
+    return (
+      np.ones(rows, bool) if self.span is None else self.span.holds(columns)
+    )
 
   def to_json(self) -> dict[str, Any]:
     """The values of the file; the value of a constant stands in `params`."""
@@ -246,11 +319,13 @@ class Law:
         f'intervals of predictions need the {SAMPLES} that a fit writes beside'
         ' fit.json; those of a run, one of this version'
       )
+    record = self.record
     theta = self.form.coordinates_of(self.samples)
+    columns = self.form.columns_of(columns)
     residuals = np.zeros(0) if self.residuals is None else self.residuals
     return prediction.intervals(
-      self.form, theta, residuals, columns, kind, self.record.level,
-      self.record.degrees,
+      self.form, theta, residuals, columns, kind, record.level, record.degrees,
+      record.known(columns),
     )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ class Result:
     form, theta = self.fit.form, self.bootstrap.theta(self.fit.form)
     if not self.bootstrap.resamples:
       return dict.fromkeys(form.names, True)
-    if 2 * len(theta) < self.bootstrap.resamples:
+    if not self.bootstrap.representative:
       return dict.fromkeys(form.names, False)
     spread = np.ptp(np.quantile(theta, [0.16, 0.84], axis=0), axis=0) / 2
     little = spread <= estimation.IDENTIFIED_SD
@@ -169,8 +169,11 @@ class Result:
   def interval(self, name: str) -> estimate.Estimate:
     """A constant with its bootstrap interval, or without resamples its profile's.
 
-    An end that the profile leaves open is None.
+    An end that the profile leaves open is None; both are of a constant that
+    others can stand in for.
     """
+    if name in self.fit.span.confounded:
+      return estimate.Estimate(self.fit.params[name], None, None)
     spread, profile = self.bootstrap.intervals[name], self.profiles.get(name)
     if not self.bootstrap.resamples and profile is not None:
       return estimate.Estimate(self.fit.params[name], profile.lo, profile.hi)
@@ -194,9 +197,11 @@ class Result:
       kind: mean, the confidence interval of the law; run, the prediction interval
         of the loss of one run, whose noise is that of the fitted runs.
     """
+    columns = self.fit.form.columns_of(columns)
     return prediction.intervals(
       self.fit.form, self.bootstrap.theta(self.fit.form), self.residuals, columns,
       kind, self.bootstrap.level, self.fit.degrees,
+      self.fit.span.holds(columns) & self.bootstrap.representative,
     )  # fmt: skip
 
   def tables(self) -> dict[str, polars.DataFrame]:
@@ -410,12 +415,14 @@ def _derived(
 ) -> dict[str, fit_record.Resampled]:
   """Functions of the constants at the optimum and over the resamples."""
   form, level = fit.form, bootstrap.level
+  samples = bootstrap.known(fit)
   derived = {
-    name: bootstraps.interval(float(f(fit.params)), f(bootstrap.samples), level)
+    name: bootstraps.interval(float(f(fit.params)), f(samples), level)
     for name, f in form.derived.items()
   }
   if not {'N', 'D'} <= set(form.columns) or not compute:
     return derived
+  unknown = fit.span.lacks('N', 'D') or not bootstrap.representative
   theta = np.concatenate([fit.theta[None], bootstrap.theta(form)])
   for label, _, others, rows in frontier.granularities(form, table):
     cost = frontier.cost_of(table, rows)
@@ -432,8 +439,9 @@ def _derived(
         ('a', best.exponent),
         ('b', best.token_exponent),
       ):
+        spread = value[1:, j] * np.nan if unknown else value[1:, j]
         derived[name + at] = bootstraps.interval(
-          float(value[0, j]), value[1:, j], level
+          float(value[0, j]), spread, level
         )
   return derived
 
@@ -443,10 +451,11 @@ def _held_out(
 ) -> fit_record.HeldOut:
   loss = table.columns['loss']
   error = np.log(result.predict(table.columns) / loss)
-  covered = {}
-  for kind in prediction.KINDS:
+  known = result.fit.span.holds(table.columns)
+  covered = dict.fromkeys(prediction.KINDS, math.nan)
+  for kind in prediction.KINDS if known.any() else ():
     lo, hi = result.predict_interval(table.columns, kind)
-    covered[kind] = float(np.mean((lo <= loss) & (loss <= hi)))
+    covered[kind] = float(np.mean(((lo <= loss) & (loss <= hi))[known]))
   return fit_record.HeldOut(
     conditions=tuple(conditions),
     rows=table.rows,
@@ -454,6 +463,7 @@ def _held_out(
     bias=float(np.mean(error)),
     covered=covered['mean'],
     covered_run=covered['run'],
+    unknown=int((~known).sum()),
   )
 
 

@@ -31,8 +31,9 @@ def intervals(
   kind: str,
   level: float,
   degrees: int,
+  known: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Both ends of the intervals at columns, [rows] each; NaN without resamples.
+  """Both ends of the intervals at columns, [rows] each; NaN where there is none.
 
   Args:
     form: the law.
@@ -42,6 +43,7 @@ def intervals(
     kind: mean or run.
     level: of the intervals.
     degrees: runs less fitted parameters.
+    known: whether the fitted rows say anything of these columns, bool [rows].
   """
   errors.require_one_of('kind', kind, KINDS)
   log_loss = levenberg_marquardt.predict(form, form.columns_of(columns), theta)
@@ -53,4 +55,4 @@ def intervals(
     log_loss = log_loss + rng.choice(residuals, log_loss.shape)
   tail = special.ndtr(-estimate.quantile(degrees, level))
   lo, hi = np.quantile(np.exp(log_loss), [tail, 1 - tail], axis=0)
-  return lo, hi
+  return np.where(known, lo, np.nan), np.where(known, hi, np.nan)

@@ -94,7 +94,17 @@ ADDED = {
   'fit.json': {
     'degrees?': 'number',
     'held_out.covered_run?': 'null|number',
+    'held_out.unknown?': 'number',
     'residual_scale?': 'number',
+    'span?': 'object',
+    'span.centre': 'array', 'span.centre[]': 'number',
+    'span.columns': 'array', 'span.columns[]': 'string',
+    'span.confounded': 'array', 'span.confounded[]': 'string',
+    'span.logs': 'array', 'span.logs[]': 'boolean',
+    'span.missing': 'array', 'span.missing[]': 'array',
+    'span.missing[][]': 'number',
+    'span.room': 'array', 'span.room[]': 'number',
+    'span.scale': 'array', 'span.scale[]': 'number',
   },
   **dict.fromkeys(
     ('run/config.json', *(f'{study}/config.json' for study in STUDIES)),

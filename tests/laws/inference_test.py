@@ -13,6 +13,7 @@ from familial.laws import estimation
 from familial.laws import fit_record
 from familial.laws import forms
 from familial.laws import inference
+from familial.laws import prediction
 from familial.laws import selection as selections
 from familial.laws import sensitivity
 from tests.laws import points
@@ -22,7 +23,7 @@ KEYS = set(
   ' asymmetry followed basin_hit_rate converged condition_number identified flags'
   ' bootstrap level bootstrap_unit resamples resamples_failed sd covariance profile'
   ' derived held_out aic bic seed seconds backend versions schema design'
-  ' residual_scale degrees'.split()
+  ' residual_scale degrees span'.split()
 )
 FEW = inference.Options(starts=32, resamples=100)
 # Where it is not the intervals that count.
@@ -176,6 +177,68 @@ def test_held_out_rows_off_the_law_are_a_flag(make):
   found = inference.fit('chinchilla', table, options, hold_out=['budget>1e12'])
   assert found.held_out.covered_run < 0.5
   assert any('prediction intervals of a run' in flag for flag in found.flags)
+
+
+def on_a_line(rows=24):
+  columns = points.columns(rows)
+  columns['tokens'] = 20 * columns['params']
+  columns['loss'] = 1.7 + 400 / columns['params'] ** 0.33
+  columns['loss'] += 900 / columns['tokens'] ** 0.36
+  rng = np.random.default_rng(1)
+  columns['loss'] *= np.exp(0.001 * rng.standard_normal(rows))
+  return points.table(columns)
+
+
+def test_a_law_of_rows_on_a_line_is_known_on_the_line_only(tmp_path):
+  found = inference.fit(
+    'chinchilla', on_a_line(), FEWER, hold_out=['params>5e8']
+  )
+  for name in ('A', 'B', 'alpha', 'beta'):
+    assert not found.identified[name]
+    assert found.interval(name).lo is None and found.interval(name).hi is None
+    assert np.isnan(found.bootstrap.intervals[name].lo)
+  assert np.isfinite(found.bootstrap.intervals['E'].lo)
+  for name, derived in found.derived.items():
+    assert np.isnan(derived.lo) and np.isnan(derived.hi), name
+  at = {'N': np.full(3, 1e8), 'D': [2e9, 2.1e9, 1e9]}
+  found.save(tmp_path / 'fit.json')
+  for law in (found, fit_record.load(tmp_path / 'fit.json')):
+    for kind in prediction.KINDS:
+      lo, hi = law.predict_interval(at, kind)
+      assert (np.isfinite(lo) == [True, False, False]).all()
+      assert (np.isfinite(hi) == np.isfinite(lo)).all()
+  assert found.held_out.unknown == 0  # They lie on the line too.
+
+
+def test_held_out_rows_off_the_line_are_counted():
+  table = on_a_line()
+  far = table.columns['N'] > 5e8
+  table.columns['D'][far] *= 2
+  found = inference.fit('chinchilla', table, FEWER, hold_out=['params>5e8'])
+  assert found.held_out.unknown == found.held_out.rows == far.sum()
+  assert np.isnan(found.held_out.covered_run)
+  assert any(
+    flag.endswith(f'outside of what the fitted rows span: {far.sum()}')
+    for flag in found.flags
+  )
+
+
+def test_a_given_exponent_makes_the_law_known_off_the_line():
+  options = dataclasses.replace(FEWER, fixed={'alpha': 0.33})
+  found = inference.fit('chinchilla', on_a_line(), options)
+  assert not found.fit.span.confounded and not len(found.fit.span.missing)
+  lo, hi = found.predict_interval({'N': [1e8], 'D': [1e10]})
+  assert np.isfinite(lo) and np.isfinite(hi)
+
+
+def test_a_law_of_one_count_of_exits_is_known_at_that_count_only(make):
+  table = make('familial_total', noise=0.003)
+  table.columns['G'][:] = 2.0
+  found = inference.fit('familial_total', table, FEWER)
+  at = {'N': [1e6, 1e6], 'D': [1e8, 1e8], 'G': [2, 4]}
+  lo, _ = found.predict_interval(at)
+  assert np.isfinite(lo[0]) and np.isnan(lo[1])
+  assert not found.fit.span.lacks('N', 'D') and found.fit.span.lacks('G')
 
 
 def test_a_law_read_back_predicts_as_the_fresh_one(make, tmp_path):
