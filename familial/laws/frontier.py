@@ -195,7 +195,9 @@ def _optima(
   def along(theta: jax.Array, log_n: jax.Array, log_c: jax.Array) -> jax.Array:
     n = jnp.exp(log_n)
     values = {'N': n, 'D': jnp.exp(log_c) / cost(n), **columns}
-    return form.on(values)(theta)
+    # A law takes columns of rows: it may index them.
+    rows = {name: jnp.reshape(value, 1) for name, value in values.items()}
+    return form.on(rows)(theta)[0]
 
   slope = jax.grad(along, argnums=1)
 

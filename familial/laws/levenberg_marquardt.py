@@ -207,9 +207,17 @@ def predict(
   form: parametric.Form, columns: Mapping[str, np.ndarray], theta: np.ndarray
 ) -> np.ndarray:
   """Log loss [n, rows] at theta [n, parameters]."""
-  points = row_kernel.pad_points(theta)
-  [value] = _on_rows(row_kernel.predict, form, columns, points)
-  return value[: len(theta)]
+  rows = len(np.asarray(columns[form.columns[0]]))
+  each = row_kernel.padded(rows) * row_kernel.inner(form.vector)
+  block = max(1, NUMBERS // each)
+  parts = [np.zeros((0, rows))]
+  for first in range(0, len(theta), block):
+    points = theta[first : first + block]
+    [value] = _on_rows(
+      row_kernel.predict, form, columns, row_kernel.pad_points(points)
+    )
+    parts.append(value[: len(points)])
+  return np.concatenate(parts)
 
 
 def evaluate(

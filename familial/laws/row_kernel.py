@@ -10,9 +10,11 @@ equation 10), and the better end is kept. See levenberg_marquardt.solve.
 from collections.abc import Callable
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +30,7 @@ _STUCK = 1e12  # damping at which no descent is left within rounding
 # Numbers in the arrays of one round, and its most lanes on a CPU and elsewhere.
 _NUMBERS, _LANES = 2**22, (32, 4096)
 _ROUGH_NUMBERS, _ROUGH_LANES = 2**24, (128, 8192)
+_TRACED = 64  # rows of a form whose arrays are counted
 
 
 def lanes(
@@ -37,7 +40,34 @@ def lanes(
   numbers = _ROUGH_NUMBERS if rough else _NUMBERS
   on_cpu, elsewhere = _ROUGH_LANES if rough else _LANES
   most = on_cpu if jax.default_backend() == 'cpu' else elsewhere
-  return max(1, min(most, numbers // (rows * (len(form.coordinates) + 4))))
+  each = rows * (len(form.coordinates) + 4)
+  # A law of large arrays keeps a core busy by itself: idle lanes would cost.
+  return max(1, min(most, numbers // each) // inner(form))
+
+
+@functools.lru_cache(maxsize=128)
+def inner(form: parametric.VectorForm) -> int:
+  """The numbers a row of a form's largest intermediate array, at least 1.
+
+  It is 240 of a law that sums over the 240 knots of a schedule.
+  """
+  column = jax.ShapeDtypeStruct((_TRACED,), np.float32)
+  theta = jax.ShapeDtypeStruct((len(form.coordinates),), np.float32)
+  traced = jax.make_jaxpr(lambda columns, theta: form.on(columns)(theta))(
+    dict.fromkeys(form.columns, column), theta
+  )
+  return max(1, _largest(traced.jaxpr) // _TRACED)
+
+
+def _largest(jaxpr: Any) -> int:
+  """The size of the largest array that a traced function computes."""
+  sizes = [
+    math.prod(getattr(out.aval, 'shape', ()))
+    for equation in jaxpr.eqns
+    for out in equation.outvars
+  ]
+  within = map(_largest, jax.extend.core.subjaxprs(jaxpr))
+  return max([*sizes, *within], default=0)
 
 
 @functools.lru_cache(maxsize=128)

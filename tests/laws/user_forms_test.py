@@ -11,7 +11,9 @@ from familial.core import errors
 from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import frontier
+from familial.laws import levenberg_marquardt
 from familial.laws import parametric
+from familial.laws import row_kernel
 
 CHINCHILLA = """
   def law(N, tokens, *, E=positive(0.3, 3), A=positive(1, 1e9),
@@ -82,6 +84,38 @@ def test_a_function_in_a_file_is_the_law_it_says(write, make):
     for f in (own, known)
   ]
   assert best[0] == pytest.approx(best[1], rel=1e-9)
+
+
+def test_a_law_that_sums_over_a_schedule_is_fitted_in_little_memory(
+  write, make, monkeypatch
+):
+  """Arrays within a law count, and its optimum has rows that it may index."""
+  path = write("""
+    def law(N, tokens, *, E=positive(0.3, 3), A=positive(1, 1e9),
+            B=positive(1, 1e9), alpha=real(0, 2), beta=real(0, 2)):
+      'E + A/N^alpha + the mean of B/D^beta over knots that are about equal'
+      knots = tokens[:, None] * jnp.linspace(0.9999, 1.0001, 20)
+      return E + A / N**alpha + (B / knots**beta).mean(1)
+  """)
+  form, plain = forms.get(path), forms.get('chinchilla')
+  assert row_kernel.inner(form.vector) == 20
+  assert row_kernel.inner(plain.vector) == 1
+  for rough in (False, True):
+    few, many = (
+      row_kernel.lanes(f.vector, 4096, rough=rough) for f in (form, plain)
+    )
+    assert few * 20 <= max(many, 20)
+  monkeypatch.setattr(levenberg_marquardt, 'NUMBERS', 20 * 64 * 5)
+  table = make('chinchilla', noise=0.002)
+  found, same = (
+    laws.fit(f, table, laws.Options(starts=8, resamples=2, profiles='none'))
+    for f in (form, plain)
+  )
+  np.testing.assert_allclose(found.fit.theta, same.fit.theta, rtol=1e-3)
+  [name] = [name for name in same.derived if name.startswith('N_opt')]
+  assert found.derived[name].value == pytest.approx(
+    same.derived[name].value, rel=1e-3
+  )
 
 
 def test_one_of_several_functions_is_named(write):
