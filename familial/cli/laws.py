@@ -265,9 +265,13 @@ def summary(result: inference.Result) -> str:
   if held is not None:
     notes.append(
       f'{held.rows} held-out rows predicted with an rms log error of'
-      f' {held.rms:.4f}; {held.covered:.0%} within the intervals of the mean,'
-      f' {held.covered_run:.0%} within those of a run'
+      f' {held.rms:.4f}'
     )
+    if held.covered_run is not None and math.isfinite(held.covered_run):
+      notes.append(
+        f'{held.covered:.0%} of them within the intervals of the mean,'
+        f' {held.covered_run:.0%} within those of a run'
+      )
   return (
     f'{fit.form.name}, {loss}, {fit.rows} rows:'
     f' {numbers} ({_intervals(result)}){_reading(result.table)}; flags:'

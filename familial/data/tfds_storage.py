@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from familial.core import errors
+from familial.core import progress_bar
 from familial.data import cache
 from familial.data import config as config_lib
 
@@ -36,20 +37,28 @@ class Dataset:
       name: split.num_examples for name, split in builder.info.splits.items()
     }
     self._builder = builder
+    self._told: set[str] = (
+      set()
+    )  # splits whose texts that are left out were said
 
   def texts(self, split: str) -> Iterator[str]:
     """Yields the documents of a split in order, except empty ones.
 
+    Texts that are not UTF-8 are left out, and counted on stderr at the end.
+
     Raises:
-      UserError: if the data set has no text feature.
+      UserError: if the data set has no text feature, or more than a tenth of its
+        texts are not UTF-8.
       DamagedError: if the stored data cannot be read.
     """
     feature = self._text_feature()
+    lost = 0
     try:
       for example in self._builder.as_data_source(split):
         try:
           text = example[feature].decode('utf-8')
         except UnicodeDecodeError:
+          lost += 1
           continue
         if text:
           yield text
@@ -58,6 +67,16 @@ class Dataset:
       raise cache.DamagedError(
         f'{self._builder.data_path} cannot be read: {_first_line(error)}'
       ) from error
+    count = (
+      f'{lost} of {self.sizes[split]} texts of {self.full_name}, split {split}'
+    )
+    if 10 * lost > self.sizes[split]:
+      raise errors.UserError(
+        f'{count}, are not UTF-8: prepare them as UTF-8 text'
+      )
+    if lost and split not in self._told:
+      self._told.add(split)
+      progress_bar.say(f'left out: {count}, that are not UTF-8')
 
   def _text_feature(self) -> str:
     features = self._builder.info.features

@@ -111,6 +111,19 @@ class Result:
   compute: tuple[float, ...]
   held_out_table: tables.Table | None = None
 
+  def __str__(self) -> str:
+    fit, level = self.fit, f'{self.bootstrap.level:.0%}'
+    named = {name: self.interval(name) for name in fit.form.names}
+    lines = [f'{fit.form.name}: {fit.form.equation}']
+    lines += [
+      f'  {name} = {e:.3}' for name, e in {**named, **self.derived}.items()
+    ]
+    lines.append(
+      f'  {fit.rows} rows, {level} intervals by {self.bootstrap.unit}'
+    )
+    lines += [f'  flag: {flag}' for flag in self.flags]
+    return '\n'.join(lines)
+
   @property
   def residuals(self) -> np.ndarray:
     """Log loss - log prediction of runs like the fitted ones, [rows]."""

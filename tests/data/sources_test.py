@@ -60,6 +60,30 @@ class Numbers(Notes, skip_registration=True):
       yield i, {'number': i}
 
 
+class OtherEncodings(Notes, skip_registration=True):
+  """Some of its texts are not UTF-8: each of so many."""
+
+  each = 25
+  features = tfds.features.FeaturesDict(
+    {'title': tfds.features.Text(), 'text': tfds.features.Text()}
+  )
+
+  def _generate_examples(self, split):
+    for i in range(50):
+      text = f'{split} {i} \u00e9'
+      yield (
+        i,
+        {
+          'title': '',
+          'text': text.encode('latin-1') if i % self.each == 0 else text,
+        },
+      )
+
+
+class MostlyOther(OtherEncodings, skip_registration=True):
+  each = 2
+
+
 def _prepare(builder, data_dir):
   builder(
     data_dir=str(data_dir), file_format='array_record'
@@ -413,3 +437,14 @@ def test_the_text_of_records_is_read(tmp_path):
     (folder / '3.jsonl').write_text('{"text": "x"}\n' + line)
     with pytest.raises(errors.UserError, match=r"3\.jsonl:2.*'text'"):
       _surveyed(folder)
+
+
+def test_texts_of_other_encodings_are_counted_or_refused(tmp_path, capsys):
+  _prepare(OtherEncodings, tmp_path / 'tfds')
+  texts = _read(tmp_path, 'other_encodings')
+  assert len(texts['train']) == 48
+  err = capsys.readouterr().err
+  assert err.count('left out: 2 of 50 texts of other_encodings/1.0.0') == 2
+  _prepare(MostlyOther, tmp_path / 'tfds')
+  with pytest.raises(errors.UserError, match=r'25 of 50 texts .* not UTF-8'):
+    _read(tmp_path, 'mostly_other')

@@ -57,6 +57,9 @@ def test_one_form(make, tmp_path):
     np.sqrt(np.diag(saved['covariance'])), list(saved['sd'].values())
   )
   [result] = fits.results.values()
+  shown = str(result).splitlines()
+  assert result.fit.form.equation in shown[0]
+  assert [line.split()[0] for line in shown[1:7]] == list(result.fit.form.names)
   penalty = result.derived['4^gamma']
   assert penalty.value == pytest.approx(4 ** result.fit.params['gamma'])
   samples = 4 ** result.bootstrap.samples['gamma']
