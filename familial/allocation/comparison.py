@@ -169,18 +169,26 @@ def run(
 ) -> tuple[ReplaySummary, list[replay.Cell]]:
   """Replays every cell on every table, and prints each when it is done.
 
-  Writes OUT/allocation.json and OUT/draws.jsonl, one row per draw and policy.
+  Writes OUT/allocation.json and OUT/draws.jsonl, one row per draw and policy;
+  the rows of a draw are there when it ends.
 
   Raises:
     UserError: if a table or a cell cannot be used.
   """
   start = time.monotonic()
-  cells, summaries = [], []
-  for cell in replay.run(config):
+  out = pathlib.Path(out)
+  cells: list[replay.Cell] = []
+  summaries = []
+
+  def write(draws: Sequence[replay.Draw]) -> None:
+    if not cells and not draws[0].draw:
+      storage.write_text(out / DRAWS, '')
+    storage.append(out / DRAWS, map(_row, draws))
+
+  for cell in replay.run(config, write):
     cells.append(cell)
     summaries.append(summarise(cell, config.eta))
     print(text(summaries[-1]), flush=True)
-  out = pathlib.Path(out)
   result = ReplaySummary(
     title=config.title,
     config=config,

@@ -19,6 +19,8 @@ from familial.laws import files
 from familial.laws import table as tables
 
 _LAW = ('N', 'D', 'G')
+MANY_POINTS = 64
+_OCTAVES, _PARTS = 5, 6.4  # of compute, and their parts: 32 in all
 
 
 @text.brief
@@ -72,6 +74,23 @@ class Curve:
     """Returns the loss at ln FLOPs; that of the nearest end beyond the points."""
     lowest = np.minimum.accumulate(self.loss)
     return np.asarray(np.interp(log_flops, np.log(self.flops), lowest))
+
+  def thinned(self) -> 'Curve':
+    """Returns the curve with the points that a law is fitted to.
+
+    Of more than 64, the last of each of some 32 equal parts of log compute, over
+    the last factor of 32: how densely a curve was logged does not decide what its
+    first steps weigh. The parts are the same for every curve.
+    """
+    if len(self.flops) <= MANY_POINTS:
+      return self
+    part = np.floor(np.log2(self.flops) * _PARTS)
+    last = np.append(np.diff(part) > 0, True)
+    keep = last & (part > part[-1] - _OCTAVES * _PARTS)
+    columns = {name: values[keep] for name, values in self.columns.items()}
+    return dataclasses.replace(
+      self, flops=self.flops[keep], loss=self.loss[keep], columns=columns
+    )
 
   def cut(self, flops: float) -> 'Curve':
     """Returns the curve up to a number of FLOPs, with a last point there.
@@ -266,7 +285,7 @@ def of_points(
 def rows(
   selections: Sequence[Sequence[Curve]], where: Sequence[str] = ()
 ) -> tuple[tables.Table, np.ndarray]:
-  """Returns the points of selections of curves as one table.
+  """Returns the points of selections of curves, thinned, as one table.
 
   Args:
     selections: of curves as far as they are known; curves of one name are one
@@ -274,7 +293,7 @@ def rows(
     where: conditions on the rows that count.
 
   Returns:
-    Every point once, and weights [selections, rows], 1 if a selection has the
+    Every such point once, and weights [selections, rows], 1 if a selection has the
     point.
 
   Raises:
@@ -285,7 +304,7 @@ def rows(
   members: list[list[int]] = []
   for curves in selections:
     members.append([])
-    for curve in curves:
+    for curve in map(Curve.thinned, curves):
       for i, flops in enumerate(curve.flops):
         key = curve.name, float(flops)
         if key not in numbers:

@@ -1,9 +1,11 @@
 """Replays: policies on random draws of known curves, one record per draw."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import math
 import pathlib
 import time
@@ -185,8 +187,15 @@ class Cell(NamedTuple):
   allocations: Mapping[str, rounds.Allocation]
 
 
-def run(config: config_lib.ReplayConfig) -> Iterator[Cell]:
+def run(
+  config: config_lib.ReplayConfig,
+  ended: Callable[[Sequence[Draw]], None] = lambda draws: None,
+) -> Iterator[Cell]:
   """Yields the cells of a replay.
+
+  Args:
+    config: of the replay.
+    ended: called with each draw of all policies, when it has ended.
 
   Raises:
     UserError: before the first cell, if a policy, a table or a cell cannot be
@@ -201,7 +210,7 @@ def run(config: config_lib.ReplayConfig) -> Iterator[Cell]:
       check(pool, candidates, budget, config.eta)
   for name, pool in pools.items():
     for candidates, budget in config.cells:
-      yield _cell(config, name, pool, candidates, budget)
+      yield _cell(config, name, pool, candidates, budget, ended)
 
 
 def tables_of(
@@ -249,14 +258,14 @@ def check_law(pool: curves_lib.Curves, law: config_lib.Law) -> None:
   if not {'N', 'D'} <= set(form.columns):
     raise errors.UserError(
       f'--form: {law.form!r} is not allowed; a law that is asked for the best'
-      " loss of a compute has N and D; --form='' fits no law"
+      ' loss of a compute has N and D; --form=none fits no law'
     )
   table, _ = curves_lib.rows([pool.curves], law.where)
   for column in form.columns:
     if column not in table.columns:
       raise errors.UserError(
         f'--form: {law.form!r} needs column {column}; {pool.source} has'
-        f" {', '.join(table.columns)}; --form='' fits no law"
+        f' {", ".join(table.columns)}; --form=none fits no law'
       )
 
 
@@ -266,6 +275,7 @@ def _cell(
   pool: curves_lib.Curves,
   candidates: int,
   budget: float,
+  ended: Callable[[Sequence[Draw]], None],
 ) -> Cell:
   rng = np.random.default_rng(config.seed)
   # There is one way to draw all curves.
@@ -293,24 +303,35 @@ def _cell(
       [KnownCurves(grid) for grid in grids], budgets, settings
     )
     seconds[policy] = time.monotonic() - start
-  outcome = outcomes(allocations, grids, budget, config.law, pool.law)
-  draws = tuple(
-    Draw(
-      table=name,
-      candidates=candidates,
-      budget=budget,
-      draw=draw,
-      policy=policy,
-      chosen=tuple(curve.name for curve in grids[draw]),
-      kept=tuple(closed.kept for closed in allocation.rounds),
-      outcome=outcome[policy][draw],
-      predictions=tuple(checked(allocation, grids[draw])),
+  draws = []
+  each = outcomes(allocations, grids, budget, config.law, pool.law)
+  for draw, outcome in enumerate(
+    progress_bar.start(each, total=count, desc=label, unit='draw', leave=False)
+  ):
+    draws.append(
+      [
+        Draw(
+          table=name,
+          candidates=candidates,
+          budget=budget,
+          draw=draw,
+          policy=policy,
+          chosen=tuple(curve.name for curve in grids[draw]),
+          kept=tuple(
+            closed.kept for closed in allocations[policy][draw].rounds
+          ),
+          outcome=found,
+          predictions=tuple(checked(allocations[policy][draw], grids[draw])),
+        )
+        for policy, found in outcome.items()
+      ]
     )
-    for policy, of_policy in allocations.items()
-    for draw, allocation in enumerate(of_policy)
+    ended(draws[-1])
+  by_policy = tuple(itertools.chain(*zip(*draws, strict=True)))
+  first = {policy: of_it[0] for policy, of_it in allocations.items()}
+  return Cell(
+    name, pool, candidates, budget, by_policy, seconds, grids[0], first
   )
-  first = {policy: each[0] for policy, each in allocations.items()}
-  return Cell(name, pool, candidates, budget, draws, seconds, grids[0], first)
 
 
 def checked(
@@ -335,8 +356,8 @@ def outcomes(
   budget: float,
   law: config_lib.Law,
   truth: Mapping[str, float] | None = None,
-) -> dict[str, list[Outcome]]:
-  """Returns the outcomes of every policy on every draw.
+) -> Iterator[dict[str, Outcome]]:
+  """Yields the outcomes of every policy, for one draw after the other.
 
   Args:
     allocations: of each policy on each draw; policies.BASE is among them.
@@ -345,7 +366,6 @@ def outcomes(
     law: fitted to what was trained.
     truth: constants of the law that the curves obey, if known.
   """
-  found: dict[str, list[Outcome]] = {name: [] for name in allocations}
   for draw, grid in enumerate(grids):
     low, high = envelope.span(grid)
     far = law.beyond * high
@@ -356,22 +376,21 @@ def outcomes(
     base = own[policies.BASE].best
     trained = [allocation.curves for allocation in own.values()]
     errors_of = _law_errors(trained, grid, law, truth)
+    found = {}
     for (name, allocation), error in zip(own.items(), errors_of, strict=True):
       line = envelope.line(allocation.curves, *envelope.span(allocation.curves))
-      found[name].append(
-        Outcome(
-          best=allocation.best,
-          spent=allocation.total,
-          gain=(base - allocation.best) / base,
-          regret=allocation.best / ideal - 1,
-          saving=1 - budget / cost,
-          slope=line.slope,
-          area=envelope.area(line, whole, low, far),
-          line=float(line(far) / whole(far)) - 1,
-          law=float(error),
-        )
+      found[name] = Outcome(
+        best=allocation.best,
+        spent=allocation.total,
+        gain=(base - allocation.best) / base,
+        regret=allocation.best / ideal - 1,
+        saving=1 - budget / cost,
+        slope=line.slope,
+        area=envelope.area(line, whole, low, far),
+        line=float(line(far) / whole(far)) - 1,
+        law=float(error),
       )
-  return found
+    yield found
 
 
 def _law_errors(
@@ -385,8 +404,20 @@ def _law_errors(
   if not law.form:
     return unknown
   form = forms.get(law.form)
+  # Points count by where they are on the whole curve: what was trained for a
+  # hundredth of it follows no law, however densely it was logged.
+  thinned = {curve.name: curve.thinned() for curve in grid}
+  known = [
+    [
+      curve
+      if len(whole.flops) <= curves_lib.MANY_POINTS
+      else thinned[curve.name].cut(curve.end)
+      for curve, whole in zip(curves, grid, strict=True)
+    ]
+    for curves in trained
+  ]
   try:
-    table, weights = curves_lib.rows([grid, *trained], law.where)
+    table, weights = curves_lib.rows([grid, *known], law.where)
   except errors.UserError:  # No point of the draw counts.
     return unknown
   theta, determined = estimation.fit_groups(form, table, weights)

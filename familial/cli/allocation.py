@@ -56,7 +56,7 @@ class Allocate:
     draws: number of random draws of the candidates.
     eta: Successive Halving factor: 1/eta of the candidates survive each round.
     loss: loss of this project's runs.
-    form: law fitted to the trained candidates.
+    form: law fitted to the trained candidates; none for no law.
     where: condition on the rows that the law is fitted to, as 'tokens>=1e9'; may
       be repeated.
     seed: seed of the draws and the surrogates.
@@ -143,7 +143,7 @@ def _of_table(asked: Allocate) -> config_lib.ReplayConfig:
     cells=tuple((candidates, budget) for budget in asked.budget),
     columns=columns,
     policies=asked.policy,
-    law=config_lib.Law(asked.form, asked.where),
+    law=config_lib.Law('' if asked.form == 'none' else asked.form, asked.where),
   )
 
 

@@ -720,8 +720,8 @@ def _replays(
     for name in dict.fromkeys((policies.BASE, *policies.POLICIES))
     if name != policies.LAW or optimal_design.has_prior(config.law)
   }
-  outcomes = replay.outcomes(allocations, [whole], config.budget, config.law)
-  for name, [outcome] in outcomes.items():
+  [outcomes] = replay.outcomes(allocations, [whole], config.budget, config.law)
+  for name, outcome in outcomes.items():
     yield Replayed(name, **fit_record.plain(dataclasses.asdict(outcome)))
 
 

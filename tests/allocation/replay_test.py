@@ -1,5 +1,6 @@
 """Replays: exact where the truth is known, and what the command writes."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from familial.allocation import curves
 from familial.allocation import replay
 from familial.allocation import synthetic
 from familial.cli import main
+from familial.core import storage
 from tests.allocation import replays
 
 LAW = config.Law()
@@ -24,13 +26,15 @@ RESULTS = EXPERIMENTS / 'results'
 
 def outcomes(grids, budget, names=('sh', 'uniform', 'oracle'), **law):
   allocations = {name: replays.allocate(name, grids, budget) for name in names}
-  found = replay.outcomes(allocations, grids, budget, **{'law': LAW, **law})
+  found = list(
+    replay.outcomes(allocations, grids, budget, **{'law': LAW, **law})
+  )
   return {
     name: {
-      key: np.array([getattr(outcome, key) for outcome in each])
+      key: np.array([getattr(each[name], key) for each in found])
       for key in replay.Outcome.__annotations__
     }
-    for name, each in found.items()
+    for name in names
   }
 
 
@@ -47,6 +51,59 @@ def test_clean_curves_of_a_law_give_that_law_back():
   found = outcomes(replays.draws(2), 2e19)['sh']
   assert (np.abs(found['law']) < 1e-3).all()
   assert (np.abs(found['line']) > 1e-3).all()  # The law is not a line.
+
+
+def logged(points):
+  """Curves of a law after a first percent that follows none."""
+  for i, params in enumerate(np.geomspace(1e7, 1e9, 4)):
+    for j, end in enumerate(np.geomspace(5, 80, 3) * params):
+      tokens = np.linspace(end / points, end, points)
+      loss = 1.7 + 400 / params**0.34 + 410 / tokens**0.28
+      loss += 3 * np.exp(-tokens / (0.01 * end))
+      known = {'N': np.full(points, params), 'D': tokens}
+      yield curves.Curve(f'{i} {j}', 6 * params * tokens, loss, known)
+
+
+def test_how_densely_curves_were_logged_does_not_change_the_law():
+  error = {
+    points: outcomes([list(logged(points))], 3e19)['sh']['law'][0]
+    for points in (40, 900)
+  }
+  assert abs(error[900]) < 0.02
+  assert error[900] == pytest.approx(error[40], abs=0.02)
+  [dense] = [each for each in logged(900) if each.name == '0 0']
+  kept = dense.thinned()
+  assert kept.flops[-1] == dense.flops[-1] and 24 <= len(kept.flops) <= 33
+  assert set(kept.flops) <= set(dense.flops)
+  [sparse] = [each for each in logged(60) if each.name == '0 0']
+  assert sparse.thinned() is sparse
+
+
+def test_the_draws_that_ended_are_kept_where_a_replay_fails(
+  tmp_path, monkeypatch
+):
+  settings = config.ReplayConfig(
+    title='', cells=((4, 1e18),), curves=6, draws=3, policies=('uniform',),
+    law=config.Law(''),
+  )  # fmt: skip
+  comparison.run(settings, tmp_path / 'whole')
+  calls = itertools.count()
+  original = replay.checked
+
+  def failing(*arguments):
+    if next(calls) == 7:  # of three policies in the third draw
+      raise KeyboardInterrupt
+    return original(*arguments)
+
+  monkeypatch.setattr(replay, 'checked', failing)
+  with pytest.raises(KeyboardInterrupt):
+    comparison.run(settings, tmp_path / 'part')
+  whole, part = (
+    storage.read_rows(tmp_path / name / comparison.DRAWS)
+    for name in ('whole', 'part')
+  )
+  assert len(whole) == 9 and len(part) == 6
+  assert all(row in whole for row in part)
 
 
 @pytest.mark.slow
@@ -68,7 +125,8 @@ def test_outcomes_by_hand():
     [[a, b]],
     4.0,
     config.Law(''),
-  )['sh']
+  )
+  found = found['sh']
   # All of the budget on b would reach 1; half of it on each reaches 2.5.
   assert (found.best, found.spent, found.gain) == (2.5, 4.0, 0.0)
   assert found.regret == pytest.approx(1.5)
