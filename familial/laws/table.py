@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from familial.core import errors
 from familial.core import storage
@@ -50,6 +51,7 @@ _FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
 _RUN_NAMES = ('name', 'run_name', 'run_id', 'id', 'experiment')
 _FEW = 1e5  # parameters or tokens: fewer are flagged as of another unit
 _FAR = 100.0  # C / (6 N D) of another unit
+_RISES, _SURELY = 0.3, 0.01  # rank correlation, p-value
 # Allowed magnitudes: within the range of single precision.
 _LEAST, MOST = 1e-30, 1e30
 _KNOWN = (
@@ -464,6 +466,17 @@ def _units(columns: Mapping[str, np.ndarray], derived: bool) -> Iterator[str]:
       )
     elif derived and float(np.median(columns['D'])) < 1:
       yield 'tokens = flops / (6 params) are below 1: a wrong unit (--units)'
+
+
+def looks_like_accuracy(loss: np.ndarray, compute: np.ndarray) -> bool:
+  """Whether values of a column loss lie in [0, 1] and rise with compute.
+
+  They rise if Spearman's rank correlation is above 0.3 and above 0 at 1 %.
+  """
+  if loss.min() < 0 or loss.max() > 1 or not (np.ptp(loss) and np.ptp(compute)):
+    return False
+  rank = stats.spearmanr(compute, loss, alternative='greater')
+  return bool(rank.statistic > _RISES and rank.pvalue < _SURELY)
 
 
 def meets(
