@@ -151,7 +151,7 @@ def read(
       fewer than two curves.
   """
   path = pathlib.Path(path)
-  records, sha256, _ = files.read(path)
+  records, sha256, _, flags = files.read(path)
   ended: dict[str, float] = {}
   keys: list[str] = []
   if not columns and tables.is_ours(records):
@@ -167,6 +167,7 @@ def read(
     }
     rows = [r for r in records if r.get('status') != 'diverged']
     table = tables.from_rows(rows, loss, 'all', source=str(path), sha256=sha256)
+    table = dataclasses.replace(table, flags=flags)
     names = [str(run) for run in table.run]
     finite = np.ones(table.rows, bool)
   else:
@@ -197,10 +198,13 @@ def read(
           f'--curve: {path} has no column {key!r}'
           f'{errors.nearest(key, table.labels)}; it has {", ".join(table.labels)}'
         )
+    named = [tables.run_names(table.labels[k], k, table.source) for k in keys]
     names = [
       ', '.join(f'{key} {cell}' for key, cell in zip(keys, row, strict=True))
-      for row in zip(*(table.labels[key] for key in keys), strict=True)
+      for row in zip(*(cells for cells, _ in named), strict=True)
     ]
+    flags += tuple(f for _, own in named for f in own if f not in table.flags)
+    table = dataclasses.replace(table, flags=(*flags, *table.flags))
   if table.cost is None:
     raise errors.UserError(
       f'{path} has no column flops, nor params and tokens, of which compute'
@@ -356,6 +360,10 @@ def _curves(
     )
   flags = [
     *table.flags,
+    *(
+      f'{len(numbers)} rows left out without a number in {name}'
+      for name, numbers in table.filters.get('left_out', {}).items()
+    ),
     *(
       f'{count} of {len(rows_of)} curves {what}'
       for count, what in (

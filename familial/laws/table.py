@@ -49,6 +49,7 @@ _GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
 _FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
 # Names of columns that tell runs apart, in lower case, without spaces and dashes.
 _RUN_NAMES = ('name', 'run_name', 'run_id', 'id', 'experiment')
+_LONGEST = 1000  # characters of a run's name
 _FEW = 1e5  # parameters or tokens: fewer are flagged as of another unit
 _FAR = 100.0  # C / (6 N D) of another unit
 _RISES, _SURELY = 0.3, 0.01  # rank correlation, p-value
@@ -274,15 +275,19 @@ def read(
     table = from_rows(
       file.records, loss, rows_used, None, mix_corpora, str(path), file.sha256
     )
+    table = dataclasses.replace(table, flags=file.flags)
     for condition in where:
       table = table.take(table.where(condition), where=list(where))
     return _clustered(table, cluster)
   table = from_records(
     file.records, columns or {}, str(path), file.sha256, needs, where, units
   )
-  if file.dialect:
-    filters = {**table.filters, 'dialect': file.dialect}
-    table = dataclasses.replace(table, filters=filters)
+  dialect = {'dialect': file.dialect} if file.dialect else {}
+  table = dataclasses.replace(
+    table,
+    filters={**table.filters, **dialect},
+    flags=(*file.flags, *table.flags),
+  )
   return _clustered(table, cluster)
 
 
@@ -319,8 +324,6 @@ def from_records(
   Raises:
     UserError: if a needed column is missing or no row has a number in it.
   """
-  # Spaces around a name are seldom meant, and a flag cannot say them.
-  records = [{k.strip(): v for k, v in record.items()} for record in records]
   header = list(dict.fromkeys(name for record in records for name in record))
   mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
   every = {
@@ -397,13 +400,15 @@ def from_records(
       )
   labels = {name: column[good] for name, column in labels.items()}
   if not {'run'} & {*mapping, *columns}:
-    mapping.update(zip(('run',), _run_names(labels, arrays), strict=False))
+    mapping.update(zip(('run',), _run_columns(labels, arrays), strict=False))
+  run: np.ndarray = (number[good] - 1).astype(str)
+  nameless: tuple[str, ...] = ()
+  if 'run' in mapping:
+    run, nameless = run_names(labels[mapping['run']], mapping['run'], source)
   lost = int((~good).sum())
   return Table(
     arrays,
-    np.array(list(map(str, labels[mapping['run']])))
-    if 'run' in mapping
-    else (number[good] - 1).astype(str),
+    run,
     source,
     sha256,
     mapping,
@@ -416,12 +421,38 @@ def from_records(
         if 10 * lost > len(good)
         else []
       ),
+      *nameless,
       *_units(arrays, 'tokens' in filters),
     ),
   )
 
 
-def _run_names(
+def run_names(
+  cells: np.ndarray, column: str, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Names of the rows' runs, and a flag where some have none.
+
+  A row without a name is a run by itself.
+
+  Raises:
+    UserError: for a name that is too long for a table.
+  """
+  names = [str(cell).strip() for cell in cells]
+  nameless = 0
+  for i, (cell, name) in enumerate(zip(cells, names, strict=True)):
+    if cell is None or not name or cell != cell:
+      names[i] = f'row {i + 1} without {column}'
+      nameless += 1
+    elif len(name) > _LONGEST:
+      raise errors.UserError(
+        f'column {column!r} of {source} has a name of {len(name)} characters,'
+        f' {name[:80]!r}...; at most {_LONGEST} are allowed'
+      )
+  flag = f'{nameless} of {len(names)} rows without {column} count as a run each'
+  return np.array(names), (flag,) if nameless else ()
+
+
+def _run_columns(
   labels: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
 ) -> list[str]:
   """Columns that tell runs of several rows apart, by their names and values."""
@@ -530,6 +561,7 @@ def meets(
 def _clustered(table: Table, cluster: str) -> Table:
   """The table with rows that share a value of a column belonging together."""
   symbol = parametric.SYMBOLS.get(cluster, cluster)
+  nameless: tuple[str, ...] = ()
   if cluster == 'run':
     return table
   if cluster == 'row':
@@ -537,7 +569,7 @@ def _clustered(table: Table, cluster: str) -> Table:
   elif symbol in table.columns:
     labels = table.columns[symbol]
   elif cluster in table.labels:
-    labels = table.labels[cluster]
+    labels, nameless = run_names(table.labels[cluster], cluster, table.source)
   else:
     allowed = {'run', 'row', *table.columns, *table.labels}
     raise errors.UserError(
@@ -548,6 +580,7 @@ def _clustered(table: Table, cluster: str) -> Table:
     table,
     run=np.array(list(map(str, labels))),
     filters={**table.filters, 'cluster': cluster},
+    flags=(*table.flags, *nameless),
   )
 
 
@@ -573,9 +606,15 @@ def _refuse(
   if name in _POSITIVE:
     wanted = f'a number above 0, from {_LEAST:g} to {MOST:g},'
   raise errors.UserError(
-    f'column {theirs!r} of {source or "the table"} is {cells[row]} in row'
-    f' {number[row]}; {wanted} is needed'
+    f'column {theirs!r} of {source or "the table"} is {_shown(cells[row])} in'
+    f' row {number[row]}; {wanted} is needed'
   )
+
+
+def _shown(cell: Any) -> str:
+  """A cell of any kind in a line."""
+  line = ' '.join(str(cell).split())
+  return line if len(line) <= 80 else f'{line[:80]}...'
 
 
 def _mapping(
@@ -596,6 +635,7 @@ def _mapping(
       )
     if name in mapping:
       raise errors.UserError(f'column {name!r} is mapped twice')
+    theirs = ' '.join(theirs.split())
     if not theirs:
       unmapped.add(name)
       continue
@@ -638,7 +678,7 @@ def _number(cell: Any) -> float:
     return math.nan
   factor = 1.0
   if isinstance(cell, str):
-    cell = cell.strip()
+    cell = cell.strip().replace('_', 'x')  # Python reads 1_0 as 10.
     if _GROUPS.fullmatch(cell):
       cell = cell.replace(',', '')
     if cell[-1:].lower() in _FACTORS and cell[:-1][-1:].isdigit():
