@@ -17,6 +17,7 @@ from familial.core import errors
 from familial.core import text
 from familial.laws import files
 from familial.laws import table as tables
+from familial.laws import wide as wide_lib
 
 _LAW = ('N', 'D', 'G')
 
@@ -131,6 +132,7 @@ def read(
   columns: Mapping[str, str] | None = None,
   curve: Sequence[str] = (),
   loss: str = 'final',
+  wide: Mapping[str, str] | None = None,
 ) -> Curves:
   """Reads the curves of a CSV, JSONL or Parquet file, or of this project's runs.
 
@@ -145,16 +147,21 @@ def read(
     curve: the file's columns that identify a curve, by default `run`. Numeric
       ones are features of the candidates.
     loss: of this project's runs: mean or final.
+    wide: as in `laws.read`, for a table with a column for each run.
 
   Raises:
     UserError: for a missing column, a compute that is not a number above 0, or
       fewer than two curves.
   """
   path = pathlib.Path(path)
-  records, sha256, _, flags = files.read(path)
+  file, understood = files.read(path), ''
+  if wide:
+    file, understood = wide_lib.lengthen(file, wide, str(path))
+  records, sha256, _, flags = file
+  flags += (understood,) if understood else ()
   ended: dict[str, float] = {}
   keys: list[str] = []
-  if not columns and tables.is_ours(records):
+  if not (columns or wide) and tables.is_ours(records):
     if curve:
       raise errors.UserError(
         f"--curve: {', '.join(curve)} is not allowed; curves of this project's"

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import pathlib
 import re
 import subprocess
@@ -15,11 +16,15 @@ import sys
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from familial.core import errors
 
 SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
 _LONGEST = 200  # characters of a column's name
 _COMPRESSED = ('.gz', '.zst')
+_GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
+_FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
 _END = r'(?:[eE][+-]?\d+)?[kmbgtKMBGT]?'  # of a number, as in 1e9 and 70M
 # A point that is certainly a decimal one, and numbers whose comma or point may be
 # a decimal one or stand before three digits of a thousand.
@@ -286,3 +291,20 @@ def _json_lines(
       )
     records.append(record)
   return records, False
+
+
+def number(cell: Any) -> float:
+  """A cell as a number: '70M', '1.4B' and '22,500,000' too; NaN for none."""
+  if isinstance(cell, (bool, np.bool_)):
+    return math.nan
+  factor = 1.0
+  if isinstance(cell, str):
+    cell = cell.strip().replace('_', 'x')  # Python reads 1_0 as 10.
+    if _GROUPS.fullmatch(cell):
+      cell = cell.replace(',', '')
+    if cell[-1:].lower() in _FACTORS and cell[:-1][-1:].isdigit():
+      cell, factor = cell[:-1], _FACTORS[cell[-1].lower()]
+  try:
+    return float(cell) * factor
+  except (TypeError, ValueError, OverflowError):
+    return math.nan

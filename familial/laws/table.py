@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 import pathlib
 import re
 from typing import Any
@@ -24,6 +23,7 @@ from familial.core import text
 from familial.laws import definitions
 from familial.laws import files
 from familial.laws import parametric
+from familial.laws import wide as wide_lib
 
 _COMPARISONS = {
   '<=': np.less_equal,
@@ -45,8 +45,6 @@ _POSITIVE = (
   'depth',
   'weight',
 )
-_GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
-_FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
 # Names of columns that tell runs apart, in lower case, without spaces and dashes.
 _RUN_NAMES = ('name', 'run_name', 'run_id', 'id', 'experiment')
 _LONGEST = 1000  # characters of a run's name
@@ -245,6 +243,7 @@ def read(
   needs: Sequence[str] = (),
   where: Sequence[str] = (),
   units: Mapping[str, float] | None = None,
+  wide: Mapping[str, str] | None = None,
 ) -> Table:
   """A table from a file, from this project's runs, or from a data frame.
 
@@ -266,12 +265,17 @@ def read(
       `meets`.
     units: our name -> what one in the file stands for, as 1e9 for parameters in
       billions.
+    wide: for a table with a column for each run, quantity -> pattern of its
+      columns, as `wide.lengthen` takes it: {'loss': '* - val_loss'}.
   """
   if hasattr(path, 'to_dicts') or hasattr(path, 'to_dict'):
     file, path = files.of_frame(path), 'data frame'
   else:
     file = files.read(pathlib.Path(path))
-  if not columns and is_ours(file.records):
+  read_as = {'dialect': file.dialect} if file.dialect else {}
+  if wide:
+    file, read_as['wide'] = wide_lib.lengthen(file, wide, str(path))
+  elif not columns and is_ours(file.records):
     table = from_rows(
       file.records, loss, rows_used, None, mix_corpora, str(path), file.sha256
     )
@@ -282,10 +286,9 @@ def read(
   table = from_records(
     file.records, columns or {}, str(path), file.sha256, needs, where, units
   )
-  dialect = {'dialect': file.dialect} if file.dialect else {}
   table = dataclasses.replace(
     table,
-    filters={**table.filters, **dialect},
+    filters={**table.filters, **read_as},
     flags=(*file.flags, *table.flags),
   )
   return _clustered(table, cluster)
@@ -669,21 +672,4 @@ def _numbers(cells: np.ndarray) -> np.ndarray:
   """Cells as numbers; NaN where a cell is none."""
   if cells.dtype != object:
     return cells
-  return np.array([_number(cell) for cell in cells], np.float64)
-
-
-def _number(cell: Any) -> float:
-  """A cell as a number: '70M', '1.4B' and '22,500,000' too; NaN for none."""
-  if isinstance(cell, (bool, np.bool_)):
-    return math.nan
-  factor = 1.0
-  if isinstance(cell, str):
-    cell = cell.strip().replace('_', 'x')  # Python reads 1_0 as 10.
-    if _GROUPS.fullmatch(cell):
-      cell = cell.replace(',', '')
-    if cell[-1:].lower() in _FACTORS and cell[:-1][-1:].isdigit():
-      cell, factor = cell[:-1], _FACTORS[cell[-1].lower()]
-  try:
-    return float(cell) * factor
-  except (TypeError, ValueError, OverflowError):
-    return math.nan
+  return np.array([files.number(cell) for cell in cells], np.float64)
