@@ -397,9 +397,12 @@ def from_records(
   for name in needs:
     if name not in arrays:
       ours = parametric.LONG_NAMES.get(name, name)
+      of_runs = (
+        ', or add one that holds it for each run' if 'run' in header else ''
+      )
       raise errors.UserError(
         f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
-        f' has {", ".join(header)}: map one by {ours}=...'
+        f' has {", ".join(header)}: map one by {ours}=...{of_runs}'
       )
   labels = {name: column[good] for name, column in labels.items()}
   if not {'run'} & {*mapping, *columns}:

@@ -134,6 +134,18 @@ def test_patterns_that_do_not_fit(tmp_path, wide, said):
     tables.read(path, wide=wide)
 
 
+def test_sizes_that_no_column_has_are_asked_for(tmp_path):
+  path, _ = wandb(tmp_path / 'a.csv')
+  columns, needs = {'tokens': 'Step'}, ['N', 'D']
+  with pytest.raises(errors.UserError, match=r'for params.* for each run'):
+    tables.read(path, columns, wide=WANDB, needs=needs)
+  path.write_text(path.read_text().replace('run', '7'))
+  table = tables.read(
+    path, columns, wide={'loss': '{params} - val_loss'}, needs=needs
+  )
+  assert set(table.columns['N']) == {70, 71, 72, 73}
+
+
 @pytest.mark.slow
 def test_the_command_says_what_it_understood(fit):
   columns = points.columns()
