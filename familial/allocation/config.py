@@ -45,6 +45,7 @@ class ReplayConfig:
     cells: (number of candidates, budget in FLOPs) of each comparison.
     table: path of the table of curves; '' for synthetic curves.
     columns: the table's column for each of this project's names.
+    wide: patterns of a wide table's columns by quantity, as `laws.read` takes them.
     curve: columns of the table whose values identify a curve.
     loss: loss by which this project's runs are compared, `final` or `mean`.
     noises: kinds of noise of the synthetic curves.
@@ -61,6 +62,7 @@ class ReplayConfig:
   cells: Annotated[tuple[tuple[int, float], ...], schema.NOT_EMPTY]
   table: str = ''
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  wide: Mapping[str, str] = dataclasses.field(default_factory=dict)
   curve: tuple[str, ...] = ()
   loss: Annotated[str, schema.one_of(*LOSSES)] = 'final'
   noises: tuple[_Noise, ...] = ('clean',)

@@ -17,6 +17,7 @@ from familial.core import errors
 from familial.core import text
 from familial.laws import files
 from familial.laws import table as tables
+from familial.laws import wide as wide_lib
 
 _LAW = ('N', 'D', 'G')
 MANY_POINTS = 64
@@ -150,6 +151,7 @@ def read(
   columns: Mapping[str, str] | None = None,
   curve: Sequence[str] = (),
   loss: str = 'final',
+  wide: Mapping[str, str] | None = None,
 ) -> Curves:
   """Reads the curves of a CSV, JSONL or Parquet file, or of this project's runs.
 
@@ -164,16 +166,21 @@ def read(
     curve: the file's columns that identify a curve, by default `run`. Numeric
       ones are features of the candidates.
     loss: of this project's runs: mean or final.
+    wide: as in `laws.read`, for a table with a column for each run.
 
   Raises:
     UserError: for a missing column, a compute that is not a number above 0, or
       fewer than two curves.
   """
   path = pathlib.Path(path)
-  records, sha256, _ = files.read(path)
+  file, understood = files.read(path), ''
+  if wide:
+    file, understood = wide_lib.lengthen(file, wide, str(path))
+  records, sha256, _, flags = file
+  flags += (understood,) if understood else ()
   ended: dict[str, float] = {}
   keys: list[str] = []
-  if not columns and tables.is_ours(records):
+  if not (columns or wide) and tables.is_ours(records):
     if curve:
       raise errors.UserError(
         f"--curve: {', '.join(curve)} is not allowed; curves of this project's"
@@ -186,6 +193,7 @@ def read(
     }
     rows = [r for r in records if r.get('status') != 'diverged']
     table = tables.from_rows(rows, loss, 'all', source=str(path), sha256=sha256)
+    table = dataclasses.replace(table, flags=flags)
     names = [str(run) for run in table.run]
     finite = np.ones(table.rows, bool)
   else:
@@ -216,10 +224,13 @@ def read(
           f'--curve: {path} has no column {key!r}'
           f'{errors.nearest(key, table.labels)}; it has {", ".join(table.labels)}'
         )
+    named = [tables.run_names(table.labels[k], k, table.source) for k in keys]
     names = [
       ', '.join(f'{key} {cell}' for key, cell in zip(keys, row, strict=True))
-      for row in zip(*(table.labels[key] for key in keys), strict=True)
+      for row in zip(*(cells for cells, _ in named), strict=True)
     ]
+    flags += tuple(f for _, own in named for f in own if f not in table.flags)
+    table = dataclasses.replace(table, flags=(*flags, *table.flags))
   if table.cost is None:
     raise errors.UserError(
       f'{path} has no column flops, nor params and tokens, of which compute'
@@ -375,6 +386,10 @@ def _curves(
     )
   flags = [
     *table.flags,
+    *(
+      f'{len(numbers)} rows left out without a number in {name}'
+      for name, numbers in table.filters.get('left_out', {}).items()
+    ),
     *(
       f'{count} of {len(rows_of)} curves {what}'
       for count, what in (

@@ -220,7 +220,9 @@ def tables_of(
   if config.table:
     yield (
       pathlib.Path(config.table).stem,
-      curves_lib.read(config.table, config.columns, config.curve, config.loss),
+      curves_lib.read(
+        config.table, config.columns, config.curve, config.loss, config.wide
+      ),
     )
     return
   for noise in config.noises:

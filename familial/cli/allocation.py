@@ -46,6 +46,8 @@ class Allocate:
     table: learning curves: CSV, JSONL, Parquet, or a folder of this project's
       runs.
     columns: column mapping, 'flops=C,loss=val_loss,params=N'; may be repeated.
+    wide: columns of a table with one for each run, as wandb exports it, 'loss=* -
+      val_loss', whose * is the run.
     curve: columns whose values identify a curve, run by default. Numeric ones
       describe the candidates to surrogates.
     policy: policy to compare: uniform, sh, sh_lmc, sh_ensemble_power_law,
@@ -68,6 +70,7 @@ class Allocate:
   config: Annotated[Any, ConfigFile()] = None
   table: str | None = None
   columns: Repeated = ()
+  wide: Repeated = ()
   curve: tuple[str, ...] = ()
   policy: Repeated = ('sh_ensemble_power_law',)
   budget: Annotated[tuple[float, ...], REPEATED] = ()
@@ -132,9 +135,10 @@ def _of_table(asked: Allocate) -> config_lib.ReplayConfig:
   if not asked.budget:
     raise errors.UserError('--budget: is missing; FLOPs of an allocation')
   columns = dict(command.mapping(asked.columns))
+  wide = dict(command.mapping(asked.wide, 'wide'))
   candidates = asked.candidates
   if not candidates:
-    pool = curves.read(asked.table, columns, asked.curve, asked.loss)
+    pool = curves.read(asked.table, columns, asked.curve, asked.loss, wide)
     candidates = len(pool.curves)
   return command.fill(
     config_lib.ReplayConfig,
@@ -142,6 +146,7 @@ def _of_table(asked: Allocate) -> config_lib.ReplayConfig:
     title='Replayed allocation',
     cells=tuple((candidates, budget) for budget in asked.budget),
     columns=columns,
+    wide=wide,
     policies=asked.policy,
     law=config_lib.Law('' if asked.form == 'none' else asked.form, asked.where),
   )

@@ -49,6 +49,8 @@ class Fit:
     out: folder of the result.
     columns: column mapping of a foreign table, 'params=Model Size,flops=Training
       FLOP,loss=loss'; an empty name unmaps a column; may be repeated.
+    wide: columns of a table with one for each run, as wandb exports it, 'loss=* -
+      val_loss', whose * is the run; or one for each number, 'loss={flops} FLOPs'.
     form: law to fit: a name, columns joined by * and + (width*depth+tokens), or
       FILE.py:FUNCTION; may be repeated.
     loss: loss of a familial run.
@@ -89,6 +91,7 @@ class Fit:
   out: Folder
   columns: Repeated = ()
   units: Repeated = ()
+  wide: Repeated = ()
   form: Repeated = ('familial_total',)
   loss: Annotated[str, schema.one_of('mean', 'final', 'exit')] = 'final'
   rows: Annotated[str, schema.one_of('last', 'all')] = 'last'
@@ -125,6 +128,7 @@ def _fit(given: Fit) -> str:
     needs=[c for name in given.form for c in forms.get(name).columns],
     where=given.where,
     units=command.numbers('units', given.units),
+    wide=command.mapping(given.wide, 'wide'),
   )
   if rows.mapping:
     rows = _foreign(given, rows)
@@ -312,8 +316,7 @@ def _reading(rows: table.Table) -> str:
     notes.append(f'tokens = {filters["tokens"]}')
   if 'weight' in mapping:
     notes.append(f'rows weighted by {mapping["weight"]}')
-  if 'dialect' in filters:
-    notes.append(filters['dialect'])
+  notes += [filters[key] for key in ('dialect', 'wide') if key in filters]
   for name, numbers in filters.get('left_out', {}).items():
     notes.append(
       f'{len(numbers)} rows left out without a number in {name} (rows'

@@ -26,8 +26,20 @@ _ALIKE, _PERMUTATIONS = 0.01, 2000
 def of_rows(
   form: parametric.Form, table: tables.Table, residual: np.ndarray
 ) -> list[str]:
-  """Flags of duplicate rows, mixed units and outliers."""
+  """Flags of accuracies taken for losses, copies, mixed units and outliers."""
   flags = []
+  loss, falls = table.columns['loss'], any(p.is_decay for p in form.parameters)
+  if (
+    falls
+    and table.cost is not None
+    and tables.looks_like_accuracy(loss, table.cost)
+  ):
+    flags.append(
+      f'column {table.mapping.get("loss", "loss")} looks like an accuracy (from'
+      f' {loss.min():.3g} to {loss.max():.3g}, rising with compute), and'
+      f' {form.name} is a law of losses: fit a form of accuracies'
+      ' (--form=FILE.py:FUNCTION), or the error rate, 1 - accuracy'
+    )
   names = [*form.columns, 'loss']
   columns = [table.columns[name] for name in names]
   each = np.stack([*columns, table.clusters], axis=1)

@@ -3,22 +3,50 @@
 What comes from outside is parsed and no more: nothing in it is executed.
 """
 
+import codecs
 import csv
 import hashlib
 import io
 import json
+import math
 import pathlib
 import re
+import subprocess
+import sys
 from typing import Any
 from typing import NamedTuple
+
+import numpy as np
 
 from familial.core import errors
 
 SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
+_LONGEST = 200  # characters of a column's name
 _COMPRESSED = ('.gz', '.zst')
-_DECIMAL_COMMA = re.compile(r'[+-]?\d+,\d+([eE][+-]?\d+)?')
-_DECIMAL_POINT = re.compile(r'[+-]?\d*\.\d+([eE][+-]?\d+)?')
-_POINT_GROUPS = re.compile(r'[+-]?\d{1,3}(\.\d{3})+(,\d+)?')
+_GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
+_FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
+_END = r'(?:[eE][+-]?\d+)?[kmbgtKMBGT]?'  # of a number, as in 1e9 and 70M
+# A point that is certainly a decimal one, and numbers whose comma or point may be
+# a decimal one or stand before three digits of a thousand.
+_DECIMAL_POINT = re.compile(
+  rf'[+-]?(?:(?![1-9]\d{{0,2}}\.\d{{3}}{_END}$)\d*\.\d+'
+  rf'|\d{{1,3}}(?:,\d{{3}})+\.\d+|\d{{1,3}}(?:,\d{{3}}){{2,}}){_END}'
+)
+_OPEN_COMMA = re.compile(rf'[+-]?[1-9]\d{{0,2}},\d{{3}}{_END}')
+_OPEN_POINT = re.compile(rf'[+-]?[1-9]\d{{0,2}}\.\d{{3}}{_END}')
+_WITH_COMMA = re.compile(
+  rf'[+-]?(?:\d+,\d*|,\d+|\d{{1,3}}(?:\.\d{{3}})+(?:,\d*)?){_END}'
+)
+_READ_PARQUET = """
+import sys
+import polars
+try:
+  polars.read_parquet(sys.stdin.buffer.read()).to_dicts()
+except BaseException as error:
+  print(error)
+  sys.exit(1)
+"""
+_SWAPPED = str.maketrans(',.', '.,')
 
 
 class File(NamedTuple):
@@ -28,11 +56,13 @@ class File(NamedTuple):
     records: the rows, by the file's own column names.
     sha256: hash of the file's bytes.
     dialect: how cells were read where that is not plain CSV; '' otherwise.
+    flags: what of the file was not read.
   """
 
   records: list[dict[str, Any]]
   sha256: str
   dialect: str = ''
+  flags: tuple[str, ...] = ()
 
 
 def read(path: pathlib.Path) -> File:
@@ -53,7 +83,7 @@ def read(path: pathlib.Path) -> File:
   contents = [file.read_bytes() for file in files]
   sha256 = hashlib.sha256(b''.join(contents)).hexdigest()
   records: list[dict[str, Any]]
-  dialect = ''
+  dialect, cut = '', False
   suffixes = [suffix.lower() for suffix in path.suffixes]
   if suffixes and suffixes[-1] in _COMPRESSED and not path.is_dir():
     suffixes.pop()
@@ -64,16 +94,17 @@ def read(path: pathlib.Path) -> File:
     records = [
       {**record, 'run': str(file.parent.relative_to(path))}
       for file, content in zip(files, contents, strict=True)
-      for record in _json_lines(content, file)
+      # The last line of a run may be under way.
+      for record in _json_lines(content, file)[0]
     ]
   elif suffix in ('.csv', '.tsv'):
     records, dialect = _csv(contents[0], path)
   elif suffix == '.parquet':
     records = _parquet(contents[0], path)
-  elif suffix == '.json' and contents[0].lstrip()[:1] == b'[':
+  elif suffix == '.json' and _without_mark(contents[0]).lstrip()[:1] == b'[':
     records = _json_array(contents[0], path)
   elif suffix in ('.jsonl', '.json'):
-    records = _json_lines(contents[0], path)
+    records, cut = _json_lines(contents[0], path)
   else:
     raise errors.UserError(
       f'table {str(path)!r}: allowed are .csv, .tsv, .jsonl, .json (each also as'
@@ -81,7 +112,8 @@ def read(path: pathlib.Path) -> File:
     )
   if not records:
     raise errors.UserError(f'table {str(path)!r} has no rows')
-  return File(records, sha256, dialect)
+  flags = ('the last line of the file is cut off, and left out',) if cut else ()
+  return File(_named(records, path), sha256, dialect, flags)
 
 
 def of_frame(frame: Any) -> File:
@@ -90,7 +122,28 @@ def of_frame(frame: Any) -> File:
   records = frame.to_dicts() if polars else frame.to_dict('records')
   if not records:
     raise errors.UserError('the data frame has no rows')
-  return File([{str(k): v for k, v in row.items()} for row in records], '')
+  records = [{str(k): v for k, v in row.items()} for row in records]
+  return File(_named(records, 'the data frame'), '')
+
+
+def _named(records: list[dict[str, Any]], source: Any) -> list[dict[str, Any]]:
+  """The rows by names of one line, which a flag can say, without outer spaces."""
+  names: dict[str, str] = {}
+  for name in dict.fromkeys(name for record in records for name in record):
+    short = ' '.join(name.split())
+    if len(short) > _LONGEST:
+      raise errors.UserError(
+        f'{source} has a column {short[:_LONGEST]!r}...; names have at most'
+        f' {_LONGEST} characters'
+      )
+    if short and short in names.values():
+      raise errors.UserError(f'{source} has several columns {short!r}')
+    names[name] = short
+  return [{names[k]: v for k, v in record.items()} for record in records]
+
+
+def _without_mark(content: bytes) -> bytes:
+  return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _decompressed(content: bytes, path: pathlib.Path) -> bytes:
@@ -98,7 +151,7 @@ def _decompressed(content: bytes, path: pathlib.Path) -> bytes:
 
   try:
     lines = pl.read_lines(content).to_series().to_list()
-  except pl.exceptions.PolarsError as error:
+  except (pl.exceptions.PolarsError, OSError) as error:
     line = str(error).partition('\n')[0]
     raise errors.UserError(f'{path} is not a compressed text: {line}') from None
   return '\n'.join(lines).encode()
@@ -117,7 +170,7 @@ def _csv(
     rows = _cells(text, separator)
   except csv.Error as error:
     raise errors.UserError(f'{path} is not CSV: {error}') from None
-  header = [name.strip() for name in rows[0]] if rows else []
+  header = [' '.join(name.split()) for name in rows[0]] if rows else []
   twice = [name for name in header if name and header.count(name) > 1]
   if twice:
     raise errors.UserError(f'{path} has several columns {twice[0]!r}')
@@ -129,7 +182,7 @@ def _csv(
   dialect = []
   if separator != ',':
     dialect.append(f'cells separated by {SEPARATORS[separator]}')
-    if _has_decimal_commas(rows[1:]):
+    if _has_decimal_commas(rows[1:], path):
       dialect.append('decimal commas')
       rows[1:] = [[_with_point(cell) for cell in row] for row in rows[1:]]
   records = [dict(zip(header, row, strict=True)) for row in rows[1:]]
@@ -154,31 +207,45 @@ def _cells(text: str, separator: str) -> list[list[str]]:
   return [row for row in rows if row]
 
 
-def _has_decimal_commas(rows: list[list[str]]) -> bool:
-  """Whether cells have decimal commas, and none a decimal point."""
+def _has_decimal_commas(rows: list[list[str]], path: pathlib.Path) -> bool:
+  """Whether cells have decimal commas, and none a decimal point.
+
+  Raises:
+    UserError: if one cell may have a decimal comma and another a decimal point.
+  """
   cells = [cell.strip() for row in rows for cell in row]
-  points = [c for c in cells if _DECIMAL_POINT.fullmatch(c)]
-  return any(_DECIMAL_COMMA.fullmatch(c) for c in cells) and all(
-    _POINT_GROUPS.fullmatch(c) for c in points
-  )
+  if any(map(_DECIMAL_POINT.fullmatch, cells)):
+    return False
+  if any(_DECIMAL_POINT.fullmatch(cell.translate(_SWAPPED)) for cell in cells):
+    return True
+  comma = next(filter(_OPEN_COMMA.fullmatch, cells), None)
+  point = next(filter(_OPEN_POINT.fullmatch, cells), None)
+  if comma and point:
+    raise errors.UserError(
+      f'{path}: {comma} and {point} may both be thousands or both be decimals;'
+      ' write one of them without groups'
+    )
+  return comma is not None
 
 
 def _with_point(cell: str) -> str:
   """A number with a decimal comma, and points between groups, as Python's."""
   plain = cell.strip()
-  if _DECIMAL_COMMA.fullmatch(plain) or _POINT_GROUPS.fullmatch(plain):
+  if _WITH_COMMA.fullmatch(plain):
     return plain.replace('.', '').replace(',', '.')
   return cell
 
 
 def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
+  """Rows of Parquet, read first by another process: damage may abort a process."""
   import polars as pl
 
-  try:
-    return pl.read_parquet(content).to_dicts()
-  except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-    line = str(error).partition('\n')[0]
-    raise errors.UserError(f'{path} is not Parquet: {line}') from None
+  child = [sys.executable, '-P', '-c', _READ_PARQUET]
+  tried = subprocess.run(child, input=content, capture_output=True, check=False)
+  if tried.returncode:
+    line = tried.stdout.decode(errors='replace').partition('\n')[0]
+    raise errors.UserError(f'{path} is not Parquet: {line or "it is damaged"}')
+  return pl.read_parquet(content).to_dicts()
 
 
 def _json_array(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
@@ -195,21 +262,25 @@ def _json_array(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
   return list(records)
 
 
-def _json_lines(content: bytes, file: pathlib.Path) -> list[dict[str, Any]]:
-  """Parses JSON lines; a last line that was cut off while written is skipped."""
-  lines = content.decode('utf-8', errors='replace').split('\n')
-  records = []
+def _json_lines(
+  content: bytes, file: pathlib.Path
+) -> tuple[list[dict[str, Any]], bool]:
+  """Parses JSON lines; also whether the last was cut off while written.
+
+  Such a line is skipped.
+  """
+  lines = _without_mark(content).split(b'\n')
+  records: list[dict[str, Any]] = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
+      record = json.loads(line.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
       if number == len(lines):
-        break
-      raise errors.UserError(
-        f'{file} line {number} is not JSON: {error.msg}'
-      ) from error
+        return records, True
+      what = f'JSON: {getattr(error, "msg", "it is not UTF-8")}'
+      raise errors.UserError(f'{file} line {number} is not {what}') from None
     except (ValueError, RecursionError):
       raise errors.UserError(
         f'{file} line {number} holds what is too long or nested too deep'
@@ -219,4 +290,21 @@ def _json_lines(content: bytes, file: pathlib.Path) -> list[dict[str, Any]]:
         f'{file} line {number} is not a JSON object; one a line is needed'
       )
     records.append(record)
-  return records
+  return records, False
+
+
+def number(cell: Any) -> float:
+  """A cell as a number: '70M', '1.4B' and '22,500,000' too; NaN for none."""
+  if isinstance(cell, (bool, np.bool_)):
+    return math.nan
+  factor = 1.0
+  if isinstance(cell, str):
+    cell = cell.strip().replace('_', 'x')  # Python reads 1_0 as 10.
+    if _GROUPS.fullmatch(cell):
+      cell = cell.replace(',', '')
+    if cell[-1:].lower() in _FACTORS and cell[:-1][-1:].isdigit():
+      cell, factor = cell[:-1], _FACTORS[cell[-1].lower()]
+  try:
+    return float(cell) * factor
+  except (TypeError, ValueError, OverflowError):
+    return math.nan

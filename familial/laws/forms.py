@@ -237,8 +237,8 @@ FORMS: dict[str, parametric.Form] = {
       (
         Parameter('N_c', _KAPLAN_SCALE, parametric.LOG),
         Parameter('D_c', _KAPLAN_SCALE, parametric.LOG),
-        Parameter('alpha_N', _KAPLAN_EXPONENT, parametric.LOG),
-        Parameter('alpha_D', _KAPLAN_EXPONENT, parametric.LOG),
+        Parameter('alpha_N', _KAPLAN_EXPONENT, parametric.LOG, is_decay=True),
+        Parameter('alpha_D', _KAPLAN_EXPONENT, parametric.LOG, is_decay=True),
       ),
       ('N', 'D'),
       _kaplan,

@@ -138,6 +138,12 @@ class TokenCost(NamedTuple):
     """FLOPs at N."""
     return 6 * params * (self.linear + self.root * params**-0.5)
 
+  def params_at(self, flops: Any) -> Any:
+    """N at which a token costs these FLOPs, a quadratic equation in sqrt N."""
+    size = flops / 6
+    root = self.root + (self.root**2 + 4 * self.linear * size) ** 0.5
+    return (2 * size / root) ** 2
+
 
 def optimum(
   form: parametric.Form,
@@ -208,7 +214,8 @@ def _optima(
       falls = slope(theta, middle, log_c) < 0
       return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
 
-    ends = (log_least[0], log_c - log_least[1])
+    most = cost.params_at(jnp.exp(log_c - log_least[1]))
+    ends = (log_least[0], jnp.log(most))
     low, high = jax.lax.fori_loop(0, 60, halve, ends)
     falls_before = slope(theta, low - 1e-3, log_c) < 0
     rises_after = slope(theta, high + 1e-3, log_c) > 0

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 import pathlib
 import re
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from familial.core import errors
 from familial.core import storage
@@ -23,6 +23,7 @@ from familial.core import text
 from familial.laws import definitions
 from familial.laws import files
 from familial.laws import parametric
+from familial.laws import wide as wide_lib
 
 _COMPARISONS = {
   '<=': np.less_equal,
@@ -44,12 +45,12 @@ _POSITIVE = (
   'depth',
   'weight',
 )
-_GROUPS = re.compile(r'[+-]?\d{1,3}(,\d{3})+(\.\d+)?[kmbgtKMBGT]?')
-_FACTORS = {'k': 1e3, 'm': 1e6, 'b': 1e9, 'g': 1e9, 't': 1e12}
 # Names of columns that tell runs apart, in lower case, without spaces and dashes.
 _RUN_NAMES = ('name', 'run_name', 'run_id', 'id', 'experiment')
+_LONGEST = 1000  # characters of a run's name
 _FEW = 1e5  # parameters or tokens: fewer are flagged as of another unit
 _FAR = 100.0  # C / (6 N D) of another unit
+_RISES, _SURELY = 0.3, 0.01  # rank correlation, p-value
 # Allowed magnitudes: within the range of single precision.
 _LEAST, MOST = 1e-30, 1e30
 _KNOWN = (
@@ -242,6 +243,7 @@ def read(
   needs: Sequence[str] = (),
   where: Sequence[str] = (),
   units: Mapping[str, float] | None = None,
+  wide: Mapping[str, str] | None = None,
 ) -> Table:
   """A table from a file, from this project's runs, or from a data frame.
 
@@ -263,24 +265,32 @@ def read(
       `meets`.
     units: our name -> what one in the file stands for, as 1e9 for parameters in
       billions.
+    wide: for a table with a column for each run, quantity -> pattern of its
+      columns, as `wide.lengthen` takes it: {'loss': '* - val_loss'}.
   """
   if hasattr(path, 'to_dicts') or hasattr(path, 'to_dict'):
     file, path = files.of_frame(path), 'data frame'
   else:
     file = files.read(pathlib.Path(path))
-  if not columns and is_ours(file.records):
+  read_as = {'dialect': file.dialect} if file.dialect else {}
+  if wide:
+    file, read_as['wide'] = wide_lib.lengthen(file, wide, str(path))
+  elif not columns and is_ours(file.records):
     table = from_rows(
       file.records, loss, rows_used, None, mix_corpora, str(path), file.sha256
     )
+    table = dataclasses.replace(table, flags=file.flags)
     for condition in where:
       table = table.take(table.where(condition), where=list(where))
     return _clustered(table, cluster)
   table = from_records(
     file.records, columns or {}, str(path), file.sha256, needs, where, units
   )
-  if file.dialect:
-    filters = {**table.filters, 'dialect': file.dialect}
-    table = dataclasses.replace(table, filters=filters)
+  table = dataclasses.replace(
+    table,
+    filters={**table.filters, **read_as},
+    flags=(*file.flags, *table.flags),
+  )
   return _clustered(table, cluster)
 
 
@@ -317,8 +327,6 @@ def from_records(
   Raises:
     UserError: if a needed column is missing or no row has a number in it.
   """
-  # Spaces around a name are seldom meant, and a flag cannot say them.
-  records = [{k.strip(): v for k, v in record.items()} for record in records]
   header = list(dict.fromkeys(name for record in records for name in record))
   mapping = _mapping(columns, header, source, (*_KNOWN, *needs))
   every = {
@@ -389,19 +397,24 @@ def from_records(
   for name in needs:
     if name not in arrays:
       ours = parametric.LONG_NAMES.get(name, name)
+      of_runs = (
+        ', or add one that holds it for each run' if 'run' in header else ''
+      )
       raise errors.UserError(
         f'{source} has no column for {ours}{errors.nearest(ours, header)}; it'
-        f' has {", ".join(header)}: map one by {ours}=...'
+        f' has {", ".join(header)}: map one by {ours}=...{of_runs}'
       )
   labels = {name: column[good] for name, column in labels.items()}
   if not {'run'} & {*mapping, *columns}:
-    mapping.update(zip(('run',), _run_names(labels, arrays), strict=False))
+    mapping.update(zip(('run',), _run_columns(labels, arrays), strict=False))
+  run: np.ndarray = (number[good] - 1).astype(str)
+  nameless: tuple[str, ...] = ()
+  if 'run' in mapping:
+    run, nameless = run_names(labels[mapping['run']], mapping['run'], source)
   lost = int((~good).sum())
   return Table(
     arrays,
-    np.array(list(map(str, labels[mapping['run']])))
-    if 'run' in mapping
-    else (number[good] - 1).astype(str),
+    run,
     source,
     sha256,
     mapping,
@@ -414,12 +427,38 @@ def from_records(
         if 10 * lost > len(good)
         else []
       ),
+      *nameless,
       *_units(arrays, 'tokens' in filters),
     ),
   )
 
 
-def _run_names(
+def run_names(
+  cells: np.ndarray, column: str, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Names of the rows' runs, and a flag where some have none.
+
+  A row without a name is a run by itself.
+
+  Raises:
+    UserError: for a name that is too long for a table.
+  """
+  names = [str(cell).strip() for cell in cells]
+  nameless = 0
+  for i, (cell, name) in enumerate(zip(cells, names, strict=True)):
+    if cell is None or not name or cell != cell:
+      names[i] = f'row {i + 1} without {column}'
+      nameless += 1
+    elif len(name) > _LONGEST:
+      raise errors.UserError(
+        f'column {column!r} of {source} has a name of {len(name)} characters,'
+        f' {name[:80]!r}...; at most {_LONGEST} are allowed'
+      )
+  flag = f'{nameless} of {len(names)} rows without {column} count as a run each'
+  return np.array(names), (flag,) if nameless else ()
+
+
+def _run_columns(
   labels: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
 ) -> list[str]:
   """Columns that tell runs of several rows apart, by their names and values."""
@@ -464,6 +503,17 @@ def _units(columns: Mapping[str, np.ndarray], derived: bool) -> Iterator[str]:
       )
     elif derived and float(np.median(columns['D'])) < 1:
       yield 'tokens = flops / (6 params) are below 1: a wrong unit (--units)'
+
+
+def looks_like_accuracy(loss: np.ndarray, compute: np.ndarray) -> bool:
+  """Whether values of a column loss lie in [0, 1] and rise with compute.
+
+  They rise if Spearman's rank correlation is above 0.3 and above 0 at 1 %.
+  """
+  if loss.min() < 0 or loss.max() > 1 or not (np.ptp(loss) and np.ptp(compute)):
+    return False
+  rank = stats.spearmanr(compute, loss, alternative='greater')
+  return bool(rank.statistic > _RISES and rank.pvalue < _SURELY)
 
 
 def meets(
@@ -517,6 +567,7 @@ def meets(
 def _clustered(table: Table, cluster: str) -> Table:
   """The table with rows that share a value of a column belonging together."""
   symbol = parametric.SYMBOLS.get(cluster, cluster)
+  nameless: tuple[str, ...] = ()
   if cluster == 'run':
     return table
   if cluster == 'row':
@@ -524,7 +575,7 @@ def _clustered(table: Table, cluster: str) -> Table:
   elif symbol in table.columns:
     labels = table.columns[symbol]
   elif cluster in table.labels:
-    labels = table.labels[cluster]
+    labels, nameless = run_names(table.labels[cluster], cluster, table.source)
   else:
     allowed = {'run', 'row', *table.columns, *table.labels}
     raise errors.UserError(
@@ -535,6 +586,7 @@ def _clustered(table: Table, cluster: str) -> Table:
     table,
     run=np.array(list(map(str, labels))),
     filters={**table.filters, 'cluster': cluster},
+    flags=(*table.flags, *nameless),
   )
 
 
@@ -560,9 +612,15 @@ def _refuse(
   if name in _POSITIVE:
     wanted = f'a number above 0, from {_LEAST:g} to {MOST:g},'
   raise errors.UserError(
-    f'column {theirs!r} of {source or "the table"} is {cells[row]} in row'
-    f' {number[row]}; {wanted} is needed'
+    f'column {theirs!r} of {source or "the table"} is {_shown(cells[row])} in'
+    f' row {number[row]}; {wanted} is needed'
   )
+
+
+def _shown(cell: Any) -> str:
+  """A cell of any kind in a line."""
+  line = ' '.join(str(cell).split())
+  return line if len(line) <= 80 else f'{line[:80]}...'
 
 
 def _mapping(
@@ -583,6 +641,7 @@ def _mapping(
       )
     if name in mapping:
       raise errors.UserError(f'column {name!r} is mapped twice')
+    theirs = ' '.join(theirs.split())
     if not theirs:
       unmapped.add(name)
       continue
@@ -616,21 +675,4 @@ def _numbers(cells: np.ndarray) -> np.ndarray:
   """Cells as numbers; NaN where a cell is none."""
   if cells.dtype != object:
     return cells
-  return np.array([_number(cell) for cell in cells], np.float64)
-
-
-def _number(cell: Any) -> float:
-  """A cell as a number: '70M', '1.4B' and '22,500,000' too; NaN for none."""
-  if isinstance(cell, (bool, np.bool_)):
-    return math.nan
-  factor = 1.0
-  if isinstance(cell, str):
-    cell = cell.strip()
-    if _GROUPS.fullmatch(cell):
-      cell = cell.replace(',', '')
-    if cell[-1:].lower() in _FACTORS and cell[:-1][-1:].isdigit():
-      cell, factor = cell[:-1], _FACTORS[cell[-1].lower()]
-  try:
-    return float(cell) * factor
-  except (TypeError, ValueError, OverflowError):
-    return math.nan
+  return np.array([files.number(cell) for cell in cells], np.float64)

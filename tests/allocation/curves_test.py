@@ -124,6 +124,21 @@ def test_rows_without_a_number_are_left_out_and_counted(tmp_path, row):
   assert any('1 of 7 rows left out' in flag for flag in found.flags)
 
 
+def test_rows_of_no_curve_are_no_curve(tmp_path):
+  rows = [*GOOD, ',10,8,480,1', ',40,8,1920,1']
+  path = write(tmp_path, rows, HEADER.replace('width', 'lr'))
+  found = curves.read(path, {'params': 'N', 'flops': 'C'}, ['lr'])
+  assert [len(curve.flops) for curve in found.curves] == [3, 3]
+  assert any('2 of 8 rows without lr' in flag for flag in found.flags)
+  assert '2 of 4 curves had fewer than two points' in ' '.join(found.flags)
+
+
+def test_few_rows_that_are_left_out_are_named_too(tmp_path):
+  more = [f'8,10,{t},{60 * t},2' for t in range(5, 20)]
+  found = read(write(tmp_path, [*GOOD, *more, '8,10,20,-,2']))
+  assert '1 rows left out without a number in C' in found.flags
+
+
 def test_what_tells_curves_apart_must_be_said_and_there(tmp_path):
   path = write(tmp_path, GOOD)
   with pytest.raises(errors.UserError, match=r'--curve: .* no column run'):

@@ -71,7 +71,7 @@ MAPS = {
   'scan.json': ('cutoffs[].params',),
   'allocation.json': (
     'cells[].calibration', 'cells[].policies', 'cells[].seconds',
-    'config.columns', 'frontiers',
+    'config.columns', 'config.wide', 'frontiers',
   ),
   'generated.json': ('share',),
   'isoflop/config.json': ('arms',),
@@ -91,6 +91,7 @@ MAPS = {
 # Keys that have been added since the files were stored, which lack them.
 _OF_DATA = {'data.allow_left_out?': 'boolean', 'data.separator?': 'string'}
 ADDED = {
+  'allocation.json': {'config.wide?': 'object', 'config.wide.*?': 'string'},
   'fit.json': {
     'degrees?': 'number',
     'held_out.covered_run?': 'null|number',

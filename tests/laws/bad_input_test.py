@@ -1,5 +1,6 @@
 """What is wrong with a table, a form or a flag is one line, or a flag."""
 
+import gzip
 import json
 
 import numpy as np
@@ -83,6 +84,16 @@ def jsonl(*records):
     ('a.json', '[{"loss": 1}', 'not JSON'),
     ('a.csv.gz', RUBBISH, 'not a compressed text'),
     ('a.csv.zst', RUBBISH, 'not a compressed text'),
+    ('a.csv.gz', gzip.compress(points.text(GOOD).encode())[:-9],
+     'not a compressed text'),
+    ('a.parquet', PARQUET[:14] + b'\1' + PARQUET[15:], 'not Parquet'),
+    ('a.jsonl', b'{"loss": "\xff"}\n{"loss": 1}\n', 'UTF-8'),
+    ('a.json', '[{"loss": 1, " loss": 2}]', "several columns 'loss'"),
+    ('a.json', '[{"loss": 1, "%s": 2}]' % ('x' * 999), '200 characters'),
+    ('a.json', '[{"loss": "a\\nb"}]', 'is a b in row 1'),
+    ('a.json', '[{"loss": "%s"}]' % ('x' * 999), 'xxx... in row 1'),
+    ('a.csv', 'params,tokens,loss,run\n1e6,1e8,3,' + 'x' * 9999, 'a name of 9999'),
+    ('a.csv', 'params;loss\n22,500;3.125\n70,000;2.875\n', '22,500 and 3.125'),
     ('a.jsonl', '{}\n{}\n', 'no column loss'),
     ('a.jsonl', '[' * 10**5 + '\n1\n', 'nested too deep'),
     ('a.jsonl', '{"loss": ' + '1' * 5000 + '}\n{}\n', 'too long'),

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from familial.laws import diagnostics
 from familial.laws import estimation
 from familial.laws import forms
 from familial.laws import table as tables
+from familial.laws import user_forms
 from tests.laws import points
 
 
@@ -113,3 +116,27 @@ def test_what_the_data_cannot_say_is_flagged(make, params, flag):
       flag in (f'{name} not identified', f'{name} may be 0')
       for flag in fit.flags
     )
+
+
+@pytest.mark.parametrize('rows', [12, 40])
+def test_an_accuracy_taken_for_a_loss_is_flagged(rows):
+  """Losses, loss-like numbers below 1 and forms without decay are no accuracy."""
+  columns = points.columns(rows)
+  noise = 0.05 * np.random.default_rng(1).standard_normal(rows)
+  cost = 6 * columns['params'] * columns['tokens']
+  accuracy = 1 / (1 + np.exp(4 - columns['tokens'] ** 0.07 + noise))
+
+  def flagged(loss, form='chinchilla'):
+    flags = points.law({**columns, 'flops': cost, 'loss': loss}, form).flags
+    return any('accuracy' in flag for flag in flags)
+
+  def rising(C, *, a=user_forms.real(-10, 10), b=user_forms.real(-1, 1)):
+    return jax.nn.sigmoid(a + b * jnp.log(C))
+
+  assert tables.looks_like_accuracy(accuracy, cost)
+  assert flagged(accuracy) and not flagged(accuracy, rising)
+  for loss in (1 - accuracy, 1 + accuracy, columns['loss'] / 10):
+    assert not tables.looks_like_accuracy(loss, cost)
+    assert not flagged(loss)
+  assert not tables.looks_like_accuracy(accuracy, np.ones(rows))
+  assert not tables.looks_like_accuracy(np.ones(rows), cost)

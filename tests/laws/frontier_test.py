@@ -133,6 +133,12 @@ def test_flops_are_6_n_where_the_table_says_no_other(make):
     assert frontier.cost_of(same, np.arange(36))(5.0) == 30.0
 
 
+@pytest.mark.parametrize('cost', [(1.0, 0.0), (0.0, 3.0), (1e-14, 2.0)])
+def test_the_size_at_a_cost_is_its_inverse(cost):
+  flops, sizes = frontier.TokenCost(*cost), np.geomspace(1e-6, 1e12, 9)
+  np.testing.assert_allclose(flops.params_at(flops(sizes)), sizes, rtol=1e-9)
+
+
 def test_a_law_without_a_minimum_has_none(truth):
   form = forms.get('chinchilla')
   law = {n: truth[n] for n in form.names}

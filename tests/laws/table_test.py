@@ -349,3 +349,45 @@ def test_the_last_row_of_each_run(tmp_path):
   table = tables.read(path).last()
   assert by_run(table, 'loss') == {'a': 3.0, 'b': 3.5}
   assert table.filters['rows'] == 'last' and table.unit == 'row'
+
+
+def test_numbers_of_either_comma(tmp_path):
+  """A comma before three digits is read by what the other cells have."""
+  for cells, loss, params in (
+    (('3,25', '70,5M'), 3.25, 70.5e6),
+    (('3,125', '41,034M'), 3.125, 41.034e6),
+    (('3,125', '41.034'), None, None),
+    (('3,1255', '41.034'), 3.1255, 41034),
+    (('3.125', '41.034M'), 3.125, 41.034e6),
+    (('3.25', '41,034'), 3.25, 41034),
+    (('3,5', '1.234.567,5'), 3.5, 1234567.5),
+    (('3.125', '1,234,567'), 3.125, 1234567),
+    ((',5', '7,'), 0.5, 7),
+  ):
+    path = write_csv(tmp_path / 'a.csv', 'loss;params', ';'.join(cells))
+    if loss is None:
+      with pytest.raises(errors.UserError, match='may both be thousands'):
+        tables.read(path)
+      continue
+    table = tables.read(path)
+    assert table.columns['loss'] == [loss] and table.columns['N'] == [params]
+
+
+def test_a_line_that_is_cut_off_is_flagged(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'\xef\xbb\xbf{"params": 1e6, "loss": 3}\n{"params": 1e')
+  [flag] = tables.read(path).flags
+  assert 'cut off' in flag
+  path.write_bytes(b'\xef\xbb\xbf[{"params": 1e6, "loss": 3}]')
+  assert tables.read(path.rename(tmp_path / 'a.json')).flags == ()
+
+
+def test_a_row_without_a_run_is_a_run_by_itself(tmp_path):
+  lines = ['a ,1e8,2e9,3', ',1e8,1e9,4', 'a,1e8,1e9,5', ' ,1e8,1e9,3.5']
+  path = write_csv(tmp_path / 'a.csv', 'run,params,tokens,loss', *lines)
+  for cluster in ('run', 'Run'):
+    table = tables.read(path, cluster=cluster)
+    assert table.clusters.tolist() == [0, 1, 0, 2]
+    assert table.last().columns['loss'].tolist() == [3, 4, 3.5]
+    assert any(flag.startswith('2 of 4 rows') for flag in table.flags)
+    path = write_csv(path, 'Run,params,tokens,loss', *lines)
