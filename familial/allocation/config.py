@@ -45,6 +45,7 @@ class ReplayConfig:
     cells: (number of candidates, budget in FLOPs) of each comparison.
     table: path of the table of curves; '' for synthetic curves.
     columns: the table's column for each of this project's names.
+    maximize: whether the curves are of accuracies, whose error is replayed.
     wide: patterns of a wide table's columns by quantity, as `laws.read` takes them.
     curve: columns of the table whose values identify a curve.
     loss: loss by which this project's runs are compared, `final` or `mean`.
@@ -62,6 +63,7 @@ class ReplayConfig:
   cells: Annotated[tuple[tuple[int, float], ...], schema.NOT_EMPTY]
   table: str = ''
   columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  maximize: bool = False
   wide: Mapping[str, str] = dataclasses.field(default_factory=dict)
   curve: tuple[str, ...] = ()
   loss: Annotated[str, schema.one_of(*LOSSES)] = 'final'

@@ -21,6 +21,10 @@ from familial.laws import wide as wide_lib
 
 _LAW = ('N', 'D', 'G')
 MANY_POINTS = 64
+_ACCURACY = (
+  'losses within [0, 1] that rise with compute look like accuracies: the lowest is'
+  ' kept as the best; --maximize keeps the highest'
+)
 _OCTAVES, _PARTS = 5, 6.4  # of compute, and their parts: 32 in all
 
 
@@ -152,6 +156,8 @@ def read(
   curve: Sequence[str] = (),
   loss: str = 'final',
   wide: Mapping[str, str] | None = None,
+  *,
+  maximize: bool = False,
 ) -> Curves:
   """Reads the curves of a CSV, JSONL or Parquet file, or of this project's runs.
 
@@ -167,6 +173,8 @@ def read(
       ones are features of the candidates.
     loss: of this project's runs: mean or final.
     wide: as in `laws.read`, for a table with a column for each run.
+    maximize: whether the loss is an accuracy, as a share or in percent: the
+      curves are of the error, 1 - accuracy.
 
   Raises:
     UserError: for a missing column, a compute that is not a number above 0, or
@@ -212,6 +220,12 @@ def read(
       sha256,
     )
     finite = table.columns['loss'] < tables.MOST
+    if maximize:
+      table, finite = _errors(table, finite)
+    elif table.cost is not None and tables.looks_like_accuracy(
+      table.columns['loss'][finite], table.cost[finite]
+    ):
+      flags += (_ACCURACY,)
     keys = list(dict.fromkeys(curve)) or [table.mapping.get('run', '')]
     if keys == ['']:
       raise errors.UserError(
@@ -408,6 +422,29 @@ def _curves(
       ' two are needed (--curve names the columns that tell them apart)'
     )
   return Curves(tuple(curves), table.source, table.sha256, tuple(flags))
+
+
+def _errors(
+  table: tables.Table, finite: np.ndarray
+) -> tuple[tables.Table, np.ndarray]:
+  """Returns a table of accuracies as one of errors, and its finite rows."""
+  accuracy = table.columns['loss'][finite]
+  most = float(accuracy.max(initial=0.0))
+  if most > 100:
+    raise errors.UserError(
+      f'--maximize: {table.source} has an accuracy of {most:g}; shares up to 1 or'
+      ' percentages up to 100 are needed'
+    )
+  perfect = 100.0 if most > 1 else 1.0
+  loss = np.where(finite, 1 - table.columns['loss'] / perfect, tables.MOST)
+  some = loss > 0  # Of a perfect one there is no error left to compare.
+  flags: tuple[str, ...] = ('losses are errors, 1 - accuracy',)
+  if not some.all():
+    flags += (f'rows of a perfect accuracy left out: {int((~some).sum())}',)
+  flags = (*table.flags, *flags)
+  table = table.take(some)
+  columns = {**table.columns, 'loss': loss[some]}
+  return dataclasses.replace(table, columns=columns, flags=flags), finite[some]
 
 
 def _finite(value: Any) -> bool:

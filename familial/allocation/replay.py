@@ -221,7 +221,12 @@ def tables_of(
     yield (
       pathlib.Path(config.table).stem,
       curves_lib.read(
-        config.table, config.columns, config.curve, config.loss, config.wide
+        config.table,
+        config.columns,
+        config.curve,
+        config.loss,
+        config.wide,
+        maximize=config.maximize,
       ),
     )
     return

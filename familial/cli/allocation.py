@@ -57,11 +57,15 @@ class Allocate:
     candidates: number of candidates of a draw; 0 for all curves.
     draws: number of random draws of the candidates.
     eta: Successive Halving factor: 1/eta of the candidates survive each round.
+    maximize: the curves are of accuracies, shares or percentages: the highest is
+      best. What is replayed and drawn is the error, 1 - accuracy.
     loss: loss of this project's runs.
     form: law fitted to the trained candidates; none for no law.
     where: condition on the rows that the law is fitted to, as 'tokens>=1e9'; may
       be repeated.
     seed: seed of the draws and the surrogates.
+    label: what the loss is called on figures; loss by default, or error.
+    unit: of the loss on figures; nats per token by default, where it is called loss.
     draw: write a page with figures too.
     overwrite: replace another result in the folder.
   """
@@ -77,10 +81,13 @@ class Allocate:
   candidates: int = 0
   draws: int = 100
   eta: int = 2
+  maximize: bool = False
   loss: Annotated[str, schema.one_of('mean', 'final')] = 'final'
   form: str = 'chinchilla'
   where: Repeated = ()
   seed: schema.Index = 0
+  label: str = ''
+  unit: str = ''
   draw: bool = True
   overwrite: bool = False
   given: frozenset[str] = frozenset()
@@ -125,7 +132,8 @@ def _replay(config: config_lib.ReplayConfig, asked: Allocate) -> str:
     path = out / comparison.RESULT
     if asked.draw:
       examples = [(cell.grid, cell.allocations) for cell in cells]
-      path = replay_page.write(result, examples, out)
+      label = asked.label or ('error' if config.maximize else '')
+      path = replay_page.write(result, examples, out, label, asked.unit)
   return f'{result.summary_line} -> {path}'
 
 
@@ -138,7 +146,10 @@ def _of_table(asked: Allocate) -> config_lib.ReplayConfig:
   wide = dict(command.mapping(asked.wide, 'wide'))
   candidates = asked.candidates
   if not candidates:
-    pool = curves.read(asked.table, columns, asked.curve, asked.loss, wide)
+    pool = curves.read(
+      asked.table, columns, asked.curve, asked.loss, wide,
+      maximize=asked.maximize,
+    )  # fmt: skip
     candidates = len(pool.curves)
   return command.fill(
     config_lib.ReplayConfig,

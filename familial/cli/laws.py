@@ -81,6 +81,8 @@ class Fit:
     compute: FLOPs at which the optimal N and D are derived; the largest of the
       table by default.
     seed: seed of the initialisations and the bootstrap.
+    label: what the loss is called on figures; the name of its column by default.
+    unit: of the loss on figures; nats per token by default, where it is called loss.
     draw: write figures and a page beside fit.json.
     overwrite: replace another result in the folder.
     json: write fit.json to the standard output too, or of several forms
@@ -111,6 +113,8 @@ class Fit:
   by: str = ''
   compute: Annotated[tuple[float, ...], schema.above(0), schema.FINITE] = ()
   seed: schema.Index = 0
+  label: str = ''
+  unit: str = ''
   draw: bool = True
   overwrite: bool = False
   json: bool = False
@@ -214,7 +218,7 @@ def _compared(
     scan=given.scan,
   )
   if given.draw:
-    fit_page.write(fits, out)
+    fit_page.write(fits, out, given.label, given.unit)
   return fits
 
 

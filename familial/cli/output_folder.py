@@ -24,7 +24,7 @@ _RESULTS = (
   'summary.json',
 )  # fmt: skip
 # Flags that change how a result is shown or found, and not what it is.
-_FREE = ('out', 'overwrite', 'json', 'draw', 'decode', 'workers', 'given',
+_FREE = ('out', 'overwrite', 'json', 'draw', 'label', 'unit', 'decode', 'workers', 'given',
          'config_file')  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def residuals(result: inference.Result) -> theme.Chart:
     for name in result.fit.form.columns
     if np.ptp(columns[name]) > 0
   }
-  against['predicted loss, nats per token'] = prediction
+  against[theme.axis_title('predicted')] = prediction
   some = _some(result.table.rows)
   scale = 100 * result.fit.scale
   charts = []

@@ -6,8 +6,11 @@ chart stand beside it.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
+import contextvars
 import dataclasses
 import json
 import math
@@ -56,6 +59,10 @@ _OTHER_G = ('#7570B3', 'wedge')
 # Name, unit and format of a field, for axes and tooltips; a field with a format
 # is a number, others are shown as they are.
 _NATS = 'nats per token (lower is better)'
+# What the loss is, and its unit, if it is not that.
+_LOSS: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
+  'loss', default=None
+)
 FIELDS = {
   'C': ('training compute C', 'FLOPs', '.3s'),
   'D': ('tokens D', '', '.4s'),
@@ -326,13 +333,34 @@ def axis_title(field: str) -> str:
   return f'{name}, {unit}' if unit else name
 
 
+@contextlib.contextmanager
+def loss_as(label: str, unit: str) -> Iterator[None]:
+  """Names the loss and its unit on what is drawn within: it may be an accuracy.
+
+  Args:
+    label: what it is; '' or loss for the loss in nats per token.
+    unit: of it; '' for nats per token, or for none of a loss of another label.
+  """
+  usual = label in ('', 'loss') and not unit
+  token = _LOSS.set(None if usual else (label or 'loss', unit))
+  try:
+    yield
+  finally:
+    _LOSS.reset(token)
+
+
 def _described(field: str) -> tuple[str, str, str]:
   """Returns name, unit and format of a field, or of an end of its interval."""
   stem, _, end = field.rpartition('_')
   if end in ('lo', 'hi') and stem in FIELDS:
-    name, unit, form = FIELDS[stem]
+    name, unit, form = _described(stem)
     return f'{name}: {"lower" if end == "lo" else "upper"} end', unit, form
-  return FIELDS.get(field, (field.replace('_', ' '), '', ''))
+  name, unit, form = FIELDS.get(field, (field.replace('_', ' '), '', ''))
+  if (loss := _LOSS.get()) is not None:
+    label, own = loss
+    name = name.replace('loss', label)
+    unit = own if unit.startswith('nats per token') else unit
+  return name, unit, form
 
 
 def near(padding: int = 12) -> alt.Scale:

@@ -9,13 +9,32 @@ from familial.laws import inference
 from familial.laws import selection as selection_lib
 from familial.plots import depth_law
 from familial.plots import law
+from familial.plots import theme
 from familial.report import render
 
 _MOST_ROWS = 2000  # of the table on a page
 
 
-def write(comparison: selection_lib.Comparison, out: pathlib.Path) -> None:
-  """Writes pages and figures beside each `fit.json` and `selection.json`."""
+def write(
+  comparison: selection_lib.Comparison,
+  out: pathlib.Path,
+  label: str = '',
+  unit: str = '',
+) -> None:
+  """Writes pages and figures beside each `fit.json` and `selection.json`.
+
+  Args:
+    comparison: the fits.
+    out: folder of the result.
+    label: what the loss is; '' for the name of its column in the table.
+    unit: of it, as of `theme.loss_as`.
+  """
+  source = next(iter(comparison.results.values())).table
+  with theme.loss_as(label or source.mapping.get('loss', ''), unit):
+    _write(comparison, out)
+
+
+def _write(comparison: selection_lib.Comparison, out: pathlib.Path) -> None:
   for folder, result in comparison.results.items():
     charts = law.figures(result)
     if {'width', 'depth'} <= set(result.fit.form.columns):

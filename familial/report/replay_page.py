@@ -18,6 +18,7 @@ from familial.allocation import surrogate
 from familial.core import text
 from familial.core.estimate import Estimate
 from familial.plots import allocation
+from familial.plots import theme
 from familial.report import render
 
 # The first draw of a cell: its curves, and what each policy made of them.
@@ -30,6 +31,8 @@ def write(
   result: comparison.ReplaySummary,
   examples: Sequence[Example],
   out: pathlib.Path,
+  label: str = '',
+  unit: str = '',
 ) -> pathlib.Path:
   """Writes OUT/index.html and OUT/figures; returns the page's path.
 
@@ -37,7 +40,18 @@ def write(
     result: of the replay.
     examples: of its cells; () for a page without them.
     out: folder of the page.
+    label: what the loss is, as of `theme.loss_as`.
+    unit: of the loss.
   """
+  with theme.loss_as(label, unit):
+    return _write(result, examples, out)
+
+
+def _write(
+  result: comparison.ReplaySummary,
+  examples: Sequence[Example],
+  out: pathlib.Path,
+) -> pathlib.Path:
   tables: dict[str, list[comparison.CellSummary]] = {}
   for cell in result.cells:
     tables.setdefault(cell.table, []).append(cell)

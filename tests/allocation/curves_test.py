@@ -162,3 +162,33 @@ def test_points_count_once_and_where_they_may():
   assert table.columns['D'][weights[1] > 0].tolist() == [1.0, 1.5]
   table, weights = curves.rows([[curve, other], [curve]], ('tokens>=2',))
   assert table.rows == 2 and weights.tolist() == [[1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize('unit', [1, 100])
+def test_accuracies_are_curves_of_the_error(tmp_path, unit):
+  rows = [row.rsplit(',', 1)[0] for row in GOOD]
+  accuracies = [0.1, 0.2, 0.4, 0.3, 0.5, 1.0]
+  cells = [f'{r},{a * unit}' for r, a in zip(rows, accuracies, strict=True)]
+  path = write(tmp_path, cells)
+  found = curves.read(
+    path, {'params': 'N', 'flops': 'C'}, ['width'], maximize=True
+  )
+  np.testing.assert_allclose(found.curves[0].loss, [0.9, 0.8, 0.6])
+  np.testing.assert_allclose(found.curves[1].loss, [0.7, 0.5])
+  assert 'losses are errors, 1 - accuracy' in found.flags
+  assert 'rows of a perfect accuracy left out: 1' in found.flags
+  with pytest.raises(errors.UserError, match='--maximize'):
+    curves.read(
+      write(tmp_path, [*cells[:-1], f'{rows[-1]},101']),
+      {'params': 'N', 'flops': 'C'}, ['width'], maximize=True,
+    )  # fmt: skip
+
+
+def test_accuracies_that_are_taken_for_losses_are_a_flag(tmp_path):
+  rows = [
+    f'{width},{10 * width},{t},{60 * width * t},{t / 40}'
+    for width in (8, 16)
+    for t in range(1, 21)
+  ]
+  found = read(write(tmp_path, rows))
+  assert any('--maximize' in flag for flag in found.flags)

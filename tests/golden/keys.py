@@ -91,7 +91,11 @@ MAPS = {
 # Keys that have been added since the files were stored, which lack them.
 _OF_DATA = {'data.allow_left_out?': 'boolean', 'data.separator?': 'string'}
 ADDED = {
-  'allocation.json': {'config.wide?': 'object', 'config.wide.*?': 'string'},
+  'allocation.json': {
+    'config.maximize?': 'boolean',
+    'config.wide?': 'object',
+    'config.wide.*?': 'string',
+  },
   'fit.json': {
     'degrees?': 'number',
     'held_out.covered_run?': 'null|number',

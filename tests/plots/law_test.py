@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -238,3 +239,19 @@ def test_profiles_and_the_bootstrap_s_intervals():
   for row in rows:
     for key in ('value', 'value_lo', 'value_hi'):
       assert best / 1e6 <= row.get(key, best) <= best * 1e6
+
+
+def test_the_loss_is_called_what_it_is():
+  """As --label and --unit say: on axes and tooltips."""
+  for label, unit, shown in (
+    ('', '', 'loss, nats per token (lower is better)'),
+    ('', 'bits per byte', 'loss, bits per byte'),
+    ('accuracy', '', 'accuracy'),
+    ('accuracy', '%', 'accuracy, %'),
+  ):
+    with theme.loss_as(label, unit):
+      assert theme.axis_title('loss') == shown
+      text = json.dumps(theme.specification(law.predicted(fitted())))
+    assert f'predicted {label or "loss"}' in text
+    assert ('nats per token' in text) == (not label and not unit)
+  assert theme.axis_title('loss') == 'loss, nats per token (lower is better)'
