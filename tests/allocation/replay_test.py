@@ -264,7 +264,8 @@ def test_results_are_read_back_and_written_as_they_were(tmp_path, path):
   found.write(tmp_path / 'again.json')
   again = json.loads((tmp_path / 'again.json').read_text())
   before = json.loads(path.read_text())
-  before['config'].setdefault('wide', {})  # Earlier files lack it.
+  # Earlier files lack these.
+  before['config'] = {'maximize': False, 'wide': {}, **before['config']}
   for cell in before['cells']:
     for rows in cell['calibration'].values():
       for row in rows:
