@@ -91,11 +91,14 @@ def test_prompts_from_files_and_the_standard_input(
   assert status == 0
   found = [json.loads(line) for line in out.splitlines()]
   assert [f['prompt'] for f in found] == ['1: the exit\n', '22: a', *prompts]
-  # Texts of the run end with a newline. Of a context of 32 the separator and 30
-  # bytes leave room for a token.
-  reasons = ['stop', 'length', 'length', 'context', 'length']
-  assert [f['finish_reason'] for f in found] == reasons
-  assert [f['tokens'] for f in found][1:] == [5, 5, 1, 5]
+  # Of a context of 32 the separator and 30 bytes leave room for a token; whether
+  # the other texts end before five tokens hangs on the machine's rounding.
+  cut = found.pop(3)
+  assert (cut['finish_reason'], cut['tokens']) == ('context', 1)
+  for each in found:
+    ended = each['finish_reason'] == 'stop'
+    assert each['tokens'] <= 5 if ended else each['tokens'] == 5
+    assert ended or each['finish_reason'] == 'length'
   assert '1 of 5 texts cut by the context of 32' in err
   _, alone, _ = familial(
     'generate', f'--checkpoint={run}', '--prompt=22: a', '--max_tokens=5'
