@@ -126,7 +126,8 @@ class Span:
     centre: their means, [columns].
     scale: their standard deviations; 1 for a column of one value, [columns].
     missing: unit vectors along which the rows do not vary, [directions, columns].
-    room: how far along each a point may lie and count as within, [directions].
+    room: how far along each a point may lie and count as within, [directions];
+      times its distance from the centre, where that is above 1.
     confounded: constants that others can stand in for on the rows.
   """
 
@@ -150,8 +151,11 @@ class Span:
         ],
         axis=1,
       )
-      away = np.abs((at - self.centre) / self.scale @ self.missing.T)
-    return (away <= self.room).all(1)
+      at = (at - self.centre) / self.scale
+      away = np.abs(at @ self.missing.T)
+      # The line is known to rounding: the further along it, the less exactly.
+      far = np.maximum(np.linalg.norm(at, axis=1, keepdims=True), 1.0)
+    return (away <= self.room * far).all(1)
 
   def lacks(self, *names: str) -> bool:
     """Whether the rows do not vary along a direction that has one of these columns."""

@@ -213,6 +213,15 @@ def test_a_law_of_rows_on_a_line_is_known_on_the_line_only(tmp_path):
   assert found.held_out.unknown == 0  # They lie on the line too.
 
 
+def test_the_line_of_rounded_counts_goes_on():
+  table = on_a_line()
+  table.columns['D'] = np.array([float(f'{d:.3g}') for d in table.columns['D']])
+  span = inference.fit('chinchilla', table, FEWER).fit.span
+  n = np.array([1e3, 1e8, 1e13])
+  assert span.holds({'N': n, 'D': 20 * n}).all()
+  assert not span.holds({'N': n, 'D': 22 * n}).any()
+
+
 def test_held_out_rows_off_the_line_are_counted():
   table = on_a_line()
   far = table.columns['N'] > 5e8
