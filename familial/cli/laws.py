@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import json
-import math
 import pathlib
 import sys
 from typing import Annotated
@@ -275,7 +274,7 @@ def summary(result: inference.Result) -> str:
       f'{held.rows} held-out rows predicted with an rms log error of'
       f' {held.rms:.4f}'
     )
-    if held.covered_run is not None and math.isfinite(held.covered_run):
+    if held.covered is not None and held.covered_run is not None:
       notes.append(
         f'{held.covered:.0%} of them within the intervals of the mean,'
         f' {held.covered_run:.0%} within those of a run'
@@ -288,8 +287,8 @@ def summary(result: inference.Result) -> str:
 
 
 def _with_interval(e: estimate.Estimate) -> str:
-  """Returns a number with its interval; an open end is infinite."""
-  if e.lo is not None and math.isnan(e.lo):
+  """Returns a number with its interval, if any; an open end is infinite."""
+  if e.lo is None and e.hi is None:
     return f'{e.value:.4g}'
   low = '-inf' if e.lo is None else f'{e.lo:.4g}'
   high = 'inf' if e.hi is None else f'{e.hi:.4g}'
@@ -339,11 +338,16 @@ def _optima(result: inference.Result) -> Iterator[str]:
     if name != 'N_opt' or not at:
       continue
     parts = [
-      f'{words} {text.number(e.value)} {text.interval(e.lo, e.hi)}'
+      f'{words} {_number(e)}'
       for quantity, words in shown.items()
       if (e := result.derived.get(f'{quantity}({at}'))
     ]
     yield f'optimum at {at.removesuffix(")")}: {", ".join(parts)}'
+
+
+def _number(e: estimate.Estimate) -> str:
+  shown = text.number(e.value)
+  return f'{shown} {text.interval(e.lo, e.hi)}' if e.bounded else shown
 
 
 def _preferred(chosen: selection.Selection) -> str:

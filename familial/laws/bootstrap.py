@@ -49,11 +49,11 @@ class Bootstrap:
 
   @property
   def representative(self) -> bool:
-    """Whether at least half of the resamples did not fail: fewer say nothing."""
-    return 2 * self.failed <= self.resamples
+    """Whether enough resamples converged for intervals."""
+    return fit_record.representative(self.resamples, self.failed)
 
-  def known(self, fit: estimation.Fit) -> dict[str, np.ndarray]:
-    """The samples, NaN of constants of which they say nothing."""
+  def determined(self, fit: estimation.Fit) -> dict[str, np.ndarray]:
+    """The samples, NaN for constants that they do not determine."""
     return {
       name: values
       if self.representative and name not in fit.span.confounded
@@ -139,10 +139,9 @@ def bootstrap(
     flags=tuple(flags),
     seconds=time.monotonic() - tick,
   )
-  known = result.known(fit)
   intervals = {
     name: interval(fit.params[name], values, level)
-    for name, values in known.items()
+    for name, values in result.determined(fit).items()
   }
   return dataclasses.replace(result, intervals=intervals)
 
@@ -222,10 +221,10 @@ def interval(
 ) -> fit_record.Resampled:
   """A value with the percentile interval of its resamples [n].
 
-  NaN where any of them is not finite (Efron & Tibshirani 1993, section 13.3).
+  No interval if one of them is not finite (Efron & Tibshirani 1993, section 13.3).
   """
   if len(values) < 2 or not np.isfinite(values).all():
-    return fit_record.Resampled(value, np.nan, np.nan, np.nan)
+    return fit_record.Resampled(value)
   tail = (1 - level) / 2
   lo, hi = np.quantile(values, [tail, 1 - tail])
   return fit_record.Resampled(

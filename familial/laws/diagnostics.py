@@ -15,7 +15,9 @@ from familial.laws import table as tables
 _OUTLIER = math.log(2)  # log residual
 _JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
 _SINGULAR = 1e-12
-_COLLINEAR = 1e-6  # variance along a direction, of standardised columns
+# Variance along a direction, of standardised columns: with less, such as a D of
+# 20 N to a few per cent, the terms of two columns are interchangeable in practice.
+_COLLINEAR = 1e-4
 _ACTS = 1e-6  # relative change of a derivative
 _ROOM, _LEAST_ROOM = 2.0, 1e-3  # times the rows' own distance; at least
 _EXACT = 1e-8  # deviation of log residuals that are of rounding
@@ -155,7 +157,7 @@ def of_law(
     elif (values > 0).all():
       logs[name] = np.log(values)
   for first, second in itertools.combinations(logs, 2):
-    if abs(np.corrcoef(logs[first], logs[second])[0, 1]) > 1 - 1e-6:
+    if abs(np.corrcoef(logs[first], logs[second])[0, 1]) > 1 - _COLLINEAR:
       flags.append(f'columns {first} and {second} are collinear')
   return flags
 
@@ -207,10 +209,12 @@ def span(
   theta: np.ndarray,
   free: np.ndarray,
 ) -> fit_record.Span:
-  """What the columns of a table span, and the constants that rest on more.
+  """Computes the span of a table's rows, and which constants it leaves open.
 
-  A direction in which the rows do not vary is known all the same if a constant
-  that acts through its columns has a given value.
+  Directions in which the rows do not vary are told apart by the columns that
+  they involve. A constant of given value settles one direction of its columns if
+  it sets them apart: if it acts through some but not all of them, or if there is
+  one column.
 
   Args:
     form: the law.
@@ -224,26 +228,46 @@ def span(
   centre, scale = values.mean(1), values.std(1)
   scale = np.where(np.ptp(values, 1) > 0, scale, 1.0)
   at = (values - centre[:, None]) / scale[:, None]
-  variances, directions = np.linalg.eigh(at @ at.T / table.rows)
-  missing = directions.T[variances < _COLLINEAR]
-  known, confounded = [], np.zeros(len(theta), bool)
-  if len(missing):
+  missing, confounded = np.zeros((0, len(values))), np.zeros(len(theta), bool)
+  collinear = _collinear(at)
+  if collinear:
     acts = _acting(form, table, theta, logs)
-  for direction in missing:
-    through = acts[:, np.abs(direction) > fit_record.PART]
-    known.append(bool((through.any(1) & ~free).any()))
-    if not known[-1]:
-      confounded |= free & through.any(1) & ~through.all(1)
-  missing = missing[~np.array(known, bool)]
+  for directions in collinear:
+    through = acts[:, np.linalg.norm(directions, axis=0) > fit_record.PART]
+    apart = through.any(1) & ~through.all(1)
+    settles = ~free & (apart if through.shape[1] > 1 else through.any(1))
+    if len(np.unique(through[settles], axis=0)) < len(directions):
+      missing = np.concatenate([missing, directions])
+      confounded |= free & apart
+  away = np.linalg.norm(missing @ at, axis=0)
   return fit_record.Span(
     columns=form.columns,
     logs=tuple(logs.tolist()),
     centre=centre,
     scale=scale,
     missing=missing,
-    room=np.maximum(_ROOM * np.abs(missing @ at).max(1), _LEAST_ROOM),
+    room=max(_ROOM * float(away.max()), _LEAST_ROOM),
     confounded=tuple(np.array(form.names)[confounded].tolist()),
   )
+
+
+def _collinear(at: np.ndarray) -> list[np.ndarray]:
+  """Directions of no variance of points [columns, n], [directions, columns] each.
+
+  Those of columns that none of them joins stand apart.
+  """
+  variances, vectors = np.linalg.eigh(at @ at.T / at.shape[1])
+  missing = vectors.T[variances < _COLLINEAR]
+  projection = missing.T @ missing
+  joined = np.abs(projection) > fit_record.PART**2
+  for _ in joined:  # The columns that are joined by way of others.
+    joined |= (joined.astype(int) @ joined) > 0
+  groups = np.unique(joined[joined.diagonal()], axis=0)
+  parts = []
+  for columns in groups:
+    variances, vectors = np.linalg.eigh(projection * np.outer(columns, columns))
+    parts.append(vectors.T[variances > 0.5])
+  return parts
 
 
 def _acting(

@@ -48,8 +48,8 @@ Array = Annotated[np.ndarray, _FromLists()]
 class Resampled(estimate.Estimate):
   """An estimate, its percentile interval and its standard deviation.
 
-  All but the value are over the bootstrap resamples that did not fail; NaN where
-  one of them is not finite.
+  All but the value are over the bootstrap resamples that did not fail; None where
+  one of them is not finite, or where they say nothing of the value.
   """
 
   sd: float | None = None
@@ -111,24 +111,26 @@ class Design:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """What a table's columns span: off it, a law that was fitted to them is not known.
+  """The points at which the rows of a fit determine the law's prediction.
 
-  Where all rows lie on a line, such as D = 20 N, a term in N and one in D can
-  change places without any row noticing, and where a column takes one value, no
-  row shows what it does: the fit is one of many laws that agree on the rows.
+  If all rows lie on a line, such as D = 20 N, the terms in N and in D are
+  interchangeable; if a column takes one value, its effect cannot be estimated.
+  Many laws then agree on the rows and differ elsewhere.
 
-  Columns are logs, or as they are where one is not positive, less `centre` and
-  over `scale`.
+  A point is the log of each column, or the column itself where it is not
+  positive in every row, minus `centre`, divided by `scale`.
 
   Attributes:
     columns: the law's columns.
     logs: which of them are logs.
     centre: their means, [columns].
     scale: their standard deviations; 1 for a column of one value, [columns].
-    missing: unit vectors along which the rows do not vary, [directions, columns].
-    room: how far along each a point may lie and count as within, [directions];
-      times its distance from the centre, where that is above 1.
-    confounded: constants that others can stand in for on the rows.
+    missing: orthonormal directions in which the rows do not vary,
+      [directions, columns].
+    room: the largest component of a point within the span along `missing`, for
+      points up to a distance of 1 from the centre; proportional to the distance
+      beyond it.
+    confounded: constants that are interchangeable with others on the rows.
   """
 
   columns: tuple[str, ...]
@@ -136,33 +138,37 @@ class Span:
   centre: Array
   scale: Array
   missing: Array
-  room: Array
+  room: float
   confounded: tuple[str, ...]
 
   def holds(self, columns: Mapping[str, Any]) -> np.ndarray:
-    """Whether points, the law's columns of [rows] each, lie in it: bool [rows]."""
-    if not len(self.missing):
-      return np.ones(len(columns[self.columns[0]]), bool)
+    """Whether points lie within the span; of the columns' shape.
+
+    Args:
+      columns: the law's columns, of one shape.
+    """
+    if not self.missing.size:
+      return np.ones(np.shape(columns[self.columns[0]]), bool)
     with np.errstate(divide='ignore', invalid='ignore'):
       at = np.stack(
         [
           np.log(columns[name]) if log else columns[name]
           for name, log in zip(self.columns, self.logs, strict=True)
         ],
-        axis=1,
+        axis=-1,
       )
       at = (at - self.centre) / self.scale
-      away = np.abs(at @ self.missing.T)
+      away = np.linalg.norm(at @ self.missing.T, axis=-1)
       # The line is known to rounding: the further along it, the less exactly.
-      far = np.maximum(np.linalg.norm(at, axis=1, keepdims=True), 1.0)
-    return (away <= self.room * far).all(1)
+      distance = np.maximum(np.linalg.norm(at, axis=-1), 1.0)
+    return away <= self.room * distance
 
   def lacks(self, *names: str) -> bool:
-    """Whether the rows do not vary along a direction that has one of these columns."""
-    return any(
-      (np.abs(self.missing[:, self.columns.index(name)]) > PART).any()
-      for name in names
-    )
+    """Whether the rows do not vary in a direction that involves these columns."""
+    if not self.missing.size:
+      return False
+    involved = np.linalg.norm(self.missing, axis=0) > PART
+    return any(involved[self.columns.index(name)] for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,16 +177,16 @@ class HeldOut:
 
   `rms` and `bias` are of log prediction - log loss; `covered` is the share of
   rows within the confidence intervals of the law's mean, `covered_run` of those
-  within the prediction intervals of a run, which add a run's own noise. `unknown`
-  rows, outside of what the fitted rows span, have no interval and count as
-  neither.
+  within the prediction intervals of a run, which add a run's own noise; both are
+  None if no row has an interval. `unknown` is the number of rows outside of what
+  the fitted rows span; they have no interval and are left out of both shares.
   """
 
   conditions: tuple[str, ...]
   rows: int
   rms: float
   bias: float
-  covered: float
+  covered: float | None = None
   covered_run: float | None = None
   unknown: int = 0
 
@@ -191,15 +197,15 @@ class HeldOut:
       flags = (
         f'held-out rows outside of what the fitted rows span: {self.unknown}',
       )
-    if self.covered_run is None or not math.isfinite(self.covered_run):
+    if self.covered_run is None:
       return flags
-    known = self.rows - self.unknown
-    inside = round(self.covered_run * known)
-    if inside + 1 >= level * known:
+    rows = self.rows - self.unknown
+    inside = round(self.covered_run * rows)
+    if inside + 1 >= level * rows:
       return flags
     return (
       *flags,
-      f'only {inside} of {known} held-out rows are within the {level:.0%}'
+      f'only {inside} of {rows} held-out rows are within the {level:.0%}'
       ' prediction intervals of a run',
     )
 
@@ -262,13 +268,24 @@ class FitRecord:
   backend: str = ''
   versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
-  def known(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether predictions at the law's columns have an interval, bool [rows]."""
-    rows = len(columns[next(iter(columns))])
-    if 2 * (self.resamples_failed or 0) > (self.resamples or 0):
-      return np.zeros(rows, bool)
-    return (
-      np.ones(rows, bool) if self.span is None else self.span.holds(columns)
+  @property
+  def representative(self) -> bool:
+    """Whether enough resamples converged for intervals."""
+    return representative(self.resamples or 0, self.resamples_failed or 0)
+
+  def has_interval(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether predictions at the law's columns have an interval; of their shape."""
+    within = self.span.holds(columns) if self.span else True
+    return np.logical_and(within, self.representative)
+
+  def spans(self, *names: str) -> bool:
+    """Whether quantities that depend on these columns anywhere have intervals."""
+    return self.representative and not (self.span and self.span.lacks(*names))
+
+  def interval(self, name: str) -> estimate.Estimate:
+    """A constant with its interval, as `inference.Result.interval`."""
+    return interval(
+      self.bootstrap[name], self.profile.get(name), self.resamples or 0
     )
 
   def to_json(self) -> dict[str, Any]:
@@ -325,12 +342,32 @@ class Law:
       )
     record = self.record
     theta = self.form.coordinates_of(self.samples)
-    columns = self.form.columns_of(columns)
     residuals = np.zeros(0) if self.residuals is None else self.residuals
     return prediction.intervals(
       self.form, theta, residuals, columns, kind, record.level, record.degrees,
-      record.known(columns),
+      record.has_interval,
     )  # fmt: skip
+
+
+def representative(resamples: int, failed: int) -> bool:
+  """Whether at least half of the resamples converged; fewer give no interval."""
+  return 2 * failed <= resamples
+
+
+def interval(
+  spread: Resampled, profile: Profile | None, resamples: int
+) -> estimate.Estimate:
+  """A constant with its bootstrap interval, or without resamples its profile's.
+
+  An end that the profile leaves open is None; both are where there is no interval.
+  """
+  if not resamples and profile is not None:
+    return estimate.Estimate(spread.value, profile.lo, profile.hi)
+  return estimate.Estimate(
+    spread.value,
+    None if profile is not None and profile.lo is None else spread.lo,
+    None if profile is not None and profile.hi is None else spread.hi,
+  )
 
 
 def load(path: str | pathlib.Path) -> Law:

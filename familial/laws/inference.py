@@ -182,19 +182,18 @@ class Result:
   def interval(self, name: str) -> estimate.Estimate:
     """A constant with its bootstrap interval, or without resamples its profile's.
 
-    An end that the profile leaves open is None; both are of a constant that
-    others can stand in for.
+    An end that the profile leaves open is None; both are where there is no
+    interval, as of a constant that is interchangeable with others.
     """
-    if name in self.fit.span.confounded:
-      return estimate.Estimate(self.fit.params[name], None, None)
-    spread, profile = self.bootstrap.intervals[name], self.profiles.get(name)
-    if not self.bootstrap.resamples and profile is not None:
-      return estimate.Estimate(self.fit.params[name], profile.lo, profile.hi)
-    return estimate.Estimate(
-      self.fit.params[name],
-      None if profile is not None and profile.lo is None else spread.lo,
-      None if profile is not None and profile.hi is None else spread.hi,
+    return fit_record.interval(
+      self.bootstrap.intervals[name],
+      self.profiles.get(name),
+      self.bootstrap.resamples,
     )
+
+  def spans(self, *names: str) -> bool:
+    """Whether quantities that depend on these columns anywhere have intervals."""
+    return _spans(self.fit, self.bootstrap, *names)
 
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
@@ -203,19 +202,21 @@ class Result:
   def predict_interval(
     self, columns: Mapping[str, Any], kind: str = 'mean'
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of the interval at these columns, [rows] each.
+    """Both ends of the interval at these columns, NaN where there is none.
 
     Args:
-      columns: where to predict.
+      columns: where to predict; arrays and numbers of one shape after
+        broadcasting, which is that of each end.
       kind: mean, the confidence interval of the law; run, the prediction interval
         of the loss of one run, whose noise is that of the fitted runs.
     """
-    columns = self.fit.form.columns_of(columns)
     return prediction.intervals(
       self.fit.form, self.bootstrap.theta(self.fit.form), self.residuals, columns,
-      kind, self.bootstrap.level, self.fit.degrees,
-      self.fit.span.holds(columns) & self.bootstrap.representative,
+      kind, self.bootstrap.level, self.fit.degrees, self._has_interval,
     )  # fmt: skip
+
+  def _has_interval(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    return self.fit.span.holds(columns) & self.bootstrap.representative
 
   def tables(self) -> dict[str, polars.DataFrame]:
     """The result as data frames, for notebooks and pages.
@@ -376,6 +377,7 @@ def fit(
     traced = [
       profiles.profile(form, fitted, optimum, name, level=o.level)
       for name in o.profiled(form)
+      if name not in optimum.span.confounded
     ]
     with _bar(form.name, 'resamples', o.resamples, progress) as bar:
       bootstrap = bootstraps.bootstrap(
@@ -428,15 +430,16 @@ def _derived(
 ) -> dict[str, fit_record.Resampled]:
   """Functions of the constants at the optimum and over the resamples."""
   form, level = fit.form, bootstrap.level
-  samples = bootstrap.known(fit)
+  samples = bootstrap.determined(fit)
   derived = {
     name: bootstraps.interval(float(f(fit.params)), f(samples), level)
     for name, f in form.derived.items()
   }
   if not {'N', 'D'} <= set(form.columns) or not compute:
     return derived
-  unknown = fit.span.lacks('N', 'D') or not bootstrap.representative
-  theta = np.concatenate([fit.theta[None], bootstrap.theta(form)])
+  theta = fit.theta[None]
+  if _spans(fit, bootstrap, 'N', 'D'):
+    theta = np.concatenate([theta, bootstrap.theta(form)])
   for label, _, others, rows in frontier.granularities(form, table):
     cost = frontier.cost_of(table, rows)
     best = frontier.optimum(
@@ -452,11 +455,16 @@ def _derived(
         ('a', best.exponent),
         ('b', best.token_exponent),
       ):
-        spread = value[1:, j] * np.nan if unknown else value[1:, j]
         derived[name + at] = bootstraps.interval(
-          float(value[0, j]), spread, level
+          float(value[0, j]), value[1:, j], level
         )
   return derived
+
+
+def _spans(
+  fit: estimation.Fit, bootstrap: bootstraps.Bootstrap, *names: str
+) -> bool:
+  return bootstrap.representative and not fit.span.lacks(*names)
 
 
 def _held_out(
@@ -464,11 +472,12 @@ def _held_out(
 ) -> fit_record.HeldOut:
   loss = table.columns['loss']
   error = np.log(result.predict(table.columns) / loss)
-  known = result.fit.span.holds(table.columns)
-  covered = dict.fromkeys(prediction.KINDS, math.nan)
-  for kind in prediction.KINDS if known.any() else ():
+  covered: dict[str, float | None] = dict.fromkeys(prediction.KINDS)
+  for kind in prediction.KINDS:
     lo, hi = result.predict_interval(table.columns, kind)
-    covered[kind] = float(np.mean(((lo <= loss) & (loss <= hi))[known]))
+    given = np.isfinite(lo) & np.isfinite(hi)
+    if given.any():
+      covered[kind] = float(np.mean(((lo <= loss) & (loss <= hi))[given]))
   return fit_record.HeldOut(
     conditions=tuple(conditions),
     rows=table.rows,
@@ -476,7 +485,7 @@ def _held_out(
     bias=float(np.mean(error)),
     covered=covered['mean'],
     covered_run=covered['run'],
-    unknown=int((~known).sum()),
+    unknown=int((~result.fit.span.holds(table.columns)).sum()),
   )
 
 

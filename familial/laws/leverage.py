@@ -81,11 +81,13 @@ def of_rows(
   """The leverage of each finished run of the grid.
 
   Args:
-    law: the dense law; its bootstrap's samples, if any, give the interval.
+    law: the dense law; its bootstrap's samples, if any, give the interval, but
+      not if its rows do not tell N from D.
     rows: the rows that training writes.
   """
   table = tables.from_rows(rows, 'exit', arms=definitions.GRID)
-  return efficiency_leverage(law.params, table, law.samples, law.record.level)
+  samples = law.samples if law.record.spans('N', 'D') else None
+  return efficiency_leverage(law.params, table, samples, law.record.level)
 
 
 def measured(rows: Iterable[Mapping[str, Any]]) -> list[MeasuredShare]:

@@ -223,15 +223,16 @@ class Form:
       return np.asarray(jnp.exp(self.vector.on(arrays)(self.theta(values))))
 
   def columns_of(self, columns: Columns) -> dict[str, np.ndarray]:
-    """The form's own columns in float64, of some by short or long names.
+    """The form's own columns by short names, in float64 and of one shape.
 
     Args:
-      columns: N or params, D or tokens, and so on: a mapping, or a data frame.
+      columns: N or params, D or tokens, and so on, as arrays or numbers: a
+        mapping, or a data frame.
 
     Raises:
-      UserError: if one is missing.
+      UserError: if one is missing, or their shapes do not broadcast.
     """
-    found = {}
+    values = {}
     given = [str(name) for name in getattr(columns, 'columns', columns)]
     for name in self.columns:
       names = [n for n in (name, LONG_NAMES.get(name, name)) if n in given]
@@ -241,8 +242,15 @@ class Form:
           f' {LONG_NAMES.get(name, name)} is missing'
           f'{errors.nearest(name, given)}; given are {", ".join(map(str, given))}'
         )
-      found[name] = np.asarray(columns[names[0]], np.float64)
-    return found
+      values[name] = np.asarray(columns[names[0]], np.float64)
+    try:
+      shaped = np.broadcast_arrays(*values.values())
+    except ValueError:
+      shapes = ', '.join(f'{k} {v.shape}' for k, v in values.items())
+      raise errors.UserError(
+        f'form {self.name!r} predicts from columns of one shape, not {shapes}'
+      ) from None
+    return dict(zip(values, shaped, strict=True))
 
 
 def log_sum(*terms: Any) -> Any:

@@ -9,6 +9,7 @@ The quantiles are those of a normal law at the ends of Student's interval
 (Hesterberg 2015, section 5.3): with few runs, percentiles are too narrow.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,28 +32,35 @@ def intervals(
   kind: str,
   level: float,
   degrees: int,
-  known: np.ndarray,
+  has_interval: Callable[[Mapping[str, np.ndarray]], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Both ends of the intervals at columns, [rows] each; NaN where there is none.
+  """Both ends of the intervals at columns, of their shape; NaN for no interval.
 
   Args:
     form: the law.
     theta: coordinates of the resamples, [resamples, parameters].
     residuals: log loss - log prediction of a run, [n].
-    columns: where to predict, each [rows].
+    columns: where to predict; arrays and numbers of one shape after broadcasting.
     kind: mean or run.
     level: of the intervals.
     degrees: runs less fitted parameters.
-    known: whether the fitted rows say anything of these columns, bool [rows].
+    has_interval: whether the fit gives an interval at these columns.
   """
   errors.require_one_of('kind', kind, KINDS)
-  log_loss = levenberg_marquardt.predict(form, form.columns_of(columns), theta)
-  if not len(theta):
-    unknown = np.full(log_loss.shape[1], np.nan)
-    return unknown, unknown
+  at = form.columns_of(columns)
+  shape = at[form.columns[0]].shape
+  rows = {name: values.ravel() for name, values in at.items()}
+  if not len(theta) or 0 in shape:
+    missing = np.full(shape, np.nan)
+    return missing, missing
+  log_loss = levenberg_marquardt.predict(form, rows, theta)
   if kind == 'run':
     rng = np.random.default_rng(len(theta))
     log_loss = log_loss + rng.choice(residuals, log_loss.shape)
   tail = special.ndtr(-estimate.quantile(degrees, level))
   lo, hi = np.quantile(np.exp(log_loss), [tail, 1 - tail], axis=0)
-  return np.where(known, lo, np.nan), np.where(known, hi, np.nan)
+  given = has_interval(at)
+  return (
+    np.where(given, lo.reshape(shape), np.nan),
+    np.where(given, hi.reshape(shape), np.nan),
+  )

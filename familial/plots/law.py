@@ -15,7 +15,6 @@ from familial.core import text
 from familial.laws import fit_record
 from familial.laws import frontier
 from familial.laws import inference
-from familial.laws import levenberg_marquardt
 from familial.laws import table as tables
 from familial.plots import theme
 
@@ -313,7 +312,9 @@ def families(result: inference.Result) -> list[Family]:
   cost = result.table.cost
   if cost is None or not {'N', 'D'} <= set(result.fit.form.columns):
     return []
-  theta = np.concatenate([result.fit.theta[None], _theta(result)])
+  theta = result.fit.theta[None]
+  if result.spans('N', 'D'):
+    theta = np.concatenate([theta, _theta(result)])
   groups = _groups(result.table)
   inside = np.geomspace(cost.min(), cost.max(), 16)
   beyond = np.geomspace(cost.max(), 10 * cost.max(), 8)
@@ -394,10 +395,7 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
         low, high = min(low, best[0] / 1.2), max(high, best[0] * 1.2)
       along = np.geomspace(low, high, 30)
       models = family.columns(along, budget.cost)
-      spread = levenberg_marquardt.predict(
-        result.fit.form, models, _theta(result)
-      )
-      lo, hi = _ends(np.exp(spread), level)
+      lo, hi = result.predict_interval(models)
       rows += theme.rows(
         **here,
         kind='law',

@@ -692,16 +692,7 @@ def _values(law: fit_record.FitRecord) -> Iterator[tuple[str, Estimate]]:
     if name.startswith('L_opt') and math.isfinite(value.value):
       yield name, Estimate(value.value, value.lo, value.hi)
   for name in law.params:
-    spread, profile = law.bootstrap[name], law.profile.get(name)
-    # An end that the profile leaves open is unknown.
-    yield (
-      name,
-      Estimate(
-        spread.value,
-        None if profile is not None and profile.lo is None else spread.lo,
-        None if profile is not None and profile.hi is None else spread.hi,
-      ),
-    )
+    yield name, law.interval(name)
 
 
 def _replays(

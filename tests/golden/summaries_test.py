@@ -51,6 +51,9 @@ EXCEPTIONS = {
     'seconds': 'a clock',
     'level': 'the level of every interval, core.estimate.LEVEL',
   },
+  'isoflop': {
+    'leverage': 'no intervals where over half of the resamples fail, as here'
+  },
   'familial_law_cpu': {'gradients': 'their rows are not kept'},
   'three_families_cpu': {'agreement': 'its models are not kept'},
   'expansion_cpu': {'agreement': 'its models are not kept'},

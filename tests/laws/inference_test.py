@@ -16,6 +16,7 @@ from familial.laws import inference
 from familial.laws import prediction
 from familial.laws import selection as selections
 from familial.laws import sensitivity
+from familial.plots import law as law_plots
 from tests.laws import points
 
 KEYS = set(
@@ -193,16 +194,21 @@ def on_a_line(rows=24):
 
 
 def test_a_law_of_rows_on_a_line_is_known_on_the_line_only(tmp_path):
+  options = dataclasses.replace(FEWER, profiles='all')
   found = inference.fit(
-    'chinchilla', on_a_line(), FEWER, hold_out=['params>5e8']
+    'chinchilla', on_a_line(), options, hold_out=['params>5e8']
   )
+  assert set(found.profiles) == {'E'}
   for name in ('A', 'B', 'alpha', 'beta'):
     assert not found.identified[name]
     assert found.interval(name).lo is None and found.interval(name).hi is None
-    assert np.isnan(found.bootstrap.intervals[name].lo)
-  assert np.isfinite(found.bootstrap.intervals['E'].lo)
+    assert found.bootstrap.intervals[name].lo is None
+  assert found.bootstrap.intervals['E'].bounded
   for name, derived in found.derived.items():
-    assert np.isnan(derived.lo) and np.isnan(derived.hi), name
+    assert derived.lo is None and derived.hi is None, name
+  assert not any(
+    family.optimum.params.shape[0] > 1 for family in law_plots.families(found)
+  )
   at = {'N': np.full(3, 1e8), 'D': [2e9, 2.1e9, 1e9]}
   found.save(tmp_path / 'fit.json')
   for law in (found, fit_record.load(tmp_path / 'fit.json')):
@@ -222,25 +228,93 @@ def test_the_line_of_rounded_counts_goes_on():
   assert not span.holds({'N': n, 'D': 22 * n}).any()
 
 
-def test_held_out_rows_off_the_line_are_counted():
+def test_held_out_rows_off_the_line_are_counted(tmp_path):
   table = on_a_line()
   far = table.columns['N'] > 5e8
   table.columns['D'][far] *= 2
   found = inference.fit('chinchilla', table, FEWER, hold_out=['params>5e8'])
   assert found.held_out.unknown == found.held_out.rows == far.sum()
-  assert np.isnan(found.held_out.covered_run)
+  assert found.held_out.covered is None and found.held_out.covered_run is None
+  found.save(tmp_path / 'fit.json')
+  assert (
+    fit_record.load(tmp_path / 'fit.json').record.held_out == found.held_out
+  )
   assert any(
     flag.endswith(f'outside of what the fitted rows span: {far.sum()}')
     for flag in found.flags
   )
 
 
-def test_a_given_exponent_makes_the_law_known_off_the_line():
-  options = dataclasses.replace(FEWER, fixed={'alpha': 0.33})
+def test_held_out_rows_without_resamples_have_no_coverage(make):
+  options = dataclasses.replace(FEWER, resamples=0)
+  table = make('chinchilla', noise=0.01)
+  middle = f'params>{np.median(table.columns["N"])}'
+  found = inference.fit('chinchilla', table, options, hold_out=[middle])
+  assert found.held_out.covered is None and found.held_out.covered_run is None
+  assert not found.held_out.unknown and not found.held_out.flags(0.95)
+
+
+@pytest.mark.parametrize('name', ('alpha', 'B'))
+def test_a_given_constant_of_one_column_gives_intervals_off_the_line(name):
+  value = {'alpha': 0.33, 'B': 900.0}[name]
+  options = dataclasses.replace(FEWER, fixed={name: value})
   found = inference.fit('chinchilla', on_a_line(), options)
   assert not found.fit.span.confounded and not len(found.fit.span.missing)
-  lo, hi = found.predict_interval({'N': [1e8], 'D': [1e10]})
+  lo, hi = found.predict_interval({'N': 1e8, 'D': 1e10})
   assert np.isfinite(lo) and np.isfinite(hi)
+
+
+def test_a_given_constant_of_all_columns_gives_none(make):
+  table = make('familial_total', noise=0.001)
+  table.columns['D'] = 20 * table.columns['N']
+  options = dataclasses.replace(FEWER, fixed={'gamma': 0.05})
+  span = inference.fit('familial_total', table, options).fit.span
+  assert span.lacks('N', 'D') and not span.lacks('G')
+  assert {'alpha', 'beta'} <= set(span.confounded)
+
+
+def test_a_line_of_half_a_per_cent_is_a_line():
+  table = on_a_line()
+  rng = np.random.default_rng(0)
+  table.columns['D'] *= np.exp(rng.uniform(-0.005, 0.005, table.rows))
+  span = inference.fit('chinchilla', table, FEWER).fit.span
+  assert span.lacks('N') and span.lacks('D')
+  assert span.holds(table.columns).all()
+  assert not span.holds({'N': 1e8, 'D': 2.5e9})
+
+
+def test_columns_of_one_value_do_not_confound_those_of_a_line():
+  table = on_a_line()
+  rng = np.random.default_rng(0)
+  exits = 2.0 ** rng.integers(0, 3, table.rows)
+  spread = np.exp(rng.uniform(-1, 1, table.rows))
+  spans = []
+  for of_line, of_exits in ((True, True), (True, False), (False, True)):
+    columns = {**table.columns, 'G': np.full(table.rows, 2.0)}
+    if not of_line:
+      columns['D'] = columns['D'] * spread
+    if not of_exits:
+      columns['G'] = exits
+    changed = dataclasses.replace(table, columns=columns)
+    spans.append(inference.fit('familial_total', changed, FEWER).fit.span)
+  both, line, one = spans
+  assert both.confounded == line.confounded and not one.confounded
+  assert len(both.missing) == len(line.missing) + len(one.missing) == 2
+  assert one.lacks('G') and not one.lacks('N', 'D')
+
+
+@pytest.mark.parametrize('shape', ((), (1,), (3,), (2, 3), (0,)))
+def test_intervals_have_the_shape_of_the_columns(make, tmp_path, shape):
+  found = inference.fit('chinchilla', make('chinchilla', noise=0.01), FEWER)
+  found.save(tmp_path / 'fit.json')
+  at = {'N': np.full(shape, 1e8), 'D': 2e9}
+  expected, _ = found.predict_interval({'N': [1e8], 'D': [2e9]})
+  for law in (found, fit_record.load(tmp_path / 'fit.json')):
+    lo, hi = law.predict_interval(at)
+    assert np.shape(law.predict(at)) == lo.shape == hi.shape == shape
+    np.testing.assert_allclose(lo, np.full(shape, expected[0]), rtol=1e-12)
+  with pytest.raises(errors.UserError, match='one shape'):
+    found.predict({'N': [1e8, 1e9], 'D': [1e9, 2e9, 3e9]})
 
 
 def test_a_law_of_one_count_of_exits_is_known_at_that_count_only(make):

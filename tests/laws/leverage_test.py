@@ -112,3 +112,18 @@ def test_of_rows_has_an_interval_where_there_are_samples(rows):
   [bare] = leverage.of_rows(dataclasses.replace(law, samples=None), rows)
   assert bare.leverage.lo is None
   assert bare.leverage.value == found.leverage.value
+  span = fit_record.Span(
+    columns=('N', 'D'),
+    logs=(True, True),
+    centre=np.zeros(2),
+    scale=np.ones(2),
+    missing=np.array([[1.0, -1.0]]) / np.sqrt(2),
+    room=1e-3,
+    confounded=(),
+  )
+  for of_few in ({'span': span}, {'resamples': 9, 'resamples_failed': 5}):
+    unsure = dataclasses.replace(
+      law, record=dataclasses.replace(record, **of_few)
+    )
+    [none] = leverage.of_rows(unsure, rows)
+    assert none.leverage.lo is None and none.leverage.hi is None
