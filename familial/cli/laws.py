@@ -28,6 +28,9 @@ with epy.lazy_imports():
   import polars as pl
 
   from familial.core import estimate
+  from familial.laws import approaches
+  from familial.laws import fit_record
+  from familial.laws import forecast
   from familial.laws import forms
   from familial.laws import inference
   from familial.laws import parametric
@@ -77,6 +80,9 @@ class Fit:
     fix: constants that keep a given value, 'E=1.6,alpha=0.5'; may be repeated.
     by: column of the table, text or numbers: each of its values is fitted by
       itself into a folder of its own, and constants.csv has all constants.
+    approach: approaches of Hoffmann et al. (2022) to the optimal N and D: 1
+      (envelope of training curves), 2 (IsoFLOP curves), 3 (the fitted law); each
+      that the table allows, by default.
     compute: FLOPs at which the optimal N and D are derived; the largest of the
       table by default.
     seed: seed of the initialisations and the bootstrap.
@@ -110,6 +116,7 @@ class Fit:
   profiles: Annotated[str, schema.one_of('all', 'some', 'none')] = 'all'
   fix: Repeated = ()
   by: str = ''
+  approach: tuple[Annotated[int, schema.within(1, 3)], ...] = (1, 2, 3)
   compute: Annotated[tuple[float, ...], schema.above(0), schema.FINITE] = ()
   seed: schema.Index = 0
   label: str = ''
@@ -118,6 +125,83 @@ class Fit:
   overwrite: bool = False
   json: bool = False
   given: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+  """Flags of `familial predict`.
+
+  Attributes:
+    fit: fit.json of a fitted law; may be repeated: several laws are also averaged,
+      weighted by 1 / rms^2 on their held-out rows.
+    at: columns of the point, 'params=7e9,tokens=2e12', or a budget,
+      'flops=1e22,exits=4', for the compute optimum there.
+    serve_tokens: tokens processed after training, which a budget pays too, at 2 N
+      FLOPs each.
+    json: write the predictions to the standard output as JSON, one a line.
+  """
+
+  fit: Repeated
+  at: Repeated
+  serve_tokens: schema.NonNegative = 0.0
+  json: bool = False
+
+
+def _predict(given: Predict) -> str:
+  laws = [fit_record.load(path) for path in given.fit]
+  columns = command.numbers('at', given.at)
+  needed = {
+    parametric.LONG_NAMES.get(name, name)
+    for law in laws
+    for name in law.form.columns
+  }
+  optimum = 'flops' in columns and not needed & {'C', 'flops'}
+  if given.serve_tokens and not optimum:
+    raise errors.UserError(
+      f'--serve_tokens={given.serve_tokens:g}: of the optimum at a budget'
+      " (--at='flops=1e22')"
+    )
+  if optimum:
+    flops = columns.pop('flops')
+    forecasts = [
+      forecast.at_flops(law, flops, columns, given.serve_tokens) for law in laws
+    ]
+  else:
+    forecasts = forecast.at_columns(laws, columns)
+  if given.json:
+    rows = [fit_record.plain(dataclasses.asdict(f)) for f in forecasts]
+    return '\n'.join(map(json.dumps, rows))
+  return '\n'.join(_forecast_line(f, laws[0].record.level) for f in forecasts)
+
+
+def _forecast_line(f: forecast.Forecast, level: float) -> str:
+  """One line: the point, the loss there and both intervals."""
+  at = ', '.join(f'{name} {text.number(v)}' for name, v in f.columns.items())
+  if f.flops is not None and f.params and f.tokens:
+    others = {
+      name: value
+      for name, value in f.columns.items()
+      if name not in ('params', 'tokens')
+    }
+    at = ', '.join(
+      [
+        f'optimum at {text.number(f.flops)} FLOPs: N {_number(f.params)}',
+        f'D {_number(f.tokens)}',
+        f'tokens a parameter {text.number(f.tokens.value / f.params.value)}',
+        *(f'{name} {text.number(value)}' for name, value in others.items()),
+      ]
+    )
+  weights = ', '.join(f'{name} {w:.0%}' for name, w in f.weights.items())
+  name = f'average ({weights})' if weights else f.form
+  ends = [f.loss.lo, f.loss.hi, f.run.lo, f.run.hi]
+  shown = [f'{end:.4f}' for end in ends if end is not None]
+  intervals = (
+    f' [{shown[0]}, {shown[1]}] of the mean, [{shown[2]}, {shown[3]}] of one run'
+    f' ({level:.0%} intervals)'
+    if len(shown) == len(ends)
+    else ' (no interval)'
+  )
+  return f'{name}, {at}: loss {f.loss.value:.4f}{intervals}'
 
 
 def _fit(given: Fit) -> str:
@@ -205,8 +289,9 @@ def _compared(
 ) -> selection.Comparison:
   """Fits the forms to rows and writes results and pages."""
   options = command.fill(
-    inference.Options, given, fixed=command.numbers('fix', given.fix)
-  )
+    inference.Options, given, fixed=command.numbers('fix', given.fix),
+    approaches=tuple(approaches.APPROACHES[i - 1] for i in given.approach),
+  )  # fmt: skip
   fits = selection.compare(
     rows.drop_highest(given.drop_highest),
     given.form,
@@ -343,6 +428,15 @@ def _optima(result: inference.Result) -> Iterator[str]:
       if (e := result.derived.get(f'{quantity}({at}'))
     ]
     yield f'optimum at {at.removesuffix(")")}: {", ".join(parts)}'
+  if result.approaches is None:
+    return
+  first = [o for o in result.approaches.optima if o.flops == result.compute[0]]
+  for label in dict.fromkeys(o.label for o in first):
+    runs = f' of {label}' if len({o.label for o in first}) > 1 else ''
+    exponents = ', '.join(
+      f'{o.approach} {_number(o.exponent)}' for o in first if o.label == label
+    )
+    yield f'exponent of N{runs}: {exponents}'
 
 
 def _number(e: estimate.Estimate) -> str:
@@ -406,4 +500,7 @@ def _percent(error: estimate.Estimate) -> str:
   return f'{shown} [{100 * error.lo:.2f}, {100 * error.hi:.2f}]'
 
 
-COMMANDS = {'fit': Command(Fit, _fit)}
+COMMANDS = {
+  'fit': Command(Fit, _fit),
+  'predict': Command(Predict, _predict),
+}

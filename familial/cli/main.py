@@ -109,6 +109,14 @@ COMMANDS = {
       'familial fit --table=runs/cpu --loss=mean --out=fits',
     ),
   ),
+  'predict': Entry(
+    'Predict by fitted laws: loss with intervals, compute-optimal sizes.',
+    _laws,
+    (
+      "familial predict --fit=fits/fit.json --at='params=7e9,tokens=2e12'",
+      "familial predict --fit=fits/fit.json --at='flops=1e22'",
+    ),
+  ),
   'allocate': Entry(
     'Allocate a budget among candidates: replay known curves, or train.',
     _allocation,

@@ -52,6 +52,10 @@ class Bootstrap:
     """Whether enough resamples converged for intervals."""
     return fit_record.representative(self.resamples, self.failed)
 
+  def spans(self, fit: estimation.Fit, *names: str) -> bool:
+    """Whether quantities that depend on these columns anywhere have intervals."""
+    return self.representative and not fit.span.lacks(*names)
+
   def determined(self, fit: estimation.Fit) -> dict[str, np.ndarray]:
     """The samples, NaN for constants that they do not determine."""
     return {

@@ -12,6 +12,7 @@ from familial.laws import levenberg_marquardt
 from familial.laws import parametric
 from familial.laws import table as tables
 
+EXACT = 1e-8  # deviation of log residuals that are of rounding
 _OUTLIER = math.log(2)  # log residual
 _JUMP = 1e4  # ratio of neighbouring values of a column, as of a wrong unit
 _SINGULAR = 1e-12
@@ -20,7 +21,6 @@ _SINGULAR = 1e-12
 _COLLINEAR = 1e-4
 _ACTS = 1e-6  # relative change of a derivative
 _ROOM, _LEAST_ROOM = 2.0, 1e-3  # times the rows' own distance; at least
-_EXACT = 1e-8  # deviation of log residuals that are of rounding
 _SEVERAL = 3  # rows of one N that may be of one run
 _ALIKE, _PERMUTATIONS = 0.01, 2000
 
@@ -86,7 +86,7 @@ def of_runs(table: tables.Table, residual: np.ndarray) -> list[str]:
   order = np.lexsort((d, group))
   group, residual, d = group[order], residual[order], d[order]
   counts = np.bincount(group)
-  if counts.max() < _SEVERAL or len(counts) < 2 or residual.std() < _EXACT:
+  if counts.max() < _SEVERAL or len(counts) < 2 or residual.std() < EXACT:
     return []
   residual = (residual - residual.mean()) / residual.std()
   neighbours = group[1:] == group[:-1]

@@ -211,6 +211,82 @@ class HeldOut:
 
 
 @dataclasses.dataclass(frozen=True)
+class IsoFlopMinimum:
+  """The minimum of one budget's curve of loss against size.
+
+  Attributes:
+    label: granularity, `G = 2`.
+    flops: mean C of the curve's runs.
+    params: N at the minimum of the law's shape with a level and a tilt of the
+      budget's own; no interval outside of the sampled sizes.
+    tokens: D there.
+    loss: there.
+    rows: number of rows of the curve.
+    left_out: number of rows of the budget outside of the window of sizes.
+    parabola: N at the vertex of a parabola in log N; None outside of the sizes.
+    parabola_loss: at the vertex.
+    parabola_bias: log of the vertex's N over the optimum's on a curve of the law
+      at the same sizes; None where either does not exist.
+    flag: why the minimum does not count, or ''.
+  """
+
+  label: str
+  flops: float
+  params: estimate.Estimate
+  tokens: estimate.Estimate
+  loss: float
+  rows: int
+  left_out: int
+  parabola: float | None
+  parabola_loss: float | None
+  parabola_bias: float | None
+  flag: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptimum:
+  """Compute-optimal N and D at one C by one approach.
+
+  Attributes:
+    approach: envelope, isoflop or parametric.
+    label: granularity, `G = 2`.
+    flops: C.
+    params: N.
+    tokens: D.
+    exponent: d log N / d log C.
+    token_exponent: d log D / d log C.
+  """
+
+  approach: str
+  label: str
+  flops: float
+  params: estimate.Estimate
+  tokens: estimate.Estimate
+  exponent: estimate.Estimate
+  token_exponent: estimate.Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Approaches:
+  """Compute-optimal sizes by the approaches of Hoffmann et al. (2022, section 3).
+
+  Attributes:
+    costs: training FLOPs a token by granularity, the two terms of
+      `frontier.TokenCost`.
+    minima: of the IsoFLOP curves.
+    optima: by approach, granularity and C.
+    missing: why an approach has none, by approach and granularity.
+    flags: curves that the law does not fit, approaches that disagree.
+  """
+
+  costs: dict[str, tuple[float, float]]
+  minima: tuple[IsoFlopMinimum, ...]
+  optima: tuple[ComputeOptimum, ...]
+  missing: dict[str, str]
+  flags: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """The table of a fit: file, hash, mapped columns, how rows were chosen."""
 
@@ -260,6 +336,7 @@ class FitRecord:
   resamples_failed: int | None = None
   profile: dict[str, Profile] = dataclasses.field(default_factory=dict)
   derived: dict[str, Resampled] = dataclasses.field(default_factory=dict)
+  approaches: Approaches | None = None
   held_out: HeldOut | None = None
   aic: float | None = None
   bic: float | None = None
@@ -335,18 +412,31 @@ class Law:
     Raises:
       UserError: if what they rest on was not stored beside the fit.
     """
+    record = self.record
+    return prediction.intervals(
+      self.form, *self._drawn(kind), columns, kind, record.level, record.degrees,
+      record.has_interval,
+    )  # fmt: skip
+
+  def draws(self, columns: Mapping[str, Any], kind: str = 'mean') -> np.ndarray:
+    """Log loss at one point in each resample; [0] where there is no interval.
+
+    Raises:
+      UserError: if what they rest on was not stored beside the fit.
+    """
+    at = self.form.columns_of(columns)
+    log_loss = prediction.draws(self.form, *self._drawn(kind), at, kind)
+    return log_loss if self.record.has_interval(at) else log_loss[:0]
+
+  def _drawn(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the resamples, and residuals."""
     if self.samples is None or (kind == 'run' and self.residuals is None):
       raise errors.UserError(
         f'intervals of predictions need the {SAMPLES} that a fit writes beside'
         ' fit.json; those of a run, one of this version'
       )
-    record = self.record
-    theta = self.form.coordinates_of(self.samples)
     residuals = np.zeros(0) if self.residuals is None else self.residuals
-    return prediction.intervals(
-      self.form, theta, residuals, columns, kind, record.level, record.degrees,
-      record.has_interval,
-    )  # fmt: skip
+    return self.form.coordinates_of(self.samples), residuals
 
 
 def representative(resamples: int, failed: int) -> bool:

@@ -25,6 +25,7 @@ _FAMILIES = 6  # values of G
 _OFF = 0.01  # C / (6 N D) - 1 at which a table has its own count of FLOPs
 _MARGIN = 1e3  # of N and D below a table's least
 _STEP = 0.05  # of log C, for the exponent of the optima
+_MOST_SERVED = 1 - 1e-6  # share of a budget that serving may take
 
 TOO_FEW = 'fewer than three sizes'
 NOT_CONVEX = 'the curve does not bend upwards'
@@ -152,6 +153,7 @@ def optimum(
   cost: TokenCost = TokenCost(),
   columns: Mapping[str, float] | None = None,
   least: tuple[float, float] = (1.0, 1.0),
+  served: float = 0.0,
 ) -> Optimum:
   """Minimises a law along each budget: d log L / d log N = 0 by bisection.
 
@@ -165,6 +167,7 @@ def optimum(
     cost: FLOPs a token.
     columns: values of the form's other columns.
     least: smallest N and D that count; see `least_of`.
+    served: FLOPs a parameter after training, which the budget pays too.
   """
   budgets = np.asarray(compute, np.float64)
   with jax.enable_x64(True):
@@ -175,6 +178,7 @@ def optimum(
       TokenCost(*map(float, cost)),
       {name: float(value) for name, value in (columns or {}).items()},
       np.log(least),
+      float(served),
     )
   log_n, exponent, token_exponent, turns, log_loss = (
     np.asarray(values)[: len(theta)] for values in arrays
@@ -183,7 +187,7 @@ def optimum(
     turns, [log_n, exponent, token_exponent, log_loss], np.nan
   )
   params, loss = np.exp(log_n), np.exp(log_loss)
-  tokens = budgets / cost(params)
+  tokens = (budgets - served * params) / cost(params)
   return Optimum(params, tokens, loss, exponent, token_exponent, turns)
 
 
@@ -195,12 +199,13 @@ def _optima(
   cost: TokenCost,
   columns: dict[str, jax.Array],
   log_least: jax.Array,
+  served: jax.Array,
 ) -> tuple[jax.Array, ...]:
   """Log N, both exponents, whether the loss turns there, log L; each [s, c]."""
 
   def along(theta: jax.Array, log_n: jax.Array, log_c: jax.Array) -> jax.Array:
     n = jnp.exp(log_n)
-    values = {'N': n, 'D': jnp.exp(log_c) / cost(n), **columns}
+    values = {'N': n, 'D': (jnp.exp(log_c) - served * n) / cost(n), **columns}
     # A law takes columns of rows: it may index them.
     rows = {name: jnp.reshape(value, 1) for name, value in values.items()}
     return form.on(rows)(theta)[0]
@@ -215,6 +220,7 @@ def _optima(
       return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
 
     most = cost.params_at(jnp.exp(log_c - log_least[1]))
+    most = jnp.minimum(most, _MOST_SERVED * jnp.exp(log_c) / served)
     ends = (log_least[0], jnp.log(most))
     low, high = jax.lax.fori_loop(0, 60, halve, ends)
     falls_before = slope(theta, low - 1e-3, log_c) < 0
@@ -224,11 +230,12 @@ def _optima(
   def one(theta: jax.Array, log_c: jax.Array) -> tuple[jax.Array, ...]:
     costs = log_c + _STEP * jnp.array([-1.0, 0.0, 1.0])
     log_n, turns = jax.vmap(best, in_axes=(None, 0))(theta, costs)
-    log_f = jnp.log(cost(jnp.exp(log_n)))
+    n = jnp.exp(log_n)
+    log_d = jnp.log((jnp.exp(costs) - served * n) / cost(n))
     return (
       log_n[1],
       (log_n[2] - log_n[0]) / (2 * _STEP),
-      1 - (log_f[2] - log_f[0]) / (2 * _STEP),
+      (log_d[2] - log_d[0]) / (2 * _STEP),
       turns[1],
       along(theta, log_n[1], log_c),
     )

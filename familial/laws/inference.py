@@ -21,6 +21,7 @@ from familial.core import estimate
 from familial.core import progress_bar
 from familial.core import storage
 from familial.core import text
+from familial.laws import approaches
 from familial.laws import bootstrap as bootstraps
 from familial.laws import diagnostics
 from familial.laws import estimation
@@ -54,6 +55,7 @@ class Options:
     compute: FLOPs at which the optimum is derived; () for the table's largest.
     profiles: constants that are profiled: all, some (those with a null) or none.
     fixed: constants that keep a given value, by name.
+    approaches: to the compute optimum, of `approaches.APPROACHES`.
     seed: of the starts and of the resamples.
   """
 
@@ -67,6 +69,7 @@ class Options:
   compute: tuple[float, ...] = ()
   profiles: str = 'all'
   fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  approaches: tuple[str, ...] = approaches.APPROACHES
   seed: int = 0
 
   def profiled(self, form: parametric.Form) -> list[str]:
@@ -94,6 +97,7 @@ class Result:
     profiles: profile likelihoods, by parameter.
     derived: functions of the constants, by name: the form's own, and the
       compute-optimal N, D, D / N, loss and exponents.
+    approaches: compute-optimal N and D by up to three approaches, or None.
     held_out: the prediction of rows that were not fitted, or None.
     table: the rows.
     held_out_table: the rows that were not fitted, or None.
@@ -105,6 +109,7 @@ class Result:
   bootstrap: bootstraps.Bootstrap
   profiles: dict[str, fit_record.Profile]
   derived: dict[str, fit_record.Resampled]
+  approaches: fit_record.Approaches | None
   held_out: fit_record.HeldOut | None
   table: tables.Table
   loss_definition: str
@@ -176,6 +181,7 @@ class Result:
         if name.startswith('N_opt') and not math.isfinite(derived.value)
       ),
       *(flag for p in self.profiles.values() for flag in p.flags),
+      *(self.approaches.flags if self.approaches else ()),
       *(self.held_out.flags(self.bootstrap.level) if self.held_out else ()),
     )
 
@@ -193,7 +199,7 @@ class Result:
 
   def spans(self, *names: str) -> bool:
     """Whether quantities that depend on these columns anywhere have intervals."""
-    return _spans(self.fit, self.bootstrap, *names)
+    return self.bootstrap.spans(self.fit, *names)
 
   def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
     """The loss at these columns, one a row."""
@@ -222,7 +228,8 @@ class Result:
     """The result as data frames, for notebooks and pages.
 
     `constants`; `rows` with prediction and residual (log loss - log
-    prediction); `derived`; `profiles`; `resamples`, a column a constant;
+    prediction); `derived`; `minima` of the IsoFLOP curves and `optima` by each
+    approach; `profiles`; `resamples`, a column a constant;
     `held_out`, empty where no rows were held out; `held_out_rows`, each with its
     prediction and both intervals.
     """
@@ -260,6 +267,12 @@ class Result:
           for name, derived in self.derived.items()
         ],
         infer_schema_length=None,
+      ),
+      'minima': pl.DataFrame(
+        [_flat(row) for row in self.approaches.minima] if self.approaches else []
+      ),
+      'optima': pl.DataFrame(
+        [_flat(row) for row in self.approaches.optima] if self.approaches else []
       ),
       'profiles': pl.DataFrame(
         [
@@ -398,6 +411,9 @@ def fit(
     bootstrap=bootstrap,
     profiles={profile.name: profile for profile, _ in traced},
     derived=_derived(optimum, bootstrap, fitted, compute),
+    approaches=approaches.compare(
+      optimum, bootstrap, fitted, compute, o.approaches, o.seed
+    ),
     held_out=None,
     table=fitted,
     loss_definition=loss_definition,
@@ -422,6 +438,22 @@ def versions() -> dict[str, str | None]:
   return found
 
 
+def _flat(row: Any) -> dict[str, Any]:
+  """A record as a row of a data frame: an estimate takes three columns."""
+  flat: dict[str, Any] = {}
+  for field in dataclasses.fields(row):
+    value = getattr(row, field.name)
+    if isinstance(value, estimate.Estimate):
+      flat |= {
+        field.name: value.value,
+        f'{field.name}_lo': value.lo,
+        f'{field.name}_hi': value.hi,
+      }
+    else:
+      flat[field.name] = value
+  return flat
+
+
 def _derived(
   fit: estimation.Fit,
   bootstrap: bootstraps.Bootstrap,
@@ -438,7 +470,7 @@ def _derived(
   if not {'N', 'D'} <= set(form.columns) or not compute:
     return derived
   theta = fit.theta[None]
-  if _spans(fit, bootstrap, 'N', 'D'):
+  if bootstrap.spans(fit, 'N', 'D'):
     theta = np.concatenate([theta, bootstrap.theta(form)])
   for label, _, others, rows in frontier.granularities(form, table):
     cost = frontier.cost_of(table, rows)
@@ -459,12 +491,6 @@ def _derived(
           float(value[0, j]), value[1:, j], level
         )
   return derived
-
-
-def _spans(
-  fit: estimation.Fit, bootstrap: bootstraps.Bootstrap, *names: str
-) -> bool:
-  return bootstrap.representative and not fit.span.lacks(*names)
 
 
 def _held_out(

@@ -46,21 +46,46 @@ def intervals(
     degrees: runs less fitted parameters.
     has_interval: whether the fit gives an interval at these columns.
   """
-  errors.require_one_of('kind', kind, KINDS)
   at = form.columns_of(columns)
   shape = at[form.columns[0]].shape
-  rows = {name: values.ravel() for name, values in at.items()}
-  if not len(theta) or 0 in shape:
+  log_loss = draws(form, theta, residuals, at, kind)
+  if not log_loss.size:
     missing = np.full(shape, np.nan)
     return missing, missing
+  beyond = tail(degrees, level)
+  lo, hi = np.quantile(np.exp(log_loss), [beyond, 1 - beyond], axis=0)
+  given = has_interval(at)
+  return np.where(given, lo, np.nan), np.where(given, hi, np.nan)
+
+
+def draws(
+  form: parametric.Form,
+  theta: np.ndarray,
+  residuals: np.ndarray,
+  columns: Mapping[str, np.ndarray],
+  kind: str,
+) -> np.ndarray:
+  """Log loss at columns of one shape in each resample, [resamples, *shape].
+
+  Args:
+    form: the law.
+    theta: coordinates of the resamples, [resamples, parameters].
+    residuals: log loss - log prediction of a run, [n].
+    columns: the form's own, as `columns_of` returns them.
+    kind: mean, or run: with a run's noise.
+  """
+  errors.require_one_of('kind', kind, KINDS)
+  shape = columns[form.columns[0]].shape
+  if not len(theta) or 0 in shape:
+    return np.zeros((len(theta), *shape))
+  rows = {name: values.ravel() for name, values in columns.items()}
   log_loss = levenberg_marquardt.predict(form, rows, theta)
   if kind == 'run':
     rng = np.random.default_rng(len(theta))
     log_loss = log_loss + rng.choice(residuals, log_loss.shape)
-  tail = special.ndtr(-estimate.quantile(degrees, level))
-  lo, hi = np.quantile(np.exp(log_loss), [tail, 1 - tail], axis=0)
-  given = has_interval(at)
-  return (
-    np.where(given, lo.reshape(shape), np.nan),
-    np.where(given, hi.reshape(shape), np.nan),
-  )
+  return log_loss.reshape(len(theta), *shape)
+
+
+def tail(degrees: int, level: float) -> float:
+  """The share of draws beyond each end of an interval, by Student's quantile."""
+  return float(special.ndtr(-estimate.quantile(degrees, level)))

@@ -1,7 +1,7 @@
 """Figures of a fitted law: what it says of loss, size and compute, how surely."""
 
+import collections
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -11,15 +11,15 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from familial.core import estimate
 from familial.core import text
+from familial.laws import approaches
 from familial.laws import fit_record
 from familial.laws import frontier
 from familial.laws import inference
-from familial.laws import table as tables
 from familial.plots import theme
 
 _BUDGETS = 8  # of a figure
-_NEAR = 1.25  # largest over smallest C that count as one budget
 _RESAMPLES = 500  # of the bands
 _POINTS = 1500  # rows of a scatter plot
 _PAIRS = 150  # resamples in a panel of the pair plot
@@ -241,52 +241,23 @@ def pairs(result: inference.Result, names: Sequence[str]) -> theme.Chart:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-  """Rows of about one C.
-
-  Attributes:
-    name: mean C over all granularities.
-    cost: mean C of these rows.
-    rows: indices of the rows.
-    minimum: of a parabola through them; None if it does not lie inside.
-  """
-
-  name: float
-  cost: float
-  rows: np.ndarray
-  minimum: frontier.Minimum | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Family:
   """One granularity: its rows, and what the law says at its budgets.
 
   Attributes:
-    label: `G = 2`.
-    exits: G.
-    others: values of the form's other columns.
-    rows: indices of the rows.
-    cost: training FLOPs per token by N.
-    budgets: of the IsoFLOP curves.
+    of: the granularity.
+    budgets: of the IsoFLOP curves that are drawn.
+    minima: of all IsoFLOP curves, by C; {} where they were not computed.
     grid: C of the frontier, up to ten times the largest run's.
     optimum: of the law and its resamples [1 + s, c], at the costs of the budgets
       and then at those of the grid.
   """
 
-  label: str
-  exits: float
-  others: dict[str, float]
-  rows: np.ndarray
-  cost: frontier.TokenCost
-  budgets: tuple[Budget, ...]
+  of: approaches.Granularity
+  budgets: tuple[approaches.Budget, ...]
+  minima: dict[float, fit_record.IsoFlopMinimum]
   grid: np.ndarray
   optimum: frontier.Optimum
-
-  def columns(self, params: np.ndarray, cost: float) -> dict[str, np.ndarray]:
-    """Returns the columns of models of N parameters that cost C."""
-    tokens = cost / self.cost(params)
-    others = {k: np.full_like(params, v) for k, v in self.others.items()}
-    return {'N': params, 'D': tokens, **others}
 
   @property
   def known(self) -> bool:
@@ -302,91 +273,55 @@ class Family:
       value=values[0],
       value_lo=low,
       value_hi=high,
-      family=self.label,
+      family=self.of.label,
       kind='law',
     )
 
 
 def families(result: inference.Result) -> list[Family]:
   """Returns the granularities whose optimum the law knows; [] without N and D."""
+  every = approaches.granularities(result.fit.form, result.table)
   cost = result.table.cost
-  if cost is None or not {'N', 'D'} <= set(result.fit.form.columns):
+  if not every or cost is None:
     return []
   theta = result.fit.theta[None]
   if result.spans('N', 'D'):
     theta = np.concatenate([theta, _theta(result)])
-  groups = _groups(result.table)
   inside = np.geomspace(cost.min(), cost.max(), 16)
   beyond = np.geomspace(cost.max(), 10 * cost.max(), 8)
   grid = np.unique([*inside, *beyond])
-  found = []
-  for label, exits, others, rows in frontier.granularities(
-    result.fit.form, result.table
-  ):
-    budgets = tuple(_budgets(result.table, groups, rows))
-    token_cost = frontier.cost_of(result.table, rows)
-    compute = np.append([budget.cost for budget in budgets], grid)
+  minima: dict[str, dict[float, fit_record.IsoFlopMinimum]]
+  minima = collections.defaultdict(dict)
+  for minimum in result.approaches.minima if result.approaches else ():
+    minima[minimum.label][minimum.flops] = minimum
+  drawn = []
+  for one in every:
+    budgets = approaches.budgets(result.table, one)
+    picked = np.linspace(0, len(budgets) - 1, min(len(budgets), _BUDGETS))
+    budgets = [budgets[i] for i in picked.round().astype(int)]
+    compute = np.append([budget.flops for budget in budgets], grid)
     best = frontier.optimum(
-      result.fit.form, theta, compute.tolist(), token_cost, others,
+      result.fit.form, theta, compute.tolist(), one.cost, one.others,
       frontier.least_of(result.table),
     )  # fmt: skip
-    found.append(
-      Family(label, exits, others, rows, token_cost, budgets, grid, best)
-    )
-  return found
-
-
-def _groups(table: tables.Table) -> list[np.ndarray]:
-  """Returns rows of about one C, bool [rows] each, lowest C first.
-
-  By the column budget; else the fullest windows of C that do not overlap.
-  """
-  if 'budget' in table.columns:
-    budget = table.columns['budget']
-    values = np.unique(budget)
-    picked = np.linspace(0, len(values) - 1, min(len(values), _BUDGETS))
-    return [budget == values[i] for i in picked.astype(int)]
-  assert table.cost is not None
-  log_c = np.log(table.cost)
-  left = np.ones(table.rows, bool)
-  found: list[np.ndarray] = []
-  while left.any() and len(found) < _BUDGETS:
-    costs = np.sort(log_c[left])
-    stop = np.searchsorted(costs, costs + np.log(_NEAR) + 1e-9, 'right')
-    start = int(np.argmax(stop - np.arange(len(costs))))
-    low, high = costs[start], costs[stop[start] - 1]
-    found.append(left & (log_c >= low) & (log_c <= high))
-    left &= ~found[-1]
-  return sorted(found, key=lambda group: log_c[group].mean())
-
-
-def _budgets(
-  table: tables.Table, groups: Sequence[np.ndarray], rows: np.ndarray
-) -> Iterator[Budget]:
-  """Yields the budgets at which a granularity has two sizes or more."""
-  assert table.cost is not None
-  for group in groups:
-    here = rows[group[rows]]
-    sizes, losses = table.columns['N'][here], table.columns['loss'][here]
-    if len(np.unique(sizes)) > (1 if 'budget' in table.columns else 3):
-      low = frontier.minimum(sizes, losses)
-      name, cost = (
-        float(np.exp(np.log(table.cost[of]).mean())) for of in (group, here)
-      )
-      yield Budget(name, cost, here, low if low.interior else None)
+    drawn.append(Family(one, tuple(budgets), minima[one.label], grid, best))
+  return drawn
 
 
 def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
   """Draws loss against N, a colour for each budget, a panel for each G.
 
-  A parabola's minimum is biased (arXiv 2603.22339); it is shown where it lies
+  A parabola's minimum is biased (arXiv:2603.22339); it is shown where it lies
   inside the runs.
   """
   columns, level = result.table.columns, result.bootstrap.level
   rows: theme.Rows = []
   for family in drawn:
     for i, budget in enumerate(family.budgets):
-      here = {'panel': family.label, 'budget': text.scientific(budget.name, 2)}
+      here = {
+        'panel': family.of.label,
+        'budget': text.scientific(budget.name, 2),
+      }
       sizes = columns['N'][budget.rows]
       best = family.optimum.params[:, i]
       low, high = sizes.min(), sizes.max()
@@ -394,7 +329,7 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
       if inside:
         low, high = min(low, best[0] / 1.2), max(high, best[0] * 1.2)
       along = np.geomspace(low, high, 30)
-      models = family.columns(along, budget.cost)
+      models = family.of.columns(along, budget.flops)
       lo, hi = result.predict_interval(models)
       rows += theme.rows(
         **here,
@@ -422,8 +357,16 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
           N_hi=hi,
           loss=family.optimum.loss[0, i],
         )
-      if (minimum := budget.minimum) is not None:
-        point = {'N': minimum.n_opt, 'loss': minimum.loss}
+      minimum = family.minima.get(budget.flops)
+      if minimum is not None and not minimum.flag:
+        rows += theme.rows(
+          **here,
+          kind='minimum',
+          **_with_ends('N', minimum.params),
+          loss=minimum.loss,
+        )
+      if minimum is not None and minimum.parabola is not None:
+        point = {'N': minimum.parabola, 'loss': minimum.parabola_loss}
         rows.append({**here, 'kind': 'parabola', **point})
   budgets = {
     text.scientific(b.name, 2): b.name for f in drawn for b in f.budgets
@@ -437,7 +380,9 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
   x = theme.x('N', **theme.log_axis(r['N'] for r in rows))
   y = theme.y('loss', scale=theme.near(8))
   base = series.chart(x=x, y=y)
-  law, optimum_ = theme.only(base, 'law'), theme.only(base, 'optimum')
+  law, optimum_, minimum_ = (
+    theme.only(base, kind) for kind in ('law', 'optimum', 'minimum')
+  )
   layers = [
     theme.interval(law, y, 'area').encode(opacity=series.shown(0.2)),
     law.mark_line(strokeWidth=1.4),
@@ -445,16 +390,24 @@ def isoflop(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
     .mark_point(size=20)
     .encode(tooltip=theme.tips('run', 'N', 'loss', 'budget')),
     theme.interval(optimum_, x, strokeWidth=2.4),
+    theme.interval(minimum_, x, strokeWidth=1.2),
     theme.only(base, 'parabola').mark_point(
       size=50, shape='diamond', filled=False, fill='white'
     ),
+    minimum_.mark_point(size=60, shape='diamond').encode(
+      tooltip=theme.tips('budget', 'N', 'loss')
+    ),
     optimum_.mark_point(size=130, shape=theme.STAR),
   ]
-  title = _title(result, 'IsoFLOP curves')
+  title = alt.TitleParams(
+    _title(result, 'IsoFLOP curves'),
+    subtitle="star: the law's optimum; diamond: the curve's minimum; hollow: a"
+    " parabola's",
+  )
   return theme.panels(
     layers,
     rows,
-    title=f"{title} (star: the law's optimum; diamond: a parabola's)",
+    title=title,
     size=theme.SINGLE if len(drawn) == 1 else theme.PANEL,
     series=series,
   )
@@ -468,12 +421,12 @@ def loss_frontier(
   assert cost is not None
   rows: theme.Rows = []
   for family in drawn:
-    some = family.rows[_some(len(family.rows))]
+    some = family.of.rows[_some(len(family.of.rows))]
     rows += theme.rows(
       C=cost[some],
       value=columns['loss'][some],
       kind='run',
-      family=family.label,
+      family=family.of.label,
       run=result.table.run[some],
       N=columns['N'][some],
     )
@@ -484,7 +437,7 @@ def loss_frontier(
 
 
 def optimum(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
-  """Draws compute-optimal N, D and D / N against C, with parabolas' minima."""
+  """Draws compute-optimal N, D and D / N against C, and the curves' minima."""
   cost, level = result.table.cost, result.bootstrap.level
   assert cost is not None
   quantities: dict[str, Callable[[Any, Any], Any]] = {
@@ -498,32 +451,42 @@ def optimum(result: inference.Result, drawn: Sequence[Family]) -> theme.Chart:
     for family in drawn:
       best = family.optimum
       rows += family.along(of(best.params, best.tokens), level)
-      rows += [
-        {
-          'C': budget.cost,
-          'value': of(
-            budget.minimum.n_opt,
-            budget.cost / float(family.cost(budget.minimum.n_opt)),
-          ),
-          'kind': 'parabola',
-          'family': family.label,
-        }
-        for budget in family.budgets
-        if budget.minimum is not None
-      ]
+      for minimum in family.minima.values():
+        rows += _at_minimum(family, minimum, of)
     charts.append(_along_compute(rows, drawn, cost.max(), label))
   exponents = []
   for family in drawn:
     last = np.searchsorted(family.grid, cost.max() * (1 - 1e-9))
     row = family.along(family.optimum.exponent, level)[last]
     ends = (row[key] for key in ('value', 'value_lo', 'value_hi'))
-    exponents.append(f'{family.label}: {text.estimate(*map(_finite, ends))}')
+    exponents.append(f'{family.of.label}: {text.estimate(*map(_finite, ends))}')
   title = alt.TitleParams(
     _title(result, 'Compute-optimal N and D'),
     subtitle=f'exponent of N in C at the largest run: {"; ".join(exponents)}'
-    " (diamond: a parabola's minimum; dashed: beyond the runs)",
+    " (diamond: an IsoFLOP curve's minimum; hollow: a parabola's; dashed: beyond"
+    ' the runs)',
   )
   return theme.concat(charts, title)
+
+
+def _at_minimum(
+  family: Family,
+  minimum: fit_record.IsoFlopMinimum,
+  of: Callable[[Any, Any], Any],
+) -> theme.Rows:
+  """Returns a quantity of N and D at a curve's minimum and at its parabola's."""
+
+  def at(params: float) -> float:
+    return float(of(params, minimum.flops / float(family.of.cost(params))))
+
+  here = {'family': family.of.label, 'C': minimum.flops}
+  rows: theme.Rows = []
+  if not minimum.flag:
+    ends = _with_ends('value', minimum.params.map(at))
+    rows += theme.rows(**here, kind='minimum', **ends)
+  if minimum.parabola is not None:
+    rows += theme.rows(**here, kind='parabola', value=at(minimum.parabola))
+  return rows
 
 
 def _along_compute(
@@ -535,7 +498,7 @@ def _along_compute(
   size: tuple[int, int] = theme.PANEL,
 ) -> alt.LayerChart:
   """Draws quantities against C: points, the law's line and band, dashed beyond."""
-  series = theme.category('family', [family.label for family in drawn])
+  series = theme.category('family', [family.of.label for family in drawn])
   known = [row['value'] for row in rows if np.isfinite(row['value'])]
   low, high = min(known) / 3, max(known) * 3
   for row in rows:  # A band that spans all numbers must not flatten the axis.
@@ -562,8 +525,16 @@ def _along_compute(
     theme.only(base, 'parabola').mark_point(
       size=50, shape='diamond', filled=False, fill='white'
     ),
+    theme.interval(theme.only(base, 'minimum'), y),
+    theme.only(base, 'minimum').mark_point(size=50, shape='diamond'),
   ]
   return theme.panel(layers, rows, title=title, size=size)
+
+
+def _with_ends(name: str, value: estimate.Estimate) -> dict[str, float]:
+  """Returns an estimate as the fields of a row; NaN for no interval."""
+  lo, hi = (np.nan if end is None else end for end in (value.lo, value.hi))
+  return {name: value.value, f'{name}_lo': lo, f'{name}_hi': hi}
 
 
 def _theta(result: inference.Result) -> np.ndarray:

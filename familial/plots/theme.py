@@ -591,7 +591,7 @@ def panels(
   *,
   by: str = 'panel',
   order: Sequence[str] | None = None,
-  title: str = '',
+  title: str | alt.TitleParams = '',
   columns: int = 3,
   own_y: bool = False,
   size: tuple[int, int] = PANEL,

@@ -24,7 +24,7 @@ KEYS = set(
   ' asymmetry followed basin_hit_rate converged condition_number identified flags'
   ' bootstrap level bootstrap_unit resamples resamples_failed sd covariance profile'
   ' derived held_out aic bic seed seconds backend versions schema design'
-  ' residual_scale degrees span'.split()
+  ' residual_scale degrees span approaches'.split()
 )
 FEW = inference.Options(starts=32, resamples=100)
 # Where it is not the intervals that count.

@@ -73,14 +73,16 @@ def test_figures_of_each_form(form, named, tmp_path):
 def test_a_family_is_a_granularity_at_its_budgets():
   columns = fitted().table.columns
   for family, g in zip(families(), (1, 2, 4), strict=True):
-    assert (family.exits, family.others) == (g, {'G': g})
-    assert (columns['G'][family.rows] == g).all() and len(family.rows) == 12
+    assert (family.of.exits, family.of.others) == (g, {'G': g})
+    assert (columns['G'][family.of.rows] == g).all() and len(
+      family.of.rows
+    ) == 12
     assert [b.name for b in family.budgets] == pytest.approx(
       [1e11, 4e11, 1.6e12]
     )
     for budget in family.budgets:
       assert np.ptp(columns['C'][budget.rows]) == 0 and len(budget.rows) == 4
-    models = family.columns(columns['N'][family.rows], 1e11)
+    models = family.of.columns(columns['N'][family.of.rows], 1e11)
     assert models['D'] == pytest.approx(
       1e11 / (6 * models['N'] * (1 + 0.1 * g)), rel=1e-6
     )
@@ -92,9 +94,9 @@ def test_optima_are_those_of_the_equation():
   for family in families():
     assert family.known
     assert family.grid[-1] == pytest.approx(1.6e13)  # A decade past the runs.
-    compute = np.append([b.cost for b in family.budgets], family.grid)
+    compute = np.append([b.flops for b in family.budgets], family.grid)
     # Hoffmann et al. (2022), equation 4, of C = 6 (1 + 0.1 G) N D.
-    dense = compute / (6 * (1 + 0.1 * family.exits))
+    dense = compute / (6 * (1 + 0.1 * family.of.exits))
     best = (a * A / (b * B) * dense**b) ** (1 / (a + b))
     assert family.optimum.params[0] == pytest.approx(best, rel=1e-5)
     along = family.along(family.optimum.params, 0.95)
@@ -102,20 +104,6 @@ def test_optima_are_those_of_the_equation():
     for row, value in zip(along, best[len(family.budgets) :], strict=True):
       assert row['value'] == pytest.approx(value, rel=1e-5)
       assert row['value_lo'] < row['value'] < row['value_hi']
-
-
-def test_minima_of_parabolas_lie_inside():
-  columns = fitted().table.columns
-  bend = 0.1 * np.log(columns['N'] / 8e4) ** 2
-  falls = columns['N'] ** -0.1  # Has its minimum at no size.
-  loss = np.where(columns['budget'] > 1e12, falls, 3 * np.exp(bend))
-  table = dataclasses.replace(fitted().table, columns={**columns, 'loss': loss})
-  for family in law.families(dataclasses.replace(fitted(), table=table)):
-    first, second, last = (budget.minimum for budget in family.budgets)
-    assert last is None
-    for minimum in (first, second):
-      assert minimum.n_opt == pytest.approx(8e4)
-      assert minimum.loss == pytest.approx(3)
 
 
 def test_budgets_without_a_column_are_windows_of_compute():
