@@ -9,6 +9,7 @@ import pytest
 from familial.allocation import curves
 from familial.core import errors
 from familial.laws import table as tables
+from familial.laws import wide as wide_lib
 from tests.laws import points
 
 WANDB = {'loss': '* - val_loss'}
@@ -125,7 +126,8 @@ def test_several_quantities_of_each_run(tmp_path):
 def test_patterns_that_do_not_fit(tmp_path, wide, said):
   path, _ = wandb(tmp_path / 'a.csv')
   lines = path.read_text().splitlines()
-  lines = [lines[0] + ',run1 - tokens', *(line + ',8' for line in lines[1:])]
+  if wide.get('tokens') == '* - tokens':
+    lines = [lines[0] + ',run1 - tokens', *(line + ',8' for line in lines[1:])]
   path.write_text('\n'.join(lines))
   if said is None:
     assert tables.read(path, wide=wide).columns['D'].max() == 5
@@ -144,6 +146,27 @@ def test_sizes_that_no_column_has_are_asked_for(tmp_path):
     path, columns, wide={'loss': '{params} - val_loss'}, needs=needs
   )
   assert set(table.columns['N']) == {70, 71, 72, 73}
+
+
+def test_a_column_is_of_a_run_where_each_run_has_it(tmp_path):
+  header = ['Model Size', 'Model loss', 'b loss', 'Model step', 'b step']
+  path = write(tmp_path / 'a.csv', [header, [8, 3, 4, 1, 1]])
+  with pytest.raises(errors.UserError, match="'Model Size'"):
+    tables.read(path, wide={'loss': '* loss'})
+  header[0] = 'Size'
+  path = write(tmp_path / 'a.csv', [header, [8, 3, 4, 1, 1]])
+  table = tables.read(path, {'params': 'Size'}, wide={'loss': '* loss'})
+  assert set(table.labels) == {'Size', 'run', 'loss'}
+  header = ['Model Size', 'Model loss']  # One run: its rows are all its own.
+  path = write(tmp_path / 'a.csv', [header, [8, 3]])
+  table = tables.read(path, {'params': 'Model Size'}, wide={'loss': '* loss'})
+  assert table.columns['N'].tolist() == [8]
+
+
+def test_the_label_of_runs_is_what_their_columns_hold():
+  assert wide_lib.label('* - accuracy') == 'accuracy'
+  assert wide_lib.label('eval/acc *') == 'eval/acc'
+  assert not wide_lib.label('{flops} FLOPs')
 
 
 @pytest.mark.slow
