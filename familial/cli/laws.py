@@ -48,8 +48,8 @@ class Fit:
     table: CSV, JSONL or Parquet file of runs, or a folder of this project's runs.
     out: folder of the result.
     columns: column mapping of a foreign table, 'params=Model Size,flops=Training
-      FLOP,loss=loss'; an empty name unmaps a column; a comma in a name is written
-      \\,; may be repeated.
+      FLOP,loss=loss'; an empty name unmaps a column; a comma in a name is
+      preceded by a backslash; may be repeated.
     wide: pattern of the columns of a table that has one for each run, as wandb
       exports it: 'loss=* - val_loss', where * stands for the run; or one for
       each number: 'loss={flops} FLOPs'.
