@@ -376,7 +376,7 @@ def test_numbers_of_either_comma(tmp_path):
     path = write_csv(tmp_path / 'a.csv', 'loss;params', ';'.join(cells))
     if loss is None:
       with pytest.raises(
-        errors.UserError, match='loss.* and 41.034 in column .params'
+        errors.UserError, match=r"'loss' and 41\.034 in column 'params'"
       ):
         tables.read(path)
       continue

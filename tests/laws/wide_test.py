@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from familial.allocation import curves
+from familial.cli import command
 from familial.core import errors
 from familial.laws import table as tables
 from familial.laws import wide as wide_lib
@@ -181,3 +182,15 @@ def test_the_command_says_what_it_understood(fit):
   assert "2 runs from 2 columns '* - loss' (40 blank cells)" in line
   _, plain = fit(columns)
   assert record['params'] == plain['params'] and record['rows'] == 40
+
+
+def test_line_breaks_in_the_name_of_a_loss(tmp_path):
+  rows = [['flops', 'val  loss', 'run'], [1, 3, 'a'], [2, 2, 'a']]
+  path = write(tmp_path / 'a.csv', rows)
+  known = curves.read(path, {'loss': 'val \n loss'})
+  assert known.curves[0].loss.tolist() == [3, 2]
+
+
+def test_a_comma_in_the_name_of_a_column():
+  names = command.mapping((r'params=Size\, M,loss=l',))
+  assert names == {'params': 'Size, M', 'loss': 'l'}
