@@ -185,7 +185,10 @@ def test_the_command_says_what_it_understood(fit):
 
 
 def test_line_breaks_in_the_name_of_a_loss(tmp_path):
-  rows = [['flops', 'val  loss', 'run'], [1, 3, 'a'], [2, 2, 'a']]
+  rows = [
+    ['flops', 'val  loss', 'run'],
+    *([c, 4 - c, r] for r in 'ab' for c in (1, 2)),
+  ]
   path = write(tmp_path / 'a.csv', rows)
   known = curves.read(path, {'loss': 'val \n loss'})
   assert known.curves[0].loss.tolist() == [3, 2]
