@@ -206,7 +206,7 @@ def read(
     finite = np.ones(table.rows, bool)
   else:
     columns = columns or {}
-    name = columns.get('loss', 'loss')
+    name = files.column_name(columns.get('loss', 'loss'))
     records = [r for r in records if r.get(name, 0) not in (None, '')]
     if not records:
       raise errors.UserError(f'{path}: no row has a loss')

@@ -46,8 +46,8 @@ class Allocate:
     table: learning curves: CSV, JSONL, Parquet, or a folder of this project's
       runs.
     columns: column mapping, 'flops=C,loss=val_loss,params=N'; may be repeated.
-    wide: columns of a table with one for each run, as wandb exports it, 'loss=* -
-      val_loss', whose * is the run.
+    wide: pattern of the columns of a table that has one for each run, as wandb
+      exports it: 'loss=* - val_loss', where * stands for the run.
     curve: columns whose values identify a curve, run by default. Numeric ones
       describe the candidates to surrogates.
     policy: policy to compare: uniform, sh, sh_lmc, sh_ensemble_power_law,
@@ -64,7 +64,8 @@ class Allocate:
     where: condition on the rows that the law is fitted to, as 'tokens>=1e9'; may
       be repeated.
     seed: seed of the draws and the surrogates.
-    label: what the loss is called on figures; loss by default, or error.
+    label: name of the loss on axes and tooltips; loss by default, or error with
+      --maximize.
     unit: of the loss on figures; nats per token by default, where it is called loss.
     draw: write a page with figures too.
     overwrite: replace another result in the folder.

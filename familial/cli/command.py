@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 import enum
 import math
+import re
 import typing
 from typing import Annotated
 from typing import Any
@@ -371,20 +372,24 @@ def numbers(flag: str, pairs: tuple[str, ...]) -> dict[str, float]:
 def mapping(pairs: tuple[str, ...], flag: str = 'columns') -> Mapping[str, str]:
   """Returns {'params': 'Model Size'} for ('params=Model Size',).
 
-  A text may hold several pairs, joined by commas.
+  A text may hold several pairs, joined by commas; a comma that belongs to a name
+  has a backslash before it.
 
   Raises:
     UserError: if a text is not of this form, or maps a name twice.
   """
-  found: dict[str, str] = {}
-  for pair in ','.join(pairs).split(','):
-    ours, _, theirs = (part.strip() for part in pair.partition('='))
-    if ours in found:
+  names: dict[str, str] = {}
+  for pair in re.split(r'(?<!\\),', ','.join(pairs)):
+    ours, _, theirs = (
+      part.strip().replace('\\,', ',') for part in pair.partition('=')
+    )
+    if ours in names:
       raise errors.UserError(f'--{flag}: {ours!r} is mapped twice')
     if ours and '=' in pair:
-      found[ours] = theirs
+      names[ours] = theirs
     elif pair.strip():
       raise errors.UserError(
-        f"--{flag}: {pair!r} is not of the form 'ours=theirs'"
+        f"--{flag}: {pair!r} is not of the form 'ours=theirs'; a comma in a"
+        ' name is written \\,'
       )
-  return found
+  return names

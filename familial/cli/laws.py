@@ -50,9 +50,11 @@ class Fit:
     table: CSV, JSONL or Parquet file of runs, or a folder of this project's runs.
     out: folder of the result.
     columns: column mapping of a foreign table, 'params=Model Size,flops=Training
-      FLOP,loss=loss'; an empty name unmaps a column; may be repeated.
-    wide: columns of a table with one for each run, as wandb exports it, 'loss=* -
-      val_loss', whose * is the run; or one for each number, 'loss={flops} FLOPs'.
+      FLOP,loss=loss'; an empty name unmaps a column; a comma in a name is
+      preceded by a backslash; may be repeated.
+    wide: pattern of the columns of a table that has one for each run, as wandb
+      exports it: 'loss=* - val_loss', where * stands for the run; or one for
+      each number: 'loss={flops} FLOPs'.
     form: law to fit: a name, columns joined by * and + (width*depth+tokens), or
       FILE.py:FUNCTION; may be repeated.
     loss: loss of a familial run.
@@ -86,7 +88,7 @@ class Fit:
     compute: FLOPs at which the optimal N and D are derived; the largest of the
       table by default.
     seed: seed of the initialisations and the bootstrap.
-    label: what the loss is called on figures; the name of its column by default.
+    label: name of the loss on axes and tooltips; that of its column by default.
     unit: of the loss on figures; nats per token by default, where it is called loss.
     draw: write figures and a page beside fit.json.
     overwrite: replace another result in the folder.
@@ -302,7 +304,11 @@ def _compared(
     scan=given.scan,
   )
   if given.draw:
-    fit_page.write(fits, out, given.label, given.unit)
+    from familial.laws import wide as wide_lib
+
+    pattern = command.mapping(given.wide, 'wide').get('loss', '')
+    label = given.label or wide_lib.label(pattern)
+    fit_page.write(fits, out, label, given.unit)
   return fits
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -105,6 +106,8 @@ def read(path: pathlib.Path) -> File:
     records = _json_array(contents[0], path)
   elif suffix in ('.jsonl', '.json'):
     records, cut = _json_lines(contents[0], path)
+    if cut and not records:
+      raise errors.UserError(f'{path} line 1 is not JSON')
   else:
     raise errors.UserError(
       f'table {str(path)!r}: allowed are .csv, .tsv, .jsonl, .json (each also as'
@@ -126,11 +129,16 @@ def of_frame(frame: Any) -> File:
   return File(_named(records, 'the data frame'), '')
 
 
+def column_name(name: str) -> str:
+  """A column's name on one line, with single spaces."""
+  return ' '.join(name.split())
+
+
 def _named(records: list[dict[str, Any]], source: Any) -> list[dict[str, Any]]:
   """The rows by names of one line, which a flag can say, without outer spaces."""
   names: dict[str, str] = {}
   for name in dict.fromkeys(name for record in records for name in record):
-    short = ' '.join(name.split())
+    short = column_name(name)
     if len(short) > _LONGEST:
       raise errors.UserError(
         f'{source} has a column {short[:_LONGEST]!r}...; names have at most'
@@ -170,7 +178,7 @@ def _csv(
     rows = _cells(text, separator)
   except csv.Error as error:
     raise errors.UserError(f'{path} is not CSV: {error}') from None
-  header = [' '.join(name.split()) for name in rows[0]] if rows else []
+  header = [column_name(name) for name in rows[0]] if rows else []
   twice = [name for name in header if name and header.count(name) > 1]
   if twice:
     raise errors.UserError(f'{path} has several columns {twice[0]!r}')
@@ -180,9 +188,11 @@ def _csv(
         f'{path} has {len(row)} cells in row {i}, and {len(header)} columns'
       )
   dialect = []
+  if separator == ',':
+    _check_commas(header, rows[1:], path)
   if separator != ',':
     dialect.append(f'cells separated by {SEPARATORS[separator]}')
-    if _has_decimal_commas(rows[1:], path):
+    if _has_decimal_commas(header, rows[1:], separator, path):
       dialect.append('decimal commas')
       rows[1:] = [[_with_point(cell) for cell in row] for row in rows[1:]]
   records = [dict(zip(header, row, strict=True)) for row in rows[1:]]
@@ -192,13 +202,13 @@ def _csv(
 def _separator(text: str) -> str:
   """The separator that gives the header most cells; a comma where none does."""
   line = next((line for line in text.splitlines() if line.strip()), '')
-  found = {}
+  widths = {}
   for separator in SEPARATORS:
     try:
-      found[separator] = len(_cells(line, separator)[0]) if line else 1
+      widths[separator] = len(_cells(line, separator)[0]) if line else 1
     except csv.Error:  # A quoted name goes on in the next line.
-      found[separator] = line.count(separator) + 1
-  return max(found, key=found.__getitem__)
+      widths[separator] = line.count(separator) + 1
+  return max(widths, key=widths.__getitem__)
 
 
 def _cells(text: str, separator: str) -> list[list[str]]:
@@ -207,8 +217,37 @@ def _cells(text: str, separator: str) -> list[list[str]]:
   return [row for row in rows if row]
 
 
-def _has_decimal_commas(rows: list[list[str]], path: pathlib.Path) -> bool:
+def _check_commas(
+  header: list[str], rows: list[list[str]], path: pathlib.Path
+) -> None:
+  """Refuses a column of quoted numbers such as 3,125 if no number has a point.
+
+  A loss of 3125 would be fitted in earnest, so that a flag is not enough.
+  """
+  cells = [cell.strip() for row in rows for cell in row]
+  if any(
+    _DECIMAL_POINT.fullmatch(c) or _OPEN_POINT.fullmatch(c) for c in cells
+  ):
+    return
+  for place, name in enumerate(header):
+    values = [row[place].strip() for row in rows if row[place].strip()]
+    if values and all(map(_OPEN_COMMA.fullmatch, values)):
+      raise errors.UserError(
+        f'{path}: {values[0]} in column {name!r} may be thousands or a decimal;'
+        ' write it without groups, or with a decimal point'
+      )
+
+
+def _has_decimal_commas(
+  header: list[str],
+  rows: list[list[str]],
+  separator: str,
+  path: pathlib.Path,
+) -> bool:
   """Whether cells have decimal commas, and none a decimal point.
+
+  Where both may be decimal, semicolons leave it open, because programs write
+  them beside decimal commas; other separators go with decimal points.
 
   Raises:
     UserError: if one cell may have a decimal comma and another a decimal point.
@@ -218,12 +257,17 @@ def _has_decimal_commas(rows: list[list[str]], path: pathlib.Path) -> bool:
     return False
   if any(_DECIMAL_POINT.fullmatch(cell.translate(_SWAPPED)) for cell in cells):
     return True
-  comma = next(filter(_OPEN_COMMA.fullmatch, cells), None)
-  point = next(filter(_OPEN_POINT.fullmatch, cells), None)
+  names = header * len(rows)
+  by_column = list(zip(names, cells, strict=True))
+  comma = next((c for c in by_column if _OPEN_COMMA.fullmatch(c[1])), None)
+  point = next((c for c in by_column if _OPEN_POINT.fullmatch(c[1])), None)
   if comma and point:
+    if separator != ';':
+      return False
     raise errors.UserError(
-      f'{path}: {comma} and {point} may both be thousands or both be decimals;'
-      ' write one of them without groups'
+      f'{path}: {comma[1]} in column {comma[0]!r} and {point[1]} in column'
+      f' {point[0]!r} may each be thousands or a decimal; write one of them'
+      ' without groups'
     )
   return comma is not None
 
@@ -242,6 +286,10 @@ def _parquet(content: bytes, path: pathlib.Path) -> list[dict[str, Any]]:
 
   child = [sys.executable, '-P', '-c', _READ_PARQUET]
   tried = subprocess.run(child, input=content, capture_output=True, check=False)
+  if tried.returncode == -signal.SIGKILL:
+    raise errors.UserError(
+      f'{path}: the process that reads it was killed; memory may be too small'
+    )
   if tried.returncode:
     line = tried.stdout.decode(errors='replace').partition('\n')[0]
     raise errors.UserError(f'{path} is not Parquet: {line or "it is damaged"}')

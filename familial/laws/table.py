@@ -641,7 +641,7 @@ def _mapping(
       )
     if name in mapping:
       raise errors.UserError(f'column {name!r} is mapped twice')
-    theirs = ' '.join(theirs.split())
+    theirs = files.column_name(theirs)
     if not theirs:
       unmapped.add(name)
       continue

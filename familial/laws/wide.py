@@ -45,11 +45,11 @@ def lengthen(
       matches other runs than another pattern, and for a name that the table has.
   """
   header = list(dict.fromkeys(name for row in file.records for name in row))
-  found = {
+  matching = {
     quantity: _matching(quantity, pattern, header, source)
     for quantity, pattern in patterns.items()
   }
-  (first, columns), *others = found.items()
+  (first, columns), *others = matching.items()
   for other, its in others:
     if its.places != columns.places:
       raise errors.UserError(
@@ -60,8 +60,8 @@ def lengthen(
       raise errors.UserError(
         f'wide: of {shown} {source} has columns of one of {first} and {other} only'
       )
-  kept = _others(header, found.values())
-  for name in (*columns.places, *found):
+  kept = _others(header, matching.values(), source)
+  for name in (*columns.places, *matching):
     if name in kept:
       raise errors.UserError(
         f'wide: {source} has a column {name} beside those of {columns.pattern!r}'
@@ -70,30 +70,35 @@ def lengthen(
   for key in columns.names:
     own = dict(zip(columns.places, key, strict=True))
     for row in file.records:
-      cells = {q: row.get(its.names[key]) for q, its in found.items()}
+      cells = {q: row.get(its.names[key]) for q, its in matching.items()}
       if any(map(_is_blank, cells.values())):
         blank += 1
         continue
       records.append({**{name: row.get(name) for name in kept}, **own, **cells})
   if not records:
     raise errors.UserError(
-      f'wide: no row of {source} has a value of {" and ".join(found)}'
+      f'wide: no row of {source} has a value of {" and ".join(matching)}'
     )
   what = 'runs' if columns.places == ('run',) else ' and '.join(columns.places)
   note = ', '.join(
     f'{len(its.names)} {what} from {len(its.names)} columns {its.pattern!r}'
-    for its in found.values()
+    for its in matching.values()
   )
   if blank:
     note += f' ({blank} blank cells)'
   return file._replace(records=records), note
 
 
+def label(pattern: str) -> str:
+  """What the columns of runs hold: accuracy of `* - accuracy`, else ''."""
+  return re.sub(r'^\W+|\W+$', '', pattern) if '*' in pattern else ''
+
+
 def _matching(
   quantity: str, pattern: str, header: Sequence[str], source: str
 ) -> _Columns:
   """The columns that match a pattern."""
-  pattern = ' '.join(pattern.split())
+  pattern = files.column_name(pattern)
   places = tuple(match[1] or 'run' for match in _PLACE.finditer(pattern))
   if not places or len(set(places)) < len(places):
     raise errors.UserError(
@@ -124,16 +129,37 @@ def _matching(
   return _Columns(places, names, pattern)
 
 
-def _others(header: Sequence[str], found: Iterable[_Columns]) -> list[str]:
-  """Columns that stay: those of no run, of which `run1 - _step` is one too."""
-  matched, of_runs = set(), set()
-  for columns in found:
-    matched |= set(columns.names.values())
+def _others(
+  header: Sequence[str], matching: Iterable[_Columns], source: str
+) -> list[str]:
+  """Columns that stay: those of no run, of which `run1 - _step` is one too.
+
+  Of several runs, a column of one is that of which each run has one. Beside one
+  run all stay.
+
+  Raises:
+    UserError: for a column that is named after a run, where another has none.
+  """
+  matching = list(matching)
+  matched = {name for columns in matching for name in columns.names.values()}
+  others = [name for name in header if name not in matched]
+  for columns in matching:
     after = re.match(r'\*(\W+)', columns.pattern)
-    if after and columns.places == ('run',):
-      of_runs |= {f'{run}{after[1]}' for (run,) in columns.names}
-  starts = tuple(of_runs)
-  return [n for n in header if n not in matched and not n.startswith(starts)]
+    if not after or columns.places != ('run',) or len(columns.names) == 1:
+      continue
+    starts = [f'{run}{after[1]}' for (run,) in columns.names]
+    of_runs = set()
+    for name in others:
+      ends = [name.removeprefix(s) for s in starts if name.startswith(s)]
+      if any(all(f'{s}{end}' in header for s in starts) for end in ends):
+        of_runs.add(name)
+      elif ends:
+        raise errors.UserError(
+          f'wide: {name!r} of {source} begins as a run of {columns.pattern!r},'
+          ' but not each run has such a column; rename it or leave it out'
+        )
+    others = [name for name in others if name not in of_runs]
+  return others
 
 
 def _is_blank(cell: Any) -> bool:

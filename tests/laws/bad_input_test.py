@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -93,7 +95,9 @@ def jsonl(*records):
     ('a.json', '[{"loss": "a\\nb"}]', 'is a b in row 1'),
     ('a.json', '[{"loss": "%s"}]' % ('x' * 999), 'xxx... in row 1'),
     ('a.csv', 'params,tokens,loss,run\n1e6,1e8,3,' + 'x' * 9999, 'a name of 9999'),
-    ('a.csv', 'params;loss\n22,500;3.125\n70,000;2.875\n', '22,500 and 3.125'),
+    ('a.csv', 'params;loss\n22,500;3.125\n70,000;2.875\n', "22,500 in column 'params' and 3.125 in column 'loss'"),
+    ('a.csv', 'params,tokens,loss\n100,200,"3,125"\n200,300,"2,875"\n', "column 'loss' may"),
+    ('a.jsonl', 'params tokens loss', 'line 1 is not JSON'),
     ('a.jsonl', '{}\n{}\n', 'no column loss'),
     ('a.jsonl', '[' * 10**5 + '\n1\n', 'nested too deep'),
     ('a.jsonl', '{"loss": ' + '1' * 5000 + '}\n{}\n', 'too long'),
@@ -102,6 +106,12 @@ def jsonl(*records):
 )  # fmt: skip
 def test_files_that_are_no_table(unread, name, content, said):
   assert said in unread(content, name)
+
+
+def test_a_reader_killed_for_memory_is_no_damage(unread, monkeypatch):
+  killed = subprocess.CompletedProcess([], -signal.SIGKILL, b'', b'')
+  monkeypatch.setattr(subprocess, 'run', lambda *a, **k: killed)
+  assert 'memory' in unread(PARQUET, 'a.parquet')
 
 
 def test_folders_without_runs(refused, tmp_path):

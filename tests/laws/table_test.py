@@ -280,6 +280,15 @@ def test_numbers_as_people_write_them(tmp_path):
   assert table.columns['D'].tolist() == [22.5e6, 7.4e9, 3e5]
 
 
+def test_tabs_go_with_decimal_points(tmp_path):
+  path = write_csv(
+    tmp_path / 'a.tsv', 'params\tloss', '22,500\t3.245', '70,000\t2.875'
+  )
+  table = tables.read(path)
+  assert table.columns['N'].tolist() == [22500, 70000]
+  assert table.columns['loss'].tolist() == [3.245, 2.875]
+
+
 def test_conditions_take_any_column_and_come_first(tmp_path):
   """Rows that a condition leaves out may hold what they like."""
   path = write_csv(
@@ -366,7 +375,9 @@ def test_numbers_of_either_comma(tmp_path):
   ):
     path = write_csv(tmp_path / 'a.csv', 'loss;params', ';'.join(cells))
     if loss is None:
-      with pytest.raises(errors.UserError, match='may both be thousands'):
+      with pytest.raises(
+        errors.UserError, match=r"'loss' and 41\.034 in column 'params'"
+      ):
         tables.read(path)
       continue
     table = tables.read(path)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from familial.allocation import curves
+from familial.cli import command
 from familial.core import errors
 from familial.laws import table as tables
+from familial.laws import wide as wide_lib
 from tests.laws import points
 
 WANDB = {'loss': '* - val_loss'}
@@ -125,7 +127,8 @@ def test_several_quantities_of_each_run(tmp_path):
 def test_patterns_that_do_not_fit(tmp_path, wide, said):
   path, _ = wandb(tmp_path / 'a.csv')
   lines = path.read_text().splitlines()
-  lines = [lines[0] + ',run1 - tokens', *(line + ',8' for line in lines[1:])]
+  if wide.get('tokens') == '* - tokens':
+    lines = [lines[0] + ',run1 - tokens', *(line + ',8' for line in lines[1:])]
   path.write_text('\n'.join(lines))
   if said is None:
     assert tables.read(path, wide=wide).columns['D'].max() == 5
@@ -146,6 +149,27 @@ def test_sizes_that_no_column_has_are_asked_for(tmp_path):
   assert set(table.columns['N']) == {70, 71, 72, 73}
 
 
+def test_a_column_is_of_a_run_where_each_run_has_it(tmp_path):
+  header = ['Model Size', 'Model loss', 'b loss', 'Model step', 'b step']
+  path = write(tmp_path / 'a.csv', [header, [8, 3, 4, 1, 1]])
+  with pytest.raises(errors.UserError, match="'Model Size'"):
+    tables.read(path, wide={'loss': '* loss'})
+  header[0] = 'Size'
+  path = write(tmp_path / 'a.csv', [header, [8, 3, 4, 1, 1]])
+  table = tables.read(path, {'params': 'Size'}, wide={'loss': '* loss'})
+  assert set(table.labels) == {'Size', 'run', 'loss'}
+  header = ['Model Size', 'Model loss']  # One run: its rows are all its own.
+  path = write(tmp_path / 'a.csv', [header, [8, 3]])
+  table = tables.read(path, {'params': 'Model Size'}, wide={'loss': '* loss'})
+  assert table.columns['N'].tolist() == [8]
+
+
+def test_the_label_of_runs_is_what_their_columns_hold():
+  assert wide_lib.label('* - accuracy') == 'accuracy'
+  assert wide_lib.label('eval/acc *') == 'eval/acc'
+  assert not wide_lib.label('{flops} FLOPs')
+
+
 @pytest.mark.slow
 def test_the_command_says_what_it_understood(fit):
   columns = points.columns()
@@ -158,3 +182,18 @@ def test_the_command_says_what_it_understood(fit):
   assert "2 runs from 2 columns '* - loss' (40 blank cells)" in line
   _, plain = fit(columns)
   assert record['params'] == plain['params'] and record['rows'] == 40
+
+
+def test_line_breaks_in_the_name_of_a_loss(tmp_path):
+  rows = [
+    ['flops', 'val  loss', 'run'],
+    *([c, 4 - c, r] for r in 'ab' for c in (1, 2)),
+  ]
+  path = write(tmp_path / 'a.csv', rows)
+  known = curves.read(path, {'loss': 'val \n loss'})
+  assert known.curves[0].loss.tolist() == [3, 2]
+
+
+def test_a_comma_in_the_name_of_a_column():
+  names = command.mapping((r'params=Size\, M,loss=l',))
+  assert names == {'params': 'Size, M', 'loss': 'l'}
