@@ -368,9 +368,14 @@ def _isoflop(
     theta = theta[:0]
   if not curves:
     return [], np.zeros((len(theta), 0))
-  noise = _noise(curves, table, len(theta), np.random.default_rng(seed))
-  every = np.concatenate([fit.theta[None], theta])
   rows = np.concatenate([curve.rows for curve in curves])
+  # Each curve has a level and a tilt; the shape has what the law has beyond them.
+  shape = max(int(fit.free.sum()) - 2, 0)
+  degrees = max(len(rows) - 2 * len(curves) - shape, 1)
+  noise = np.sqrt(1 + shape / degrees) * _noise(
+    curves, table, len(theta), np.random.default_rng(seed)
+  )
+  every = np.concatenate([fit.theta[None], theta])
   columns = {name: table.columns[name][rows] for name in fit.form.columns}
   law = levenberg_marquardt.predict(fit.form, columns, every)
   minima, logs, first = [], [], 0
@@ -394,7 +399,9 @@ def _isoflop(
     heights += tilts @ np.stack([np.ones(_GRID), sizes - curve.centre])
     best, loss = _lowest(sizes, heights)
     logs.append(best[1:])
-    minima.append(_minimum(fit, table, one, curve, best, loss, bootstrap.level))
+    minima.append(
+      _minimum(fit, table, one, curve, best, loss, bootstrap.level, degrees)
+    )
   return minima, np.stack(logs, 1)
 
 
@@ -423,10 +430,11 @@ def _minimum(
   best: np.ndarray,
   loss: np.ndarray,
   level: float,
+  degrees: int,
 ) -> fit_record.IsoFlopMinimum:
   """The record of a curve's minimum; `best` and `loss` are logs, [1 + draws]."""
   inside = curve.sizes.min() < best[0] < curve.sizes.max()
-  params = _student(best, level, fit.degrees).map(np.exp)
+  params = _student(best, level, degrees).map(np.exp)
   of_law = fit.predict(one.columns(np.exp(curve.sizes), curve.of.flops))
   sizes = np.exp(curve.sizes)
   parabola = frontier.minimum(

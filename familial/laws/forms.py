@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from familial.core import errors
+from familial.laws import library
 from familial.laws import parametric
 from familial.laws import user_forms
 
@@ -43,9 +44,10 @@ def get(name: str | Callable[..., Any] | parametric.Form) -> parametric.Form:
   """The form of that name, or of a function.
 
   Args:
-    name: of FORMS; or columns joined by + and *, as power_laws takes them; or
-      FILE.py or FILE.py:FUNCTION, as user_forms does; or a function, as
-      `user_forms.from_function` takes it; a form is returned as it is.
+    name: of FORMS or of the library; or columns joined by + and *, as power_laws takes them; or
+      mixture(A,B,...) or u_shape(A) of columns; or FILE.py or FILE.py:FUNCTION, as
+      user_forms does; or a function, as `user_forms.from_function` takes it; a form
+      is returned as it is.
 
   Raises:
     UserError: if there is none, naming the nearest.
@@ -54,16 +56,23 @@ def get(name: str | Callable[..., Any] | parametric.Form) -> parametric.Form:
     return name
   if callable(name):
     return user_forms.from_function(name)
-  if name in FORMS:
-    return FORMS[name]
+  named = {**FORMS, **library.LAWS}
+  if name in named:
+    return named[name]
   if '.py' in name:
     return user_forms.load(name)
+  if match := re.fullmatch(r'(mixture|u_shape)\(([\w, ]+)\)', name):
+    columns = [column.strip() for column in match[2].split(',')]
+    if match[1] == 'mixture':
+      return library.mixture(columns)
+    if len(columns) == 1:
+      return library.u_shape(columns[0])
   if re.fullmatch(r'\w+([*+]\w+)+', name):
     return power_laws(name, tuple(t.split('*') for t in name.split('+')))
   raise errors.UserError(
-    f'form {name!r} is unknown{errors.nearest(name, FORMS)}; there are'
-    f' {", ".join(FORMS)}, sums of power laws such as width*depth+tokens, and'
-    ' FILE.py:FUNCTION'
+    f'form {name!r} is unknown{errors.nearest(name, named)}; there are'
+    f' {", ".join(named)}, sums of power laws such as width*depth+tokens,'
+    ' mixture(COLUMN,COLUMN,...), u_shape(COLUMN), and FILE.py:FUNCTION'
   )
 
 

@@ -110,6 +110,16 @@ def precision(
   return E + A / (N * -jnp.expm1(-bits / gamma)) ** alpha + B / D**beta
 
 
+# Tao et al. (2024), arXiv:2407.13623, equation 7; N without the vocabulary.
+def vocabulary(
+  N, vocab_params, D, *,
+  E=_LOSS, A=_SCALE, alpha=_EXPONENT, V=_SCALE, nu=_EXPONENT, B=_SCALE,
+  beta=_EXPONENT,
+):  # fmt: skip
+  """L = E + A/N^alpha + V/vocab_params^nu + B/D^beta"""
+  return E + A / N**alpha + V / vocab_params**nu + B / D**beta
+
+
 # Tissue et al. (2024), arXiv:2408.11029, equation 1.
 def annealing(
   lr_area, annealing_area, *,
@@ -146,7 +156,7 @@ LAWS = {
   function.__name__: user_forms.from_function(function)
   for function in (
     data_constrained, overtrained, sparse, fine_grained, learning_rate, precision,
-    annealing, error_of_loss, sigmoid_of_loss,
+    vocabulary, annealing, error_of_loss, sigmoid_of_loss,
   )
 }  # fmt: skip
 

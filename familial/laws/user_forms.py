@@ -46,6 +46,16 @@ class Constant:
         'lower first'
       )
 
+  def grid(self) -> tuple[float, ...]:
+    """Coordinates of an even grid; of `within`, inside its bounds."""
+    ends = np.array([self.low, self.high])
+    if self.transform.prefix == 'logit_':
+      share = np.arange(1, 2 * _POINTS, 2) / (2 * _POINTS)
+      values = self.low + share * (self.high - self.low)
+      return tuple(map(float, self.transform.to_coordinate(values)))
+    low, high = map(float, self.transform.to_coordinate(ends))
+    return tuple(map(float, np.linspace(low, high, _POINTS)))
+
 
 def positive(low: float, high: float) -> Constant:
   """A constant above 0; starts are even in its logarithm, from low to high."""
@@ -121,7 +131,7 @@ def from_function(
     name=label,
     equation=inspect.getdoc(function) or label,
     parameters=tuple(
-      parametric.Parameter(key, _starts(constant), constant.transform)
+      parametric.Parameter(key, constant.grid(), constant.transform)
       for key, constant in constants.items()
     ),
     columns=symbols,
@@ -167,14 +177,3 @@ def load(path: str) -> parametric.Form:
       f'{", ".join(own) or "it has none"}{errors.nearest(name, own)}'
     )
   return from_function(own[name], f'{source}:{name}')
-
-
-def _starts(constant: Constant) -> tuple[float, ...]:
-  """Coordinates of an even grid; of `within`, inside its bounds."""
-  ends = np.array([constant.low, constant.high])
-  if constant.transform.prefix == 'logit_':
-    share = np.arange(1, 2 * _POINTS, 2) / (2 * _POINTS)
-    values = constant.low + share * (constant.high - constant.low)
-    return tuple(map(float, constant.transform.to_coordinate(values)))
-  low, high = map(float, constant.transform.to_coordinate(ends))
-  return tuple(map(float, np.linspace(low, high, _POINTS)))
