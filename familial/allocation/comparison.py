@@ -389,7 +389,8 @@ def line(cells: Sequence[CellSummary]) -> str:
 
 
 def _number(value: float | None, style: str) -> str:
-  return '-' if value is None or math.isnan(value) else format(value, style)
+  known = value is not None and math.isfinite(value)
+  return format(value, style) if known else '-'
 
 
 def _with_nan(value: Any) -> Any:

@@ -85,6 +85,12 @@ class ReplayConfig:
   def __post_init__(self) -> None:
     schema.check(self)
     errors.require(
+      bool(self.table) or not self.maximize,
+      'maximize',
+      self.maximize,
+      'False without a table: synthetic curves are of losses',
+    )
+    errors.require(
       set(self.constants) == set(synthetic.LAW),
       'constants',
       dict(self.constants),

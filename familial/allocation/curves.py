@@ -20,7 +20,7 @@ from familial.laws import table as tables
 from familial.laws import wide as wide_lib
 
 _LAW = ('N', 'D', 'G')
-MANY_POINTS = 64
+_MANY_POINTS = 64  # of a curve
 _ACCURACY = (
   'losses within [0, 1] that rise with compute look like accuracies: the lowest is'
   ' kept as the best; --maximize keeps the highest'
@@ -81,17 +81,24 @@ class Curve:
     return np.asarray(np.interp(log_flops, np.log(self.flops), lowest))
 
   def thinned(self) -> 'Curve':
-    """Returns the curve with the points that a law is fitted to.
+    """Returns the curve with at most 32 points, of its last factor of 32.
 
-    Of more than 64, the last of each of some 32 equal parts of log compute, over
-    the last factor of 32: how densely a curve was logged does not decide what its
-    first steps weigh. The parts are the same for every curve.
+    The last of each of equal parts of log compute, which are the same for every
+    curve: how densely a curve was logged does not decide what its first steps
+    weigh.
     """
-    if len(self.flops) <= MANY_POINTS:
-      return self
     part = np.floor(np.log2(self.flops) * _PARTS)
     last = np.append(np.diff(part) > 0, True)
     keep = last & (part > part[-1] - _OCTAVES * _PARTS)
+    return self._take(keep)
+
+  def at_points_of(self, thinned: 'Curve') -> 'Curve':
+    """Returns the points that a thinned curve has too, and the last one."""
+    keep = np.isin(self.flops, thinned.flops)
+    keep[-1:] = True
+    return self._take(keep)
+
+  def _take(self, keep: np.ndarray) -> 'Curve':
     columns = {name: values[keep] for name, values in self.columns.items()}
     return dataclasses.replace(
       self, flops=self.flops[keep], loss=self.loss[keep], columns=columns
@@ -200,6 +207,11 @@ def read(
       if r.get('status') == 'diverged'
     }
     rows = [r for r in records if r.get('status') != 'diverged']
+    if maximize:
+      raise errors.UserError(
+        f"--maximize: the losses of {path} are of this project's runs; it is for a"
+        ' table of accuracies'
+      )
     table = tables.from_rows(rows, loss, 'all', source=str(path), sha256=sha256)
     table = dataclasses.replace(table, flags=flags)
     names = [str(run) for run in table.run]
@@ -307,10 +319,17 @@ def of_points(
   return Curve(name, flops, loss, unseen=spent)
 
 
+def thin(curves: Sequence[Curve]) -> list[Curve]:
+  """Returns the curves that a law is fitted to: thinned, if one is long."""
+  if all(len(curve.flops) <= _MANY_POINTS for curve in curves):
+    return list(curves)
+  return [curve.thinned() for curve in curves]
+
+
 def rows(
   selections: Sequence[Sequence[Curve]], where: Sequence[str] = ()
 ) -> tuple[tables.Table, np.ndarray]:
-  """Returns the points of selections of curves, thinned, as one table.
+  """Returns the points of selections of curves as one table.
 
   Args:
     selections: of curves as far as they are known; curves of one name are one
@@ -329,7 +348,7 @@ def rows(
   members: list[list[int]] = []
   for curves in selections:
     members.append([])
-    for curve in map(Curve.thinned, curves):
+    for curve in curves:
       for i, flops in enumerate(curve.flops):
         key = curve.name, float(flops)
         if key not in numbers:
@@ -428,7 +447,7 @@ def _errors(
   table: tables.Table, finite: np.ndarray
 ) -> tuple[tables.Table, np.ndarray]:
   """Returns a table of accuracies as one of errors, and its finite rows."""
-  accuracy = table.columns['loss'][finite]
+  accuracy, cost = table.columns['loss'][finite], table.cost
   most = float(accuracy.max(initial=0.0))
   if most > 100:
     raise errors.UserError(
@@ -437,14 +456,24 @@ def _errors(
     )
   perfect = 100.0 if most > 1 else 1.0
   loss = np.where(finite, 1 - table.columns['loss'] / perfect, tables.MOST)
-  some = loss > 0  # Of a perfect one there is no error left to compare.
-  flags: tuple[str, ...] = ('losses are errors, 1 - accuracy',)
-  if not some.all():
-    flags += (f'rows of a perfect accuracy left out: {int((~some).sum())}',)
-  flags = (*table.flags, *flags)
-  table = table.take(some)
-  columns = {**table.columns, 'loss': loss[some]}
-  return dataclasses.replace(table, columns=columns, flags=flags), finite[some]
+  flags = ['losses are errors, 1 - accuracy']
+  if most > 1:
+    flags = ['losses are errors, 1 - accuracy / 100: read as percentages']
+  perfect_rows = loss <= 0
+  if perfect_rows.any():
+    least = float(loss[~perfect_rows].min(initial=1.0)) / 2
+    loss = np.where(perfect_rows, least, loss)
+    flags.append(
+      f'rows of a perfect accuracy: {int(perfect_rows.sum())}, counted as an error'
+      f' of {least:.3g}, half of the lowest other'
+    )
+  if cost is not None and tables.rises(-accuracy, cost[finite]):
+    flags.append(
+      'values given as accuracies fall with compute: are they losses?'
+    )
+  columns = {**table.columns, 'loss': loss}
+  flagged = (*table.flags, *flags)
+  return dataclasses.replace(table, columns=columns, flags=flagged), finite
 
 
 def _finite(value: Any) -> bool:

@@ -112,7 +112,9 @@ def _fit(law: config.Law, known: Mapping[int, curves_lib.Curve]) -> np.ndarray:
   form = forms.get(law.form)
   mean, deviation = _prior(form)
   try:
-    table, weights = curves_lib.rows([list(known.values())], law.where)
+    table, weights = curves_lib.rows(
+      [curves_lib.thin(list(known.values()))], law.where
+    )
   except errors.UserError:  # No point counts yet.
     return mean
   [theta], [determined] = estimation.fit_groups(form, table, weights)

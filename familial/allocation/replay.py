@@ -189,13 +189,13 @@ class Cell(NamedTuple):
 
 def run(
   config: config_lib.ReplayConfig,
-  ended: Callable[[Sequence[Draw]], None] = lambda draws: None,
+  report: Callable[[Sequence[Draw]], None] = lambda draws: None,
 ) -> Iterator[Cell]:
   """Yields the cells of a replay.
 
   Args:
     config: of the replay.
-    ended: called with each draw of all policies, when it has ended.
+    report: called with each draw of all policies, when it has ended.
 
   Raises:
     UserError: before the first cell, if a policy, a table or a cell cannot be
@@ -210,7 +210,7 @@ def run(
       check(pool, candidates, budget, config.eta)
   for name, pool in pools.items():
     for candidates, budget in config.cells:
-      yield _cell(config, name, pool, candidates, budget, ended)
+      yield _cell(config, name, pool, candidates, budget, report)
 
 
 def tables_of(
@@ -267,7 +267,7 @@ def check_law(pool: curves_lib.Curves, law: config_lib.Law) -> None:
       f'--form: {law.form!r} is not allowed; a law that is asked for the best'
       ' loss of a compute has N and D; --form=none fits no law'
     )
-  table, _ = curves_lib.rows([pool.curves], law.where)
+  table, _ = curves_lib.rows([curves_lib.thin(pool.curves)], law.where)
   for column in form.columns:
     if column not in table.columns:
       raise errors.UserError(
@@ -282,7 +282,7 @@ def _cell(
   pool: curves_lib.Curves,
   candidates: int,
   budget: float,
-  ended: Callable[[Sequence[Draw]], None],
+  report: Callable[[Sequence[Draw]], None],
 ) -> Cell:
   rng = np.random.default_rng(config.seed)
   # There is one way to draw all curves.
@@ -333,7 +333,7 @@ def _cell(
         for policy, found in outcome.items()
       ]
     )
-    ended(draws[-1])
+    report(draws[-1])
   by_policy = tuple(itertools.chain(*zip(*draws, strict=True)))
   first = {policy: of_it[0] for policy, of_it in allocations.items()}
   return Cell(
@@ -413,18 +413,16 @@ def _law_errors(
   form = forms.get(law.form)
   # Points count by where they are on the whole curve: what was trained for a
   # hundredth of it follows no law, however densely it was logged.
-  thinned = {curve.name: curve.thinned() for curve in grid}
+  whole = curves_lib.thin(grid)
   known = [
     [
-      curve
-      if len(whole.flops) <= curves_lib.MANY_POINTS
-      else thinned[curve.name].cut(curve.end)
-      for curve, whole in zip(curves, grid, strict=True)
+      curve if part is full else curve.at_points_of(part)
+      for curve, part, full in zip(curves, whole, grid, strict=True)
     ]
     for curves in trained
   ]
   try:
-    table, weights = curves_lib.rows([grid, *known], law.where)
+    table, weights = curves_lib.rows([whole, *known], law.where)
   except errors.UserError:  # No point of the draw counts.
     return unknown
   theta, determined = estimation.fit_groups(form, table, weights)

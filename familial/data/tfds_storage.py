@@ -37,7 +37,7 @@ class Dataset:
       name: split.num_examples for name, split in builder.info.splits.items()
     }
     self._builder = builder
-    self._told: set[str] = (
+    self._reported: set[str] = (
       set()
     )  # splits whose texts that are left out were said
 
@@ -74,8 +74,8 @@ class Dataset:
       raise errors.UserError(
         f'{count}, are not UTF-8: prepare them as UTF-8 text'
       )
-    if lost and split not in self._told:
-      self._told.add(split)
+    if lost and split not in self._reported:
+      self._reported.add(split)
       progress_bar.say(f'left out: {count}, that are not UTF-8')
 
   def _text_feature(self) -> str:

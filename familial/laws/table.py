@@ -506,13 +506,15 @@ def _units(columns: Mapping[str, np.ndarray], derived: bool) -> Iterator[str]:
 
 
 def looks_like_accuracy(loss: np.ndarray, compute: np.ndarray) -> bool:
-  """Whether values of a column loss lie in [0, 1] and rise with compute.
+  """Whether values of a column loss lie in [0, 1] and rise with compute."""
+  return loss.min() >= 0 and loss.max() <= 1 and rises(loss, compute)
 
-  They rise if Spearman's rank correlation is above 0.3 and above 0 at 1 %.
-  """
-  if loss.min() < 0 or loss.max() > 1 or not (np.ptp(loss) and np.ptp(compute)):
+
+def rises(values: np.ndarray, compute: np.ndarray) -> bool:
+  """Whether Spearman's rank correlation is above 0.3, and above 0 at 1 %."""
+  if not (np.ptp(values) and np.ptp(compute)):
     return False
-  rank = stats.spearmanr(compute, loss, alternative='greater')
+  rank = stats.spearmanr(compute, values, alternative='greater')
   return bool(rank.statistic > _RISES and rank.pvalue < _SURELY)
 
 

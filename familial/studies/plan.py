@@ -168,8 +168,8 @@ def text(plan: Mapping[str, Any], more: Iterable[str] = ()) -> str:
       f'{text_lib.amount(corpus["heldout_tokens"])} held out',
       f'{len(rows)} runs, {plan["flops"]:.3g} FLOPs, {plan["programs"]} programs '
       f'to compile; about {text_lib.duration(plan["seconds"])} with '
-      f'{plan["workers"]} worker(s) at {speed[0] / 1e9:.0f} to '
-      f'{speed[1] / 1e9:.0f} GFLOP/s each',
+      f'{plan["workers"]} worker(s) at {speed[0] / 1e9:.3g} to '
+      f'{speed[1] / 1e9:.3g} GFLOP/s each',
       *more,
       *(f'warning: {warning}' for warning in plan['warnings']),
     ]

@@ -174,14 +174,40 @@ def test_accuracies_are_curves_of_the_error(tmp_path, unit):
     path, {'params': 'N', 'flops': 'C'}, ['width'], maximize=True
   )
   np.testing.assert_allclose(found.curves[0].loss, [0.9, 0.8, 0.6])
-  np.testing.assert_allclose(found.curves[1].loss, [0.7, 0.5])
-  assert 'losses are errors, 1 - accuracy' in found.flags
-  assert 'rows of a perfect accuracy left out: 1' in found.flags
+  np.testing.assert_allclose(found.curves[1].loss, [0.7, 0.5, 0.25])
+  assert any(
+    f.startswith('losses are errors, 1 - accuracy') for f in found.flags
+  )
+  assert any('percentages' in flag for flag in found.flags) == (unit == 100)
+  assert any(
+    flag.startswith('rows of a perfect accuracy: 1,') for flag in found.flags
+  )
   with pytest.raises(errors.UserError, match='--maximize'):
     curves.read(
       write(tmp_path, [*cells[:-1], f'{rows[-1]},101']),
       {'params': 'N', 'flops': 'C'}, ['width'], maximize=True,
     )  # fmt: skip
+
+
+def test_losses_that_are_taken_for_accuracies_are_a_flag(tmp_path):
+  rows = [
+    f'{width},{10 * width},{t},{60 * width * t},{4 - t / 10}'
+    for width in (8, 16)
+    for t in range(1, 21)
+  ]
+  found = curves.read(
+    write(tmp_path, rows),
+    {'params': 'N', 'flops': 'C'},
+    ['width'],
+    maximize=True,
+  )
+  assert any('are they losses?' in flag for flag in found.flags)
+
+
+def test_runs_of_this_project_have_no_accuracies(tmp_path):
+  path = write(tmp_path, ['a,0,10,1,2'], 'run,exit,params_full,flops,loss')
+  with pytest.raises(errors.UserError, match="this project's runs"):
+    curves.read(path, maximize=True)
 
 
 def test_accuracies_that_are_taken_for_losses_are_a_flag(tmp_path):

@@ -73,10 +73,21 @@ def test_how_densely_curves_were_logged_does_not_change_the_law():
   assert error[900] == pytest.approx(error[40], abs=0.02)
   [dense] = [each for each in logged(900) if each.name == '0 0']
   kept = dense.thinned()
-  assert kept.flops[-1] == dense.flops[-1] and 24 <= len(kept.flops) <= 33
+  assert kept.flops[-1] == dense.flops[-1] and 24 <= len(kept.flops) <= 32
   assert set(kept.flops) <= set(dense.flops)
-  [sparse] = [each for each in logged(60) if each.name == '0 0']
-  assert sparse.thinned() is sparse
+  assert all(len(each.flops) == 60 for each in curves.thin(list(logged(60))))
+  short = list(logged(40))
+  assert [len(each.flops) for each in curves.thin([dense, *short])] == [
+    len(each.thinned().flops) for each in (dense, *short)
+  ]
+
+
+def test_a_law_sees_nothing_that_was_not_trained():
+  dense = next(iter(logged(900)))
+  seen = dense.cut(float(dense.flops[600]) * 1.0001)
+  kept = seen.at_points_of(dense.thinned())
+  assert kept.flops[-1] == seen.flops[-1] and kept.loss[-1] == seen.loss[-1]
+  assert set(kept.flops[:-1]) <= set(dense.thinned().flops)
 
 
 def test_the_draws_that_ended_are_kept_where_a_replay_fails(
