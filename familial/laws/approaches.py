@@ -8,13 +8,15 @@ The second takes the shape of a curve from the fitted law: at one budget, log lo
 is that of the law plus a level and a tilt in log N of the budget's own. The law
 says how the curve bends, the budget's runs say where its minimum is. The parabola
 in log N of Hoffmann et al. is biased where the two sides of a curve differ
-(arXiv:2603.22339), so it is given beside with the bias that the law predicts.
+(arXiv:2603.22339), so it is given beside with the bias that the law predicts. Where
+the curves bend otherwise than the law (F-test), each has a curvature of its own too.
 """
 
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -36,10 +38,11 @@ _NEAR = 1.25  # largest over smallest C of rows of one budget
 _LEAST_SIZES = (
   4  # of a budget; with a column budget, whose groups are certain, 3
 )
-_FEWEST = 5  # rows of a curve that the choice of the window leaves
+_HIGHEST = 5  # degree of the polynomials that tell the noise
 _GRID = 400  # sizes at which a curve is evaluated
 _BEYOND = 4.0  # how far past the sampled sizes a minimum is searched
 _SIGNIFICANT = 0.01
+_ACCURATE = 1e-3  # exponents that differ by less agree, also without noise
 _COSTS = 300  # at which the envelope is evaluated
 _CURVES = 3  # runs with several rows, at least, of an envelope
 
@@ -85,32 +88,39 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-  """One budget's curve: log loss = law + level + tilt * (log N - centre).
+  """One budget's curve: log loss = law + polynomial in log N.
 
   Attributes:
     of: its budget.
     rows: indices of the table's rows in the window.
-    centre: mean log N of the window.
+    sizes: log N of these rows, [rows].
     offset: log loss - law of these rows, [rows].
+    degree: of the polynomial.
   """
 
   of: Budget
   rows: np.ndarray
   sizes: np.ndarray
   offset: np.ndarray
+  degree: int = 1
 
-  @property
-  def centre(self) -> float:
-    return float(self.sizes.mean())
+  def basis(self, sizes: np.ndarray, degree: int) -> np.ndarray:
+    """Powers of log N less its mean in the window, [sizes, degree + 1]."""
+    return np.vander(sizes - self.sizes.mean(), degree + 1, increasing=True)
 
-  def basis(self, degree: int) -> np.ndarray:
-    """Powers of log N, [rows, degree + 1]."""
-    return np.vander(self.sizes - self.centre, degree + 1, increasing=True)
+  def solve(self, degree: int) -> np.ndarray:
+    """Coefficients of the polynomial by offsets, [degree + 1, rows]."""
+    return np.linalg.pinv(self.basis(self.sizes, degree))
 
   def residual(self, degree: int) -> np.ndarray:
     """What a polynomial of a degree leaves of the offset, [rows]."""
-    basis = self.basis(degree)
-    return self.offset - basis @ (np.linalg.pinv(basis) @ self.offset)
+    fitted = self.basis(self.sizes, degree) @ (self.solve(degree) @ self.offset)
+    return self.offset - fitted
+
+  def nearer(self, loss: np.ndarray) -> np.ndarray:
+    """Rows but the farthest in log N from that of the lowest loss [rows]."""
+    away = np.abs(self.sizes - self.sizes[np.argmin(loss)])
+    return self.rows[away < away.max()]
 
 
 def granularities(
@@ -369,9 +379,10 @@ def _isoflop(
   if not curves:
     return [], np.zeros((len(theta), 0))
   rows = np.concatenate([curve.rows for curve in curves])
-  # Each curve has a level and a tilt; the shape has what the law has beyond them.
-  shape = max(int(fit.free.sum()) - 2, 0)
-  degrees = max(len(rows) - 2 * len(curves) - shape, 1)
+  # Each curve has a polynomial; the shape has what the law has beyond it.
+  own = curves[0].degree + 1
+  shape = max(int(fit.free.sum()) - own, 0)
+  degrees = max(len(rows) - own * len(curves) - shape, 1)
   noise = np.sqrt(1 + shape / degrees) * _noise(
     curves, table, len(theta), np.random.default_rng(seed)
   )
@@ -382,13 +393,12 @@ def _isoflop(
   for curve in curves:
     part = slice(first, first + len(curve.rows))
     first = part.stop
-    basis = curve.basis(1)
-    smooth = curve.offset - curve.residual(1)
+    smooth = curve.offset - curve.residual(curve.degree)
     # What a draw observes, less what its law says of the same rows.
     offset = law[0, part] - law[:, part] + smooth
     offset[0] = curve.offset
     offset[1:] += noise[:, part]
-    tilts = offset @ np.linalg.pinv(basis).T
+    coefficients = offset @ curve.solve(curve.degree).T
     sizes = np.linspace(
       curve.sizes.min() - np.log(_BEYOND),
       curve.sizes.max() + np.log(_BEYOND),
@@ -396,7 +406,7 @@ def _isoflop(
     )
     at = one.columns(np.exp(sizes), curve.of.flops)
     heights = levenberg_marquardt.predict(fit.form, at, every)
-    heights += tilts @ np.stack([np.ones(_GRID), sizes - curve.centre])
+    heights += coefficients @ curve.basis(sizes, curve.degree).T
     best, loss = _lowest(sizes, heights)
     logs.append(best[1:])
     minima.append(
@@ -470,36 +480,32 @@ def _curves(
 ) -> list[_Curve]:
   """The curves of a granularity, each within the window that its runs choose.
 
-  While a curve bends otherwise than the law within the noise, the row farthest
-  from its minimum is left out.
+  The degree of all polynomials is 1, or 2 where the curves bend otherwise than the
+  law. While a curve deviates from its polynomial by more than the noise, the row
+  farthest from the lowest is left out.
   """
-  every = [_curve(fit, table, of, of.rows) for of in budgets(table, one)]
-  left = [curve.residual(2) for curve in every]
-  degrees = sum(len(r) - 3 for r in left)
-  if degrees < 1:
-    return every
-  noise = max(
-    float(np.sqrt(sum((r**2).sum() for r in left) / degrees)), diagnostics.EXACT
-  )
+  every = _whole_curves(fit, table, one)
+  degree = 2 if _p_value(every, 2) < _SIGNIFICANT else 1
+  noise, degrees = _deviation(every, degree + 1)
   limit = noise * estimate.quantile(degrees, 1 - _SIGNIFICANT)
   chosen = []
   for curve in every:
-    lowest = curve.sizes[np.argmin(table.columns['loss'][curve.rows])]
-    while len(curve.rows) > _FEWEST and _bend(curve) > limit:
-      away = np.abs(curve.sizes - lowest)
-      nearer = curve.rows[away < away.max()]
-      if len(np.unique(table.columns['N'][nearer])) < _LEAST_SIZES:
+    while len(curve.rows) > degree + 4:
+      solve = curve.solve(degree + 1)[-1]
+      if abs(solve @ curve.offset) <= limit * np.linalg.norm(solve):
+        break
+      nearer = curve.nearer(table.columns['loss'][curve.rows])
+      if len(np.unique(table.columns['N'][nearer])) < degree + 3:
         break
       curve = _curve(fit, table, curve.of, nearer)
-    chosen.append(curve)
+    chosen.append(dataclasses.replace(curve, degree=degree))
   return chosen
 
 
-def _bend(curve: _Curve) -> float:
-  """The quadratic term of a curve's offset, in units of the noise's deviation."""
-  basis = curve.basis(2)
-  solve = np.linalg.pinv(basis)[2]
-  return float(abs(solve @ curve.offset) / np.linalg.norm(solve))
+def _whole_curves(
+  fit: estimation.Fit, table: tables.Table, one: Granularity
+) -> list[_Curve]:
+  return [_curve(fit, table, of, of.rows) for of in budgets(table, one)]
 
 
 def _curve(
@@ -508,6 +514,38 @@ def _curve(
   columns = {name: values[rows] for name, values in table.columns.items()}
   offset = np.log(columns['loss'] / fit.predict(columns))
   return _Curve(of, rows, np.log(columns['N']), offset)
+
+
+def _squares(curves: Sequence[_Curve], degree: int) -> tuple[float, int]:
+  """Sum of squares that polynomials of a degree leave, and its degrees of freedom."""
+  some = [c for c in curves if len(np.unique(c.sizes)) > degree + 1]
+  squares = sum(float((curve.residual(degree) ** 2).sum()) for curve in some)
+  return squares, sum(len(curve.rows) - degree - 1 for curve in some)
+
+
+def _deviation(curves: Sequence[_Curve], degree: int) -> tuple[float, int]:
+  """The noise's deviation and its degrees of freedom.
+
+  The lowest estimate by polynomials of this degree and higher ones: of lower ones
+  it holds what the curves deviate from them.
+  """
+  best = math.inf, 1
+  for k in range(degree, _HIGHEST + 1):
+    squares, degrees = _squares(curves, k)
+    if degrees:
+      best = min(best, (math.sqrt(squares / degrees), degrees))
+  return max(best[0], diagnostics.EXACT), best[1]
+
+
+def _p_value(curves: Sequence[_Curve], degree: int) -> float:
+  """F-test of the curves' terms of a degree; 1 where there are too few rows."""
+  some = [c for c in curves if len(np.unique(c.sizes)) > degree + 1]
+  squares, degrees = _squares(some, degree)
+  if not degrees:
+    return 1.0
+  explained = (_squares(some, degree - 1)[0] - squares) / len(some)
+  noise = max(squares / degrees, diagnostics.EXACT**2)
+  return float(stats.f.sf(explained / noise, len(some), degrees))
 
 
 def _noise(
@@ -522,9 +560,13 @@ def _noise(
   """
   residuals = []
   for curve in curves:
-    basis = curve.basis(1)
-    free = 1 - np.einsum('ij,ji->i', basis, np.linalg.pinv(basis))
-    residuals.append(curve.residual(1) / np.sqrt(np.maximum(free, 0.1)))
+    basis, solve = (
+      curve.basis(curve.sizes, curve.degree),
+      curve.solve(curve.degree),
+    )
+    free = 1 - np.einsum('ij,ji->i', basis, solve)
+    left = curve.residual(curve.degree)
+    residuals.append(left / np.sqrt(np.maximum(free, 0.1)))
   residual = np.concatenate(residuals)
   clusters = table.clusters[np.concatenate([curve.rows for curve in curves])]
   names, cluster = np.unique(clusters, return_inverse=True)
@@ -541,27 +583,19 @@ def _misfits(
 
   Not of curves that share runs, whose residuals are not independent.
   """
-  curves = [_curve(fit, table, of, of.rows) for of in budgets(table, one)]
-  curves = [curve for curve in curves if len(curve.rows) > 3]
-  if not curves:
+  curves = _whole_curves(fit, table, one)
+  clusters = [table.clusters[curve.rows] for curve in curves]
+  several = np.concatenate([*clusters, np.zeros(0, int)])
+  if len(np.unique(several)) < len(several):
     return
-  rows = np.concatenate([curve.rows for curve in curves])
-  degrees = len(rows) - 3 * len(curves)
-  if len(np.unique(table.clusters[rows])) < len(rows) or degrees < 1:
-    return
-  squares = [
-    sum(float((curve.residual(k) ** 2).sum()) for curve in curves)
-    for k in range(3)
-  ]
-  noise = max(squares[2] / degrees, diagnostics.EXACT**2)
-  for k, what in enumerate(('have minima off', 'bend otherwise than')):
-    value = (squares[k] - squares[k + 1]) / len(curves) / noise
-    p_value = float(stats.f.sf(value, len(curves), degrees))
+  name = fit.form.name
+  for degree, what in (
+    (1, f'have minima off those of {name}'),
+    (2, f'bend otherwise than those of {name}'),
+  ):
+    p_value = _p_value(curves, degree)
     if p_value < _SIGNIFICANT:
-      yield (
-        f'{one.label}: the IsoFLOP curves {what} those of {fit.form.name}'
-        f' (F-test, p = {p_value:.2g})'
-      )
+      yield f'{one.label}: the IsoFLOP curves {what} (F-test, p = {p_value:.2g})'
 
 
 def _envelope(
@@ -640,4 +674,6 @@ def _disagreements(laws: Sequence[fit_record.ComputeOptimum]) -> Iterator[str]:
 
 
 def _apart(a: Any, b: Any) -> bool:
+  if abs(a.value - b.value) < _ACCURATE:
+    return False
   return bool(a.bounded and b.bounded and (a.lo > b.hi or b.lo > a.hi))

@@ -139,23 +139,53 @@ def test_minima_off_a_line_widen_the_exponents_interval():
   assert any('minima off' in flag for flag in result.approaches.flags)
 
 
-def test_curves_of_another_shape_are_flagged():
-  table = noisy().table
+def bent(table, strength):
+  """A table whose curves bend more than the law, and its lowest sizes."""
+  law = law_of(0.34, 0.37)
   logs = np.log(table.columns['N']).reshape(6, 7)
-  bend = 0.02 * (logs - logs.mean(1, keepdims=True)) ** 2
-  columns = {
-    **table.columns,
-    'loss': table.columns['loss'] * np.exp(bend.ravel()),
-  }
-  changed = dataclasses.replace(table, columns=columns)
+  centre = logs.mean(1)
+  bend = strength * (logs - centre[:, None]) ** 2
+  loss = table.columns['loss'] * np.exp(bend.ravel())
+  lowest = []
+  for middle, compute in zip(centre, np.geomspace(FIRST, 3e20, 6), strict=True):
+    x = np.linspace(middle - 2, middle + 2, 40_001)
+    n, d = np.exp(x), compute / (6 * np.exp(x))
+    height = np.log(
+      law['E'] + law['A'] / n ** law['alpha'] + law['B'] / d ** law['beta']
+    )
+    lowest.append(n[np.argmin(height + strength * (x - middle) ** 2)])
+  columns = {**table.columns, 'loss': loss}
+  return dataclasses.replace(table, columns=columns), np.array(lowest)
+
+
+def test_curves_that_bend_more_have_a_curvature_of_their_own():
+  changed, lowest = bent(noisy().table, 0.02)
   # The exponents of the law itself would follow the curves.
   fixed = {name: law_of(0.34, 0.37)[name] for name in ('E', 'alpha', 'beta')}
-  options = dataclasses.replace(OPTIONS, resamples=20, fixed=fixed)
+  options = dataclasses.replace(OPTIONS, fixed=fixed)
   result = inference.fit('chinchilla', changed, options)
   assert any('bend otherwise' in flag for flag in result.approaches.flags)
-  assert sum(m.left_out for m in result.approaches.minima) > 6
-  rows = [m.rows + m.left_out for m in result.approaches.minima]
-  assert rows == [7] * 6
+  off = [
+    np.log(m.params.value / true)
+    for m, true in zip(result.approaches.minima, lowest, strict=True)
+  ]
+  assert np.abs(off).max() < 0.12
+  held = [
+    true in m.params
+    for m, true in zip(result.approaches.minima, lowest, strict=True)
+  ]
+  assert sum(held) >= 4
+
+
+def test_rows_far_from_the_minimum_that_deviate_are_left_out():
+  table, best = sweep(law_of(0.34, 0.37), width=16, noise=0.001, sizes=9)
+  loss = table.columns['loss'].copy()
+  loss[::9] *= 1.05  # The smallest model of each budget.
+  changed = dataclasses.replace(table, columns={**table.columns, 'loss': loss})
+  result = inference.fit('chinchilla', changed, OPTIONS)
+  minima = result.approaches.minima
+  assert all(m.left_out >= 1 and m.rows + m.left_out == 9 for m in minima)
+  assert [m.params.value for m in minima] == pytest.approx(best, rel=0.1)
 
 
 def test_a_minimum_outside_of_the_sizes_does_not_count():
@@ -175,6 +205,12 @@ def test_all_budgets_have_a_minimum():
   assert [m.params.value for m in result.approaches.minima] == pytest.approx(
     best, rel=0.15
   )
+
+
+def test_exact_curves_give_no_false_alarm():
+  table, _ = sweep(law_of(0.34, 0.37))
+  result = inference.fit('chinchilla', table, OPTIONS)
+  assert not result.approaches.flags
 
 
 def test_is_read_back(tmp_path):
